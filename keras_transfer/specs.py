@@ -1,0 +1,163 @@
+"""A run as one frozen value: every field, its unit, its range and its default.
+
+`RunSpec` is what a preset, a command line, a notebook cell and a tuner's trial all produce, and
+what every run folder keeps as `spec.json`. Types and ranges are checked by `config.check_spec`,
+so a spec that exists is a spec that makes sense. Only the standard library is imported here:
+`--help` must answer before TensorFlow could.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def option(
+    default: Any, text: str, *, low: float | None = None, high: float | None = None
+) -> Any:
+    """A dataclass field with its documentation and its inclusive range."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Where the pictures come from, how they are split and brought to size."""
+
+    source: Literal["folder", "csv", "tfds"] = option("folder", "kind of source")
+    path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
+    name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
+    path_column: str = option("path", "CSV column of picture paths (relative to the CSV)")
+    label_column: str = option("label", "CSV column of class names")
+    split_column: str = option("split", "CSV column of split names; may be absent")
+    group_column: str = option("group", "CSV column of groups kept in one split; may be absent")
+    train_split: str = option("train", "name of the training split in the source")
+    val_split: str = option("val", "name of the validation split in the source")
+    test_split: str = option("test", "name of the test split in the source")
+    val_fraction: float = option(
+        0.15, "share of pictures for validation where the source has no such split", low=0.01, high=0.8
+    )
+    test_fraction: float = option(
+        0.15, "share of pictures for the test where the source has no such split", low=0.01, high=0.8
+    )
+    train_size: int | None = option(
+        None, "keep only this many training pictures, stratified (none = all)", low=1
+    )
+    on_bad_file: Literal["skip", "error"] = option("skip", "what to do with unreadable files")
+    max_megapixels: float = option(
+        100.0, "larger pictures are reported as bad, not decoded", low=0.001
+    )
+    image_size: int = option(224, "side of the square the network sees, px", low=8, high=2048)
+    resize: Literal["crop", "pad", "squash"] = option(
+        "crop", "how a picture becomes square: centre crop, black bars, or stretched"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """Augmentation. A strength left at none takes its policy's value (`data.views.POLICIES`)."""
+
+    policy: Literal["none", "light", "strong"] = option("light", "set of default strengths")
+    horizontal_flip: bool | None = option(None, "mirror half of the views left to right")
+    vertical_flip: bool | None = option(None, "mirror half of the views top to bottom")
+    rotation: float | None = option(None, "largest angle either way, degrees", low=0, high=180)
+    zoom: float | None = option(None, "scale drawn from 1 ± this", low=0, high=0.9)
+    translation: float | None = option(None, "largest shift, share of the side", low=0, high=0.5)
+    crop_area: float | None = option(
+        None, "smallest share of the area kept by the random resized crop (1 = off)", low=0.05, high=1
+    )
+    crop_aspect: float | None = option(
+        None, "largest aspect ratio of that crop, r or 1/r (1 = square)", low=1, high=3
+    )
+    brightness: float | None = option(None, "largest shift, share of 255", low=0, high=1)
+    contrast: float | None = option(None, "factor drawn from 1 ± this", low=0, high=1)
+    saturation: float | None = option(None, "factor drawn from 1 ± this", low=0, high=1)
+    hue: float | None = option(None, "largest shift, share of a turn", low=0, high=0.5)
+    noise: float | None = option(None, "standard deviation of noise, 0-255", low=0, high=128)
+    erasing: float | None = option(None, "share of views with an erased box", low=0, high=1)
+    erasing_area: float | None = option(
+        None, "largest share of the area erased", low=0.01, high=0.9
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Trunk, where its weights come from, and the head on top."""
+
+    backbone: str = option("resnet50", "name in the table of backbones")
+    last_stage: str = option("", "cut the trunk after this stage, such as 'stage3' ('' = whole)")
+    weights: str = option(
+        "imagenet", "'imagenet', 'embedded', 'none' or the path of a local weights file"
+    )
+    pooling: Literal["avg", "max", "flatten"] = option("avg", "features of the last stage to a vector")
+    head: Literal["linear", "mlp"] = option("linear", "one dense layer, or one hidden layer before it")
+    hidden_units: int = option(256, "width of the hidden layer of head = 'mlp'", low=1)
+    dropout: float = option(0.2, "share of features dropped in training", low=0, high=0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSpec:
+    """One stretch of training: what may change, for how long and how fast."""
+
+    name: str = option("frozen", "name in tables and figures")
+    epochs: int = option(10, "passes over the training split", low=1)
+    unfreeze: str = option(
+        "head", "lowest stage that trains, with all above it: 'head', 'stage5' … 'stem'"
+    )
+    learning_rate: float = option(1e-3, "peak rate of the head", low=0)
+    layer_decay: float = option(
+        1.0, "each stage below the head trains at this factor of the one above", low=0.01, high=1
+    )
+    optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "sgd has momentum 0.9")
+    weight_decay: float = option(1e-4, "decoupled weight decay", low=0)
+    warmup_epochs: float = option(1.0, "epochs of linear warm-up", low=0)
+    schedule: Literal["cosine", "constant"] = option("cosine", "rate after the warm-up")
+    patience_epochs: int = option(
+        0, "stop after this many epochs without a better validation (0 = never)", low=0
+    )
+    train_batchnorm: bool = option(
+        False, "let BatchNormalization of unfrozen stages learn and move its statistics"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """What all phases share."""
+
+    batch_size: int = option(32, "pictures per optimizer step, over all devices", low=1)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0, high=0.9)
+    balance: Literal["none", "class_weights", "sampling"] = option(
+        "none", "against imbalance: weights in the loss, or classes drawn equally often"
+    )
+    rollback: bool = option(True, "undo a phase that does not beat the one before")
+    rollback_errors: float = option(
+        1.0, "how many standard errors of the paired difference a phase must gain", low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpec:
+    """What the numbers are computed on and in."""
+
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = option(
+        "float32", "Keras's global dtype policy; logits are always float32"
+    )
+
+
+TWO_PHASES = (
+    PhaseSpec(name="frozen", epochs=15, unfreeze="head", learning_rate=1e-3),
+    PhaseSpec(
+        name="fine-tune", epochs=10, unfreeze="stage5", learning_rate=1e-4, layer_decay=0.7
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything a run does. Frozen: a new run is `config.override(spec, {...})`."""
+
+    name: str = option("run", "name of the run and of its default folder")
+    seed: int = option(0, "seed of splits, views, initial weights, order and dropout", low=0)
+    data: DataSpec = field(default_factory=DataSpec)
+    views: ViewSpec = field(default_factory=ViewSpec)
+    model: ModelSpec = field(default_factory=ModelSpec)
+    phases: tuple[PhaseSpec, ...] = TWO_PHASES
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    devices: DeviceSpec = field(default_factory=DeviceSpec)
