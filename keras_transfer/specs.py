@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-def option(
-    default: Any, text: str, *, low: float | None = None, high: float | None = None
-) -> Any:
+def option(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
     """A dataclass field with its documentation and its inclusive range."""
     return field(default=default, metadata={"help": text, "low": low, "high": high})
 
@@ -32,10 +30,10 @@ class DataSpec:
     val_split: str = option("val", "name of the validation split in the source")
     test_split: str = option("test", "name of the test split in the source")
     val_fraction: float = option(
-        0.15, "share of pictures for validation where the source has no such split", low=0.01, high=0.8
+        0.15, "validation's share where the source has no such split", low=0.01, high=0.8
     )
     test_fraction: float = option(
-        0.15, "share of pictures for the test where the source has no such split", low=0.01, high=0.8
+        0.15, "the test's share where the source has no such split", low=0.01, high=0.8
     )
     train_size: int | None = option(
         None, "keep only this many training pictures, stratified (none = all)", low=1
@@ -61,7 +59,10 @@ class ViewSpec:
     zoom: float | None = option(None, "scale drawn from 1 ± this", low=0, high=0.9)
     translation: float | None = option(None, "largest shift, share of the side", low=0, high=0.5)
     crop_area: float | None = option(
-        None, "smallest share of the area kept by the random resized crop (1 = off)", low=0.05, high=1
+        None,
+        "smallest share of the area kept by the random resized crop (1 = off)",
+        low=0.05,
+        high=1,
     )
     crop_aspect: float | None = option(
         None, "largest aspect ratio of that crop, r or 1/r (1 = square)", low=1, high=3
@@ -86,8 +87,8 @@ class ModelSpec:
     weights: str = option(
         "imagenet", "'imagenet', 'embedded', 'none' or the path of a local weights file"
     )
-    pooling: Literal["avg", "max", "flatten"] = option("avg", "features of the last stage to a vector")
-    head: Literal["linear", "mlp"] = option("linear", "one dense layer, or one hidden layer before it")
+    pooling: Literal["avg", "max", "flatten"] = option("avg", "feature map to vector")
+    head: Literal["linear", "mlp"] = option("linear", "without or with a hidden layer")
     hidden_units: int = option(256, "width of the hidden layer of head = 'mlp'", low=1)
     dropout: float = option(0.2, "share of features dropped in training", low=0, high=0.95)
 
@@ -122,9 +123,14 @@ class TrainingSpec:
     """What all phases share."""
 
     batch_size: int = option(32, "pictures per optimizer step, over all devices", low=1)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0, high=0.9)
-    balance: Literal["none", "class_weights", "sampling"] = option(
-        "none", "against imbalance: weights in the loss, or classes drawn equally often"
+    label_smoothing: float = option(
+        0.0, "share of the target spread over all classes", low=0, high=0.9
+    )
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "'balanced' weighs the loss by inverse class frequency"
+    )
+    sampling: Literal["natural", "balanced"] = option(
+        "natural", "'balanced' draws every class equally often in an epoch"
     )
     rollback: bool = option(True, "undo a phase that does not beat the one before")
     rollback_errors: float = option(
@@ -143,9 +149,7 @@ class DeviceSpec:
 
 TWO_PHASES = (
     PhaseSpec(name="frozen", epochs=15, unfreeze="head", learning_rate=1e-3),
-    PhaseSpec(
-        name="fine-tune", epochs=10, unfreeze="stage5", learning_rate=1e-4, layer_decay=0.7
-    ),
+    PhaseSpec(name="fine-tune", epochs=10, unfreeze="stage5", learning_rate=1e-4, layer_decay=0.7),
 )
 
 

@@ -1,0 +1,51 @@
+"""What several rooms' tests share: a quiet TensorFlow, a private cache and real pictures."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """No test reads or writes the user's own cache."""
+    home = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(home))
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 real handwritten digits as PNG files in ten class folders, 8 x 8 px."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    folder = tmp_path_factory.mktemp("digits")
+    for row in range(300):
+        target = folder / f"digit_{scans.target[row]}"
+        target.mkdir(exist_ok=True)
+        pixels = np.uint8(np.round(scans.images[row] * 255 / 16))
+        Image.fromarray(pixels).save(target / f"{row:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real photographs kept outside the project."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the photographs kept outside the project are not on this machine")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_weights() -> Path:
+    """Folder of real ImageNet weights kept outside the project."""
+    if not (SHARED / "weights").is_dir():
+        pytest.skip("the ImageNet weights kept outside the project are not on this machine")
+    return SHARED / "weights"
