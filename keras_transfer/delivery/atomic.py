@@ -1,0 +1,143 @@
+"""Files and folders that are written beside their place and renamed into it.
+
+    run/model.keras   is written as   run/model.partial.keras
+    run/export/1      is written as   run/export/1.partial
+
+A process that is killed leaves `*.partial*` behind and never half a file under a final name. The
+suffix stays last because Keras and matplotlib read the format from it.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from keras_transfer.errors import KerasTransferError, RunError
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PARTIAL: Final = re.compile(r".+\.partial(\.[^.]+)?")
+_REPLACED: Final = ".replaced"
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, safe: str = "") -> Iterator[Path]:
+    """Yield the path to write to; when the block ends it becomes `target`, on disk and complete.
+
+    Works for a file and for a folder; missing parents are created. If the block raises, what it
+    wrote is removed; an interrupted or killed block leaves its partial file, which the next one
+    replaces. Until the rename `target` stays as it was.
+
+    Args:
+        safe: for the message of a full disk, a sentence on what is already safe.
+
+    Raises:
+        RunError: the disk is full, or the place cannot be written.
+    """
+    partial = target.with_name(f"{target.stem}.partial{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _restore(target.with_name(target.name + _REPLACED))
+        _remove(partial)
+        yield partial
+        _sync(partial)
+        _move(partial, target)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            _remove(partial)
+        if isinstance(error, KerasTransferError) or not (isinstance(error, OSError) or full(error)):
+            raise
+        raise storage_error(error, target, safe=safe) from error
+
+
+def discard_partials(folder: Path) -> None:
+    """Remove what killed writers left anywhere below `folder`, which must be one of our own."""
+    for path in sorted(folder.rglob("*" + _REPLACED)):
+        _restore(path)
+    for path in sorted(folder.rglob("*.partial*")):
+        if _PARTIAL.fullmatch(path.name):
+            _remove(path)
+
+
+def full(error: BaseException) -> bool:
+    """Whether this is a full disk, also where HDF5 or TensorFlow only say so in their text."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(os.strerror(code) in str(error) for code in _FULL)
+
+
+def storage_error(error: Exception, target: Path, *, safe: str = "") -> RunError:
+    """Tell a failed write in words: what, where, how much space is left and what to do."""
+    if full(error):
+        return RunError(
+            f"{target} could not be written because the disk is full",
+            expected="free space, and no quota or file size limit in the way",
+            received=f"{_reason(error)}; {_free_space(target)}",
+            fix="free some space, then repeat the command"
+            + (f" ({safe})" if safe else "; nothing under a final name was changed"),
+        )
+    return RunError(
+        f"{target} cannot be written",
+        expected="a place this user may write to",
+        received=_reason(error),
+        fix="give another --output, or change the permissions of this one",
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f" ({error.filename})" if error.filename else "")
+    return str(error)[:500]
+
+
+def _free_space(target: Path) -> str:
+    existing = next((folder for folder in target.absolute().parents if folder.is_dir()), Path("/"))
+    usage = shutil.disk_usage(existing)
+    return f"{usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free at {existing}"
+
+
+def _move(partial: Path, target: Path) -> None:
+    if not partial.is_dir():
+        os.replace(partial, target)
+    else:
+        # A folder cannot be replaced in one step: the old one steps aside for a moment, under a
+        # name from which `_restore` brings it back should the process be killed in between.
+        aside = target.with_name(target.name + _REPLACED)
+        if target.is_dir():
+            target.rename(aside)
+        partial.rename(target)
+        _remove(aside)
+    _sync_entry(target.parent)
+
+
+def _restore(aside: Path) -> None:
+    target = aside.with_name(aside.name.removesuffix(_REPLACED))
+    if aside.is_dir() and not target.exists():
+        aside.rename(target)
+    else:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or everything below a folder, to the disk: a rename alone may outrun it."""
+    for below in path.rglob("*") if path.is_dir() else ():
+        _sync_entry(below)
+    _sync_entry(path)
+
+
+def _sync_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
