@@ -1,0 +1,187 @@
+"""From a file to the square the network sees: one function, one meaning, everywhere.
+
+`decode_and_resize` is pure TensorFlow graph code and the only way a picture becomes pixels: the
+audit before training, evaluation, the exported model and prediction all run it.
+"""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.encoded import EXTENSIONS, FORMATS, Encoded, UnreadableError, read_encoded
+from keras_transfer.data.records import BadFile
+from keras_transfer.errors import DataError
+
+__all__ = [
+    "EXTENSIONS",
+    "Picture",
+    "decode_and_resize",
+    "load_encoded",
+    "read_pixels",
+    "resize_pixels",
+]
+
+_LOOK_AHEAD_PER_THREAD = 4
+_BMP_HEADER_BYTES = 30
+_BMP_BITS_PER_PIXEL = 28
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A decoded file: `pixels` is uint8 [S, S, 3], RGB; `encoded` tells what was unusual."""
+
+    file: Path
+    pixels: np.ndarray
+    encoded: Encoded
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's bytes, in hex."""
+        return self.encoded.digest
+
+
+def load_encoded(file: Path, *, max_megapixels: float) -> bytes:
+    """Read a picture file as bytes that `decode_and_resize` accepts.
+
+    Only the header is looked at, so a picture that is too large costs nothing; damage further
+    on shows when the bytes are decoded.
+
+    Raises:
+        DataError: the file is missing, empty, no picture, damaged or too large; `received` is
+            the reason in a few words.
+    """
+    try:
+        return read_encoded(file, max_megapixels=max_megapixels).data
+    except UnreadableError as error:
+        raise DataError(
+            f"{file} cannot be read",
+            expected=f"a {FORMATS} picture of at most {max_megapixels:g} megapixels",
+            received=str(error),
+            fix="replace or remove the file, or raise data.max_megapixels if it is only large",
+        ) from error
+
+
+def decode_and_resize(encoded: tf.Tensor, *, image_size: int, resize: str) -> tf.Tensor:
+    """Decode one picture and bring it to the square the network sees.
+
+    Args:
+        encoded: scalar string, the bytes of a JPEG, PNG, GIF, BMP without palette or opaque WebP.
+        image_size: side S of the square, px.
+        resize: 'crop' (centre), 'pad' (black bars) or 'squash' (aspect ratio given up).
+
+    Returns:
+        uint8 [S, S, 3], RGB. Alpha is dropped, 16-bit channels keep their high byte, a GIF its
+        first frame; EXIF rotation is ignored.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes are no such picture, or damaged.
+    """
+    with tf.control_dependencies([_refuse_palette_bmp(encoded)]):
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return resize_pixels(image, image_size=image_size, resize=resize)
+
+
+def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tensor:
+    """Bring pixels to the square the network sees, bilinear with antialiasing.
+
+    Args:
+        image: [H, W, 3] or [B, H, W, 3] of any numeric type, 0-255; H, W >= 1.
+        image_size: side S of the square, px.
+        resize: 'crop', 'pad' or 'squash', as in `decode_and_resize`.
+
+    Returns:
+        uint8 of the same rank, [.., S, S, 3], rounded to the nearest value.
+    """
+    assert resize in ("crop", "pad", "squash"), resize
+    batch = image if image.shape.rank == 4 else image[tf.newaxis]
+    if batch.dtype != tf.uint8:  # A quarter of float32's memory traffic: up to 4 times faster.
+        batch = tf.cast(batch, tf.float32)
+    size = tf.shape(batch)[1:3]
+    content = tf.fill([2], image_size)
+    if resize == "crop":
+        side = tf.reduce_min(size)
+        top, left = tf.unstack((size - side) // 2)
+        batch = batch[:, top : top + side, left : left + side]
+        size = tf.fill([2], side)
+    elif resize == "pad":
+        ratio = tf.cast(size, tf.float32) / tf.cast(tf.reduce_max(size), tf.float32)
+        # The short side of a very long picture would vanish between two output pixels.
+        content = tf.maximum(tf.cast(tf.round(image_size * ratio), tf.int32), 1)
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=batch,
+        size=[image_size, image_size],
+        scale=tf.cast(content / size, tf.float32),
+        translation=tf.cast((image_size - content) // 2, tf.float32),
+        kernel_type="triangle",
+        antialias=True,
+    )
+    pixels = tf.saturate_cast(resized + 0.5, tf.uint8)
+    return pixels if image.shape.rank == 4 else pixels[0]
+
+
+def read_pixels(
+    files: Iterable[Path],
+    *,
+    image_size: int,
+    resize: str,
+    max_megapixels: float,
+    num_threads: int = 4,
+) -> Iterator[Picture | BadFile]:
+    """Read, check, decode and resize files, in their order, on several threads.
+
+    A file that cannot be used comes back as a `BadFile`; nothing is raised for it. Files are
+    taken from the iterable only a few ahead of what was consumed, so it may be endless.
+    """
+    decode = _decoder(image_size, resize)
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read_pixels")
+    waiting: deque[Future[Picture | BadFile]] = deque()
+    try:
+        for file in files:
+            waiting.append(pool.submit(_read, file, decode, max_megapixels))
+            if len(waiting) == _LOOK_AHEAD_PER_THREAD * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(
+    file: Path, decode: Callable[[tf.Tensor], tf.Tensor], max_megapixels: float
+) -> Picture | BadFile:
+    try:
+        encoded = read_encoded(file, max_megapixels=max_megapixels)
+        return Picture(file, decode(tf.constant(encoded.data)).numpy(), encoded)
+    except UnreadableError as error:
+        return BadFile(file.as_posix(), str(error))
+    except tf.errors.InvalidArgumentError:
+        return BadFile(file.as_posix(), "truncated or damaged")
+
+
+@functools.cache
+def _decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`decode_and_resize` as one traced function, kept off any accelerator."""
+
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        with tf.device("/CPU:0"):
+            return decode_and_resize(encoded, image_size=image_size, resize=resize)
+
+    return tf.function(decode, autograph=False).get_concrete_function(tf.TensorSpec([], tf.string))
+
+
+def _refuse_palette_bmp(encoded: tf.Tensor) -> tf.Operation:
+    """Fail on BMP files whose palette TensorFlow would ignore, showing wrong colours."""
+    start = tf.strings.substr(encoded, 0, _BMP_HEADER_BYTES)
+    padded = tf.strings.join([start, b"\0" * _BMP_HEADER_BYTES])
+    header = tf.io.decode_raw(tf.strings.substr(padded, 0, _BMP_HEADER_BYTES), tf.uint8)
+    is_bmp = tf.equal(tf.strings.substr(padded, 0, 2), b"BM")
+    has_palette = tf.logical_and(is_bmp, header[_BMP_BITS_PER_PIXEL] <= 8)
+    return tf.debugging.Assert(
+        tf.logical_not(has_palette), ["BMP files with a palette are not supported"]
+    )
