@@ -21,11 +21,12 @@ class KerasTransferError(ValueError):
 
     def __init__(self, what: str, *, expected: str = "", received: str = "", fix: str = ""):
         self.what, self.expected, self.received, self.fix = what, expected, received, fix
-        parts = [f"{what}."]
-        parts += [f"Expected: {expected}."] if expected else []
-        parts += [f"Received: {received}."] if received else []
-        parts += [f"To fix it: {fix}."] if fix else []
-        super().__init__("\n  ".join(parts))
+        lines = [what, f"Expected: {expected}", f"Received: {received}", f"To fix it: {fix}"]
+        given = [
+            line for line, text in zip(lines, (what, expected, received, fix), strict=True) if text
+        ]
+        # A part that ends in a mark of its own, such as a question, gets no second one.
+        super().__init__("\n  ".join(x if x[-1] in ".?!" else f"{x}." for x in given))
 
 
 class SpecError(KerasTransferError):

@@ -165,3 +165,22 @@ class RunSpec:
     phases: tuple[PhaseSpec, ...] = TWO_PHASES
     training: TrainingSpec = field(default_factory=TrainingSpec)
     devices: DeviceSpec = field(default_factory=DeviceSpec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSpec:
+    """How an embedded trunk is made from rendered letters."""
+
+    name: str = option("letters", "name of the pretraining")
+    seed: int = option(0, "seed of letters, initial weights and order", low=0)
+    backbone: str = option("resnet50", "name in the table of backbones")
+    last_stage: str = option("stage3", "highest stage that is trained and kept")
+    image_size: int = option(32, "side of the square letters, px", low=16, high=512)
+    num_letters: int = option(40_000, "new letters drawn for every epoch", low=32)
+    batch_size: int = option(64, "letters per optimizer step", low=1)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0)
+    phase: PhaseSpec = field(
+        default_factory=lambda: PhaseSpec(
+            name="letters", epochs=8, unfreeze="stem", train_batchnorm=True
+        )
+    )

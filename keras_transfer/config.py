@@ -1,0 +1,198 @@
+"""From TOML, JSON and `a.b=c` words to a `RunSpec`, strictly: one door for every caller.
+
+A command line, a notebook cell and a trial all say `override(spec, {"phases.1.epochs": 5})`.
+Unknown names are errors that offer the nearest known one; types and ranges are checked here, once.
+"""
+
+import dataclasses
+import json
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from keras_transfer.conversion import Typed, build, nearest, raise_unknown
+from keras_transfer.errors import SpecError
+from keras_transfer.specs import PretrainSpec, RunSpec
+
+Spec = TypeVar("Spec", RunSpec, PretrainSpec)
+
+
+def load_spec(
+    source: str | Path, *, presets: Path | None = None, kind: type[Spec] = RunSpec
+) -> Spec:
+    """Read a preset's name, a TOML or JSON file, or a run folder into a spec.
+
+    Args:
+        source: what the user typed.
+        presets: folder of `<name>.toml` files in which a bare name is looked for.
+        kind: what the file describes, a run or a pretraining.
+
+    Raises:
+        SpecError: nothing of that name exists, or its content is not a spec.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "spec.json"
+    elif not path.is_file() and presets is not None:
+        preset = presets / f"{source}.toml"
+        path = preset if preset.is_file() else path
+    if not path.is_file():
+        known = sorted(file.stem for file in presets.glob("*.toml")) if presets else []
+        raise SpecError(
+            f"there is no preset, spec file or run folder called {str(source)!r}",
+            expected=f"a preset ({', '.join(known)}), a .toml or .json file, or a run folder",
+            received=str(source),
+            fix=nearest(str(source), known) if known else "give the path of a spec file",
+        )
+    return spec_from_dict(_read_mapping(path), where=path.name, kind=kind)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, OSError) as error:
+        raise SpecError(
+            f"{path} cannot be read as a spec",
+            expected="valid TOML, or JSON in a .json file",
+            received=str(error),
+            fix="mend the file at the place named",
+        ) from error
+    if not isinstance(content, dict):
+        raise SpecError(
+            f"{path} does not hold a spec",
+            expected="a table of fields",
+            received=f"a {type(content).__name__}",
+            fix="start from the output of --print-spec",
+        )
+    return content
+
+
+def spec_from_dict(
+    values: Mapping[str, Any], *, where: str = "the spec", kind: type[Spec] = RunSpec
+) -> Spec:
+    """Build and check a spec; fields left out take their defaults."""
+    spec: Spec = build(kind, values, "", where)
+    if isinstance(spec, RunSpec):
+        check_consistency(spec)
+    return spec
+
+
+def spec_to_dict(spec: Any) -> dict[str, Any]:
+    """All fields, nested, as plain JSON values."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec)))
+    return result
+
+
+def override(spec: Spec, changes: Mapping[str, Any]) -> Spec:
+    """A new spec with the dotted fields changed: `{"phases.1.learning_rate": 3e-5}`.
+
+    `phases = [...]` replaces all phases at once; `phases.2.…` just past the end adds one.
+
+    Raises:
+        SpecError: a name is unknown, or a value has the wrong type or is out of range.
+    """
+    values = spec_to_dict(spec)
+    for dotted, value in changes.items():
+        _assign(values, dotted, value)
+    return spec_from_dict(values, where="the overrides", kind=type(spec))
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    target: Any = values
+    *parents, last = dotted.split(".")
+    for depth, name in enumerate(parents):
+        target = _step_into(target, name, ".".join(parents[: depth + 1]))
+    if isinstance(target, list):
+        raise SpecError(
+            f"{dotted} names a whole phase",
+            expected="a field of it, such as " + ".".join([*parents, last, "epochs"]),
+            received=f"{dotted}={value!r}",
+            fix="set its fields one by one",
+        )
+    if not isinstance(target, dict) or last not in target:
+        raise_unknown(dotted, last, list(target) if isinstance(target, dict) else [])
+    target[last] = value
+
+
+def _step_into(target: Any, name: str, dotted: str) -> Any:
+    if isinstance(target, list):
+        if not name.isdigit() or int(name) > len(target):
+            raise SpecError(
+                f"{dotted} does not exist",
+                expected=f"a number from 0 to {len(target) - 1}, or {len(target)} to add one",
+                received=name,
+                fix="count phases from 0",
+            )
+        if int(name) == len(target):
+            target.append({**target[-1], "name": f"phase {len(target) + 1}"})
+        return target[int(name)]
+    if not isinstance(target, dict) or name not in target:
+        raise_unknown(dotted, name, list(target) if isinstance(target, dict) else [])
+    return target[name]
+
+
+def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
+    """Turn `["phases.1.epochs=5", "data.path=my photos"]` into a mapping of overrides.
+
+    Values stay as typed until the field's type is known: texts need no quotes, numbers and
+    booleans are TOML (5, 1e-4, true), and `none` clears a field that may be empty.
+    """
+    changes: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise SpecError(
+                f"{word!r} is not an override",
+                expected="field=value, such as phases.0.epochs=5",
+                received=word,
+                fix="put '=' between field and value, without spaces around it",
+            )
+        changes[name] = Typed(text)
+    return changes
+
+
+def check_consistency(spec: RunSpec) -> None:
+    """Raise SpecError where fields that are right one by one contradict each other."""
+    if spec.training.class_weights == "balanced" and spec.training.sampling == "balanced":
+        raise SpecError(
+            "training.class_weights and training.sampling both correct the imbalance",
+            expected="at most one of them 'balanced'",
+            received="both",
+            fix="set training.class_weights=none or training.sampling=natural",
+        )
+    names = [phase.name for phase in spec.phases]
+    if len(set(names)) < len(names):
+        raise SpecError(
+            "two phases have the same name",
+            expected="a name of its own for every phase",
+            received=", ".join(names),
+            fix="set phases.N.name",
+        )
+    for number, phase in enumerate(spec.phases):
+        if phase.schedule == "cosine" and phase.warmup_epochs >= phase.epochs > 1:
+            raise SpecError(
+                f"phases.{number} is all warm-up",
+                expected=f"phases.{number}.warmup_epochs below its {phase.epochs} epochs",
+                received=str(phase.warmup_epochs),
+                fix=f"lower phases.{number}.warmup_epochs",
+            )
+
+
+def describe_fields(cls: type = RunSpec, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every field as (dotted name, default, help), in the order of the spec."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from describe_fields(hint, f"{prefix}{field.name}.")
+        elif typing.get_origin(hint) is tuple:
+            yield from describe_fields(typing.get_args(hint)[0], f"{prefix}{field.name}.N.")
+        else:
+            text = field.metadata["help"]
+            if typing.get_origin(hint) is typing.Literal:
+                text += f" ({' | '.join(typing.get_args(hint))})"
+            default = "none" if field.default is None else str(field.default)
+            yield f"{prefix}{field.name}", default, text

@@ -1,0 +1,136 @@
+"""From plain values to checked dataclasses: names, types, choices and ranges, once for all.
+
+Every failure names the dotted field, what it would have accepted and the nearest known word.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_transfer.errors import SpecError
+
+
+class Typed(str):
+    """A value as the user typed it: what it means depends on the field it is meant for."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint such as "did you mean 'epochs'?", or the known names when nothing is near."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if matches:
+        return f"did you mean {matches[0]!r}?"
+    return f"choose one of {', '.join(sorted(known))}"
+
+
+def raise_unknown(dotted: str, name: str, known: Sequence[str]) -> typing.NoReturn:
+    raise SpecError(
+        f"unknown field {dotted!r}",
+        expected=f"one of {', '.join(known)}"
+        if known
+        else "no further dots: that field is a value",
+        received=name,
+        fix=nearest(name, known) if known else "drop what follows the last known name",
+    )
+
+
+def build(cls: type, values: Mapping[str, Any], prefix: str, where: str) -> Any:
+    """An instance of a spec's dataclass from plain values.
+
+    Args:
+        prefix: dotted path of this table, '' at the top, for error messages.
+        where: where the values come from, for error messages.
+
+    Raises:
+        SpecError: a name is unknown, or a value has the wrong type or is out of range.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in known:
+            raise_unknown(f"{prefix}{name}", name, list(known))
+    converted = {
+        name: _convert(value, hints[name], f"{prefix}{name}", where)
+        for name, value in values.items()
+    }
+    for name, value in converted.items():
+        _check_range(f"{prefix}{name}", value, known[name].metadata)
+    return cls(**converted)
+
+
+def _read_typed(text: str, hint: Any) -> Any:
+    """Read typed text by the field's type: texts and choices as they stand, else as TOML."""
+    if hint is str or typing.get_origin(hint) is typing.Literal:
+        return str(text)
+    if typing.get_origin(hint) is types.UnionType and text.lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return str(text)
+
+
+def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
+    if isinstance(value, Typed):
+        value = _read_typed(value, hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            _raise_type(name, "a table of fields", value, where)
+        return build(hint, value, f"{name}.", where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or not value:
+            _raise_type(name, "a list with at least one entry", value, where)
+        return tuple(
+            _convert(entry, arguments[0], f"{name}.{number}", where)
+            for number, entry in enumerate(value)
+        )
+    if origin is typing.Literal:
+        if value not in arguments:
+            _raise_choice(name, value, arguments)
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _convert(value, arguments[0], name, where)
+    return _convert_plain(value, hint, name, where)
+
+
+def _convert_plain(value: Any, hint: type, name: str, where: str) -> Any:
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        _raise_type(name, names[hint], value, where)
+    return value
+
+
+def _raise_type(name: str, expected: str, value: Any, where: str) -> typing.NoReturn:
+    raise SpecError(
+        f"{name} has the wrong type in {where}",
+        expected=expected,
+        received=f"{value!r} ({type(value).__name__})",
+        fix=f"write {name}={'…' if expected.startswith('a t') else expected}",
+    )
+
+
+def _raise_choice(name: str, value: Any, choices: Sequence[Any]) -> typing.NoReturn:
+    raise SpecError(
+        f"{name} cannot be {value!r}",
+        expected=f"one of {', '.join(map(str, choices))}",
+        received=repr(value),
+        fix=nearest(str(value), [str(choice) for choice in choices]),
+    )
+
+
+def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low, high = metadata.get("low"), metadata.get("high")
+    # `not (a <= b)` instead of `a > b`, so that NaN is out of every range.
+    if (low is not None and not low <= value) or (high is not None and not value <= high):
+        bounds = f"from {low} to {high}" if high is not None else f"{low} or more"
+        raise SpecError(
+            f"{name} is out of range", expected=bounds, received=str(value), fix=f"choose {bounds}"
+        )

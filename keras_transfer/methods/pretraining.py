@@ -1,0 +1,96 @@
+"""Make a source task: train a trunk from scratch on rendered letters and embed its weights.
+
+Nothing is downloaded. Pretraining is one phase with every stage unfrozen and BatchNormalization
+learning; the letters of an epoch are a pure function of (seed, epoch), so none is seen twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_transfer.backbones.weights import save_embedded
+from keras_transfer.data.letters import CLASS_NAMES, letters_dataset, render_letters
+from keras_transfer.models.classifier import HEAD, Classifier, build_classifier
+from keras_transfer.specs import ModelSpec, PretrainSpec
+from keras_transfer.training.phases import PhaseResult, train_phase
+from keras_transfer.training.progress import Saver
+
+NUM_VALIDATION = 2_000
+
+
+@dataclass(frozen=True)
+class LetterData:
+    """Endless letters as a phase's data; validation letters come from another seed."""
+
+    seed: int
+    num_letters: int
+    image_size: int
+    batch_size: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps over the letters of one epoch."""
+        return self.num_letters // self.batch_size
+
+    def training(self, first_epoch: int, last_epoch: int) -> keras.utils.PyDataset:
+        """Batches of the letters of these epochs."""
+        return letters_dataset(
+            self.seed,
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            first_batch=first_epoch * self.steps_per_epoch,
+            num_batches=(last_epoch - first_epoch) * self.steps_per_epoch,
+        )
+
+    def validation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Letters that no epoch shows: (images, one-hot labels)."""
+        pixels, labels = render_letters(self.seed + 1, NUM_VALIDATION, image_size=self.image_size)
+        return pixels.astype(np.float32), np.eye(len(CLASS_NAMES), dtype=np.float32)[labels]
+
+
+def pretrain(
+    spec: PretrainSpec,
+    *,
+    saver: Saver | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> tuple[Classifier, PhaseResult]:
+    """Train the trunk of `spec` on letters, from scratch; returns it with its head."""
+    model = ModelSpec(
+        backbone=spec.backbone, last_stage=spec.last_stage, weights="none", dropout=0.0
+    )
+    classifier = build_classifier(
+        model, image_size=spec.image_size, class_names=CLASS_NAMES, seed=spec.seed
+    )
+    data = LetterData(spec.seed, spec.num_letters, spec.image_size, spec.batch_size)
+    result = train_phase(
+        classifier,
+        spec.phase,
+        data,
+        label_smoothing=spec.label_smoothing,
+        saver=saver,
+        callbacks=callbacks,
+    )
+    return classifier, result
+
+
+def embed(
+    classifier: Classifier, result: PhaseResult, spec: PretrainSpec, *, command: str, folder: Path
+) -> Path:
+    """Write the trunk as float16 with its record beside it; returns the weights file."""
+    trunk = {stage: layers for stage, layers in classifier.stages.items() if stage != HEAD}
+    record = {
+        "command": command,
+        "source_task": "rendered letters, 52 classes",
+        "data_seed": spec.seed,
+        "letters_seen": spec.num_letters * result.epochs,
+        "steps": (spec.num_letters // spec.batch_size) * result.epochs,
+        "source_accuracy": round(result.history[result.best_epoch - 1]["val_accuracy"], 4),
+        "seconds": round(result.seconds),
+        "keras": keras.__version__,
+    }
+    return save_embedded(
+        trunk, folder, backbone=spec.backbone, last_stage=spec.last_stage, record=record
+    )

@@ -1,0 +1,108 @@
+"""The classifier: one flat functional graph from raw pixels to logits, in named stages.
+
+    image [B, S, S, 3] 0-255 → Preprocess → trunk → pooling → dropout → (hidden) → logits [B, C]
+
+Flat, not nested: cutting at a stage, exporting and explaining all walk one graph.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import keras
+
+from keras_transfer.backbones.registry import get_backbone
+from keras_transfer.backbones.trunk import build_trunk
+from keras_transfer.conversion import nearest
+from keras_transfer.errors import SpecError
+from keras_transfer.labels import model_name
+from keras_transfer.specs import ModelSpec
+
+HEAD: Final = "head"
+"""Name of the topmost stage: everything above the trunk."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A Keras model together with the stage every one of its layers belongs to.
+
+    `model` maps float32 [B, S, S, 3] in 0-255 to float32 logits [B, num_classes]. `stages` runs
+    from the bottom to 'head'; every variable of the model belongs to exactly one stage.
+    """
+
+    model: keras.Model
+    stages: dict[str, tuple[keras.layers.Layer, ...]]
+
+    def from_stage(self, lowest: str, *, field: str = "unfreeze") -> list[str]:
+        """Names of `lowest` and all stages above it, bottom to top.
+
+        Raises:
+            SpecError: the model has no such stage; `field` is the spec's field to blame.
+        """
+        names = list(self.stages)
+        if lowest not in names:
+            raise SpecError(
+                f"{field} names a stage this model does not have",
+                expected=f"one of {', '.join(names)}",
+                received=lowest,
+                fix=nearest(lowest, names),
+            )
+        return names[names.index(lowest) :]
+
+    def variables_of(self, stage: str) -> list[keras.Variable]:
+        """All variables of one stage, trainable or not, in the graph's order."""
+        return [variable for layer in self.stages[stage] for variable in layer.variables]
+
+
+def build_classifier(
+    spec: ModelSpec, *, image_size: int, class_names: Sequence[str], seed: int
+) -> Classifier:
+    """Build the graph and load the trunk's weights.
+
+    Args:
+        image_size: side of the square input, px.
+        class_names: sets the number of logits, and the model's name (`labels.model_name`).
+        seed: of initial weights and of dropout.
+
+    Raises:
+        SpecError: unknown backbone or stage, or an image too small for the trunk.
+        WeightsError: the trunk's weights are missing or do not fit.
+    """
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
+    trunk = build_trunk(
+        get_backbone(spec.backbone), inputs, last_stage=spec.last_stage, weights=spec.weights
+    )
+    _silence_dropout(trunk.stages)
+    head = _head_layers(spec, num_classes=len(class_names), seed=seed)
+    outputs = trunk.output
+    for layer in head:
+        outputs = layer(outputs)
+    model = keras.Model(inputs, outputs, name=model_name(class_names))
+    return Classifier(model, {**trunk.stages, HEAD: tuple(head)})
+
+
+def _silence_dropout(stages: dict[str, tuple[keras.layers.Layer, ...]]) -> None:
+    # `fit` runs dropout even in frozen layers, so that a frozen trunk (EfficientNet's drop-connect)
+    # would give other features at every step. Dropout belongs to the head here.
+    for layers in stages.values():
+        for layer in layers:
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = 0.0
+
+
+def _head_layers(spec: ModelSpec, *, num_classes: int, seed: int) -> list[keras.layers.Layer]:
+    layers = keras.layers
+    pooling = {
+        "avg": layers.GlobalAveragePooling2D,
+        "max": layers.GlobalMaxPooling2D,
+        "flatten": layers.Flatten,
+    }
+    head: list[keras.layers.Layer] = [pooling[spec.pooling](name="pooling")]
+    if spec.head == "mlp":
+        head.append(layers.Dense(spec.hidden_units, activation="relu", name="hidden"))
+    if spec.dropout > 0:
+        head.append(layers.Dropout(spec.dropout, seed=seed, name="dropout"))
+    # float32 under every precision policy: softmax and loss of half-precision logits lose digits.
+    head.append(layers.Dense(num_classes, dtype="float32", name="logits"))
+    return head

@@ -1,0 +1,72 @@
+"""From a phase's numbers to an optimizer: schedule, weight decay and one rate per stage."""
+
+import keras
+
+from keras_transfer.models.classifier import Classifier
+from keras_transfer.specs import PhaseSpec
+
+UNDECAYED = ("bias", "gamma", "beta")
+"""Variables that weight decay leaves alone: shrinking a scale or an offset regularises nothing."""
+
+
+def stage_rates(phase: PhaseSpec, classifier: Classifier) -> dict[str, float]:
+    """Peak learning rate of every stage that trains, bottom to top.
+
+    The head trains at `learning_rate`, each stage below at `layer_decay` times the one above.
+    """
+    names = classifier.from_stage(phase.unfreeze)
+    depth = {name: len(names) - 1 - number for number, name in enumerate(names)}
+    return {name: phase.learning_rate * phase.layer_decay ** depth[name] for name in names}
+
+
+def make_schedule(
+    rate: float, phase: PhaseSpec, *, steps_per_epoch: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up to `rate`, then a half cosine to 0 at the phase's end, or constant."""
+    warmup_steps = round(min(phase.warmup_epochs, phase.epochs) * steps_per_epoch)
+    decay_steps = max(1, phase.epochs * steps_per_epoch - warmup_steps)
+    # A floor of 1 turns the cosine into a constant.
+    floor = 0.0 if phase.schedule == "cosine" else 1.0
+    if warmup_steps == 0:
+        return keras.optimizers.schedules.CosineDecay(rate, decay_steps, alpha=floor)
+    # Starting at rate / warmup_steps, not 0: at 0 the first step would be spent on nothing.
+    return keras.optimizers.schedules.CosineDecay(
+        rate / warmup_steps, decay_steps, alpha=floor, warmup_target=rate, warmup_steps=warmup_steps
+    )
+
+
+def make_optimizer(
+    phase: PhaseSpec, classifier: Classifier, *, steps_per_epoch: int
+) -> keras.optimizers.Optimizer:
+    """An optimizer for the variables that are trainable now; call it after `apply_phase`.
+
+    With `layer_decay` below 1 it is a `MultiOptimizer` with one optimizer per stage. Its map is
+    made of exact variable paths, since its patterns must not overlap.
+    """
+    rates = stage_rates(phase, classifier)
+    if phase.layer_decay == 1.0 or len(rates) == 1:
+        return _single(phase, phase.learning_rate, steps_per_epoch)
+    optimizers = {stage: _single(phase, rate, steps_per_epoch) for stage, rate in rates.items()}
+    by_path = {
+        variable.path: optimizers[stage]
+        for stage in rates
+        for layer in classifier.stages[stage]
+        for variable in layer.trainable_variables
+    }
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(list(optimizers.values())[-1], by_path)
+    )
+
+
+def _single(phase: PhaseSpec, rate: float, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    schedule = make_schedule(rate, phase, steps_per_epoch=steps_per_epoch)
+    decay = phase.weight_decay or None
+    if phase.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=decay)
+    elif phase.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(schedule, weight_decay=decay)
+    else:
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=phase.weight_decay)
+    if decay:
+        optimizer.exclude_from_weight_decay(var_names=list(UNDECAYED))
+    return optimizer

@@ -1,0 +1,122 @@
+"""One phase: set what may change, compile, fit, and end on the best weights.
+
+`fit` trains; nothing here is a training loop. A phase that is interrupted goes on from its last
+finished epoch with the same order, views, dropout, optimizer state and learning rate.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+
+from keras_transfer.models.classifier import Classifier
+from keras_transfer.specs import PhaseSpec
+from keras_transfer.training.optimizers import make_optimizer
+from keras_transfer.training.progress import Progress, Saver
+
+
+class PhaseData(Protocol):
+    """What a phase trains and validates on."""
+
+    steps_per_epoch: int
+
+    def training(self, first_epoch: int, last_epoch: int) -> Any:
+        """Batches (images, one-hot labels, weights) of epochs first to last - 1, in one stream."""
+
+    def validation(self) -> Any:
+        """Batches (images, one-hot labels) in a fixed order."""
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What one phase did. `history` has a row an epoch; `best_epoch` counts from 1."""
+
+    name: str
+    epochs: int
+    best_epoch: int
+    seconds: float
+    num_trainable: int
+    history: tuple[dict[str, float], ...]
+
+
+def apply_phase(classifier: Classifier, phase: PhaseSpec) -> int:
+    """Mark what may train in this phase and return the number of trainable parameters.
+
+    BatchNormalization stays frozen in every trunk stage unless the phase says otherwise: a layer
+    whose `trainable` is False runs in inference mode, which `training=False` at call time does
+    not achieve under `fit`. Takes effect at the next `compile`.
+
+    Raises:
+        SpecError: the model has no stage called `phase.unfreeze`.
+    """
+    unfrozen = set(classifier.from_stage(phase.unfreeze))
+    for stage, layers in classifier.stages.items():
+        for layer in layers:
+            frozen_norm = not phase.train_batchnorm and _is_batchnorm(layer)
+            layer.trainable = stage in unfrozen and not frozen_norm
+    return sum(int(v.shape.num_elements() or 1) for v in classifier.model.trainable_variables)
+
+
+def _is_batchnorm(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def compile_phase(
+    classifier: Classifier, phase: PhaseSpec, *, steps_per_epoch: int, label_smoothing: float = 0.0
+) -> None:
+    """Compile for one phase, with a new optimizer: an old one cannot take other variables."""
+    classifier.model.compile(
+        optimizer=make_optimizer(phase, classifier, steps_per_epoch=steps_per_epoch),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing),
+        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+    )
+
+
+def train_phase(
+    classifier: Classifier,
+    phase: PhaseSpec,
+    data: PhaseData,
+    *,
+    label_smoothing: float = 0.0,
+    saver: Saver | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> PhaseResult:
+    """Train one phase and leave the classifier at the phase's best validation epoch.
+
+    The best epoch has the highest validation accuracy; ties go to the lower loss.
+
+    Args:
+        saver: keeps the state after every epoch and hands back that of an interrupted phase.
+        callbacks: for display; they see epochs counted from 0 within the phase.
+    """
+    started = clock()
+    num_trainable = apply_phase(classifier, phase)
+    compile_phase(
+        classifier, phase, steps_per_epoch=data.steps_per_epoch, label_smoothing=label_smoothing
+    )
+    progress = Progress(classifier, phase, saver=saver)
+    first = progress.resume()
+    if not progress.stopped and first < phase.epochs:
+        classifier.model.fit(
+            data.training(first, phase.epochs),
+            validation_data=data.validation(),
+            steps_per_epoch=data.steps_per_epoch,
+            initial_epoch=first,
+            epochs=phase.epochs,
+            callbacks=[progress, *callbacks],
+            shuffle=False,
+            verbose=0,
+        )
+    progress.restore_best()
+    return PhaseResult(
+        name=phase.name,
+        epochs=len(progress.history),
+        best_epoch=progress.best_epoch + 1,
+        seconds=progress.seconds_before + clock() - started,
+        num_trainable=num_trainable,
+        history=tuple(progress.history),
+    )

@@ -1,0 +1,153 @@
+"""The state of a phase between two epochs: best weights, patience, and how to go on after a kill."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from keras_transfer.errors import RunError
+from keras_transfer.models.classifier import Classifier
+from keras_transfer.specs import PhaseSpec
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class PhaseState:
+    """All that an interrupted phase needs: numbers as JSON values, weights as arrays."""
+
+    numbers: dict[str, Any]
+    weights: Arrays = field(default_factory=dict)
+    best: Arrays = field(default_factory=dict)
+    optimizer: Arrays = field(default_factory=dict)
+
+
+class Saver(Protocol):
+    """Keeps the state of the phase in progress."""
+
+    def save(self, state: PhaseState) -> None:
+        """Replace the kept state by this one, whole or not at all."""
+
+    def load(self) -> PhaseState | None:
+        """The kept state of this phase, None where it has not finished an epoch."""
+
+
+def changing_variables(classifier: Classifier, phase: PhaseSpec) -> list[keras.Variable]:
+    """Every variable that the phase may move, BatchNormalization's statistics included."""
+    return [
+        variable
+        for stage in classifier.from_stage(phase.unfreeze)
+        for variable in classifier.variables_of(stage)
+        if not is_seed_state(variable)
+    ]
+
+
+def is_seed_state(variable: keras.Variable) -> bool:
+    """Whether a variable is the state of a random generator, which is set anew every epoch."""
+    return "int" in variable.dtype
+
+
+def read_weights(variables: list[keras.Variable]) -> Arrays:
+    """Copies of the values by the variables' paths."""
+    return {variable.path: np.array(variable) for variable in variables}
+
+
+def assign_weights(variables: list[keras.Variable], values: Arrays) -> None:
+    """Set every variable to the value kept under its path."""
+    for variable in variables:
+        variable.assign(values[variable.path])
+
+
+def _check_finite(row: dict[str, float], phase: PhaseSpec, epoch: int) -> None:
+    if not np.isfinite([row["loss"], row["val_loss"]]).all():
+        raise RunError(
+            f"training diverged in epoch {epoch + 1} of phase {phase.name!r}",
+            expected="a finite loss",
+            received=f"loss {row['loss']}, validation loss {row['val_loss']}",
+            fix=f"lower the phase's learning_rate ({phase.learning_rate:g}) or lengthen its warm-up",
+        )
+
+
+class Progress(keras.callbacks.Callback):
+    """Watches the epochs of one phase; knows the best of them and when to stop."""
+
+    def __init__(self, classifier: Classifier, phase: PhaseSpec, *, saver: Saver | None):
+        super().__init__()
+        self.classifier, self.phase, self.saver = classifier, phase, saver
+        self.variables = changing_variables(classifier, phase)
+        self.history: list[dict[str, float]] = []
+        self.best: Arrays = read_weights(self.variables)
+        self.best_epoch = -1
+        self.best_score = (-1.0, float("-inf"))
+        self.stopped = False
+        self.seconds_before = 0.0
+        self._epoch_started = 0.0
+
+    def resume(self) -> int:
+        """Take up the kept state, if any; the epoch to go on with, counted from 0."""
+        state = self.saver.load() if self.saver else None
+        if state is None:
+            return 0
+        numbers = state.numbers
+        self.history = [dict(row) for row in numbers["history"]]
+        self.best_epoch, self.stopped = numbers["best_epoch"], numbers["stopped"]
+        self.best_score = tuple(numbers["best_score"])
+        self.seconds_before = sum(row["seconds"] for row in self.history)
+        self.best = state.best
+        assign_weights(self.variables, state.weights)
+        self._restore_optimizer(state.optimizer)
+        return len(self.history)
+
+    def _restore_optimizer(self, values: Arrays) -> None:
+        optimizer = self.classifier.model.optimizer
+        optimizer.build(self.classifier.model.trainable_variables)
+        for number, variable in enumerate(optimizer.variables):
+            variable.assign(values[str(number)])
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Give dropout a state that depends on the epoch alone, so that resuming is exact."""
+        self._epoch_started = time.perf_counter()
+        for layer in self.classifier.model.layers:
+            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
+                layer.seed_generator.state.assign([layer.seed or 0, epoch])
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Note the epoch, keep it if it is the best so far, and save."""
+        row = {name: float(value) for name, value in (logs or {}).items()}
+        _check_finite(row, self.phase, epoch)
+        row["learning_rate"] = self._learning_rate()
+        row["seconds"] = time.perf_counter() - self._epoch_started
+        self.history.append(row)
+        score = (row["val_accuracy"], -row["val_loss"])
+        if score > self.best_score:
+            self.best_score, self.best_epoch = score, epoch
+            self.best = read_weights(self.variables)
+        patience = self.phase.patience_epochs
+        self.stopped = 0 < patience <= epoch - self.best_epoch
+        if self.stopped:
+            self.model.stop_training = True
+        if self.saver:
+            self.saver.save(self._state())
+
+    def _learning_rate(self) -> float:
+        optimizer = self.model.optimizer
+        if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+            # The head's optimizer is the last one: its rate is the phase's.
+            optimizer = optimizer.optimizers[-1]
+        return float(optimizer.learning_rate)
+
+    def _state(self) -> PhaseState:
+        numbers = {
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best_score": list(self.best_score),
+            "stopped": self.stopped,
+        }
+        optimizer = {str(n): np.array(v) for n, v in enumerate(self.model.optimizer.variables)}
+        return PhaseState(numbers, read_weights(self.variables), self.best, optimizer)
+
+    def restore_best(self) -> None:
+        """Set the classifier to the best epoch's weights."""
+        assign_weights(self.variables, self.best)
