@@ -1,7 +1,7 @@
 """The state of a phase between two epochs: best weights, patience, and how to go on after a kill."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import keras
@@ -14,24 +14,22 @@ from keras_transfer.specs import PhaseSpec
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass
-class PhaseState:
-    """All that an interrupted phase needs: numbers as JSON values, weights as arrays."""
+@dataclass(frozen=True)
+class State:
+    """What an interrupted run goes on from: JSON values, and arrays by section and name."""
 
     numbers: dict[str, Any]
-    weights: Arrays = field(default_factory=dict)
-    best: Arrays = field(default_factory=dict)
-    optimizer: Arrays = field(default_factory=dict)
+    arrays: dict[str, Arrays]
 
 
 class Saver(Protocol):
-    """Keeps the state of the phase in progress."""
+    """Keeps one state."""
 
-    def save(self, state: PhaseState) -> None:
+    def save(self, state: State) -> None:
         """Replace the kept state by this one, whole or not at all."""
 
-    def load(self) -> PhaseState | None:
-        """The kept state of this phase, None where it has not finished an epoch."""
+    def load(self) -> State | None:
+        """The kept state, None where there is none yet."""
 
 
 def changing_variables(classifier: Classifier, phase: PhaseSpec) -> list[keras.Variable]:
@@ -95,9 +93,9 @@ class Progress(keras.callbacks.Callback):
         self.best_epoch, self.stopped = numbers["best_epoch"], numbers["stopped"]
         self.best_score = tuple(numbers["best_score"])
         self.seconds_before = sum(row["seconds"] for row in self.history)
-        self.best = state.best
-        assign_weights(self.variables, state.weights)
-        self._restore_optimizer(state.optimizer)
+        self.best = state.arrays["best"]
+        assign_weights(self.variables, state.arrays["weights"])
+        self._restore_optimizer(state.arrays["optimizer"])
         return len(self.history)
 
     def _restore_optimizer(self, values: Arrays) -> None:
@@ -138,7 +136,7 @@ class Progress(keras.callbacks.Callback):
             optimizer = optimizer.optimizers[-1]
         return float(optimizer.learning_rate)
 
-    def _state(self) -> PhaseState:
+    def _state(self) -> State:
         numbers = {
             "history": self.history,
             "best_epoch": self.best_epoch,
@@ -146,7 +144,8 @@ class Progress(keras.callbacks.Callback):
             "stopped": self.stopped,
         }
         optimizer = {str(n): np.array(v) for n, v in enumerate(self.model.optimizer.variables)}
-        return PhaseState(numbers, read_weights(self.variables), self.best, optimizer)
+        weights = read_weights(self.variables)
+        return State(numbers, {"weights": weights, "best": self.best, "optimizer": optimizer})
 
     def restore_best(self) -> None:
         """Set the classifier to the best epoch's weights."""

@@ -1,0 +1,57 @@
+"""Begin a run or go on with one: which folder, and is it still the same run?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_transfer.config import load_spec, spec_to_dict
+from keras_transfer.delivery.environment import describe_environment
+from keras_transfer.delivery.runs import RunFolder, latest, next_free
+from keras_transfer.errors import RunError
+from keras_transfer.specs import RunSpec
+
+DEFAULT_PARENT = Path("saved_models")
+
+
+def start_run(
+    spec: RunSpec, *, output: str | Path | None = None, resume: bool = False
+) -> RunFolder:
+    """Make a run's folder, or enter the one to resume.
+
+    Args:
+        output: the folder; by default the next free `saved_models/<name>`, `<name>-2` … for a new
+            run, and the latest of them to resume.
+
+    Raises:
+        RunError: the folder cannot be used, or the run to resume was started with another spec.
+    """
+    if resume:
+        run = RunFolder.create(output or latest(DEFAULT_PARENT, spec.name), resume=True)
+        _check_same_spec(load_spec(run.spec_file), spec, run)
+        return run
+    run = RunFolder.create(output or next_free(DEFAULT_PARENT, spec.name))
+    run.write_json("environment.json", describe_environment())
+    run.write_json("spec.json", spec_to_dict(spec))
+    return run
+
+
+def _check_same_spec(saved: RunSpec, given: RunSpec, run: RunFolder) -> None:
+    before, now = dict(_flat(spec_to_dict(saved))), dict(_flat(spec_to_dict(given)))
+    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    if changed:
+        raise RunError(
+            f"{run.path} was started with another spec",
+            expected="; ".join(f"{name}={before.get(name)}" for name in changed),
+            received="; ".join(f"{name}={now.get(name)}" for name in changed),
+            fix=f"resume with the run's own spec (name {run.path} instead of a preset and leave "
+            "out overrides), or start a new run without --resume",
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    pairs = values.items() if isinstance(values, dict) else enumerate(values)
+    for name, value in pairs:
+        if isinstance(value, dict | list):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

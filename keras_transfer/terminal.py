@@ -1,0 +1,124 @@
+"""What a person sees while a run goes on: plain sentences, progress bars, a closing table."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import keras
+
+
+class Narrator(Protocol):
+    """Who is told what a run decides and how far it is."""
+
+    def say(self, text: str) -> None:
+        """Tell a decision or a finding, one sentence."""
+
+    def counting(self, title: str) -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
+        """While the block runs, its value is called with (done, total)."""
+
+    def watching(
+        self, title: str, epochs: int, steps_per_epoch: int
+    ) -> contextlib.AbstractContextManager[list["keras.callbacks.Callback"]]:
+        """Callbacks that show the epochs of one phase while the block runs."""
+
+
+class Silent:
+    """Tells nobody: for tests and for callers with a display of their own."""
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+    @contextlib.contextmanager
+    def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
+        """Count nothing."""
+        yield lambda done, total: None  # noqa: ARG005
+
+    @contextlib.contextmanager
+    def watching(
+        self,
+        title: str,  # noqa: ARG002
+        epochs: int,  # noqa: ARG002
+        steps_per_epoch: int,  # noqa: ARG002
+    ) -> Iterator[list["keras.callbacks.Callback"]]:
+        """Watch nothing."""
+        yield []
+
+
+class Terminal:
+    """Tells on a terminal or in a notebook cell, with `rich`."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
+
+    def say(self, text: str) -> None:
+        """Print one sentence with a bullet."""
+        self.console.print(f"[bold cyan]•[/] {_escaped(text)}", highlight=False)
+
+    @contextlib.contextmanager
+    def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar that is gone when the block ends."""
+        with self._progress() as bar:
+            task = bar.add_task(title, total=None, note="")
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    @contextlib.contextmanager
+    def watching(
+        self, title: str, epochs: int, steps_per_epoch: int
+    ) -> Iterator[list["keras.callbacks.Callback"]]:
+        """A bar over all steps of a phase, with the last epoch's figures beside it."""
+        import keras
+
+        with self._progress() as bar:
+            task = bar.add_task(title, total=epochs * steps_per_epoch, note="compiling …")
+            where = {"epoch": 0}
+
+            def begin(epoch: int, logs: Any) -> None:  # noqa: ARG001
+                where["epoch"] = epoch
+
+            def step(batch: int, logs: dict[str, float]) -> None:
+                done = where["epoch"] * steps_per_epoch + batch + 1
+                note = f"epoch {where['epoch'] + 1}/{epochs}  loss {logs['loss']:.3f}"
+                bar.update(task, completed=done, note=note)
+
+            def end(epoch: int, logs: dict[str, float]) -> None:
+                note = f"epoch {epoch + 1}/{epochs}  loss {logs['loss']:.3f}"
+                note += f"  validation {logs['val_accuracy']:.1%}"
+                bar.update(task, completed=(epoch + 1) * steps_per_epoch, note=note)
+
+            yield [
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=begin, on_train_batch_end=step, on_epoch_end=end
+                )
+            ]
+
+    def table(
+        self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
+    ) -> None:
+        """Print a table; the first column is text, the others are figures."""
+        table = Table(title=title, caption=caption or None, title_justify="left")
+        for number, name in enumerate(header):
+            table.add_column(name, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*map(_escaped, row))
+        self.console.print(table)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+
+
+def _escaped(text: str) -> str:
+    # File names may hold square brackets, which rich would read as markup.
+    return text.replace("[", r"\[")
