@@ -13,8 +13,9 @@ class Record:
     """One labelled picture.
 
     `path` is relative to `Records.root` where the file lies below it, absolute otherwise, always
-    with forward slashes. `split` and `group` are the source's own, None where it has none.
-    `digest` is the SHA-256 of the file's bytes in hex, '' until the audit has read the file.
+    with forward slashes. `split` ('train', 'val' or 'test') and `group` are the source's own, None
+    where it has none. `digest` is the SHA-256 of the file's bytes in hex, '' until the audit has
+    read the file.
     """
 
     path: str
@@ -27,6 +28,15 @@ class Record:
     def example_id(self) -> int:
         """A 63-bit number that depends on the picture's content alone."""
         return int(self.digest[:16], 16) >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a source lists, before it is checked: `items` in a fixed order, `root`, and `notes`."""
+
+    items: list[Record]
+    root: Path
+    notes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +66,8 @@ class Records:
         """Class index of every row."""
         index = {name: number for number, name in enumerate(self.class_names)}
         return [index[record.label] for record in self.items]
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """A number with the words that fit it: '1 file is', '3 files are'."""
+    return f"{number} {one if number == 1 else several}"

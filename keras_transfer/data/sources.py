@@ -1,0 +1,196 @@
+"""Sources: a folder, a CSV file or a TFDS data set becomes `Records`, and must make sense.
+
+No picture is opened here; whether a file is a readable picture is the audit's business.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from keras_transfer.data import csv_source
+from keras_transfer.data.encoded import EXTENSIONS
+from keras_transfer.data.records import Found, Record, Records, counted
+from keras_transfer.errors import DataError, SpecError
+from keras_transfer.specs import DataSpec
+
+_LAYOUT = "class sub-folders with pictures in them, or train, val and test folders of such"
+
+
+def read_records(spec: DataSpec) -> Records:
+    """List a source's pictures with their labels, splits and groups, in a fixed order.
+
+    Raises:
+        DataError: the source is missing, empty, has fewer than two classes, classes that differ
+            only by case, or classes that training would never see.
+        SpecError: two splits are given the same name.
+    """
+    _check_split_names(spec)
+    found = _reader(spec)(spec)
+    class_names = sorted({record.label for record in found.items})
+    where = spec.path or spec.name
+    _check_classes(class_names, where)
+    _check_every_class_is_trained(found.items, where)
+    return Records(
+        items=tuple(found.items),
+        class_names=tuple(class_names),
+        root=found.root,
+        notes=tuple(found.notes),
+    )
+
+
+def _reader(spec: DataSpec) -> Callable[[DataSpec], Found]:
+    if spec.source == "tfds":
+        # Importing TensorFlow Datasets takes a second that the other sources need not pay.
+        from keras_transfer.data import tfds_source
+
+        return tfds_source.read
+    return csv_source.read if spec.source == "csv" else _read_folder
+
+
+def _check_split_names(spec: DataSpec) -> None:
+    names = (spec.train_split, spec.val_split, spec.test_split)
+    if len(set(names)) < len(names):
+        raise SpecError(
+            "data.train_split, data.val_split and data.test_split overlap",
+            expected="three different names; one that the source lacks is split off from training",
+            received=", ".join(names),
+            fix="give each split a name of its own, such as data.val_split=val",
+        )
+
+
+def _check_classes(class_names: list[str], where: str) -> None:
+    if len(class_names) < 2:
+        raise DataError(
+            f"{where} shows fewer than two classes",
+            expected="pictures of at least two classes",
+            received=f"one class only, {class_names[0]!r}" if class_names else "no class",
+            fix="add a second class, or point data.path one level up or down",
+        )
+    by_folded_name: dict[str, str] = {}
+    for name in class_names:
+        twin = by_folded_name.setdefault(name.casefold(), name)
+        if twin != name:
+            raise DataError(
+                f"{where} has two classes whose names differ only by case",
+                expected="one spelling for each class",
+                received=f"{twin!r} and {name!r}",
+                fix="merge the two, or rename one of them",
+            )
+
+
+def _check_every_class_is_trained(items: list[Record], where: str) -> None:
+    trained = {record.label for record in items if record.split in (None, "train")}
+    for record in items:
+        if record.label not in trained:
+            raise DataError(
+                f"class {record.label!r} of {where} is missing from the training split",
+                expected=f"one of training's classes, {', '.join(sorted(trained)) or 'none'}",
+                received=f"{record.label!r} in split {record.split!r} only, as in {record.path}",
+                fix="correct the label, or add training pictures of the class",
+            )
+
+
+def _read_folder(spec: DataSpec) -> Found:
+    root = _existing_folder(spec.path)
+    folders = _sub_folders(root)
+    roles = {spec.train_split: "train", spec.val_split: "val", spec.test_split: "test"}
+    stray = sum(1 for entry in root.iterdir() if entry.is_file() and not _is_hidden(entry.name))
+    items: list[Record] = []
+    skipped: Counter[str] = Counter()
+    if roles.keys().isdisjoint(folders):
+        for label in folders:
+            items += _read_class(root, label, None, label, skipped)
+    else:
+        _check_split_folders(root, folders, spec)
+        for name in folders:
+            for label in _sub_folders(root / name):
+                items += _read_class(root, f"{name}/{label}", roles[name], label, skipped)
+    if not items:
+        raise DataError(
+            f"data.path={spec.path} has no class sub-folders",
+            expected=_LAYOUT,
+            received=f"files: {stray}, sub-folders: {len(folders)}, classes: none",
+            fix="put the pictures of each class into a sub-folder named after the class",
+        )
+    return Found(items, root, _notes(stray, skipped))
+
+
+def _notes(stray: int, skipped: Counter[str]) -> list[str]:
+    notes = []
+    if stray:
+        notes.append(f"{counted(stray, 'file', 'files')} beside the class folders ignored")
+    if skipped:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in skipped.most_common(5))
+        words = counted(skipped.total(), "file", "files")
+        notes.append(f"{words} without a picture's suffix ignored ({kinds})")
+    return notes
+
+
+def _existing_folder(path: str) -> Path:
+    root = Path(path).expanduser().absolute()
+    if not path or not root.is_dir():
+        raise DataError(
+            f"data.path={path!r} is not a folder",
+            expected=_LAYOUT,
+            received="a file" if path and root.exists() else "nothing there",
+            fix="set data.path to your folder of pictures, or data.source=csv for a CSV file",
+        )
+    return root
+
+
+def _sub_folders(folder: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name)
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _check_split_folders(root: Path, folders: list[str], spec: DataSpec) -> None:
+    """A folder cut into splits holds splits only; anything else there is a slip of naming."""
+    known = (spec.train_split, spec.val_split, spec.test_split)
+    others = [name for name in folders if name not in known]
+    free = [
+        field
+        for field, name in zip(("train_split", "val_split", "test_split"), known, strict=True)
+        if name not in folders
+    ]
+    if not others and spec.train_split in folders:
+        return
+    settings = " or ".join(f"data.{field}={name}" for name in others for field in free)
+    raise DataError(
+        f"{root} mixes split folders with other folders"
+        if others
+        else f"{root} has no training split",
+        expected=f"splits named {', '.join(known)}, or class folders alone",
+        received=", ".join(f"{name!r}" for name in folders),
+        fix=f"if one of them is a split, name it by {settings or 'data.train_split=...'}; if they "
+        "are all classes, give data.train_split, val_split and test_split other names",
+    )
+
+
+def _read_class(
+    root: Path, folder: str, split: str | None, label: str, skipped: Counter[str]
+) -> list[Record]:
+    """The pictures below one class folder; files with other suffixes are counted in `skipped`."""
+    items: list[Record] = []
+    for parent, names, files in os.walk(root / folder):
+        names[:] = sorted(name for name in names if not _is_hidden(name))
+        for name in sorted(file for file in files if not _is_hidden(file)):
+            suffix = Path(name).suffix.lower()
+            if suffix in EXTENSIONS:
+                path = Path(parent, name).relative_to(root).as_posix()
+                items.append(Record(path=path, label=label, split=split))
+            else:
+                skipped[suffix or "without suffix"] += 1
+    if not items:
+        raise DataError(
+            f"class folder {root / folder} holds no picture",
+            expected=f"files named {', '.join(sorted(EXTENSIONS))}",
+            received="none",
+            fix="add pictures of the class, or remove the folder",
+        )
+    return items
