@@ -1,11 +1,12 @@
 """What each family of networks expects of its pixels, as one small layer inside the model."""
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 import keras
 from keras import ops
 
-Mode = Literal["caffe", "tf", "torch", "none"]
+from keras_transfer.backbones.record import Mode
+from keras_transfer.errors import SpecError
 
 CAFFE_MEANS_BGR = (103.939, 116.779, 123.68)
 TORCH_MEANS_RGB = (0.485, 0.456, 0.406)
@@ -27,8 +28,13 @@ class Preprocess(keras.layers.Layer):
 
     def __init__(self, mode: Mode, **kwargs: Any):
         super().__init__(**kwargs)
-        if mode not in ("caffe", "tf", "torch", "none"):
-            raise ValueError(f"mode must be caffe, tf, torch or none. Received: {mode!r}")
+        if mode not in get_args(Mode):
+            raise SpecError(
+                "the mode of Preprocess is unknown",
+                expected=f"one of {', '.join(get_args(Mode))}",
+                received=repr(mode),
+                fix="use the mode of a row in the table of backbones",
+            )
         self.mode = mode
 
     def call(self, pixels: Any) -> Any:

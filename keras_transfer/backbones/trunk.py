@@ -1,96 +1,127 @@
-"""A trunk: one backbone's layers, cut after a stage, in one flat graph on the caller's input."""
+"""A trunk: one backbone's layers, cut after a stage, flat in the graph of the caller's input."""
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import keras
 
 from keras_transfer.backbones.preprocess import Preprocess
-from keras_transfer.backbones.registry import Backbone
-from keras_transfer.errors import SpecError, WeightsError
+from keras_transfer.backbones.record import Backbone, Stage, Trunk
+from keras_transfer.backbones.weights import find_source, load_network, load_trunk
+from keras_transfer.errors import SpecError
 
-
-@dataclass(frozen=True)
-class Trunk:
-    """A trunk on the caller's input.
-
-    `output` is the feature map `[B, side, side, channels]` of the last kept stage. `stages` maps
-    each kept stage, from bottom to top, to its layers; the input and `Preprocess` are in none.
-    """
-
-    backbone: Backbone
-    output: keras.KerasTensor
-    stages: Mapping[str, tuple[keras.layers.Layer, ...]]
+__all__ = ["Trunk", "build_trunk", "split_stages"]
 
 
 def build_trunk(
     backbone: Backbone, inputs: keras.KerasTensor, *, last_stage: str = "", weights: str
 ) -> Trunk:
-    """Put the trunk on `inputs` (`keras.Input`, `[B, S, S, 3]`, raw RGB 0-255).
+    """Put the trunk on `inputs`, a `keras.Input` of raw RGB pixels 0-255 `[B, S, S, 3]`.
 
-    `last_stage` is the last stage kept, '' keeps all; layers above it are not built into the
-    graph. Layers keep their Keras names. Random weights depend on
-    `keras.utils.set_random_seed` alone.
+    `last_stage` is the last stage kept, '' keeps all. `weights` is as in
+    `weights.find_source`; those of 'none' are a function of `keras.utils.set_random_seed` alone.
 
-    Raises SpecError for an unknown stage or pictures that are too small.
+    Layers have the names Keras gives them. Left out are the kinds in `Backbone.leave_out`: those
+    that scale the input, which `Preprocess` does, and the drop-connect of the EfficientNets,
+    because a frozen stage must be a function of the picture alone.
+
+    Raises SpecError for an unknown stage or too small pictures, WeightsError for weights that are
+    missing or do not fit.
     """
     check_size(backbone, inputs)
     kept = kept_stages(backbone, last_stage)
-    if weights != "none":
-        raise WeightsError(f"model.weights={weights} cannot be loaded yet")
-    private = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
-    constructor = getattr(keras.applications, backbone.constructor)
-    network = constructor(
-        include_top=False,
-        weights=None,
-        input_tensor=Preprocess(backbone.mode, name="preprocess")(private),
-        **backbone.arguments,
-    )
-    part = keras.Model(private, network.get_layer(backbone.stages[len(kept) - 1].last_layer).output)
-    # A copy, because layers remember everything that was ever built on them: without it the
-    # stages above the cut would stay in memory.
-    flat = keras.models.clone_model(part, input_tensors=inputs)
-    flat.set_weights(part.get_weights())
-    return Trunk(backbone, flat.outputs[0], split_stages(backbone, flat, kept))
-
-
-def kept_stages(backbone: Backbone, last_stage: str) -> tuple[str, ...]:
-    """Names of the stages up to `last_stage`, SpecError if there is no such stage."""
-    names = backbone.stage_names
-    if last_stage in ("", names[-1]):
-        return names
-    if last_stage in names:
-        return names[: names.index(last_stage) + 1]
-    nearest = difflib.get_close_matches(last_stage, names, n=1, cutoff=0.0)
-    raise SpecError(
-        f"model.last_stage: {backbone.name} has no stage '{last_stage}'",
-        expected=f"one of {', '.join(names)}, or '' for the whole trunk",
-        received=repr(last_stage),
-        fix=f"did you mean '{nearest[0]}'?" if nearest else "leave it empty",
-    )
+    source = find_source(backbone, weights, last_stage=kept[-1].name)
+    whole = len(kept) == len(backbone.stages) and not backbone.leave_out
+    pixels = inputs if whole else keras.Input(inputs.shape[1:], dtype=inputs.dtype)
+    network = build_network(backbone, pixels)
+    if source and source.suffix == ".h5":
+        load_network(network, backbone, source)
+    flat = network if whole else copy_part(network, backbone, kept[-1], inputs)
+    trunk = Trunk(backbone, flat.output, split_stages(flat, kept))
+    if source and source.suffix != ".h5":
+        load_trunk(trunk, source)
+    return trunk
 
 
 def check_size(backbone: Backbone, inputs: keras.KerasTensor) -> None:
-    """Raise SpecError if the pictures are smaller than the network can take."""
-    side = min(size for size in inputs.shape[1:3] if size is not None)
-    if side < backbone.minimal_size:
+    """Raise SpecError if the pictures are smaller than the network takes."""
+    sides = [side for side in inputs.shape[1:3] if side is not None]
+    if sides and min(sides) < backbone.minimal_size:
         raise SpecError(
             f"data.image_size is too small for {backbone.name}",
-            expected=f"at least {backbone.minimal_size} px",
-            received=f"{side} px",
-            fix=f"set data.image_size={backbone.minimal_size} or more",
+            expected=f"{backbone.minimal_size} px or more",
+            received=f"{min(sides)} px",
+            fix=f"set data.image_size={backbone.minimal_size}, or choose another model.backbone",
         )
 
 
+def kept_stages(backbone: Backbone, last_stage: str) -> tuple[Stage, ...]:
+    """The stages up to and with `last_stage`, all for ''; SpecError if there is no such stage."""
+    names = backbone.stage_names
+    if last_stage in names:
+        return backbone.stages[: names.index(last_stage) + 1]
+    if not last_stage:
+        return backbone.stages
+    nearest = difflib.get_close_matches(last_stage, names, n=1, cutoff=0)[0]
+    raise SpecError(
+        f"model.last_stage is not a stage of {backbone.name}",
+        expected=f"one of {', '.join(names)}, or nothing for the whole trunk",
+        received=repr(last_stage),
+        fix=f"did you mean {nearest}?",
+    )
+
+
+def last_tensor(network: keras.Model, stage: Stage) -> keras.KerasTensor:
+    """The one tensor of the network through which later layers depend on the stage."""
+    if stage.last_layer:
+        return network.get_layer(stage.last_layer).output
+    if stage.next_layer:
+        return network.get_layer(stage.next_layer).input
+    return network.output
+
+
+def build_network(backbone: Backbone, pixels: keras.KerasTensor) -> keras.Model:
+    """Keras's own network, without its top and with random weights, behind `Preprocess`."""
+    constructor = getattr(keras.applications, backbone.constructor)
+    scaled = Preprocess(backbone.mode, name="preprocess")(pixels)
+    return constructor(include_top=False, weights=None, input_tensor=scaled, **backbone.arguments)
+
+
+def copy_part(
+    network: keras.Model, backbone: Backbone, last: Stage, inputs: keras.KerasTensor
+) -> keras.Model:
+    """Copy the network up to a stage onto the caller's input, layers and weights.
+
+    A copy, because layers remember every graph they were ever in: a trunk cut out of the network
+    itself would keep the layers above the cut in memory for good.
+    """
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        skipped = type(layer).__name__ in backbone.leave_out
+        return args[0] if skipped else layer(*args, **kwargs)
+
+    part = keras.Model(network.inputs, last_tensor(network, last))
+    flat = keras.models.clone_model(part, input_tensors=[inputs], call_function=call)
+    for layer in flat.layers[1:]:
+        layer.set_weights(part.get_layer(layer.name).get_weights())
+    return flat
+
+
 def split_stages(
-    backbone: Backbone, flat: keras.Model, kept: tuple[str, ...]
+    network: keras.Model, kept: tuple[Stage, ...]
 ) -> dict[str, tuple[keras.layers.Layer, ...]]:
-    """Each layer of the flat graph goes to the lowest stage whose cut depends on it."""
-    stages: dict[str, tuple[keras.layers.Layer, ...]] = {}
-    below = {layer.name for layer in flat.layers[:2]}
-    for stage in backbone.stages[: len(kept)]:
-        part = keras.Model(flat.inputs, flat.get_layer(stage.last_layer).output)
-        stages[stage.name] = tuple(layer for layer in part.layers if layer.name not in below)
-        below |= {layer.name for layer in part.layers}
-    return stages
+    """Each layer to the lowest stage whose last tensor depends on it.
+
+    Layers without variables that only prepare the pixels belong to no stage.
+    """
+    below = {
+        id(layer)
+        for layer in network.layers
+        if isinstance(layer, (keras.layers.InputLayer, Preprocess))
+    }
+    split: dict[str, tuple[keras.layers.Layer, ...]] = {}
+    for stage in kept:
+        reached = keras.Model(network.inputs, last_tensor(network, stage)).layers
+        split[stage.name] = tuple(layer for layer in reached if id(layer) not in below)
+        below.update(id(layer) for layer in reached)
+    return split

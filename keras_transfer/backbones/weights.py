@@ -1,0 +1,163 @@
+"""Where a trunk's weights come from, and what is said when they are missing or do not fit.
+
+HDF5 files hold a whole network and are loaded before it is cut into a trunk; archives and the
+models of earlier runs may end at the same stage and are loaded after.
+"""
+
+import difflib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from keras_transfer.backbones import archives, imagenet
+from keras_transfer.backbones.preprocess import TORCH_MEANS_RGB, TORCH_STDS_RGB, Preprocess
+from keras_transfer.backbones.record import Backbone, Trunk
+from keras_transfer.errors import WeightsError
+
+KEYWORDS = ("imagenet", "embedded", "none")
+SUFFIXES = (".h5", ".keras", ".npz")
+
+
+def find_source(backbone: Backbone, weights: str, *, last_stage: str) -> Path | None:
+    """The file that holds the weights of the backbone through `last_stage`; None for 'none'.
+
+    `weights` is 'none', 'imagenet', 'embedded' or the path of a file: `.weights.h5`, or `.h5` in
+    the older layout, of the network without its top; `.keras` of an earlier run on the same
+    backbone; or an archive `.npz`. Raises WeightsError within seconds if there is no such file.
+    """
+    if weights == "none":
+        return None
+    if weights == "imagenet":
+        return imagenet.find_weights(backbone)
+    if weights == "embedded":
+        return archives.find_embedded(backbone, last_stage)
+    file = Path(weights).expanduser()
+    if file.is_file() and file.suffix in SUFFIXES:
+        return file
+    nearest = difflib.get_close_matches(weights, KEYWORDS, n=1)
+    raise WeightsError(
+        "model.weights is neither a source of weights nor a weights file",
+        expected=f"{', '.join(KEYWORDS)}, or a file of kind .weights.h5, .h5, .keras or .npz",
+        received=f"{weights!r}; {'another kind of' if file.is_file() else 'no such'} file: "
+        f"{file.absolute()}",
+        fix=f"did you mean {nearest[0]}?" if nearest else "correct the path",
+    )
+
+
+def load_network(network: keras.Model, backbone: Backbone, file: Path) -> None:
+    """Load an HDF5 file into the whole network, whose input scaling must be our `Preprocess`'s.
+
+    Raises WeightsError if the file is damaged or holds another network.
+    """
+    try:
+        network.load_weights(file)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        expected = [tuple(variable.shape) for variable in network.weights]
+        raise WeightsError(
+            f"{file} does not hold the weights of {backbone.name}",
+            expected=f"{backbone.name} without its top, {describe(expected)}",
+            received=describe_file(file, expected),
+            fix="give a file of this very network, saved with include_top=False",
+        ) from error
+    check_scaling(network, file)
+
+
+def load_trunk(trunk: Trunk, file: Path) -> None:
+    """Load an archive or the model of an earlier run into the cut trunk; WeightsError."""
+    if file.suffix == ".npz":
+        archives.load_embedded(trunk, file)
+    else:
+        load_run(trunk, file)
+
+
+def load_run(trunk: Trunk, file: Path) -> None:
+    """Take the trunk's weights out of a `.keras` classifier that reaches its last stage.
+
+    Layers are matched by their order, because some families number their layers anew in every
+    build, and must agree in kind and shapes. Raises WeightsError.
+    """
+    try:
+        model = keras.models.load_model(file, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WeightsError(
+            f"{file} cannot be read as a Keras model",
+            expected="model.keras of an earlier run",
+            received=str(error).splitlines()[0][:200],
+            fix="give the path of a run's model.keras",
+        ) from error
+    modes = [layer.mode for layer in model.layers if isinstance(layer, Preprocess)]
+    target = [layer for layer in trunk.layers if layer.weights]
+    source = [layer for layer in model.layers if layer.weights][: len(target)]
+    if modes != [trunk.backbone.mode] or [*map(kind, source)] != [*map(kind, target)]:
+        expected = [tuple(variable.shape) for layer in target for variable in layer.weights]
+        received = [tuple(variable.shape) for variable in model.weights]
+        raise WeightsError(
+            f"{file} does not hold {trunk.backbone.name} through {trunk.last_stage}",
+            expected=f"{describe(expected)}, pixels scaled the '{trunk.backbone.mode}' way",
+            received=f"{compare(received, expected)}, pixels scaled {modes or 'in no way we know'}",
+            fix="set model.backbone and model.last_stage to those of the run that wrote it",
+        )
+    for old, new in zip(source, target, strict=True):
+        new.set_weights(old.get_weights())
+
+
+def kind(layer: keras.layers.Layer) -> tuple[Any, ...]:
+    """What two layers must share for one to take the other's weights."""
+    return (type(layer).__name__, *(tuple(variable.shape) for variable in layer.weights))
+
+
+def check_scaling(network: keras.Model, file: Path) -> None:
+    """Raise WeightsError if the file scales the network's input unlike `Preprocess`.
+
+    Only EfficientNet's files carry a scaling, in a Normalization layer. The ImageNet ones have
+    the standard deviation in the place of the variance, for which Keras makes up in a further
+    layer; other files may have the variance. Networks trained from scratch have neither.
+    """
+    for layer in network.layers:
+        if not (isinstance(layer, keras.layers.Normalization) and layer.weights):
+            continue
+        mean, variance = (np.ravel(array) for array in layer.get_weights()[:2])
+        fits = any(np.allclose(std, TORCH_STDS_RGB, atol=1e-4) for std in (variance, variance**0.5))
+        if not (fits and np.allclose(mean, TORCH_MEANS_RGB, atol=1e-4)):
+            raise WeightsError(
+                f"{file} was trained on pixels scaled in another way",
+                expected=f"mean {TORCH_MEANS_RGB}, standard deviation {TORCH_STDS_RGB}",
+                received=f"mean {mean.tolist()}, variance {variance.tolist()}",
+                fix="give weights that were trained on ImageNet's scaling",
+            )
+
+
+def describe_file(file: Path, expected: list[tuple[int, ...]]) -> str:
+    """What an HDF5 file holds, and how that differs from what was expected."""
+    shapes: list[tuple[int, ...]] = []
+
+    def collect(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.name.split("/")[1] != "optimizer":
+            shapes.append(item.shape)
+
+    try:
+        with h5py.File(file) as content:
+            content.visititems(collect)
+    except (OSError, RuntimeError) as error:
+        return f"a damaged file, or none of HDF5 ({error})"
+    return compare(shapes, expected)
+
+
+def describe(shapes: list[tuple[int, ...]]) -> str:
+    """One line on a list of arrays."""
+    return f"{len(shapes)} arrays of {sum(int(np.prod(s)) for s in shapes):,} numbers"
+
+
+def compare(received: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
+    """One line on the received arrays, with the shapes that only one side has."""
+    text = describe(received)
+    for where, here, there in (("file", received, expected), ("network", expected, received)):
+        alone = list((Counter(here) - Counter(there)).elements())
+        if alone:
+            listed = ", ".join(map(str, alone[:3])) + (" …" if len(alone) > 3 else "")
+            text += f"; {len(alone)} only in the {where}: {listed}"
+    return text
