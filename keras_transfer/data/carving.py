@@ -1,0 +1,140 @@
+"""Carving splits out of one pool: exact shares, every class everywhere, units kept whole.
+
+A unit is what must not be torn: one picture with its exact copies, or a group with all of its
+pictures. scikit-learn's stratified splitters keep neither a minimum per class nor free fractions
+with groups, so this is a largest-first greedy of our own; without groups its counts are exact.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+TRAIN = "train"
+
+
+def find_units(digests: Sequence[str], groups: Sequence[str | None]) -> np.ndarray:
+    """Number the units: rows that share a digest or a group, also by a chain of both.
+
+    Returns:
+        int64 [N], the unit of each row. An empty digest or a group of None joins nothing.
+    """
+    num_rows = len(digests)
+    nodes: dict[tuple[str, str], int] = {}
+    edges: list[tuple[int, int]] = []
+    for row, names in enumerate(zip(digests, groups, strict=True)):
+        for kind, name in zip(("digest", "group"), names, strict=True):
+            if name:
+                node = nodes.setdefault((kind, name), num_rows + len(nodes))
+                edges.append((row, node))
+    rows, columns = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    size = num_rows + len(nodes)
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    return np.unique(component[:num_rows], return_inverse=True)[1]
+
+
+def count_units(labels: np.ndarray, units: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many units each class appears in, int64 [C]."""
+    num_units = int(units.max()) + 1
+    pairs = np.unique(labels * num_units + units)
+    return np.bincount(pairs // num_units, minlength=num_classes)
+
+
+def share_out(counts: np.ndarray, fractions: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """How many pictures of each class every split should get.
+
+    The total of a split is its fraction of all pictures, rounded, handed to classes by largest
+    remainder; no class gets less than one anywhere, not even in training, which takes the rest.
+
+    Args:
+        counts: pictures of each class, int64 [C], each at least `len(fractions) + 1`.
+        fractions: share of each split but training; their sum is below 1.
+    """
+    shares: dict[str, np.ndarray] = {}
+    left = counts.copy()
+    for later, (split, fraction) in zip(
+        range(len(fractions), 0, -1), fractions.items(), strict=True
+    ):
+        most = left - later
+        owed = counts * fraction
+        share = np.clip(np.floor(owed), 1, most).astype(np.int64)
+        missing = max(0, round(owed.sum()) - int(share.sum()))
+        most_owed_first = np.argsort(share - owed, kind="stable")
+        share[[c for c in most_owed_first if share[c] < most[c]][:missing]] += 1
+        shares[split] = share
+        left = left - share
+    return {TRAIN: left, **shares}
+
+
+def carve(
+    labels: np.ndarray,
+    units: np.ndarray,
+    shares: Mapping[str, np.ndarray],
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Give every unit to one split.
+
+    Largest units come first, in random order among equals. Each goes where it overshoots the
+    shares of its classes least, then where they are emptiest; but once a class has no more units
+    to come than splits that lack it, those splits are served first.
+
+    Args:
+        labels: class of each row, int64 [N].
+        units: unit of each row, int64 [N], 0 to U - 1.
+        shares: from `share_out`.
+
+    Returns:
+        The name of each row's split, str [N].
+    """
+    names = list(shares)
+    wanted = [shares[name].tolist() for name in names]
+    needed = [list(share) for share in wanted]
+    table = coo_array((np.ones(len(labels), dtype=np.int64), (units, labels))).tocsr()
+    table.sum_duplicates()
+    to_come = np.bincount(table.indices, minlength=len(wanted[0])).tolist()
+    starts, classes, counts = table.indptr.tolist(), table.indices.tolist(), table.data.tolist()
+    chosen = np.empty(table.shape[0], dtype=np.int64)
+
+    def preference(split: int, content: list[tuple[int, int]]) -> tuple[float, float]:
+        need, want = needed[split], wanted[split]
+        overshoot = sum(max(0, count - need[c]) for c, count in content)
+        return overshoot, -sum(count * need[c] / want[c] for c, count in content)
+
+    for unit in _largest_first(units, generator):
+        part = slice(starts[unit], starts[unit + 1])
+        content = list(zip(classes[part], counts[part], strict=True))
+        candidates: Sequence[int] = range(len(names))
+        for c, _ in content:
+            lacking = [split for split in range(len(names)) if needed[split][c] == wanted[split][c]]
+            if lacking and len(lacking) >= to_come[c]:
+                candidates = lacking
+            to_come[c] -= 1
+        split = min(candidates, key=lambda option: preference(option, content))
+        chosen[unit] = split
+        for c, count in content:
+            needed[split][c] -= count
+    return np.array(names)[chosen[units]]
+
+
+def nested_subset(labels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """A stratified choice of `size` rows, ascending int64 [size].
+
+    With the same generator state a smaller choice is part of every larger one, and each class is
+    there once before any class is there twice. `size` is at least the number of classes.
+    """
+    shuffled = generator.permutation(len(labels))
+    position = np.empty(len(labels))
+    for c in np.unique(labels):
+        rows = shuffled[labels[shuffled] == c]
+        # The j-th of n pictures stands at (j + ½) / n: any beginning of the line is stratified.
+        position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+        position[rows[0]] = 0
+    return np.sort(np.argsort(position, kind="stable")[:size])
+
+
+def _largest_first(units: np.ndarray, generator: np.random.Generator) -> list[int]:
+    sizes = np.bincount(units)
+    shuffled = generator.permutation(len(sizes))
+    return shuffled[np.argsort(-sizes[shuffled], kind="stable")].tolist()

@@ -1,0 +1,233 @@
+"""Splits: which rows train, which choose and which judge, drawn once and written down.
+
+A split that the source has is kept as it is. One that it lacks is carved out of its training
+rows: stratified, seeded, with groups and exact copies kept together.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_transfer.data import carving
+from keras_transfer.data.records import Record, Records, counted
+from keras_transfer.errors import DataError, SpecError
+from keras_transfer.labels import hash_class_names
+from keras_transfer.specs import DataSpec
+
+NAMES = ("train", "val", "test")
+UNUSED = "unused"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Splits:
+    """Rows of `Records` by use: int64, ascending, disjoint; and how they were drawn.
+
+    A fraction of None means that the split is the source's own. Rows that `data.train_size` left
+    over are in none of the three.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    seed: int
+    val_fraction: float | None
+    test_fraction: float | None
+
+
+def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
+    """Divide audited records into training, validation and test rows.
+
+    Rows without a split in the source count as training rows until something is carved out.
+
+    Raises:
+        DataError: a class has too few pictures to be in every split, a group is in two of the
+            source's splits, or `spec.train_size` does not fit.
+        SpecError: the fractions leave nothing to train on.
+    """
+    labels = np.array(records.labels(), dtype=np.int64)
+    split_of_row = np.array([record.split or carving.TRAIN for record in records.items])
+    _check_groups(records.items)
+    fractions = {
+        name: fraction
+        for name, fraction in (("test", spec.test_fraction), ("val", spec.val_fraction))
+        if name not in split_of_row
+    }
+    if fractions:
+        pool = np.flatnonzero(split_of_row == carving.TRAIN)
+        split_of_row[pool] = _carve_pool(records, labels, pool, fractions, seed)
+    _check_every_class_in_every_split(records, labels, split_of_row)
+    rows = {name: np.flatnonzero(split_of_row == name) for name in NAMES}
+    if spec.train_size is not None:
+        _check_train_size(spec.train_size, len(rows["train"]), len(records.class_names))
+        generator = np.random.default_rng([seed, 1])
+        chosen = carving.nested_subset(labels[rows["train"]], spec.train_size, generator)
+        rows["train"] = rows["train"][chosen]
+    return Splits(
+        **rows,
+        seed=seed,
+        val_fraction=fractions.get("val"),
+        test_fraction=fractions.get("test"),
+    )
+
+
+def manifest(splits: Splits, records: Records) -> dict[str, Any]:
+    """The splits as plain JSON values: every row by path, label, group and digest.
+
+    `hash` is the SHA-256 of the sorted (split, label, digest) triples: it tells whether two runs
+    saw the same pictures in the same roles, wherever the files lay.
+    """
+    rows = {name: getattr(splits, name).tolist() for name in NAMES}
+    used = {row for part in rows.values() for row in part}
+    rows[UNUSED] = [row for row in range(len(records.items)) if row not in used]
+    entries = {name: [_entry(records.items[row]) for row in part] for name, part in rows.items()}
+    counts = {name: Counter(entry["label"] for entry in part) for name, part in entries.items()}
+    return {
+        "seed": splits.seed,
+        "val_fraction": splits.val_fraction,
+        "test_fraction": splits.test_fraction,
+        "class_names_hash": hash_class_names(records.class_names),
+        "counts": {name: dict(sorted(count.items())) for name, count in counts.items()},
+        "hash": _content_hash(entries),
+        "rows": entries,
+    }
+
+
+def read_manifest(document: dict[str, Any], records: Records) -> Splits:
+    """Find the manifest's rows among audited records, wherever their root lies now.
+
+    Raises:
+        DataError: the manifest was edited, or pictures, labels or classes are not those it lists.
+    """
+    entries: dict[str, list[dict[str, Any]]] = document["rows"]
+    if document["hash"] != _content_hash(entries):
+        raise DataError(
+            "the split manifest does not agree with its own hash",
+            expected=document["hash"],
+            received=_content_hash(entries),
+            fix="restore splits.json as the run wrote it, or start a new run",
+        )
+    row_of = {_identity(_entry(item)): row for row, item in enumerate(records.items)}
+    listed = {_identity(entry) for part in entries.values() for entry in part}
+    missing, added = sorted(listed - row_of.keys()), sorted(row_of.keys() - listed)
+    same_classes = document["class_names_hash"] == hash_class_names(records.class_names)
+    if missing or added or not same_classes:
+        raise DataError(
+            f"the pictures below {records.root} are not those that were split",
+            expected=f"{len(listed)} pictures with the paths, labels and content of the manifest",
+            received=_describe("changed or gone", missing) + ", " + _describe("new", added),
+            fix="restore the pictures, or start a new run on them",
+        )
+    rows = {
+        name: np.array(sorted(row_of[_identity(entry)] for entry in entries[name]), dtype=np.int64)
+        for name in NAMES
+    }
+    return Splits(
+        **rows,
+        seed=document["seed"],
+        val_fraction=document["val_fraction"],
+        test_fraction=document["test_fraction"],
+    )
+
+
+def _carve_pool(
+    records: Records, labels: np.ndarray, pool: np.ndarray, fractions: dict[str, float], seed: int
+) -> np.ndarray:
+    """The split of every pool row."""
+    if sum(fractions.values()) >= 1:
+        raise SpecError(
+            "data.val_fraction and data.test_fraction leave nothing to train on",
+            expected="a sum below 1",
+            received=" + ".join(f"{fraction:g}" for fraction in fractions.values()),
+            fix="lower one of them",
+        )
+    items = [records.items[row] for row in pool]
+    labels = labels[pool]
+    units = carving.find_units([item.digest for item in items], [item.group for item in items])
+    counts = np.bincount(labels, minlength=len(records.class_names))
+    num_units = carving.count_units(labels, units, len(records.class_names))
+    needed = len(fractions) + 1
+    for name, pictures, distinct in zip(records.class_names, counts, num_units, strict=True):
+        if distinct < needed:
+            raise DataError(
+                f"class {name!r} has fewer files than splits",
+                expected=f"at least {needed} pictures, one for each of train, "
+                f"{', '.join(sorted(fractions))}",
+                received=f"{counted(pictures, 'file', 'files')}; {distinct} without copies and "
+                "members of one group",
+                fix="add pictures of the class, or leave it out",
+            )
+    shares = carving.share_out(counts, fractions)
+    return carving.carve(labels, units, shares, np.random.default_rng(seed))
+
+
+def _check_groups(items: Iterable[Record]) -> None:
+    first_seen: dict[str, Record] = {}
+    for record in items:
+        if record.group is None:
+            continue
+        first = first_seen.setdefault(record.group, record)
+        if (first.split or carving.TRAIN) != (record.split or carving.TRAIN):
+            raise DataError(
+                f"group {record.group!r} is in two splits of the source",
+                expected="all pictures of a group in one split",
+                received=f"{first.path} in {first.split or carving.TRAIN}, "
+                f"{record.path} in {record.split or carving.TRAIN}",
+                fix="correct the split column, or leave it empty to have the splits drawn",
+            )
+
+
+def _check_every_class_in_every_split(
+    records: Records, labels: np.ndarray, split_of_row: np.ndarray
+) -> None:
+    for split in NAMES:
+        present = set(labels[split_of_row == split].tolist())
+        for c, name in enumerate(records.class_names):
+            if c not in present:
+                raise DataError(
+                    f"class {name!r} is missing from the {split} split",
+                    expected="at least one picture of every class in every split",
+                    received=f"{counted(int((labels == c).sum()), 'picture', 'pictures')} of the "
+                    "class, all in other splits",
+                    fix="add pictures of the class to the split, or leave it out of the source to "
+                    "have one drawn; with groups, smaller groups help",
+                )
+
+
+def _check_train_size(size: int, num_rows: int, num_classes: int) -> None:
+    if not num_classes <= size <= num_rows:
+        raise DataError(
+            f"data.train_size={size} does not fit the training split",
+            expected=f"{num_classes} (one picture a class) to {num_rows} (all there are)",
+            received=str(size),
+            fix="choose a number in between, or leave data.train_size out for all",
+        )
+
+
+def _entry(record: Record) -> dict[str, Any]:
+    return {
+        "path": record.path,
+        "label": record.label,
+        "group": record.group,
+        "digest": record.digest,
+    }
+
+
+def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["path"], entry["label"], entry["digest"]
+
+
+def _content_hash(entries: dict[str, list[dict[str, Any]]]) -> str:
+    triples = sorted(
+        (name, entry["label"], entry["digest"]) for name, part in entries.items() for entry in part
+    )
+    return hashlib.sha256(json.dumps(triples).encode()).hexdigest()
+
+
+def _describe(what: str, identities: list[tuple[str, str, str]]) -> str:
+    example = f" (such as {identities[0][0]})" if identities else ""
+    return f"{len(identities)} {what}{example}"
