@@ -1,0 +1,159 @@
+"""Batches: the right pictures, in the right view and order, whenever training starts."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.utils.class_weight import compute_class_weight
+
+from keras_transfer.data.pipeline import (
+    Examples,
+    epoch_order,
+    evaluation_dataset,
+    steps_per_epoch,
+    training_dataset,
+)
+from keras_transfer.data.views import strengths, view
+from keras_transfer.errors import DataError
+from keras_transfer.specs import ViewSpec
+
+STRONG = ViewSpec(policy="strong")
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """29 memory-mapped pictures of three classes: 20, 6 and 3."""
+    generator = np.random.default_rng(0)
+    file = tmp_path_factory.mktemp("pixels") / "pixels"
+    pixels = np.memmap(file, np.uint8, mode="w+", shape=(29, 12, 12, 3))
+    pixels[:] = generator.integers(0, 256, pixels.shape)
+    labels = generator.permutation(np.repeat([0, 1, 2], [20, 6, 3]))
+    return Examples(pixels, labels, generator.integers(0, 2**63, 29), num_classes=3)
+
+
+def training(examples: Examples, rows: np.ndarray, **changes) -> tf.data.Dataset:
+    settings = {"views": STRONG, "batch_size": 8, "seed": 3, "first_epoch": 0, "last_epoch": 3}
+    return training_dataset(examples, rows, **{**settings, **changes})
+
+
+def read(dataset: tf.data.Dataset) -> list[tuple[np.ndarray, ...]]:
+    return list(dataset.as_numpy_iterator())
+
+
+def test_training_dataset_shows_the_promised_views_in_the_promised_order(examples):
+    rows = np.arange(2, 29)
+    batches = read(training(examples, rows, first_epoch=1, last_epoch=3))
+    spec = strengths(STRONG)
+    expected_images, expected_labels = [], []
+    for epoch in (1, 2):
+        places, _ = epoch_order(
+            examples.labels[rows], epoch, num_classes=3, seed=3, sampling="natural"
+        )
+        for row in rows[places]:
+            image, example_id = examples.pixels[row], examples.example_ids[row]
+            expected_images.append(view(image, example_id, epoch + 1, 3, strengths=spec))
+            expected_labels.append(examples.labels[row])
+    images, labels, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
+    np.testing.assert_array_equal(images, np.stack(expected_images))
+    np.testing.assert_array_equal(labels, np.eye(3, dtype=np.float32)[expected_labels])
+    np.testing.assert_array_equal(weights, np.ones(len(images), np.float32))
+
+
+def test_training_dataset_goes_on_exactly_when_started_later(examples):
+    whole = read(training(examples, np.arange(29)))
+    tail = read(training(examples, np.arange(29), first_epoch=2))
+    assert len(whole) == 3 * len(tail)
+    for before, after in zip(whole[-len(tail) :], tail, strict=True):
+        for expected, found in zip(before, after, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_training_dataset_keeps_the_partial_batch_of_every_epoch(examples):
+    dataset = training(examples, np.arange(29))
+    assert [len(images) for images, _, _ in dataset] == [8, 8, 8, 5] * 3
+    assert int(dataset.cardinality()) == 3 * steps_per_epoch(29, 8) == 12
+    assert dataset.element_spec[0].shape.as_list() == [None, 12, 12, 3]
+    assert [spec.dtype for spec in dataset.element_spec] == [tf.float32] * 3
+
+
+def test_training_dataset_differs_when_the_seed_differs(examples):
+    first, second = (read(training(examples, np.arange(29), seed=seed)) for seed in (0, 1))
+    assert not np.array_equal(first[0][0], second[0][0])
+
+
+def test_training_dataset_shows_plain_pictures_when_views_are_off(examples):
+    rows = np.arange(29)
+    plain = ViewSpec(policy="none")
+    images = np.concatenate([batch[0] for batch in training(examples, rows, views=plain)])
+    places = [
+        epoch_order(examples.labels, e, num_classes=3, seed=3, sampling="natural")[0]
+        for e in range(3)
+    ]
+    np.testing.assert_array_equal(images, examples.pixels[np.concatenate(places)])
+
+
+def test_natural_order_is_a_permutation_that_changes_with_the_epoch():
+    labels = np.zeros(50, np.int64)
+    orders = [epoch_order(labels, e, num_classes=1, seed=0, sampling="natural") for e in (0, 1)]
+    for epoch, (places, view_indices) in enumerate(orders):
+        np.testing.assert_array_equal(np.sort(places), np.arange(50))
+        np.testing.assert_array_equal(view_indices, np.full(50, epoch + 1))
+    assert (orders[0][0] != orders[1][0]).any()
+
+
+def test_balanced_sampling_draws_classes_equally_and_never_repeats_a_view():
+    labels = np.repeat([0, 1, 2], [70, 10, 3])
+    shown = []
+    for epoch in range(4):
+        places, view_indices = epoch_order(
+            labels, epoch, num_classes=3, seed=0, sampling="balanced"
+        )
+        counts = np.bincount(labels[places], minlength=3)
+        assert counts.sum() == 83
+        assert counts.max() - counts.min() <= 1
+        times = np.bincount(places, minlength=83)
+        for number in range(3):
+            of_class = times[labels == number]
+            assert of_class.max() - of_class.min() <= 1
+        shown += zip(places.tolist(), view_indices.tolist(), strict=True)
+    assert len(set(shown)) == len(shown)
+    assert (np.diff(labels[places]) != 0).sum() > 20
+
+
+def test_balanced_sampling_reaches_the_batches(examples):
+    batches = read(training(examples, np.arange(29), sampling="balanced", last_epoch=1))
+    counts = np.concatenate([labels for _, labels, _ in batches]).sum(axis=0)
+    assert counts.sum() == 29
+    assert counts.max() - counts.min() <= 1
+    images = np.concatenate([images for images, _, _ in batches])
+    assert len({image.tobytes() for image in images}) == 29
+
+
+def test_class_weights_equal_those_of_scikit_learn(examples):
+    rows = np.arange(1, 29)
+    batches = read(training(examples, rows, class_weights="balanced", last_epoch=1))
+    labels = np.concatenate([labels for _, labels, _ in batches]).argmax(axis=1)
+    weights = np.concatenate([weights for _, _, weights in batches])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=examples.labels[rows])
+    np.testing.assert_allclose(weights, expected[labels], rtol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["sampling", "class_weights"])
+def test_training_dataset_refuses_to_balance_when_a_class_has_no_picture(examples, setting):
+    rows = np.flatnonzero(examples.labels != 2)
+    with pytest.raises(DataError, match=r"none of the classes numbered \[2\]"):
+        training(examples, rows, **{setting: "balanced"})
+
+
+def test_evaluation_dataset_gives_plain_pictures_in_order(examples):
+    rows = np.array([5, 3, 28, 0, 11])
+    dataset = evaluation_dataset(examples, rows, batch_size=2)
+    assert int(dataset.cardinality()) == 3
+    images, labels = (np.concatenate(part) for part in zip(*read(dataset), strict=True))
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images, examples.pixels[rows])
+    np.testing.assert_array_equal(labels.argmax(axis=1), examples.labels[rows])
+
+
+def test_datasets_refuse_an_empty_split(examples):
+    with pytest.raises(DataError, match="a split of the data is empty"):
+        evaluation_dataset(examples, np.array([], np.int64), batch_size=2)
