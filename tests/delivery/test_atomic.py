@@ -1,7 +1,6 @@
 """Writing beside and renaming: nothing half written ever carries a final name."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -12,15 +11,6 @@ import pytest
 
 from keras_transfer.delivery.atomic import discard_partials, replacing
 from keras_transfer.errors import RunError
-
-
-@pytest.fixture
-def full_disk():
-    """A limit of 4 kB a file, which fails like a full disk: in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def names(folder: Path) -> list[str]:

@@ -1,0 +1,75 @@
+"""What the delivery tests share: a full disk, photographs of all kinds, and a small classifier."""
+
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.labels import model_name
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """A limit of 4 kB a file, which fails like a full disk: in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 cuttings of two real photographs: JPEG, PNG, grey, with alpha, GIF, BMP and WebP."""
+    from sklearn.datasets import load_sample_images
+
+    folder = tmp_path_factory.mktemp("photos")
+    kinds = ["jpg", "png", "grey.jpg", "alpha.png", "gif", "bmp", "webp"]
+    generator = np.random.default_rng(0)
+    for number in range(36):
+        photo = Image.fromarray(load_sample_images().images[number % 2])
+        height, width = generator.integers(40, 200, 2)
+        left, top = generator.integers(0, 400), generator.integers(0, 200)
+        cutting = photo.crop((left, top, left + width, top + height))
+        kind = kinds[number % len(kinds)]
+        mode = {"grey.jpg": "L", "alpha.png": "RGBA"}.get(kind, "RGB")
+        cutting.convert(mode).save(folder / f"{number:02d}.{kind}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def class_names() -> tuple[str, ...]:
+    """Not sorted, not ASCII, with a space and with the name of a column."""
+    return ("temple", "naïve flower", "path")
+
+
+@pytest.fixture(scope="session")
+def make_classifier() -> Callable[..., keras.Model]:
+    """Builds Preprocess, convolution, BatchNorm, dropout and a head with random weights."""
+
+    def build(class_names: Sequence[str], *, dtype: str = "float32") -> keras.Model:
+        layers = keras.layers
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((32, 32, 3), name="image", dtype="float32")
+        x = Preprocess("torch", dtype=dtype)(inputs)
+        x = layers.Conv2D(64, 3, strides=4, dtype=dtype)(x)
+        x = layers.BatchNormalization(dtype=dtype)(x)
+        x = layers.Activation("relu", dtype=dtype)(x)
+        x = layers.Flatten(dtype=dtype)(x)
+        x = layers.Dropout(0.5, dtype=dtype)(x)
+        outputs = layers.Dense(len(class_names), dtype="float32", name="logits")(x)
+        return keras.Model(inputs, outputs, name=model_name(class_names))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def classifier(
+    make_classifier: Callable[..., keras.Model], class_names: tuple[str, ...]
+) -> keras.Model:
+    """A float32 classifier of `class_names`; tests must leave its weights as they are."""
+    return make_classifier(class_names)

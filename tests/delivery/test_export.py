@@ -1,0 +1,143 @@
+"""The SavedModel: its signatures, what is inside, and that weights are stored once."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_transfer.data.images import load_encoded, read_pixels
+from keras_transfer.delivery.class_list import read_label_files
+from keras_transfer.delivery.export import export_saved_model
+from keras_transfer.delivery.parity import TOLERANCES
+from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.errors import DataError, ExportError, RunError
+
+
+def export(model: keras.Model, folder: Path, class_names, *, resize: str = "crop") -> Path:
+    export_saved_model(model, folder, class_names=class_names, image_size=32, resize=resize)
+    return folder
+
+
+def encoded_and_pixels(files: list[Path], *, resize: str = "crop") -> tuple[tf.Tensor, np.ndarray]:
+    encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files])
+    pictures = read_pixels(files, image_size=32, resize=resize, max_megapixels=1)
+    return encoded, np.stack([picture.pixels for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def exported(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(classifier, tmp_path_factory.mktemp("exported") / "export" / "1", class_names)
+
+
+@pytest.fixture(scope="module")
+def signatures(exported: Path):
+    return tf.saved_model.load(str(exported)).signatures
+
+
+def test_serving_default_answers_encoded_pictures_like_the_model(
+    signatures, classifier, class_names, photos: Path
+):
+    encoded, pixels = encoded_and_pixels(sorted(photos.iterdir()))
+    answer = signatures["serving_default"](image_bytes=encoded)
+    expected = predict_pixels(classifier, pixels)
+    np.testing.assert_allclose(answer["probabilities"], expected, rtol=0, atol=1e-6)
+    assert answer["probabilities"].dtype == tf.float32
+    labels = [label.decode() for label in answer["label"].numpy()]
+    assert labels == [class_names[column] for column in expected.argmax(axis=1)]
+    assert len(set(labels)) > 1
+    names = [[name.decode() for name in row] for row in answer["class_names"].numpy()]
+    assert names == [list(class_names)] * len(pixels)
+
+
+def test_serving_pixels_answers_pictures_of_any_size_like_the_model(
+    signatures, classifier, photos: Path
+):
+    files = sorted(photos.glob("*.png"))[:4]
+    encoded, pixels = encoded_and_pixels(files)
+    expected = predict_pixels(classifier, pixels)
+    for row, content in enumerate(encoded):
+        picture = tf.io.decode_image(content, channels=3)
+        answer = signatures["serving_pixels"](pixels=tf.stack([picture, picture]))
+        for copy in range(2):
+            np.testing.assert_allclose(answer["probabilities"][copy], expected[row], atol=1e-6)
+    assert signatures["serving_pixels"].structured_input_signature[1]["pixels"].dtype == tf.uint8
+
+
+def test_serving_pixels_refuses_floats(signatures):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="uint8"):
+        signatures["serving_pixels"](pixels=tf.zeros([1, 40, 40, 3]))
+
+
+def test_serving_default_refuses_what_is_no_picture(signatures):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        signatures["serving_default"](image_bytes=tf.constant([b"a picture, honestly"]))
+
+
+def test_export_resizes_as_the_training_did(classifier, class_names, photos: Path, tmp_path: Path):
+    encoded, pixels = encoded_and_pixels(sorted(photos.iterdir())[:6], resize="pad")
+    folder = export(classifier, tmp_path / "1", class_names, resize="pad")
+    answer = tf.saved_model.load(str(folder)).signatures["serving_default"](image_bytes=encoded)
+    expected = predict_pixels(classifier, pixels)
+    np.testing.assert_allclose(answer["probabilities"], expected, rtol=0, atol=1e-6)
+
+
+def test_export_stores_every_weight_once(exported: Path, classifier):
+    files = [file for file in exported.rglob("*") if file.is_file()]
+    content = b"".join(file.read_bytes() for file in files)
+    for weight in classifier.weights:
+        value = weight.numpy()
+        if len(np.unique(value)) > 1:  # biases of zeros look like any other zeros
+            assert content.count(value.tobytes()) == 1
+
+
+def test_export_has_no_random_operation(exported: Path, signatures):
+    operations = set()
+    for signature in signatures.values():
+        graph = signature.graph.as_graph_def()
+        nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+        operations |= {node.op for node in nodes}
+    assert "Conv2D" in operations
+    assert [name for name in operations if "Random" in name or "Rng" in name] == []
+
+
+def test_export_keeps_the_class_list_beside_it(exported: Path, class_names):
+    assert read_label_files(exported) == class_names
+    lines = (exported / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == list(class_names)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_export_of_a_mixed_precision_model_answers_in_float32(
+    dtype: str, make_classifier, class_names, photos: Path, tmp_path: Path
+):
+    model = make_classifier(class_names, dtype=dtype)
+    encoded, pixels = encoded_and_pixels(sorted(photos.iterdir()))
+    folder = export(model, tmp_path / "1", class_names)
+    answer = tf.saved_model.load(str(folder)).signatures["serving_default"](image_bytes=encoded)
+    assert answer["probabilities"].dtype == tf.float32
+    difference = np.abs(answer["probabilities"] - predict_pixels(model, pixels)).max()
+    assert difference <= TOLERANCES[dtype]
+
+
+def test_export_refuses_another_order_of_classes(classifier, class_names, tmp_path: Path):
+    with pytest.raises(DataError, match="other classes, or in another order"):
+        export(classifier, tmp_path / "1", class_names[::-1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_never_replaces_a_folder_of_other_files(classifier, class_names, tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("words")
+    with pytest.raises(ExportError, match="holds other files") as failure:
+        export(classifier, tmp_path, class_names)
+    assert "thesis.txt" in str(failure.value)
+    assert (tmp_path / "thesis.txt").read_text() == "words"
+
+
+def test_export_on_a_full_disk_leaves_nothing_and_says_so(
+    classifier, class_names, tmp_path: Path, full_disk: None
+):
+    with pytest.raises(RunError, match="disk is full"):
+        export(classifier, tmp_path / "export" / "1", class_names)
+    assert [path.name for path in tmp_path.rglob("*")] == ["export"]

@@ -1,0 +1,109 @@
+"""The proof of an export: it passes for the model itself and fails for anything else."""
+
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_transfer.data.images import read_pixels
+from keras_transfer.delivery.class_list import write_label_files
+from keras_transfer.delivery.export import export_saved_model
+from keras_transfer.delivery.parity import check_parity
+from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.errors import DataError, ExportError
+
+
+@pytest.fixture(scope="module")
+def files(photos: Path) -> list[Path]:
+    return sorted(photos.iterdir())
+
+
+@pytest.fixture(scope="module")
+def pixels(files: list[Path]) -> np.ndarray:
+    pictures = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
+    return np.stack([picture.pixels for picture in pictures])
+
+
+def export(model: keras.Model, folder: Path, class_names) -> Path:
+    export_saved_model(model, folder, class_names=class_names, image_size=32, resize="crop")
+    return folder
+
+
+def test_parity_holds_for_the_model_itself(
+    classifier, class_names, files, pixels, tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    folder = export(classifier, tmp_path / "1", class_names)
+    capfd.readouterr()
+    expected = predict_pixels(classifier, pixels)
+    parity = check_parity(folder, files, expected, class_names, max_megapixels=1)
+    assert parity.num_files == len(files) == 36
+    assert parity.label_agreement == 1.0
+    assert parity.max_abs_difference <= 1e-6
+    assert capfd.readouterr() == ("", "")
+
+
+def test_parity_fails_and_names_the_file_for_another_weight(
+    classifier, class_names, files, pixels, tmp_path: Path
+):
+    expected = predict_pixels(classifier, pixels)
+    tampered = keras.models.clone_model(classifier)
+    tampered.set_weights(classifier.get_weights())
+    bias = tampered.get_layer("logits").bias
+    bias.assign(bias + [0.0, 1e-3, 0.0])
+    folder = export(tampered, tmp_path / "1", class_names)
+    shift = np.abs(predict_pixels(tampered, pixels) - expected).max(axis=1)
+    with pytest.raises(ExportError, match="disagree") as failure:
+        check_parity(folder, files, expected, class_names, max_megapixels=1)
+    assert str(files[int(shift.argmax())]) in str(failure.value)
+    assert f"{shift.max():.2g}" in str(failure.value)
+
+
+def test_parity_fails_for_classes_in_another_order(
+    make_classifier, class_names, files, pixels, tmp_path: Path
+):
+    turned = make_classifier(class_names[::-1])
+    folder = export(turned, tmp_path / "1", class_names[::-1])
+    expected = predict_pixels(turned, pixels)
+    with pytest.raises(ExportError, match=r"labels\.txt of the exported model lists other"):
+        check_parity(folder, files, expected, class_names, max_megapixels=1)
+    # The same once more with label files that hide it.
+    write_label_files(folder, class_names)
+    with pytest.raises(ExportError, match="the output class_names"):
+        check_parity(folder, files, expected, class_names, max_megapixels=1)
+
+
+def test_parity_does_not_fail_for_an_exact_tie(
+    make_classifier, class_names, files, pixels, tmp_path: Path
+):
+    model = make_classifier(class_names)
+    kernel, bias = model.get_layer("logits").get_weights()
+    model.get_layer("logits").set_weights([np.repeat(kernel[:, :1], 3, axis=1), bias])
+    folder = export(model, tmp_path / "1", class_names)
+    expected = predict_pixels(model, pixels)
+    assert np.ptp(expected) < 1e-6
+    # The last rounding error decides each label; let it decide otherwise.
+    expected[:, 2] += 1e-7
+    parity = check_parity(folder, files, expected, class_names, max_megapixels=1)
+    assert parity.label_agreement == 1.0
+
+
+def test_parity_fails_with_the_last_words_of_what_cannot_be_served(
+    classifier, class_names, files, pixels, tmp_path: Path
+):
+    folder = export(classifier, tmp_path / "1", class_names)
+    shutil.rmtree(folder / "variables")
+    expected = predict_pixels(classifier, pixels)
+    with pytest.raises(ExportError, match="cannot be served by TensorFlow alone") as failure:
+        check_parity(folder, files, expected, class_names, max_megapixels=1)
+    assert "variables" in str(failure.value).split("exit status")[1]
+
+
+def test_parity_refuses_files_it_cannot_compare(classifier, class_names, tmp_path: Path, files):
+    folder = export(classifier, tmp_path / "1", class_names)
+    with pytest.raises(ExportError, match="0 files"):
+        check_parity(folder, [], np.empty((0, 3)), class_names, max_megapixels=1)
+    some = [*files[:2], tmp_path / "gone.jpg"]
+    with pytest.raises(DataError, match=r"gone\.jpg"):
+        check_parity(folder, some, np.full((3, 3), 1 / 3), class_names, max_megapixels=1)
