@@ -1,0 +1,195 @@
+"""What a finished run says about pictures: any number of files, or a labelled set of pixels."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.config import load_spec
+from keras_transfer.conversion import nearest
+from keras_transfer.data.images import Picture, read_pixels
+from keras_transfer.data.records import BadFile, Records
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.errors import DataError, RunError
+from keras_transfer.labels import check_class_order
+from keras_transfer.specs import RunSpec
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A run's model with all that is needed to ask it about new pictures.
+
+    `model` maps float32 [B, S, S, 3] in 0-255 to logits in the order of `class_names`.
+    """
+
+    model: keras.Model
+    class_names: tuple[str, ...]
+    spec: RunSpec
+    folder: RunFolder
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prediction:
+    """One picture's answer: `probabilities` is float32 [C], `confidence` the label's own."""
+
+    path: str
+    label: str
+    confidence: float
+    probabilities: np.ndarray
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Load the model, classes and spec of a run folder.
+
+    Raises:
+        RunError: there is no run, or its class list or model is missing, damaged or changed.
+        DataError: the model was trained on other classes, or in another order, than
+            class_names.json lists.
+        SpecError: its spec.json does not make sense.
+    """
+    folder = RunFolder.open(path)
+    class_names = folder.read_class_names()
+    spec = load_spec(folder.path)
+    model = _load_model(folder)
+    check_class_order(model.name, class_names, str(folder.path / "class_names.json"))
+    expected = (None, spec.data.image_size, spec.data.image_size, 3)
+    if model.input_shape != expected:
+        raise RunError(
+            f"{folder.model_file} does not fit {folder.spec_file}",
+            expected=f"an input of {expected}, as data.image_size says",
+            received=f"an input of {model.input_shape}",
+            fix="restore the two files of one and the same run",
+        )
+    return LoadedRun(model, class_names, spec, folder)
+
+
+def predict_files(
+    run: LoadedRun, files: Iterable[Path], *, batch_size: int = BATCH_SIZE
+) -> Iterator[Prediction | BadFile]:
+    """Answer for every file, in order; one that is no usable picture comes back as a `BadFile`.
+
+    Lazy all the way: only a batch and the reader's look-ahead are in memory, and `files` may be
+    endless.
+    """
+    data = run.spec.data
+    pictures = read_pixels(
+        files,
+        image_size=data.image_size,
+        resize=data.resize,
+        max_megapixels=data.max_megapixels,
+    )
+    while batch := list(itertools.islice(pictures, batch_size)):
+        good = [item for item in batch if isinstance(item, Picture)]
+        pixels = np.stack([item.pixels for item in good]) if good else np.empty((0,))
+        answers = iter(predict_pixels(run.model, pixels, batch_size=batch_size))
+        for item in batch:
+            yield (
+                _prediction(item.file, next(answers), run.class_names)
+                if isinstance(item, Picture)
+                else item
+            )
+
+
+def predict_pixels(
+    model: keras.Model,
+    pixels: np.ndarray,
+    *,
+    batch_size: int = BATCH_SIZE,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The model's probabilities, float32 [N, C], in full float32 precision on every device.
+
+    Args:
+        pixels: uint8 [N, S, S, 3], in memory or mapped from a file; read batch by batch.
+        on_progress: called with the number of pictures done and N.
+    """
+    probabilities = np.empty((len(pixels), model.output_shape[-1]), np.float32)
+    with _full_float32():
+        for start in range(0, len(pixels), batch_size):
+            batch = pixels[start : start + batch_size].astype(np.float32)
+            probabilities[start : start + len(batch)] = _softmax(model.predict_on_batch(batch))
+            if on_progress is not None:
+                on_progress(start + len(batch), len(pixels))
+    return probabilities
+
+
+def predict_records(
+    run: LoadedRun,
+    records: Records,
+    *,
+    pixels: np.ndarray,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """True classes and probabilities of a labelled set, both in the run's order of classes.
+
+    The set may list its classes in another order, or only some of the run's: labels go by name.
+
+    Args:
+        pixels: uint8 [N, S, S, 3], row by row for `records`.
+
+    Returns:
+        int64 [N] and float32 [N, C].
+
+    Raises:
+        DataError: the set has a class the run was not trained on.
+    """
+    column = {name: number for number, name in enumerate(run.class_names)}
+    unknown = [name for name in records.class_names if name not in column]
+    if unknown:
+        raise DataError(
+            f"{records.root} has classes that the run in {run.folder.path} was not trained on",
+            expected=f"classes out of {', '.join(run.class_names)}",
+            received=", ".join(repr(name) for name in unknown),
+            fix=nearest(unknown[0], run.class_names),
+        )
+    labels = np.array([column[record.label] for record in records.items], np.int64)
+    return labels, predict_pixels(run.model, pixels, on_progress=on_progress)
+
+
+def _load_model(folder: RunFolder) -> keras.Model:
+    try:
+        return keras.models.load_model(
+            folder.model_file, custom_objects={"Preprocess": Preprocess}, compile=False
+        )
+    except Exception as error:  # Keras raises many kinds for a damaged archive.
+        received = "no such file" if not folder.model_file.exists() else str(error)[:500]
+        raise RunError(
+            f"the model of the run cannot be loaded from {folder.model_file}",
+            expected="the model.keras that the run wrote",
+            received=received,
+            fix="restore the file, or finish the run with --resume",
+        ) from error
+
+
+def _prediction(file: Path, probabilities: np.ndarray, class_names: tuple[str, ...]) -> Prediction:
+    top = int(probabilities.argmax())
+    return Prediction(file.as_posix(), class_names[top], float(probabilities[top]), probabilities)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
+    result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Switch off TensorFloat-32, with which GPUs round float32 products to ten bits.
+
+    An exported model is held to its model's probabilities to five digits, on any device.
+    """
+    setting = tf.config.experimental
+    before = setting.tensor_float_32_execution_enabled()
+    setting.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        setting.enable_tensor_float_32_execution(before)
