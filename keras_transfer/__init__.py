@@ -1,0 +1,84 @@
+"""Transfer learning for pictures: from a folder of photographs to a verified SavedModel.
+
+Names are looked up on first use, so that importing the package does not import TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_transfer.config import load_spec as load_spec
+    from keras_transfer.config import override as override
+    from keras_transfer.delivery.prediction import load_run as load_run
+    from keras_transfer.delivery.prediction import predict_files as predict_files
+    from keras_transfer.delivery.proof import export_proven as export_proven
+    from keras_transfer.delivery.starting import start_run as start_run
+    from keras_transfer.errors import KerasTransferError as KerasTransferError
+    from keras_transfer.fitting import SplitData as SplitData
+    from keras_transfer.fitting import fit_phases as fit_phases
+    from keras_transfer.models.classifier import build_classifier as build_classifier
+    from keras_transfer.specs import DataSpec as DataSpec
+    from keras_transfer.specs import DeviceSpec as DeviceSpec
+    from keras_transfer.specs import ModelSpec as ModelSpec
+    from keras_transfer.specs import PhaseSpec as PhaseSpec
+    from keras_transfer.specs import RunSpec as RunSpec
+    from keras_transfer.specs import TrainingSpec as TrainingSpec
+    from keras_transfer.specs import ViewSpec as ViewSpec
+    from keras_transfer.terminal import Silent as Silent
+    from keras_transfer.terminal import Terminal as Terminal
+    from keras_transfer.transfer import judge as judge
+    from keras_transfer.transfer import load_data as load_data
+    from keras_transfer.transfer import run_transfer as run_transfer
+
+_HOMES = {
+    "config": ("load_spec", "override"),
+    "delivery.prediction": ("load_run", "predict_files"),
+    "delivery.proof": ("export_proven",),
+    "delivery.starting": ("start_run",),
+    "errors": ("KerasTransferError",),
+    "fitting": ("SplitData", "fit_phases"),
+    "models.classifier": ("build_classifier",),
+    "specs": (
+        "DataSpec",
+        "DeviceSpec",
+        "ModelSpec",
+        "PhaseSpec",
+        "RunSpec",
+        "TrainingSpec",
+        "ViewSpec",
+    ),
+    "terminal": ("Silent", "Terminal"),
+    "transfer": ("judge", "load_data", "run_transfer"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022
+    "DataSpec",
+    "DeviceSpec",
+    "KerasTransferError",
+    "ModelSpec",
+    "PhaseSpec",
+    "RunSpec",
+    "Silent",
+    "SplitData",
+    "Terminal",
+    "TrainingSpec",
+    "ViewSpec",
+    "build_classifier",
+    "export_proven",
+    "fit_phases",
+    "judge",
+    "load_data",
+    "load_run",
+    "load_spec",
+    "override",
+    "predict_files",
+    "run_transfer",
+    "start_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'keras_transfer' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"keras_transfer.{_HOME_OF[name]}"), name)

@@ -120,7 +120,7 @@ def fit_phases(
     for number, phase in enumerate(spec.phases):
         classifier.from_stage(phase.unfreeze, field=f"phases.{number}.unfreeze")
     finished = Checkpoint(run, "finished") if run else None
-    outcomes = _take_up(finished, classifier, data, narrator)
+    outcomes = _take_up(finished, classifier, narrator)
     for number in range(len(outcomes), len(spec.phases)):
         saver = Checkpoint(run, f"phase-{number}") if run else None
         outcomes.append(_fit_one(classifier, data, number, outcomes, narrator, saver))
@@ -166,7 +166,13 @@ def _fit_one(
 
 
 def _outcome(
-    result: PhaseResult, data: SplitData, val: np.ndarray, test: np.ndarray, *, gain: Any, kept: bool
+    result: PhaseResult,
+    data: SplitData,
+    val: np.ndarray,
+    test: np.ndarray,
+    *,
+    gain: Any,
+    kept: bool,
 ) -> Outcome:
     def hits(rows: np.ndarray, probabilities: np.ndarray) -> tuple[float, tuple[float, float]]:
         right = int(np.sum(probabilities.argmax(axis=1) == data.examples.labels[rows]))
@@ -218,7 +224,7 @@ def _state(classifier: Classifier, data: SplitData, outcomes: list[Outcome]) -> 
 
 
 def _take_up(
-    finished: Checkpoint | None, classifier: Classifier, data: SplitData, narrator: Narrator
+    finished: Checkpoint | None, classifier: Classifier, narrator: Narrator
 ) -> list[Outcome]:
     state = finished.load() if finished else None
     if state is None:

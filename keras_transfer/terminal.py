@@ -1,8 +1,9 @@
 """What a person sees while a run goes on: plain sentences, progress bars, a closing table."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,6 +11,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     import keras
+
+
+Item = TypeVar("Item")
 
 
 class Narrator(Protocol):
@@ -57,6 +61,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print one sentence with a bullet."""
+        logging.getLogger("keras_transfer").info(text)
         self.console.print(f"[bold cyan]•[/] {_escaped(text)}", highlight=False)
 
     @contextlib.contextmanager
@@ -64,7 +69,7 @@ class Terminal:
         """A bar that is gone when the block ends."""
         with self._progress() as bar:
             task = bar.add_task(title, total=None, note="")
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
     @contextlib.contextmanager
     def watching(
@@ -95,6 +100,13 @@ class Terminal:
                     on_epoch_begin=begin, on_train_batch_end=step, on_epoch_end=end
                 )
             ]
+
+    @staticmethod
+    def counted(items: Iterable[Item], count: Callable[[int, int], None]) -> Iterator[Item]:
+        """Pass items on and count them, their total being unknown."""
+        for number, item in enumerate(items, start=1):
+            yield item
+            count(number, 0)
 
     def table(
         self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""

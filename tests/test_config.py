@@ -16,7 +16,7 @@ from keras_transfer.config import (
     spec_to_dict,
 )
 from keras_transfer.errors import SpecError
-from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.specs import PhaseSpec, PretrainSpec, RunSpec
 
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
 
@@ -86,6 +86,11 @@ def test_word_without_equals_sign_is_refused():
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_preset_loads(preset):
     assert load_spec(preset.stem, presets=PRESETS).name
+
+
+@pytest.mark.parametrize("name", ["letters_resnet50", "letters_vgg16"])
+def test_every_pretraining_preset_loads(name):
+    assert load_spec(name, presets=PRESETS / "pretraining", kind=PretrainSpec).name == name
 
 
 def test_unknown_preset_offers_the_nearest():

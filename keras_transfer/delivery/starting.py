@@ -8,7 +8,7 @@ from keras_transfer.config import load_spec, spec_to_dict
 from keras_transfer.delivery.environment import describe_environment
 from keras_transfer.delivery.runs import RunFolder, latest, next_free
 from keras_transfer.errors import RunError
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import PretrainSpec, RunSpec
 
 DEFAULT_PARENT = Path("saved_models")
 
@@ -27,7 +27,7 @@ def start_run(
     """
     if resume:
         run = RunFolder.create(output or latest(DEFAULT_PARENT, spec.name), resume=True)
-        _check_same_spec(load_spec(run.spec_file), spec, run)
+        check_same_spec(load_spec(run.spec_file), spec, run)
         return run
     run = RunFolder.create(output or next_free(DEFAULT_PARENT, spec.name))
     run.write_json("environment.json", describe_environment())
@@ -35,7 +35,10 @@ def start_run(
     return run
 
 
-def _check_same_spec(saved: RunSpec, given: RunSpec, run: RunFolder) -> None:
+def check_same_spec(
+    saved: RunSpec | PretrainSpec, given: RunSpec | PretrainSpec, run: RunFolder
+) -> None:
+    """Raise RunError, naming the fields that differ, unless the two specs are equal."""
     before, now = dict(_flat(spec_to_dict(saved))), dict(_flat(spec_to_dict(given)))
     changed = sorted(name for name in before | now if before.get(name) != now.get(name))
     if changed:

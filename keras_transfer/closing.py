@@ -1,0 +1,67 @@
+"""The closing table of a run."""
+
+from keras_transfer.delivery.parity import Parity
+from keras_transfer.evaluation.metrics import Evaluation
+from keras_transfer.terminal import Terminal
+from keras_transfer.transfer import Result
+
+
+def show_result(result: Result, terminal: Terminal) -> None:
+    """Print phases, test figures, parity of the export and where everything is."""
+    rows = []
+    for outcome in result.outcomes:
+        rows.append(
+            [
+                outcome.name + ("" if outcome.kept else " (undone)"),
+                f"{outcome.epochs}",
+                f"{outcome.seconds:.0f}",
+                f"{outcome.num_trainable:,}",
+                _with_interval(outcome.val_accuracy, outcome.val_interval),
+                _with_interval(outcome.test_accuracy, outcome.test_interval),
+            ]
+        )
+    header = ["phase", "epochs", "seconds", "trainable", "validation accuracy", "test accuracy"]
+    terminal.table(f"Run {result.run.path}", header, rows, caption="95 % intervals in brackets")
+    terminal.say(_describe_figures(result.test))
+    terminal.say(describe_parity(result.parity))
+    path = result.run.path
+    terminal.say(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
+    terminal.say(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
+    terminal.say(f"{result.seconds:.0f} seconds in all.")
+
+
+def show_evaluation(evaluation: Evaluation, terminal: Terminal) -> None:
+    """Print the figures of a judgement, class by class."""
+    rows = [
+        [
+            name,
+            f"{figures.precision:.1%}",
+            f"{figures.recall:.1%}",
+            f"{figures.f1:.1%}",
+            f"{figures.support:,}",
+        ]
+        for name, figures in evaluation.per_class.items()
+    ]
+    terminal.table("Classes", ["class", "precision", "recall", "F1", "pictures"], rows)
+    terminal.say(_describe_figures(evaluation))
+
+
+def describe_parity(parity: Parity) -> str:
+    """How well artefact and model agree, in one sentence."""
+    return (
+        f"Export proven in a process without Keras: on {parity.num_files} test files "
+        f"{parity.label_agreement:.0%} of the labels agree, probabilities within "
+        f"{parity.max_abs_difference:.1e}."
+    )
+
+
+def _describe_figures(test: Evaluation) -> str:
+    return (
+        f"Accuracy {_with_interval(test.accuracy, test.intervals['accuracy'])}, balanced accuracy "
+        f"{test.balanced_accuracy:.1%}, log loss {test.log_loss:.3f}, calibration error "
+        f"{test.expected_calibration_error:.3f}."
+    )
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

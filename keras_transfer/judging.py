@@ -1,0 +1,108 @@
+"""Questions to a finished run: how good is it, on these pictures, and can it be exported again?"""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from keras_transfer.config import override
+from keras_transfer.data.audit import audit
+from keras_transfer.data.records import Records
+from keras_transfer.data.sources import read_records
+from keras_transfer.delivery.parity import Parity
+from keras_transfer.delivery.prediction import LoadedRun, load_run, predict_records
+from keras_transfer.delivery.proof import export_proven
+from keras_transfer.errors import DataError
+from keras_transfer.evaluation.metrics import Evaluation, evaluate
+from keras_transfer.terminal import Narrator
+
+
+def evaluate_run(run_path: str | Path, data_path: str | None, *, narrator: Narrator) -> Evaluation:
+    """Judge a run on its own test split, or on all pictures of a folder or CSV file.
+
+    Args:
+        data_path: labels go by name, so the set may hold only some of the run's classes.
+
+    Raises:
+        RunError: the folder holds no finished run.
+        DataError: the pictures cannot be used, changed since the run, or have unknown classes.
+    """
+    run = load_run(run_path)
+    records, labels, probabilities = _predict_labelled(run, data_path, narrator)
+    narrator.say(f"{len(labels):,} pictures of {len(records.class_names)} classes.")
+    return evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
+
+
+def export_run(run_path: str | Path, *, narrator: Narrator) -> tuple[Path, Parity]:
+    """Export the run's model under the next version number, proven on its test split.
+
+    Raises:
+        RunError, DataError: the run or its test pictures are not there any more.
+        ExportError: artefact and model disagree.
+    """
+    run = load_run(run_path)
+    records, _, probabilities = _predict_labelled(run, None, narrator)
+    export_folder = run.folder.path / "export"
+    versions = [int(path.name) for path in export_folder.glob("*") if path.name.isdigit()]
+    folder = export_folder / str(max(versions, default=0) + 1)
+    parity = export_proven(
+        run.model,
+        folder,
+        spec=run.spec,
+        class_names=run.class_names,
+        files=[records.file(row) for row in range(len(records.items))],
+        probabilities=probabilities,
+    )
+    return folder, parity
+
+
+def _predict_labelled(
+    run: LoadedRun, data_path: str | None, narrator: Narrator
+) -> tuple[Records, np.ndarray, np.ndarray]:
+    """The pictures asked for, their classes in the run's order, and their probabilities."""
+    records = _test_split(run) if data_path is None else _other_pictures(run, data_path)
+    with tempfile.TemporaryDirectory() as scratch, narrator.counting("reading pictures") as count:
+        records, pixels = audit(
+            records, run.spec.data, pixels_file=Path(scratch) / "pixels", on_progress=count
+        )
+        if data_path is None:
+            _check_unchanged(records, run)
+        labels, probabilities = predict_records(run, records, pixels)
+    return records, labels, probabilities
+
+
+def _test_split(run: LoadedRun) -> Records:
+    """The run's test pictures, without the digests that the audit is to find again."""
+    listed = {entry["path"] for entry in run.folder.read_json("splits.json")["rows"]["test"]}
+    records = read_records(run.spec.data)
+    items = tuple(record for record in records.items if record.path in listed)
+    missing = listed - {record.path for record in items}
+    if missing:
+        raise DataError(
+            f"{len(missing)} test pictures of the run are gone from {records.root}",
+            expected=f"all {len(listed)} pictures of the test split",
+            received=f"no {min(missing)}",
+            fix="restore the pictures, or name other pictures to judge the run on",
+        )
+    return dataclasses.replace(records, items=items)
+
+
+def _check_unchanged(records: Records, run: LoadedRun) -> None:
+    rows = run.folder.read_json("splits.json")["rows"]["test"]
+    digests = {entry["path"]: entry["digest"] for entry in rows}
+    changed = [r.path for r in records.items if r.digest != digests[r.path]]
+    changed += [bad.path for bad in records.bad_files]
+    if changed:
+        raise DataError(
+            f"{len(changed)} test pictures changed since the run",
+            expected="the files that the run was judged on",
+            received=f"another content of {changed[0]}",
+            fix="restore the pictures, or name other pictures to judge the run on",
+        )
+
+
+def _other_pictures(run: LoadedRun, data_path: str) -> Records:
+    source = "csv" if Path(data_path).suffix.lower() == ".csv" else "folder"
+    changes = {"data.source": source, "data.path": data_path}
+    return read_records(override(run.spec, changes).data)

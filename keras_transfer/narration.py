@@ -1,0 +1,93 @@
+"""What a run decided, in plain sentences."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from keras_transfer.data.records import Records
+from keras_transfer.data.splits import Splits
+from keras_transfer.data.views import strengths
+from keras_transfer.models.classifier import HEAD, Classifier
+from keras_transfer.specs import RunSpec
+
+MAX_NAMED = 5
+"""Bad files named on the terminal; run.log names them all."""
+
+
+def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
+    """Pictures, bad files, splits, resizing and augmentation."""
+    names = records.class_names
+    shown = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
+    yield f"{len(records.items):,} pictures of {len(names)} classes: {shown}."
+    if records.bad_files:
+        named = "; ".join(f"{bad.path} ({bad.reason})" for bad in records.bad_files[:MAX_NAMED])
+        more = len(records.bad_files) - MAX_NAMED
+        named += f"; and {more} more in run.log" if more > 0 else ""
+        yield f"{len(records.bad_files)} unreadable files left out: {named}."
+    yield from records.notes
+    given = {record.split for record in records.items}
+    carved = [
+        name for name, source in (("validation", "val"), ("test", "test")) if source not in given
+    ]
+    origin = (
+        f"{' and '.join(carved)} split off from training, stratified, seed {spec.seed}"
+        if carved
+        else "as the source has them"
+    )
+    yield (
+        f"{len(splits.train):,} train, {len(splits.val):,} validation, {len(splits.test):,} test "
+        f"({origin})."
+    )
+    yield (
+        f"Every picture becomes {spec.data.image_size} × {spec.data.image_size} px by "
+        f"'{spec.data.resize}', here and in the exported model."
+    )
+    yield _describe_views(spec)
+    yield from _describe_balance(spec, records, splits)
+
+
+def _describe_views(spec: RunSpec) -> str:
+    resolved = strengths(spec.views)
+    plain = {"policy": "none", "crop_area": 1.0, "crop_aspect": 1.0, "erasing_area": 0}
+    values = {name: getattr(resolved, name) for name in resolved.__dataclass_fields__}
+    active = [
+        name.replace("_", " ") + ("" if value is True else f" {value:g}")
+        for name, value in values.items()
+        if name not in ("policy", "erasing_area") and value and value != plain.get(name)
+    ]
+    if not active:
+        return "Training pictures are not augmented."
+    return f"Training pictures are augmented ('{spec.views.policy}'): {', '.join(active)}."
+
+
+def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
+    counts = np.bincount(np.asarray(records.labels())[splits.train])
+    if spec.training.class_weights == "balanced":
+        yield "The loss weighs classes by inverse frequency."
+    elif spec.training.sampling == "balanced":
+        yield "Every class is drawn equally often."
+    elif counts.max() >= 3 * counts.min():
+        yield (
+            f"The classes are imbalanced ({counts.min()} to {counts.max()} training pictures); "
+            "training.class_weights=balanced or training.sampling=balanced would correct it."
+        )
+
+
+def describe_model(spec: RunSpec, classifier: Classifier) -> str:
+    """Trunk, weights, stages and BatchNormalization."""
+    stages = [stage for stage in classifier.stages if stage != HEAD]
+    norms = any(phase.train_batchnorm for phase in spec.phases)
+    weights = {
+        "imagenet": "ImageNet weights",
+        "embedded": "the weights that ship with the package",
+        "none": "random weights",
+    }.get(spec.model.weights, f"weights from {spec.model.weights}")
+    return (
+        f"{spec.model.backbone} with {weights}, stages {', '.join(stages)}, and a "
+        f"{spec.model.head} head: {classifier.model.count_params():,} parameters; "
+        + (
+            "BatchNormalization learns where a phase says so."
+            if norms
+            else "BatchNormalization stays frozen in every phase."
+        )
+    )

@@ -1,0 +1,102 @@
+"""The dry run: build everything, try one batch of every phase, write nothing."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from keras_transfer.data.images import read_pixels
+from keras_transfer.data.pipeline import Examples, training_dataset
+from keras_transfer.data.records import BadFile, Records
+from keras_transfer.data.sources import read_records
+from keras_transfer.devices import set_up
+from keras_transfer.errors import DataError
+from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.specs import RunSpec
+from keras_transfer.terminal import Terminal
+from keras_transfer.training.optimizers import stage_rates
+from keras_transfer.training.phases import apply_phase, compile_phase
+
+
+def rehearse(spec: RunSpec, terminal: Terminal) -> None:
+    """Read one batch of pictures, train every phase on it once, and print what would happen.
+
+    Raises:
+        DataError, SpecError, WeightsError: what the run itself would raise that early.
+    """
+    set_up(spec.devices, seed=spec.seed)
+    records = read_records(spec.data)
+    examples = _one_batch(spec, records)
+    terminal.say(f"{len(records.items):,} files of {len(records.class_names)} classes.")
+    classifier = build_classifier(
+        spec.model,
+        image_size=spec.data.image_size,
+        class_names=records.class_names,
+        seed=spec.seed,
+    )
+    _show_stages(classifier, terminal)
+    rows = list(_try_phases(spec, classifier, examples))
+    header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
+    terminal.table("Phases", header, rows)
+    terminal.say("Dry run: nothing was written.")
+
+
+def _one_batch(spec: RunSpec, records: Records) -> Examples:
+    """A batch of readable pictures spread over the whole source."""
+    stride = max(1, len(records.items) // spec.training.batch_size)
+    rows = range(0, len(records.items), stride)
+    read = read_pixels(
+        (records.file(row) for row in rows),
+        image_size=spec.data.image_size,
+        resize=spec.data.resize,
+        max_megapixels=spec.data.max_megapixels,
+    )
+    pairs = ((row, item) for row, item in zip(rows, read, strict=True))
+    good = [(row, item) for row, item in pairs if not isinstance(item, BadFile)]
+    good = list(islice(good, spec.training.batch_size))
+    if not good:
+        raise DataError(
+            "none of the pictures tried can be read",
+            expected=f"a readable picture among {len(rows)}",
+            received="unreadable files only",
+            fix="look at the files below data.path",
+        )
+    labels = np.asarray(records.labels(), np.int64)
+    return Examples(
+        pixels=np.stack([item.pixels for _, item in good]),
+        labels=np.asarray([labels[row] for row, _ in good]),
+        example_ids=np.asarray([row for row, _ in good], np.int64),
+        num_classes=len(records.class_names),
+    )
+
+
+def _show_stages(classifier: Classifier, terminal: Terminal) -> None:
+    rows = []
+    for stage, layers in classifier.stages.items():
+        parameters = sum(layer.count_params() for layer in layers)
+        shape = " × ".join(str(size) for size in layers[-1].output.shape[1:])
+        rows.append([stage, str(len(layers)), f"{parameters:,}", shape])
+    terminal.table(classifier.model.name, ["stage", "layers", "parameters", "output"], rows)
+
+
+def _try_phases(
+    spec: RunSpec, classifier: Classifier, examples: Examples
+) -> Iterator[tuple[str, ...]]:
+    batch = training_dataset(
+        examples,
+        np.arange(len(examples.labels)),
+        views=spec.views,
+        batch_size=spec.training.batch_size,
+        seed=spec.seed,
+        first_epoch=0,
+        last_epoch=1,
+    )
+    for phase in spec.phases:
+        num_trainable = apply_phase(classifier, phase)
+        smoothing = spec.training.label_smoothing
+        compile_phase(classifier, phase, steps_per_epoch=1, label_smoothing=smoothing)
+        loss = classifier.model.fit(batch, shuffle=False, verbose=0).history["loss"][0]
+        rates = stage_rates(phase, classifier)
+        unfrozen = ", ".join(rates)
+        speed = ", ".join(f"{rate:.1e}" for rate in rates.values())
+        yield phase.name, unfrozen, f"{num_trainable:,}", speed, str(phase.epochs), f"{loss:.3f}"

@@ -1,0 +1,159 @@
+"""The corridor: one spec walks through the rooms once, left to right.
+
+    spec → load_data → build_classifier → fit_phases → judge → export_proven → a run folder
+
+`run_transfer` is these calls in a row. A notebook may make them one by one.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_transfer.data.audit import audit
+from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.records import Records
+from keras_transfer.data.sources import read_records
+from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
+from keras_transfer.delivery.parity import Parity
+from keras_transfer.delivery.proof import export_proven
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.delivery.starting import start_run
+from keras_transfer.devices import set_up
+from keras_transfer.evaluation.metrics import Evaluation, evaluate
+from keras_transfer.fitting import Outcome, SplitData, fit_phases, predict_probabilities
+from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.narration import describe_data, describe_model
+from keras_transfer.report import write_report
+from keras_transfer.specs import RunSpec
+from keras_transfer.terminal import Narrator, Terminal
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source after the audit: records, their splits, and pixels at the network's size."""
+
+    records: Records
+    splits: Splits
+    examples: Examples
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with."""
+
+    run: RunFolder
+    classifier: Classifier
+    outcomes: list[Outcome]
+    test: Evaluation
+    parity: Parity
+    seconds: float
+
+
+def run_transfer(
+    spec: RunSpec, run: RunFolder | None = None, *, narrator: Narrator | None = None
+) -> Result:
+    """The main job: train, judge, export and prove, into a run folder.
+
+    Args:
+        run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
+        narrator: who is told of decisions and progress; by default the terminal.
+
+    Raises:
+        DataError, SpecError, WeightsError: the input cannot be used as it is.
+        RunError: the run cannot be written or resumed, or training diverged.
+        ExportError: the artefact does not agree with the model.
+    """
+    started = time.perf_counter()
+    narrator = narrator or Terminal()
+    run = run or start_run(spec)
+    set_up(spec.devices, seed=spec.seed)
+    narrator.say(f"Run folder: {run.path}")
+    pixels_file = run.checkpoint_folder / "pixels"
+    pixels_file.parent.mkdir(exist_ok=True)
+    data = load_data(spec, pixels_file, narrator=narrator, run=run)
+    classifier = build_classifier(
+        spec.model,
+        image_size=spec.data.image_size,
+        class_names=data.records.class_names,
+        seed=spec.seed,
+    )
+    narrator.say(describe_model(spec, classifier))
+    split_data = SplitData(spec, data.examples, data.splits)
+    outcomes = fit_phases(classifier, split_data, narrator=narrator, run=run)
+    probabilities = predict_probabilities(classifier.model, split_data.plain(data.splits.test))
+    test = judge(data, probabilities, seed=spec.seed)
+    write_report(run, spec, data.records, data.splits, data.examples, outcomes, test, probabilities)
+    with run.replacing("model.keras") as path:
+        classifier.save(path)
+    parity = export_proven(
+        classifier.model,
+        run.export_folder,
+        spec=spec,
+        class_names=data.records.class_names,
+        files=[data.records.file(row) for row in data.splits.test],
+        probabilities=probabilities,
+    )
+    run.write_json("metrics.json", _metrics(outcomes, test, parity))
+    shutil.rmtree(run.checkpoint_folder)
+    return Result(run, classifier, outcomes, test, parity, time.perf_counter() - started)
+
+
+def load_data(
+    spec: RunSpec, pixels_file: Path, *, narrator: Narrator, run: RunFolder | None = None
+) -> Data:
+    """Read the source, decode every picture once, and split.
+
+    Args:
+        pixels_file: where the decoded pictures are kept while training, uint8 [N, S, S, 3].
+        run: whose splits.json and class_names.json are written, or honoured where they exist.
+
+    Raises:
+        DataError: the source, its pictures or its splits cannot be used.
+    """
+    records = read_records(spec.data)
+    with narrator.counting("reading pictures") as count:
+        records, pixels = audit(records, spec.data, pixels_file=pixels_file, on_progress=count)
+    splits_file = run.path / "splits.json" if run else None
+    if run and splits_file and splits_file.is_file():
+        splits = read_manifest(run.read_json("splits.json"), records)
+    else:
+        splits = make_splits(records, spec.data, seed=spec.seed)
+    if run:
+        run.write_json("splits.json", manifest(splits, records))
+        run.write_class_names(records.class_names)
+    for sentence in describe_data(spec, records, splits):
+        narrator.say(sentence)
+    examples = Examples(
+        pixels=pixels,
+        labels=np.asarray(records.labels(), np.int64),
+        example_ids=np.asarray([record.example_id for record in records.items], np.int64),
+        num_classes=len(records.class_names),
+    )
+    return Data(records, splits, examples)
+
+
+def judge(data: Data, probabilities: np.ndarray, *, seed: int) -> Evaluation:
+    """All figures of the test split, with intervals."""
+    labels = data.examples.labels[data.splits.test]
+    return evaluate(labels, probabilities, data.records.class_names, seed=seed)
+
+
+def _metrics(outcomes: Sequence[Outcome], test: Evaluation, parity: Parity) -> dict[str, Any]:
+    phases = [asdict(outcome) for outcome in outcomes]
+    for phase in phases:
+        # history.csv has them.
+        del phase["history"]
+    return {
+        "phases": phases,
+        "test": test.to_dict(),
+        "export": {
+            "num_files": parity.num_files,
+            "label_agreement": parity.label_agreement,
+            "max_abs_difference": parity.max_abs_difference,
+        },
+    }

@@ -1,0 +1,28 @@
+"""The console script: `keras-transfer <verb> …` is `python -m pipelines.<verb> …`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "train": "train a classifier, judge it and export it",
+    "evaluate": "judge a run on its own test split or on other pictures",
+    "predict": "classify files and folders with a run",
+    "export": "write a run's model as a SavedModel again",
+    "pretrain": "make the embedded weights of a trunk",
+}
+
+
+def main() -> int:
+    """Hand the command line to the verb it names."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in VERBS:
+        return int(importlib.import_module(f"pipelines.{verb}").main(sys.argv[2:]))
+    lines = ["usage: keras-transfer <verb> …   (keras-transfer <verb> --help tells more)", ""]
+    lines += [f"  {name:10} {text}" for name, text in VERBS.items()]
+    known = verb in ("--help", "-h")
+    (sys.stdout if known else sys.stderr).write("\n".join(lines) + "\n")
+    return 0 if known else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

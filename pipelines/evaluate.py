@@ -1,0 +1,45 @@
+"""Evaluate: judge a run on its own test split, or on other labelled pictures.
+
+python -m pipelines.evaluate saved_models/flowers
+python -m pipelines.evaluate saved_models/flowers new_photos --output new.json
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_transfer.devices import chatter_to
+from pipelines.arguments import main_of, make_parser, scratch_log
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = make_parser("evaluate", str(__doc__))
+    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        nargs="?",
+        help="folder of class sub-folders, or a CSV file; by default the run's test split",
+    )
+    parser.add_argument("--output", metavar="FILE", help="JSON file for the figures")
+    arguments = parser.parse_args(argv)
+    with chatter_to(scratch_log()):
+        from keras_transfer.closing import show_evaluation
+        from keras_transfer.delivery.atomic import replacing
+        from keras_transfer.judging import evaluate_run
+        from keras_transfer.terminal import Terminal
+
+        terminal = Terminal()
+        evaluation = evaluate_run(arguments.run, arguments.data, narrator=terminal)
+        show_evaluation(evaluation, terminal)
+        if arguments.output:
+            with replacing(Path(arguments.output)) as path:
+                path.write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+            terminal.say(f"Figures: {arguments.output}")
+
+
+main = main_of(_run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Pretrain: make the embedded weights of a trunk from rendered letters, from scratch.
+
+    python -m pipelines.pretrain letters_resnet50
+    python -m pipelines.pretrain letters_vgg16 phase.epochs=12 --output my_weights
+
+Writes <backbone>_<last stage>.npz (float16) and its record; by default into the package, where
+model.weights=embedded looks for them. An interrupted pretraining goes on with --resume.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_transfer.config import load_spec, override, parse_assignments, spec_to_dict
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.delivery.starting import check_same_spec
+from keras_transfer.devices import chatter_to
+from keras_transfer.specs import PretrainSpec
+from pipelines.arguments import PRESETS, main_of, make_parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = make_parser("pretrain", str(__doc__))
+    parser.add_argument("preset", help="letters_resnet50, letters_vgg16 or a .toml file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
+    parser.add_argument("--output", metavar="DIR", help="folder for the weights")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted one")
+    arguments = parser.parse_intermixed_args(argv)
+    presets = PRESETS / "pretraining"
+    spec = load_spec(arguments.preset, presets=presets, kind=PretrainSpec)
+    spec = override(spec, parse_assignments(arguments.overrides))
+    run = RunFolder.create(Path("saved_models") / spec.name, resume=arguments.resume)
+    if arguments.resume:
+        check_same_spec(load_spec(run.spec_file, kind=PretrainSpec), spec, run)
+    run.write_json("spec.json", spec_to_dict(spec))
+    with chatter_to(run.log_file):
+        from keras_transfer.backbones.embedding import EMBEDDED
+
+        from keras_transfer.methods.pretraining import embed, pretrain
+        from keras_transfer.terminal import Terminal
+        from keras_transfer.training.checkpoints import Checkpoint
+
+        terminal = Terminal()
+        steps = spec.num_letters // spec.batch_size
+        with terminal.watching(spec.name, spec.phase.epochs, steps) as callbacks:
+            saver = Checkpoint(run, "phase-0")
+            classifier, result = pretrain(spec, saver=saver, callbacks=callbacks)
+        accuracy = result.history[result.best_epoch - 1]["val_accuracy"]
+        command = " ".join(["python -m pipelines.pretrain", arguments.preset, *arguments.overrides])
+        folder = Path(arguments.output) if arguments.output else EMBEDDED
+        file = embed(classifier, result, spec, command=command, folder=folder)
+        terminal.say(f"{accuracy:.1%} of new letters are named right after {result.seconds:.0f} s.")
+        terminal.say(f"Weights: {file}")
+
+
+main = main_of(_run)
+
+if __name__ == "__main__":
+    sys.exit(main())

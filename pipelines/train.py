@@ -1,0 +1,57 @@
+"""Train: from a folder of pictures to a fine-tuned, verified SavedModel in a run folder.
+
+python -m pipelines.train quickstart
+python -m pipelines.train flowers data.path=my_photos model.backbone=mobilenet_0.25
+python -m pipelines.train saved_models/flowers --output saved_models/flowers --resume
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from keras_transfer.config import spec_to_dict
+from keras_transfer.delivery.starting import start_run
+from keras_transfer.devices import chatter_to
+from pipelines.arguments import (
+    add_spec_arguments,
+    main_of,
+    make_parser,
+    read_spec,
+    scratch_log,
+)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = make_parser("train", str(__doc__), fields=True)
+    add_spec_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="run folder (default: saved_models/<name>)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--dry-run", action="store_true", help="try one batch of every phase only")
+    parser.add_argument("--print-spec", action="store_true", help="print the resolved spec as JSON")
+    arguments = parser.parse_intermixed_args(argv)
+    spec = read_spec(arguments)
+    if arguments.print_spec:
+        sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
+        return
+    if arguments.dry_run:
+        with chatter_to(scratch_log()):
+            from keras_transfer.rehearsal import rehearse
+            from keras_transfer.terminal import Terminal
+
+            rehearse(spec, Terminal())
+        return
+    run = start_run(spec, output=arguments.output, resume=arguments.resume)
+    with chatter_to(run.log_file):
+        # Only now, so that TensorFlow's start-up goes to the log.
+        from keras_transfer.closing import show_result
+        from keras_transfer.terminal import Terminal
+        from keras_transfer.transfer import run_transfer
+
+        terminal = Terminal()
+        show_result(run_transfer(spec, run, narrator=terminal), terminal)
+
+
+main = main_of(_run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Small real trunks for tests that train."""
+
+import numpy as np
+
+from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.specs import ModelSpec
+
+CLASS_NAMES = tuple("0123456789")
+
+
+def make_classifier(
+    backbone: str = "resnet50", *, seed: int = 0, dropout: float = 0.3
+) -> Classifier:
+    """A trunk of random weights through its stage2, at 32 px."""
+    model = ModelSpec(backbone=backbone, last_stage="stage2", weights="none", dropout=dropout)
+    return build_classifier(model, image_size=32, class_names=CLASS_NAMES, seed=seed)
+
+
+def weights_by_stage(classifier: Classifier) -> dict[str, list[np.ndarray]]:
+    """Copies of every variable that is not a random generator's state."""
+    return {
+        stage: [np.array(v) for v in classifier.variables_of(stage) if "int" not in v.dtype]
+        for stage in classifier.stages
+    }

@@ -1,0 +1,46 @@
+"""Real digits to train small trunks on."""
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.splits import Splits
+from keras_transfer.fitting import SplitData
+from keras_transfer.specs import RunSpec
+
+
+@pytest.fixture(scope="session")
+def examples() -> Examples:
+    """160 scans of handwritten digits, enlarged to 32 px."""
+    scans = load_digits()
+    pixels = np.kron(scans.images[:160], np.ones((4, 4))) * (255 / 16)
+    pixels = np.repeat(np.uint8(pixels)[..., None], 3, axis=-1)
+    labels = scans.target[:160].astype(np.int64)
+    return Examples(pixels, labels, np.arange(160, dtype=np.int64), 10)
+
+
+@pytest.fixture
+def split_data(examples):
+    """Makes the data of a run: 96 training, 32 validation and 32 test pictures."""
+
+    def make(spec: RunSpec) -> SplitData:
+        rows = np.arange(160, dtype=np.int64)
+        splits = Splits(
+            train=rows[:96],
+            val=rows[96:128],
+            test=rows[128:],
+            seed=0,
+            val_fraction=0.2,
+            test_fraction=0.2,
+        )
+        return SplitData(spec, examples, splits)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _fresh_names():
+    """Layer names must not depend on the tests that ran before."""
+    keras.utils.clear_session()

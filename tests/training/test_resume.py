@@ -1,0 +1,74 @@
+"""A phase that is stopped and taken up again ends where an undisturbed one does, bit by bit."""
+
+import keras
+import numpy as np
+import pytest
+from small_models import make_classifier, weights_by_stage
+
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.specs import PhaseSpec, RunSpec, TrainingSpec, ViewSpec
+from keras_transfer.training.checkpoints import Checkpoint
+from keras_transfer.training.phases import train_phase
+
+SPEC = RunSpec(views=ViewSpec(policy="strong"), training=TrainingSpec(batch_size=40))
+
+
+class _StopAt(keras.callbacks.Callback):
+    def __init__(self, epoch: int, batch: int):
+        super().__init__()
+        self.epoch, self.batch, self.now = epoch, batch, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch) == (self.epoch, self.batch):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_stopped_phase_ends_bit_identical_when_taken_up(decay, split_data, tmp_path):
+    phase = PhaseSpec(epochs=4, unfreeze="stage2", learning_rate=1e-3, layer_decay=decay)
+    data = split_data(SPEC)
+    whole = make_classifier()
+    expected = train_phase(whole, phase, data)
+
+    saver = Checkpoint(RunFolder.create(tmp_path / "run"), "phase-0")
+    with pytest.raises(KeyboardInterrupt):
+        train_phase(make_classifier(), phase, data, saver=saver, callbacks=[_StopAt(2, 1)])
+    resumed = make_classifier()
+    result = train_phase(resumed, phase, data, saver=saver)
+
+    assert result.best_epoch == expected.best_epoch
+    for ours, theirs in zip(result.history, expected.history, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    before, after = weights_by_stage(whole), weights_by_stage(resumed)
+    for stage, values in before.items():
+        for one, other in zip(values, after[stage], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_finished_phase_is_not_trained_again(split_data, tmp_path):
+    phase = PhaseSpec(epochs=2)
+    saver = Checkpoint(RunFolder.create(tmp_path / "run"), "phase-0")
+    first = train_phase(make_classifier(), phase, split_data(SPEC), saver=saver)
+    again = train_phase(
+        make_classifier(), phase, split_data(SPEC), saver=saver, callbacks=[_StopAt(0, 0)]
+    )
+    assert again.history == first.history
+
+
+def test_checkpoint_brings_back_what_was_saved(tmp_path):
+    from keras_transfer.training.progress import State
+
+    checkpoint = Checkpoint(RunFolder.create(tmp_path / "run"), "phase-1")
+    assert checkpoint.load() is None
+    state = State({"epoch": 3}, {"weights": {"a/kernel": np.eye(2)}, "best": {"b": np.ones(3)}})
+    checkpoint.save(state)
+    loaded = checkpoint.load()
+    assert loaded is not None
+    assert loaded.numbers == {"epoch": 3}
+    np.testing.assert_array_equal(loaded.arrays["weights"]["a/kernel"], np.eye(2))
+    np.testing.assert_array_equal(loaded.arrays["best"]["b"], np.ones(3))
+    checkpoint.discard()
+    assert checkpoint.load() is None
