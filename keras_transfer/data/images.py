@@ -91,7 +91,7 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
     """Bring pixels to the square the network sees, bilinear with antialiasing.
 
     Args:
-        image: [H, W, 3] or [B, H, W, 3] of any numeric type, 0-255; H, W >= 1.
+        image: [H, W, 3] or [B, H, W, 3] of any numeric type, clipped to 0-255; H, W >= 1.
         image_size: side S of the square, px.
         resize: 'crop', 'pad' or 'squash', as in `decode_and_resize`.
 
@@ -100,8 +100,8 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
     """
     assert resize in ("crop", "pad", "squash"), resize
     batch = image if image.shape.rank == 4 else image[tf.newaxis]
-    if batch.dtype != tf.uint8:  # A quarter of float32's memory traffic: up to 4 times faster.
-        batch = tf.cast(batch, tf.float32)
+    if batch.dtype != tf.uint8:  # Which resizes up to 4 times faster than float32.
+        batch = tf.clip_by_value(tf.cast(batch, tf.float32), 0, 255)
     size = tf.shape(batch)[1:3]
     content = tf.fill([2], image_size)
     if resize == "crop":
@@ -121,7 +121,8 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
         kernel_type="triangle",
         antialias=True,
     )
-    pixels = tf.saturate_cast(resized + 0.5, tf.uint8)
+    # Weights are positive and sum to one: the mean of 0-255 needs no clipping, only rounding.
+    pixels = tf.cast(resized + 0.5, tf.uint8)
     return pixels if image.shape.rank == 4 else pixels[0]
 
 

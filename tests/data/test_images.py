@@ -236,6 +236,21 @@ def test_resize_pixels_agrees_over_types_and_batches(dtype):
         np.testing.assert_array_equal(batch[row], single)
 
 
+def test_resize_pixels_never_wraps_around_at_black_and_white():
+    shades = RNG.choice([0, 255], (57, 91, 3)).astype(np.uint8)
+    white = np.full((57, 91, 3), 255, np.uint8)
+    for resize in ("crop", "squash"):
+        for size in (8, 31, 200):
+            out = resize_pixels(tf.constant(white), image_size=size, resize=resize).numpy()
+            assert (out == 255).all()
+            mixed = resize_pixels(tf.constant(shades), image_size=size, resize=resize).numpy()
+            expected = pillow_reference(Image.fromarray(shades), size, resize)
+            assert np.abs(mixed.astype(int) - expected).max() <= 1
+    beyond = tf.constant(shades * 3.0 - 200)  # Either -200 or 565.
+    clipped = resize_pixels(beyond, image_size=57, resize="crop")
+    np.testing.assert_array_equal(clipped, shades[:, 17:74])
+
+
 def test_decode_and_resize_agrees_in_eager_pipeline_and_saved_model(tmp_path):
     data = load_encoded(save(tmp_path, "rgb.jpg", RGB), max_megapixels=1)
     decode = partial(decode_and_resize, image_size=16, resize="pad")
