@@ -1,0 +1,226 @@
+"""How good a classifier is, in scikit-learn's figures, and how sure one can be of each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from sklearn import metrics
+
+from keras_transfer.errors import DataError
+from keras_transfer.evaluation.intervals import Interval, bootstrap, sum_by_group, wilson
+
+NUM_BINS = 15
+"""Equal-width bins of confidence in the calibration error."""
+
+_RESAMPLED = ("balanced_accuracy", "log_loss", "expected_calibration_error")
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class against the rest. A share of nothing is 0, as in scikit-learn."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    recall_interval: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All figures of one split.
+
+    `balanced_accuracy` is the mean recall of the classes that occur; `log_loss` is in nats;
+    `top_k` maps k to the share of examples whose label is among the k most probable classes;
+    `confusion` [C, C] counts examples, rows by true and columns by predicted class. `intervals`
+    are 95 %: Wilson's for the accuracy, a percentile bootstrap of 1,000 resamples for the others.
+    """
+
+    num_examples: int
+    accuracy: float
+    balanced_accuracy: float
+    log_loss: float
+    expected_calibration_error: float
+    intervals: dict[str, Interval]
+    top_k: dict[int, float]
+    per_class: dict[str, ClassFigures]
+    confusion: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, lists and dicts that JSON can hold; `interval` is the accuracy's."""
+        return {
+            "num_examples": self.num_examples,
+            "accuracy": self.accuracy,
+            "interval": list(self.intervals["accuracy"]),
+            "balanced_accuracy": self.balanced_accuracy,
+            "log_loss": self.log_loss,
+            "expected_calibration_error": self.expected_calibration_error,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "top_k": {str(k): share for k, share in self.top_k.items()},
+            "per_class": {
+                name: {**asdict(figures), "recall_interval": list(figures.recall_interval)}
+                for name, figures in self.per_class.items()
+            },
+            "confusion": self.confusion.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Accuracy gained from one classifier to another on the same examples."""
+
+    difference: float
+    standard_error: float
+
+
+def evaluate(
+    labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], *, seed: int = 0
+) -> Evaluation:
+    """Judge predictions against labels.
+
+    Args:
+        labels: class indices [N]; not every class need occur.
+        probabilities: [N, C], rows that sum to 1.
+        class_names: C names.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: there are no examples, lengths differ, a label is out of range, or the
+            probabilities are none (NaN means that training diverged).
+    """
+    labels, probabilities = _check(labels, probabilities, len(class_names))
+    predictions = probabilities.argmax(axis=1)
+    classes = np.arange(len(class_names))
+    per_class = _per_class(labels, predictions, class_names)
+    ends = bootstrap(_resampled_figures(labels, probabilities), len(labels), seed=seed)
+    intervals = {"accuracy": wilson(int(np.sum(predictions == labels)), len(labels))}
+    for name, low, high in zip(_RESAMPLED, *ends.tolist(), strict=True):
+        intervals[name] = (low, high)
+    return Evaluation(
+        num_examples=len(labels),
+        accuracy=float(metrics.accuracy_score(labels, predictions)),
+        balanced_accuracy=float(np.mean([c.recall for c in per_class.values() if c.support])),
+        log_loss=float(metrics.log_loss(labels, probabilities, labels=classes)),
+        expected_calibration_error=expected_calibration_error(labels, probabilities),
+        intervals=intervals,
+        top_k={
+            k: float(metrics.top_k_accuracy_score(labels, probabilities, k=k, labels=classes))
+            for k in (3, 5)
+            if k < len(classes)
+        },
+        per_class=per_class,
+        confusion=metrics.confusion_matrix(labels, predictions, labels=classes),
+    )
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean gap between confidence and accuracy over 15 bins of the top class's probability.
+
+    Source: C. Guo et al., "On calibration of modern neural networks", ICML 2017.
+    """
+    bins, gaps = _calibration(labels, probabilities)
+    return float(np.abs(np.bincount(bins, gaps)).sum() / len(labels))
+
+
+def paired_gain(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> Gain:
+    """Accuracy gained from `before` to `after` (probabilities [N, C]) and its standard error.
+
+    With b examples that only `after` gets right and c that only `before` does, the difference is
+    (b - c) / n and its standard error sqrt(b + c - (b - c)² / n) / n: examples on which both
+    agree, however many they are wrong about, add no noise.
+
+    Source: A. Agresti, "Categorical data analysis", on comparing dependent proportions.
+    """
+    num_examples = len(labels)
+    right_before, right_after = (
+        _check(labels, probabilities, probabilities.shape[1])[1].argmax(axis=1) == labels
+        for probabilities in (before, after)
+    )
+    gained = int(np.sum(right_after & ~right_before))
+    lost = int(np.sum(right_before & ~right_after))
+    net = gained - lost
+    variance = gained + lost - net * net / num_examples
+    return Gain(net / num_examples, float(np.sqrt(variance)) / num_examples)
+
+
+def _per_class(
+    labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]
+) -> dict[str, ClassFigures]:
+    columns = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=np.arange(len(class_names)), zero_division=0
+    )
+    hits = np.bincount(labels[predictions == labels], minlength=len(class_names))
+    return {
+        name: ClassFigures(
+            float(precision), float(recall), float(f1), int(support), wilson(int(hit), int(support))
+        )
+        for name, hit, precision, recall, f1, support in zip(
+            class_names, hits, *columns, strict=True
+        )
+    }
+
+
+def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bin of every example, closed to the right, and confidence minus correctness."""
+    confidence = probabilities.max(axis=1)
+    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    return bins, confidence - (probabilities.argmax(axis=1) == labels)
+
+
+def _resampled_figures(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What the bootstrap needs: counts of examples [R, N] to the figures of `_RESAMPLED`."""
+    num_examples, num_classes = probabilities.shape
+    hits = probabilities.argmax(axis=1) == labels
+    floor = np.finfo(np.float64).eps
+    losses = -np.log(np.maximum(probabilities[np.arange(num_examples), labels], floor))
+    bins, gaps = _calibration(labels, probabilities)
+
+    def figures(counts: np.ndarray) -> np.ndarray:
+        support = sum_by_group(counts, labels, num_classes)
+        recalls = sum_by_group(counts * hits, labels, num_classes) / np.maximum(support, 1)
+        balanced = recalls.sum(axis=1) / (support > 0).sum(axis=1)
+        errors = np.abs(sum_by_group(counts * gaps, bins, NUM_BINS)).sum(axis=1)
+        return np.stack([balanced, counts @ losses / num_examples, errors / num_examples], axis=1)
+
+    return figures
+
+
+def _check(
+    labels: np.ndarray, probabilities: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays, the probabilities as float64 rows that sum to 1 exactly; or DataError."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
+    if len(labels) == 0 or probabilities.shape != (len(labels), num_classes):
+        raise DataError(
+            "labels and probabilities do not belong together",
+            expected=f"N ≥ 1 labels and N rows of {num_classes} probabilities",
+            received=f"{len(labels)} labels and probabilities of shape {probabilities.shape}",
+            fix="pass the predictions of exactly these examples, one column a class",
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(
+            "a label is no class index",
+            expected=f"0 to {num_classes - 1}",
+            received=f"{labels.min()} to {labels.max()}",
+            fix="number the labels by the class list the model was trained on",
+        )
+    broken = np.isnan(probabilities).any(axis=1)
+    if broken.any():
+        raise DataError(
+            "the model predicts NaN, so its training has diverged",
+            expected="probabilities",
+            received=f"NaN in {int(broken.sum())} of {len(labels)} rows",
+            fix="lower phases.*.learning_rate, or set devices.precision to 'float32'",
+        )
+    sums = probabilities.sum(axis=1)
+    if probabilities.min() < 0 or np.abs(sums - 1).max() > 1e-3:
+        raise DataError(
+            "predictions are no probabilities",
+            expected="numbers of 0 or more that sum to 1 in every row",
+            received=f"values from {probabilities.min():g}, sums {sums.min():g} to {sums.max():g}",
+            fix="apply softmax to logits first",
+        )
+    return labels, probabilities / sums[:, None]
