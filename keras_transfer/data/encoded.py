@@ -75,9 +75,14 @@ def read_encoded(file: Path, *, max_megapixels: float) -> Encoded:
     """
     suffix, data = _read_picture_bytes(file)
     try:
-        image = _READERS[suffix](io.BytesIO(data))
-    except Exception as error:  # A parser that meets arbitrary bytes may raise anything.
+        return _inspect(_READERS[suffix](io.BytesIO(data)), data, max_megapixels)
+    except UnreadableError:
+        raise
+    except Exception as error:  # Parsers that meet arbitrary bytes may raise anything.
         raise UnreadableError("truncated or damaged") from error
+
+
+def _inspect(image: ImageFile, data: bytes, max_megapixels: float) -> Encoded:
     width, height = image.size
     if width * height > max_megapixels * 1e6:
         raise UnreadableError(f"{width} × {height} px is more than {max_megapixels:g} megapixels")
@@ -126,10 +131,7 @@ def _is_misread_by_tensorflow(image: ImageFile, data: bytes) -> bool:
 def _to_png(image: ImageFile) -> bytes:
     """The first frame, without alpha, as a PNG."""
     buffer = io.BytesIO()
-    try:
-        image.convert("RGB").save(buffer, "PNG", compress_level=1)
-    except Exception as error:  # As above: a decoder on arbitrary bytes.
-        raise UnreadableError("truncated or damaged") from error
+    image.convert("RGB").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -117,6 +117,15 @@ def test_read_encoded_notices_a_rotation_when_exif_has_one(tmp_path):
         assert read_encoded(save(tmp_path, name, RGB, exif=exif), max_megapixels=1).is_rotated
 
 
+def test_load_encoded_takes_the_first_picture_of_a_phones_double_jpeg(tmp_path):
+    file = save(tmp_path, "double.jpg", RGB, format="MPO", save_all=True, append_images=[GREY])
+    with Image.open(file) as picture:
+        first = np.asarray(picture.convert("RGB"), dtype=float)
+    data = load_encoded(file, max_megapixels=100)
+    assert data == file.read_bytes()
+    assert np.abs(plain_decode(data) - first).mean() <= 3
+
+
 def bomb(file: Path) -> Path:
     """A valid 1-bit PNG of 20,000 x 20,000 px in about 50 kB."""
 
@@ -169,6 +178,21 @@ def test_read_pixels_reports_every_unusable_file_and_goes_on(tmp_path):
         assert isinstance(result, BadFile)
         assert reason in result.reason
     assert all(isinstance(result, Picture) for result in results[1::2])
+
+
+def test_read_pixels_survives_files_damaged_at_random(tmp_path):
+    whole = [save(tmp_path, name, it, **more).read_bytes() for name, (it, more) in LOSSLESS.items()]
+    whole.append(save(tmp_path, "rgb.jpg", RGB).read_bytes())
+    damaged = []
+    for number in range(360):
+        data = bytearray(whole[number % len(whole)])
+        for place in RNG.integers(0, 64 if number % 2 else len(data), 3):
+            data[place] = RNG.integers(256)
+        damaged.append(tmp_path / f"{number}.jpg")
+        damaged[-1].write_bytes(data[: RNG.integers(1, len(data))] if number % 3 == 0 else data)
+    results = read(*damaged, megapixels=1)
+    assert len(results) == len(damaged)
+    assert {type(result) for result in results} == {Picture, BadFile}
 
 
 def test_load_encoded_raises_with_the_reason_when_the_file_is_unusable(tmp_path):
