@@ -124,8 +124,8 @@ def predict_pixels(
 def predict_records(
     run: LoadedRun,
     records: Records,
-    *,
     pixels: np.ndarray,
+    *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """True classes and probabilities of a labelled set, both in the run's order of classes.

@@ -142,6 +142,13 @@ def test_a_folder_set_aside_comes_back_after_a_kill_between_two_renames(tmp_path
     assert (tmp_path / "1" / "a").read_text() == "old"
 
 
+def test_replacing_brings_back_a_folder_set_aside_before_it_writes_anew(tmp_path: Path):
+    write_folder(tmp_path / "1.replaced", a="old")
+    with pytest.raises(ZeroDivisionError):
+        fail(tmp_path / "1", ZeroDivisionError())
+    assert names(tmp_path) == ["1", "1/a"]
+
+
 def test_discard_partials_leaves_other_names_alone(tmp_path: Path):
     for name in ("model.keras", "my.partials.txt", "impartial.csv", "a.partial.csv"):
         (tmp_path / name).write_text("")

@@ -31,9 +31,13 @@ def export(model: keras.Model, folder: Path, class_names) -> Path:
     return folder
 
 
-def test_parity_holds_for_the_model_itself(
-    classifier, class_names, files, pixels, tmp_path: Path, capfd: pytest.CaptureFixture
+def test_parity_holds_for_the_model_itself_where_nobody_can_import_keras(
+    classifier, class_names, files, pixels, tmp_path: Path, capfd, monkeypatch
 ):
+    for name in ("keras", "tf_keras", "keras_transfer"):
+        (tmp_path / "traps" / name).mkdir(parents=True)
+        (tmp_path / "traps" / name / "__init__.py").write_text(f"raise SystemExit('{name}!')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
     folder = export(classifier, tmp_path / "1", class_names)
     capfd.readouterr()
     expected = predict_pixels(classifier, pixels)

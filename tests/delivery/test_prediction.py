@@ -168,7 +168,7 @@ def test_predict_records_goes_by_the_name_of_the_class(run: LoadedRun, photos: P
         for file, label in zip(files, ("temple", "naïve flower", "temple"), strict=True)
     )
     records = Records(items=items, class_names=names, root=photos)
-    labels, probabilities = predict_records(run, records, pixels=pixels_of(files))
+    labels, probabilities = predict_records(run, records, pixels_of(files))
     assert [run.class_names[label] for label in labels] == ["temple", "naïve flower", "temple"]
     np.testing.assert_array_equal(probabilities, predict_pixels(run.model, pixels_of(files)))
 
@@ -177,7 +177,7 @@ def test_predict_records_refuses_classes_the_run_does_not_know(run: LoadedRun, p
     items = (Record(path="00.jpg", label="temples"), Record(path="01.png", label="path"))
     records = Records(items=items, class_names=("path", "temples"), root=photos)
     with pytest.raises(DataError, match="was not trained on") as failure:
-        predict_records(run, records, pixels=pixels_of(sorted(photos.iterdir())[:2]))
+        predict_records(run, records, pixels_of(sorted(photos.iterdir())[:2]))
     assert "'temples'" in str(failure.value)
     assert "did you mean 'temple'" in str(failure.value)
 
