@@ -26,9 +26,17 @@ def read_records(spec: DataSpec) -> Records:
         SpecError: two splits are given the same name.
     """
     _check_split_names(spec)
-    found = _reader(spec)(spec)
-    class_names = sorted({record.label for record in found.items})
     where = spec.path or spec.name
+    try:
+        found = _reader(spec)(spec)
+    except OSError as error:
+        raise DataError(
+            f"{where} cannot be listed",
+            expected="a source whose folders and files may be read",
+            received=str(error),
+            fix="correct the permissions, or point data.path elsewhere",
+        ) from error
+    class_names = sorted({record.label for record in found.items})
     _check_classes(class_names, where)
     _check_every_class_is_trained(found.items, where)
     return Records(
@@ -172,12 +180,17 @@ def _check_split_folders(root: Path, folders: list[str], spec: DataSpec) -> None
     )
 
 
+def _stop(error: OSError) -> None:
+    """Without this a folder that may not be read would pass for an empty one."""
+    raise error
+
+
 def _read_class(
     root: Path, folder: str, split: str | None, label: str, skipped: Counter[str]
 ) -> list[Record]:
     """The pictures below one class folder; files with other suffixes are counted in `skipped`."""
     items: list[Record] = []
-    for parent, names, files in os.walk(root / folder):
+    for parent, names, files in os.walk(root / folder, onerror=_stop):
         names[:] = sorted(name for name in names if not _is_hidden(name))
         for name in sorted(file for file in files if not _is_hidden(file)):
             suffix = Path(name).suffix.lower()
