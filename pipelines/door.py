@@ -8,6 +8,7 @@ VERBS = {
     "evaluate": "judge a run on its own test split or on other pictures",
     "predict": "classify files and folders with a run",
     "export": "write a run's model as a SavedModel again",
+    "probe": "tell what pretrained weights are worth with few labels",
     "pretrain": "make the embedded weights of a trunk",
 }
 

@@ -7,6 +7,7 @@ Flat, not nested: cutting at a stage, exporting and explaining all walk one grap
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import keras
@@ -48,6 +49,14 @@ class Classifier:
                 fix=nearest(lowest, names),
             )
         return names[names.index(lowest) :]
+
+    def save(self, path: Path) -> None:
+        """Write the model as a `.keras` file, without the optimizer.
+
+        A fresh model over the same layers: the compiled one would save its optimizer's state as
+        well, three times the weights.
+        """
+        keras.Model(self.model.inputs, self.model.outputs, name=self.model.name).save(path)
 
     def variables_of(self, stage: str) -> list[keras.Variable]:
         """All variables of one stage, trainable or not, in the graph's order."""

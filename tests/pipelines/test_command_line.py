@@ -1,0 +1,59 @@
+"""The verbs as a user types them: exit statuses, messages, and help without TensorFlow."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pipelines import arguments, door, train
+
+
+def test_help_answers_without_importing_tensorflow():
+    code = (
+        "import sys, runpy; sys.argv = ['train', '--help']\n"
+        "try: runpy.run_module('pipelines.train', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'numpy')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "phases.N.learning_rate" in done.stdout
+
+
+def test_print_spec_can_be_fed_back(capsys, tmp_path):
+    assert train.main(["quickstart", "phases.0.epochs=3", "--print-spec"]) == 0
+    printed = capsys.readouterr().out
+    file = tmp_path / "spec.json"
+    file.write_text(printed)
+    assert json.loads(printed)["phases"][0]["epochs"] == 3
+    assert train.main([str(file), "--print-spec"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["quikstart"], "quickstart"),
+        (["quickstart", "model.dropuot=0"], "dropout"),
+        (["quickstart", "phases.0.epochs=many"], "a whole number"),
+        (["quickstart", "epochs"], "field=value"),
+    ],
+)
+def test_wrong_words_end_with_status_2_and_a_hint(words, part, capsys):
+    assert train.main(words) == arguments.USER_ERROR
+    assert part in capsys.readouterr().err
+
+
+def test_resume_of_nothing_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["quickstart", "--resume"]) == arguments.USER_ERROR
+    assert "no run called 'quickstart'" in capsys.readouterr().err
+
+
+def test_door_lists_its_verbs_and_refuses_others(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["keras-transfer"])
+    assert door.main() == 0
+    assert "predict" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["keras-transfer", "fly"])
+    assert door.main() == 2

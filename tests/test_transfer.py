@@ -1,0 +1,196 @@
+"""The main job end to end, on real scans and a small trunk."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_transfer.config import override, spec_to_dict
+from keras_transfer.data.splits import SPLITS
+from keras_transfer.delivery.prediction import load_run, predict_files
+from keras_transfer.delivery.starting import start_run
+from keras_transfer.errors import RunError
+from keras_transfer.judging import evaluate_run, export_run
+from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
+from keras_transfer.terminal import Silent
+from keras_transfer.transfer import Result, run_transfer
+
+FROZEN = PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2)
+TUNED = PhaseSpec(
+    name="fine-tune", epochs=3, unfreeze="stage3", learning_rate=3e-3, layer_decay=0.5
+)
+
+
+def make_spec(folder: Path) -> RunSpec:
+    return RunSpec(
+        name="small",
+        data=DataSpec(path=str(folder), image_size=32, resize="squash"),
+        model=ModelSpec(backbone="mobilenet_0.25", last_stage="stage3", weights="none"),
+        phases=(FROZEN, TUNED),
+        training=TrainingSpec(rollback=False),
+    )
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k != "seconds"}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def result(digits_folder, tmp_path_factory) -> Result:
+    spec = make_spec(digits_folder)
+    run = start_run(spec, output=tmp_path_factory.mktemp("runs") / "first")
+    return run_transfer(spec, run, narrator=Silent())
+
+
+def test_run_folder_holds_everything_and_nothing_half_done(result):
+    names = {path.name for path in result.run.path.iterdir()}
+    assert names >= {
+        "spec.json",
+        "splits.json",
+        "class_names.json",
+        "history.csv",
+        "metrics.json",
+        "predictions.csv",
+        "model.keras",
+        "environment.json",
+        "figures",
+        "export",
+    }
+    assert not list(result.run.path.rglob("*partial*"))
+    assert not result.run.checkpoint_folder.exists()
+    assert len(list(result.run.figures_folder.glob("*.png"))) == 4
+    labels = (result.run.export_folder / "labels.txt").read_text().splitlines()
+    assert labels == [f"digit_{number}" for number in range(10)]
+
+
+def test_metrics_name_phases_test_and_export(result):
+    metrics = read_json(result.run.metrics_file)
+    assert [phase["name"] for phase in metrics["phases"]] == ["frozen", "fine-tune"]
+    for phase in metrics["phases"]:
+        assert phase.keys() >= {"name", "val_accuracy", "seconds", "kept"}
+    low, high = metrics["test"]["interval"]
+    assert low <= metrics["test"]["accuracy"] <= high
+    assert metrics["export"]["label_agreement"] == 1.0
+    assert metrics["export"]["max_abs_difference"] <= 1e-5
+
+
+def test_predictions_agree_with_metrics_and_with_the_splits(result):
+    with result.run.predictions_file.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    test_rows = read_json(result.run.path / "splits.json")["rows"]["test"]
+    assert [row["path"] for row in rows] == [row["path"] for row in test_rows]
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / len(rows) == pytest.approx(result.test.accuracy)
+
+
+def test_history_has_a_row_an_epoch(result):
+    with result.run.history_file.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["phase"] for row in rows] == ["frozen"] * 3 + ["fine-tune"] * 3
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert float(rows[2]["val_accuracy"]) <= 1
+
+
+def test_splits_are_disjoint_and_complete(result):
+    rows = read_json(result.run.path / "splits.json")["rows"]
+    paths = [row["path"] for name in SPLITS for row in rows[name]]
+    assert len(paths) == len(set(paths)) == 300
+
+
+def test_reloaded_model_answers_like_the_trained_one(result):
+    loaded = load_run(result.run.path)
+    pixels = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.model(pixels), result.classifier.model(pixels))
+
+
+def test_same_seed_gives_the_same_metrics(result, digits_folder, tmp_path):
+    keras.utils.clear_session()
+    spec = make_spec(digits_folder)
+    again = run_transfer(spec, start_run(spec, output=tmp_path / "again"), narrator=Silent())
+    first, second = (read_json(r.run.metrics_file) for r in (result, again))
+    assert without_times(first) == without_times(second)
+
+
+def test_evaluate_gives_the_runs_own_figures(result):
+    evaluation = evaluate_run(result.run.path, None, narrator=Silent())
+    assert evaluation.accuracy == result.test.accuracy
+    assert evaluation.log_loss == pytest.approx(result.test.log_loss, abs=1e-6)
+
+
+def test_evaluate_on_other_pictures_goes_by_name(result, digits_folder, tmp_path):
+    for name in ("digit_3", "digit_7"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for file in (digits_folder / name).iterdir():
+            (tmp_path / "two" / name / file.name).write_bytes(file.read_bytes())
+    evaluation = evaluate_run(result.run.path, str(tmp_path / "two"), narrator=Silent())
+    loaded = load_run(result.run.path)
+    right = 0
+    files = sorted((tmp_path / "two").rglob("*.png"))
+    for file, answer in zip(files, predict_files(loaded, files), strict=True):
+        right += answer.label == file.parent.name
+    assert evaluation.accuracy == pytest.approx(right / len(files))
+
+
+def test_export_again_gets_the_next_version_and_its_proof(result):
+    folder, parity = export_run(result.run.path, narrator=Silent())
+    assert folder.name == "2"
+    assert parity.label_agreement == 1.0
+    assert (result.run.export_folder / "saved_model.pb").is_file()
+
+
+def test_phase_that_gains_nothing_is_undone(digits_folder, tmp_path):
+    changes = {"training.rollback": True, "phases.1.learning_rate": 0.0, "phases.1.epochs": 1}
+    changes |= {"phases.1.warmup_epochs": 0, "phases.1.weight_decay": 0}
+    spec = override(make_spec(digits_folder), changes)
+    done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), narrator=Silent())
+    assert [outcome.kept for outcome in done.outcomes] == [True, False]
+    assert done.outcomes[1].gain == 0
+    assert done.test.accuracy == done.outcomes[0].test_accuracy
+
+
+def _train(spec_file: Path, output: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.train", str(spec_file), "--output", str(output)]
+    return subprocess.Popen([*command, *flags], env=os.environ, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_killed_run_ends_like_an_undisturbed_one(result, digits_folder, tmp_path):
+    spec_file, output = tmp_path / "spec.json", tmp_path / "killed"
+    spec_file.write_text(json.dumps(spec_to_dict(make_spec(digits_folder))))
+    process = _train(spec_file, output)
+    deadline = time.monotonic() + 200
+    while not (output / "checkpoint" / "phase-1.npz").is_file():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "metrics.json").exists()
+    assert _train(spec_file, output, "--resume").wait() == 0
+    first, second = read_json(result.run.metrics_file), read_json(output / "metrics.json")
+    assert without_times(first) == without_times(second)
+
+
+def test_resume_with_another_spec_names_the_field(result, digits_folder):
+    spec = override(make_spec(digits_folder), {"phases.1.epochs": 9})
+    with pytest.raises(RunError, match=r"phases\.1\.epochs=9"):
+        start_run(spec, output=result.run.path, resume=True)
+
+
+def test_second_run_never_overwrites_the_first(result, digits_folder):
+    with pytest.raises(RunError, match="already holds a run"):
+        start_run(make_spec(digits_folder), output=result.run.path)
