@@ -19,16 +19,16 @@ from keras_transfer.errors import WeightsError
 CONNECT_SECONDS = 10.0
 
 
-def find_weights(backbone: Backbone) -> Path:
+def find_weights(backbone: Backbone, *, embedded: Path = archives.EMBEDDED) -> Path:
     """The backbone's file in Keras's cache, fetched there if it is missing.
 
-    Raises WeightsError, within seconds, if it can neither be found nor fetched, or if the file
-    there is another than Keras published.
+    Archives in `embedded` are offered instead of it. Raises WeightsError, within seconds,
+    if the file can neither be found nor fetched, or is another than Keras published.
     """
     home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
     file = home / "models" / backbone.imagenet.file
     if not file.exists():
-        fetch(backbone, file)
+        fetch(backbone, file, embedded)
     received = file_digest(file, like=backbone.imagenet.digest)
     if received != backbone.imagenet.digest:
         raise WeightsError(
@@ -49,7 +49,7 @@ def file_digest(file: Path, *, like: str) -> str:
         return hashlib.file_digest(content, "sha256" if len(like) == 64 else "md5").hexdigest()
 
 
-def fetch(backbone: Backbone, file: Path) -> None:
+def fetch(backbone: Backbone, file: Path, embedded: Path) -> None:
     """Download the file beside its place and rename it; WeightsError if that fails."""
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
@@ -69,20 +69,20 @@ def fetch(backbone: Backbone, file: Path) -> None:
         )
         part.replace(file)
     except Exception as error:  # Keras puts every failure into a bare Exception
-        raise missing(backbone, file, error) from error
+        raise missing(backbone, file, embedded, error) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def missing(backbone: Backbone, file: Path, error: Exception) -> WeightsError:
+def missing(backbone: Backbone, file: Path, embedded: Path, error: Exception) -> WeightsError:
     """What to say and to advise where the file can neither be found nor fetched."""
-    embedded = archives.embedded_stages(backbone)
+    reached = archives.embedded_stages(backbone, embedded)
+    others = sorted(archive.stem for archive in embedded.glob("*.npz"))
     ways = [
         f"connect to the network once, or copy {file.name} into {file.parent}",
-        *(f"set model.weights=embedded model.last_stage={stage}" for stage in embedded),
+        *(f"set model.weights=embedded model.last_stage={stage}" for stage in reached),
     ]
-    others = sorted(path.stem for path in archives.EMBEDDED.glob("*.npz"))
-    if others and not embedded:
+    if others and not reached:
         ways.append(f"set model.weights=embedded for a trunk that has them: {', '.join(others)}")
     return WeightsError(
         f"the ImageNet weights of {backbone.name} are not on this machine and cannot be fetched",

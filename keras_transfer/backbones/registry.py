@@ -2,13 +2,15 @@
 
 import difflib
 
-from keras_transfer.backbones import families
+from keras_transfer.backbones import families, small_families
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import SpecError
 
 __all__ = ["BACKBONES", "Backbone", "get_backbone"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in families.rows()}
+BACKBONES: dict[str, Backbone] = {
+    row.name: row for row in (*families.rows(), *small_families.rows())
+}
 
 
 def get_backbone(name: str) -> Backbone:
