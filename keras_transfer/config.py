@@ -19,15 +19,18 @@ from keras_transfer.specs import PretrainSpec, RunSpec
 Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 
 
-def load_spec(
-    source: str | Path, *, presets: Path | None = None, kind: type[Spec] = RunSpec
-) -> Spec:
+def load_spec(source: str | Path, *, presets: Path | None = None) -> RunSpec:
+    """Read a run's spec; see `load`."""
+    return load(RunSpec, source, presets=presets)
+
+
+def load(kind: type[Spec], source: str | Path, *, presets: Path | None = None) -> Spec:
     """Read a preset's name, a TOML or JSON file, or a run folder into a spec.
 
     Args:
+        kind: what the file describes, a run or a pretraining.
         source: what the user typed.
         presets: folder of `<name>.toml` files in which a bare name is looked for.
-        kind: what the file describes, a run or a pretraining.
 
     Raises:
         SpecError: nothing of that name exists, or its content is not a spec.
@@ -46,7 +49,7 @@ def load_spec(
             received=str(source),
             fix=nearest(str(source), known) if known else "give the path of a spec file",
         )
-    return spec_from_dict(_read_mapping(path), where=path.name, kind=kind)
+    return build_spec(kind, _read_mapping(path), where=path.name)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -70,10 +73,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def spec_from_dict(
-    values: Mapping[str, Any], *, where: str = "the spec", kind: type[Spec] = RunSpec
-) -> Spec:
-    """Build and check a spec; fields left out take their defaults."""
+def spec_from_dict(values: Mapping[str, Any]) -> RunSpec:
+    """Build and check a run's spec; fields left out take their defaults."""
+    return build_spec(RunSpec, values, where="the spec")
+
+
+def build_spec(kind: type[Spec], values: Mapping[str, Any], *, where: str) -> Spec:
+    """Build and check a spec of any kind; `where` tells an error where the values come from."""
     spec: Spec = build(kind, values, "", where)
     if isinstance(spec, RunSpec):
         check_consistency(spec)
@@ -97,7 +103,7 @@ def override(spec: Spec, changes: Mapping[str, Any]) -> Spec:
     values = spec_to_dict(spec)
     for dotted, value in changes.items():
         _assign(values, dotted, value)
-    return spec_from_dict(values, where="the overrides", kind=type(spec))
+    return build_spec(type(spec), values, where="the overrides")
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -7,7 +7,6 @@ phase before. The gain must exceed noise, or the weights go back to where they w
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_transfer.data.pipeline import (
@@ -17,6 +16,7 @@ from keras_transfer.data.pipeline import (
     training_dataset,
 )
 from keras_transfer.data.splits import Splits
+from keras_transfer.delivery.prediction import predict_pixels
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.evaluation.metrics import paired_gain
@@ -87,17 +87,13 @@ class SplitData:
 
     def validation(self) -> Any:
         """Plain batches of the validation split."""
-        return self.plain(self.splits.val)
+        return evaluation_dataset(
+            self.examples, self.splits.val, batch_size=self.spec.training.batch_size
+        )
 
-    def plain(self, rows: np.ndarray) -> Any:
-        """Plain batches of any rows, in their order."""
-        return evaluation_dataset(self.examples, rows, batch_size=self.spec.training.batch_size)
-
-
-def predict_probabilities(model: keras.Model, dataset: Any) -> np.ndarray:
-    """Class probabilities float32 [N, C], in the order of the data set."""
-    logits = model.predict(dataset, verbose=0)
-    return np.asarray(keras.ops.softmax(keras.ops.cast(logits, "float32")))
+    def predict(self, classifier: Classifier, rows: np.ndarray) -> np.ndarray:
+        """Class probabilities float32 [N, C] of these pictures, plain."""
+        return predict_pixels(classifier.model, self.examples.pixels, rows=rows)
 
 
 def fit_phases(
@@ -142,7 +138,7 @@ def _fit_one(
     labels = data.examples.labels[data.splits.val]
     variables = changing_variables(classifier, phase)
     weights_before = read_weights(variables)
-    val_before = predict_probabilities(classifier.model, data.validation()) if outcomes else None
+    val_before = data.predict(classifier, data.splits.val) if outcomes else None
     with narrator.watching(phase.name, phase.epochs, data.steps_per_epoch) as callbacks:
         result = train_phase(
             classifier,
@@ -152,8 +148,8 @@ def _fit_one(
             saver=saver,
             callbacks=callbacks,
         )
-    val = predict_probabilities(classifier.model, data.validation())
-    test = predict_probabilities(classifier.model, data.plain(data.splits.test))
+    val = data.predict(classifier, data.splits.val)
+    test = data.predict(classifier, data.splits.test)
     gain = paired_gain(labels, val_before, val) if val_before is not None else None
     errors = data.spec.training.rollback_errors
     pays = gain is None or gain.difference > max(0.0, errors * gain.standard_error)

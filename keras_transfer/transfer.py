@@ -25,10 +25,10 @@ from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run
 from keras_transfer.devices import set_up
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
-from keras_transfer.fitting import Outcome, SplitData, fit_phases, predict_probabilities
+from keras_transfer.fitting import Outcome, SplitData, fit_phases
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.narration import describe_data, describe_model
-from keras_transfer.report import write_report
+from keras_transfer.report import write_history, write_test, write_views
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator, Terminal
 
@@ -85,9 +85,18 @@ def run_transfer(
     narrator.say(describe_model(spec, classifier))
     split_data = SplitData(spec, data.examples, data.splits)
     outcomes = fit_phases(classifier, split_data, narrator=narrator, run=run)
-    probabilities = predict_probabilities(classifier.model, split_data.plain(data.splits.test))
+    probabilities = split_data.predict(classifier, data.splits.test)
     test = judge(data, probabilities, seed=spec.seed)
-    write_report(run, spec, data.records, data.splits, data.examples, outcomes, test, probabilities)
+    write_history(run, outcomes)
+    write_views(run, spec, data.records, data.splits, data.examples)
+    write_test(
+        run,
+        data.records,
+        data.splits.test,
+        data.examples,
+        test=test,
+        probabilities=probabilities,
+    )
     with run.replacing("model.keras") as path:
         classifier.save(path)
     parity = export_proven(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_transfer.config import load_spec, override, parse_assignments, spec_to_dict
+from keras_transfer.config import load, override, parse_assignments, spec_to_dict
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import check_same_spec
 from keras_transfer.devices import chatter_to
@@ -27,15 +27,14 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted one")
     arguments = parser.parse_intermixed_args(argv)
     presets = PRESETS / "pretraining"
-    spec = load_spec(arguments.preset, presets=presets, kind=PretrainSpec)
+    spec = load(PretrainSpec, arguments.preset, presets=presets)
     spec = override(spec, parse_assignments(arguments.overrides))
     run = RunFolder.create(Path("saved_models") / spec.name, resume=arguments.resume)
     if arguments.resume:
-        check_same_spec(load_spec(run.spec_file, kind=PretrainSpec), spec, run)
+        check_same_spec(load(PretrainSpec, run.spec_file), spec, run)
     run.write_json("spec.json", spec_to_dict(spec))
     with chatter_to(run.log_file):
-        from keras_transfer.backbones.embedding import EMBEDDED
-
+        from keras_transfer.backbones.archives import EMBEDDED
         from keras_transfer.methods.pretraining import embed, pretrain
         from keras_transfer.terminal import Terminal
         from keras_transfer.training.checkpoints import Checkpoint

@@ -9,6 +9,7 @@ import pytest
 
 from keras_transfer.config import (
     describe_fields,
+    load,
     load_spec,
     override,
     parse_assignments,
@@ -90,7 +91,7 @@ def test_every_shipped_preset_loads(preset):
 
 @pytest.mark.parametrize("name", ["letters_resnet50", "letters_vgg16"])
 def test_every_pretraining_preset_loads(name):
-    assert load_spec(name, presets=PRESETS / "pretraining", kind=PretrainSpec).name == name
+    assert load(PretrainSpec, name, presets=PRESETS / "pretraining").name == name
 
 
 def test_unknown_preset_offers_the_nearest():

@@ -102,23 +102,41 @@ def predict_pixels(
     model: keras.Model,
     pixels: np.ndarray,
     *,
+    rows: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """The model's probabilities, float32 [N, C], in full float32 precision on every device.
+    """The classifier's probabilities, float32 [N, C]; arguments as for `forward_pixels`."""
+    logits = forward_pixels(
+        model, pixels, rows=rows, batch_size=batch_size, on_progress=on_progress
+    )
+    return _softmax(logits) if len(logits) else logits
+
+
+def forward_pixels(
+    model: keras.Model,
+    pixels: np.ndarray,
+    *,
+    rows: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The model's outputs, float32 [N, …], in full float32 precision on every device.
 
     Args:
-        pixels: uint8 [N, S, S, 3], in memory or mapped from a file; read batch by batch.
+        pixels: uint8 [M, S, S, 3], in memory or mapped from a file; read batch by batch.
+        rows: which N of the M pictures to show, in which order; None shows all.
         on_progress: called with the number of pictures done and N.
     """
-    probabilities = np.empty((len(pixels), model.output_shape[-1]), np.float32)
+    rows = np.arange(len(pixels)) if rows is None else rows
+    outputs = np.empty((len(rows), *model.output_shape[1:]), np.float32)
     with _full_float32():
-        for start in range(0, len(pixels), batch_size):
-            batch = pixels[start : start + batch_size].astype(np.float32)
-            probabilities[start : start + len(batch)] = _softmax(model.predict_on_batch(batch))
+        for start in range(0, len(rows), batch_size):
+            batch = pixels[rows[start : start + batch_size]].astype(np.float32)
+            outputs[start : start + len(batch)] = model.predict_on_batch(batch)
             if on_progress is not None:
-                on_progress(start + len(batch), len(pixels))
-    return probabilities
+                on_progress(start + len(batch), len(rows))
+    return outputs
 
 
 def predict_records(

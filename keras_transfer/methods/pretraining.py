@@ -11,9 +11,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.backbones.weights import save_embedded
+from keras_transfer.backbones.archives import save_embedded
 from keras_transfer.data.letters import CLASS_NAMES, letters_dataset, render_letters
-from keras_transfer.models.classifier import HEAD, Classifier, build_classifier
+from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.specs import ModelSpec, PretrainSpec
 from keras_transfer.training.phases import PhaseResult, train_phase
 from keras_transfer.training.progress import Saver
@@ -80,7 +80,6 @@ def embed(
     classifier: Classifier, result: PhaseResult, spec: PretrainSpec, *, command: str, folder: Path
 ) -> Path:
     """Write the trunk as float16 with its record beside it; returns the weights file."""
-    trunk = {stage: layers for stage, layers in classifier.stages.items() if stage != HEAD}
     record = {
         "command": command,
         "source_task": "rendered letters, 52 classes",
@@ -91,6 +90,4 @@ def embed(
         "seconds": round(result.seconds),
         "keras": keras.__version__,
     }
-    return save_embedded(
-        trunk, folder, backbone=spec.backbone, last_stage=spec.last_stage, record=record
-    )
+    return save_embedded(classifier.trunk, folder, record)

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from keras_transfer.config import override
 from keras_transfer.data.audit import audit
 from keras_transfer.data.sources import read_records
-from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.delivery.prediction import forward_pixels
 from keras_transfer.devices import set_up
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import RunSpec
@@ -77,7 +77,7 @@ def _features(spec: RunSpec, class_names: Sequence[str], pixels: np.ndarray) -> 
         spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
     ).model
     trunk = keras.Model(model.inputs, model.get_layer("pooling").output)
-    return predict_pixels(trunk, pixels)
+    return forward_pixels(trunk, pixels)
 
 
 def _accuracy(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) -> float:

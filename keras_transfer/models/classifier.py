@@ -13,7 +13,7 @@ from typing import Final
 import keras
 
 from keras_transfer.backbones.registry import get_backbone
-from keras_transfer.backbones.trunk import build_trunk
+from keras_transfer.backbones.trunk import Trunk, build_trunk
 from keras_transfer.conversion import nearest
 from keras_transfer.errors import SpecError
 from keras_transfer.labels import model_name
@@ -32,6 +32,7 @@ class Classifier:
     """
 
     model: keras.Model
+    trunk: Trunk
     stages: dict[str, tuple[keras.layers.Layer, ...]]
 
     def from_stage(self, lowest: str, *, field: str = "unfreeze") -> list[str]:
@@ -82,22 +83,12 @@ def build_classifier(
     trunk = build_trunk(
         get_backbone(spec.backbone), inputs, last_stage=spec.last_stage, weights=spec.weights
     )
-    _silence_dropout(trunk.stages)
     head = _head_layers(spec, num_classes=len(class_names), seed=seed)
     outputs = trunk.output
     for layer in head:
         outputs = layer(outputs)
     model = keras.Model(inputs, outputs, name=model_name(class_names))
-    return Classifier(model, {**trunk.stages, HEAD: tuple(head)})
-
-
-def _silence_dropout(stages: dict[str, tuple[keras.layers.Layer, ...]]) -> None:
-    # `fit` runs dropout even in frozen layers, so that a frozen trunk (EfficientNet's drop-connect)
-    # would give other features at every step. Dropout belongs to the head here.
-    for layers in stages.values():
-        for layer in layers:
-            if isinstance(layer, keras.layers.Dropout):
-                layer.rate = 0.0
+    return Classifier(model, trunk, {**trunk.stages, HEAD: tuple(head)})
 
 
 def _head_layers(spec: ModelSpec, *, num_classes: int, seed: int) -> list[keras.layers.Layer]:

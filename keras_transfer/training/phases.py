@@ -20,7 +20,9 @@ from keras_transfer.training.progress import Progress, Saver
 class PhaseData(Protocol):
     """What a phase trains and validates on."""
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
 
     def training(self, first_epoch: int, last_epoch: int) -> Any:
         """Batches (images, one-hot labels, weights) of epochs first to last - 1, in one stream."""
@@ -67,9 +69,10 @@ def compile_phase(
     classifier: Classifier, phase: PhaseSpec, *, steps_per_epoch: int, label_smoothing: float = 0.0
 ) -> None:
     """Compile for one phase, with a new optimizer: an old one cannot take other variables."""
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     classifier.model.compile(
         optimizer=make_optimizer(phase, classifier, steps_per_epoch=steps_per_epoch),
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing),
+        loss=loss,
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
     )

@@ -1,4 +1,4 @@
-"""The state of a phase between two epochs: best weights, patience, and how to go on after a kill."""
+"""The state of a phase between two epochs: best weights, patience, how to go on after a kill."""
 
 import time
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def _check_finite(row: dict[str, float], phase: PhaseSpec, epoch: int) -> None:
             f"training diverged in epoch {epoch + 1} of phase {phase.name!r}",
             expected="a finite loss",
             received=f"loss {row['loss']}, validation loss {row['val_loss']}",
-            fix=f"lower the phase's learning_rate ({phase.learning_rate:g}) or lengthen its warm-up",
+            fix=f"lower its learning_rate ({phase.learning_rate:g}) or lengthen its warm-up",
         )
 
 

@@ -48,8 +48,7 @@ def test_embedded_trunk_is_the_trained_one_in_half_precision(tmp_path):
         get_backbone("mobilenet_0.25"),
         inputs,
         last_stage="stage2",
-        weights="embedded",
-        embedded_folder=tmp_path,
+        weights=str(file),
     )
     trained = [v for stage in trunk.stages for v in classifier.variables_of(stage)]
     loaded = [v for layers in trunk.stages.values() for layer in layers for v in layer.variables]
