@@ -1,5 +1,6 @@
 """What a run decided, in plain sentences."""
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,19 +43,29 @@ def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[s
         f"Every picture becomes {spec.data.image_size} × {spec.data.image_size} px by "
         f"'{spec.data.resize}', here and in the exported model."
     )
-    yield _describe_views(spec)
+    with warnings.catch_warnings(record=True) as ignored:
+        yield _describe_views(spec)
+    yield from (f"Ignored: {warning.message}." for warning in ignored)
     yield from _describe_balance(spec, records, splits)
 
 
 def _describe_views(spec: RunSpec) -> str:
-    resolved = strengths(spec.views)
-    plain = {"policy": "none", "crop_area": 1.0, "crop_aspect": 1.0, "erasing_area": 0}
-    values = {name: getattr(resolved, name) for name in resolved.__dataclass_fields__}
-    active = [
-        name.replace("_", " ") + ("" if value is True else f" {value:g}")
-        for name, value in values.items()
-        if name not in ("policy", "erasing_area") and value and value != plain.get(name)
-    ]
+    used = strengths(spec.views)
+    parts = {
+        "mirrored left to right": used.horizontal_flip,
+        "mirrored top to bottom": used.vertical_flip,
+        f"turned by up to {used.rotation:g}°": used.rotation,
+        f"zoomed by up to {used.zoom:.0%}": used.zoom,
+        f"shifted by up to {used.translation:.0%}": used.translation,
+        f"cropped to {used.crop_area:.0%} of the area or more": used.crop_area != 1,
+        f"brightness ± {used.brightness:.0%}": used.brightness,
+        f"contrast ± {used.contrast:.0%}": used.contrast,
+        f"saturation ± {used.saturation:.0%}": used.saturation,
+        f"hue ± {used.hue:.0%} of a turn": used.hue,
+        f"noise of {used.noise:g}": used.noise,
+        f"a box erased in {used.erasing:.0%} of them": used.erasing,
+    }
+    active = [text for text, strength in parts.items() if strength]
     if not active:
         return "Training pictures are not augmented."
     return f"Training pictures are augmented ('{spec.views.policy}'): {', '.join(active)}."

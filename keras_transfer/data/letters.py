@@ -48,7 +48,7 @@ def render_letter(seed: int, index: int, *, image_size: int = 32) -> tuple[np.nd
     ink, paper = _two_tones(random)
     pixels = paper + (ink - paper) * grey[..., None]
     pixels = pixels + random.normal(0, random.uniform(0, 0.06), pixels.shape)
-    return np.uint8(np.clip(np.round(pixels * 255), 0, 255)), label
+    return np.clip(np.round(pixels * 255), 0, 255).astype(np.uint8), label
 
 
 def _draw(random: np.random.Generator, letter: str) -> Image.Image:
