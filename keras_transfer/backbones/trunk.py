@@ -112,7 +112,7 @@ def split_stages(
 ) -> dict[str, tuple[keras.layers.Layer, ...]]:
     """Each layer to the lowest stage whose last tensor depends on it.
 
-    Layers without variables that only prepare the pixels belong to no stage.
+    The network ends with the last of `kept`. The input and `Preprocess` belong to no stage.
     """
     below = {
         id(layer)
@@ -121,7 +121,8 @@ def split_stages(
     }
     split: dict[str, tuple[keras.layers.Layer, ...]] = {}
     for stage in kept:
-        reached = keras.Model(network.inputs, last_tensor(network, stage)).layers
+        end = network.output if stage is kept[-1] else last_tensor(network, stage)
+        reached = keras.Model(network.inputs, end).layers
         split[stage.name] = tuple(layer for layer in reached if id(layer) not in below)
         below.update(id(layer) for layer in reached)
     return split

@@ -5,6 +5,7 @@ models of earlier runs may end at the same stage and are loaded after.
 """
 
 import difflib
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,11 @@ def load_network(network: keras.Model, backbone: Backbone, file: Path) -> None:
     Raises WeightsError if the file is damaged or holds another network.
     """
     try:
-        network.load_weights(file)
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            # Keras only warns where layers keep their random weights.
+            warnings.simplefilter("error", UserWarning)
+            network.load_weights(file)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, UserWarning) as error:
         expected = [tuple(variable.shape) for variable in network.weights]
         raise WeightsError(
             f"{file} does not hold the weights of {backbone.name}",
@@ -156,7 +160,7 @@ def compare(received: list[tuple[int, ...]], expected: list[tuple[int, ...]]) ->
     """One line on the received arrays, with the shapes that only one side has."""
     text = describe(received)
     for where, here, there in (("file", received, expected), ("network", expected, received)):
-        alone = list((Counter(here) - Counter(there)).elements())
+        alone = sorted((Counter(here) - Counter(there)).elements(), key=len, reverse=True)
         if alone:
             listed = ", ".join(map(str, alone[:3])) + (" …" if len(alone) > 3 else "")
             text += f"; {len(alone)} only in the {where}: {listed}"

@@ -1,0 +1,84 @@
+"""`Preprocess` against the functions of keras.applications, in every dtype it may meet."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.errors import SpecError
+
+MODES = ["caffe", "tf", "torch", "none"]
+
+
+def random_pixels() -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (3, 5, 5, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("mode", ["caffe", "tf", "torch"])
+def test_preprocess_equals_that_of_keras(mode):
+    pixels = random_pixels()
+    expected = keras.applications.imagenet_utils.preprocess_input(pixels.copy(), mode=mode)
+    np.testing.assert_allclose(np.asarray(Preprocess(mode)(pixels)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
+def test_preprocess_of_a_row_equals_its_module(row):
+    """Modules that pass pixels through scale them in the network: see the contract test."""
+    module = sys.modules[getattr(keras.applications, row.constructor).__module__]
+    pixels = random_pixels()
+    expected = module.preprocess_input(pixels.copy())
+    if np.array_equal(expected, pixels):
+        assert "include_preprocessing" in row.arguments or "Normalization" in row.leave_out
+    else:
+        np.testing.assert_allclose(np.asarray(Preprocess(row.mode)(pixels)), expected, atol=1e-5)
+
+
+def test_mode_none_leaves_pixels_alone():
+    pixels = random_pixels()
+    np.testing.assert_array_equal(np.asarray(Preprocess("none")(pixels)), pixels)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_preprocess_takes_bytes(mode):
+    pixels = np.arange(75, dtype="uint8").reshape(1, 5, 5, 3)
+    layer = Preprocess(mode)
+    np.testing.assert_array_equal(
+        np.asarray(layer(pixels)), np.asarray(layer(pixels.astype("float32")))
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_preprocess_computes_in_its_compute_dtype(mode):
+    layer = Preprocess(mode, dtype="mixed_bfloat16")
+    result = layer(random_pixels())
+    assert keras.backend.standardize_dtype(result.dtype) == "bfloat16"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_preprocess_when_saved_comes_back(mode, tmp_path):
+    inputs = keras.Input((5, 5, 3))
+    model = keras.Model(inputs, Preprocess(mode, name="preprocess")(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_layer("preprocess").mode == mode
+    np.testing.assert_array_equal(
+        np.asarray(loaded(random_pixels())), np.asarray(model(random_pixels()))
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_preprocess_captures_no_tensors(mode):
+    """A captured tensor would become a second input of an ONNX file."""
+    layer = Preprocess(mode)
+    traced = tf.function(layer).get_concrete_function(tf.TensorSpec((None, 5, 5, 3), tf.float32))
+    assert traced.captured_inputs == []
+    assert layer.variables == []
+
+
+def test_preprocess_with_unknown_mode_is_refused():
+    with pytest.raises(SpecError, match="caffe, tf, torch, none"):
+        Preprocess("bgr")
