@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import override, spec_to_dict
-from keras_transfer.data.splits import SPLITS
+from keras_transfer.data.splits import NAMES
 from keras_transfer.delivery.prediction import load_run, predict_files
 from keras_transfer.delivery.starting import start_run
 from keras_transfer.errors import RunError
@@ -107,7 +107,7 @@ def test_history_has_a_row_an_epoch(result):
 
 def test_splits_are_disjoint_and_complete(result):
     rows = read_json(result.run.path / "splits.json")["rows"]
-    paths = [row["path"] for name in SPLITS for row in rows[name]]
+    paths = [row["path"] for name in NAMES for row in rows[name]]
     assert len(paths) == len(set(paths)) == 300
 
 

@@ -76,7 +76,7 @@ def _features(spec: RunSpec, class_names: Sequence[str], pixels: np.ndarray) -> 
     model = build_classifier(
         spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
     ).model
-    trunk = keras.Model(model.inputs, model.get_layer("pooling").output)
+    trunk = keras.Model(model.input, model.get_layer("pooling").output)
     return forward_pixels(trunk, pixels)
 
 

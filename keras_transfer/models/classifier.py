@@ -57,7 +57,7 @@ class Classifier:
         A fresh model over the same layers: the compiled one would save its optimizer's state as
         well, three times the weights.
         """
-        keras.Model(self.model.inputs, self.model.outputs, name=self.model.name).save(path)
+        keras.Model(self.model.input, self.model.output, name=self.model.name).save(path)
 
     def variables_of(self, stage: str) -> list[keras.Variable]:
         """All variables of one stage, trainable or not, in the graph's order."""

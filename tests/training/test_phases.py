@@ -111,7 +111,7 @@ def test_patience_ends_a_phase_early(split_data):
 
 def test_divergence_is_an_error_that_names_phase_and_rate(split_data):
     phase = PhaseSpec(
-        name="wild", epochs=2, learning_rate=1e30, optimizer="sgd", warmup_epochs=0, weight_decay=0
+        name="wild", epochs=2, learning_rate=1e38, optimizer="sgd", warmup_epochs=0, weight_decay=0
     )
     with pytest.raises(RunError, match="learning_rate"):
         train_phase(make_classifier(), phase, split_data(SPEC))
