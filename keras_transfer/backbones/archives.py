@@ -29,7 +29,7 @@ def embedded_stages(backbone: Backbone, folder: Path = EMBEDDED) -> tuple[str, .
     )
 
 
-def find_embedded(backbone: Backbone, last_stage: str, folder: Path = EMBEDDED) -> Path:
+def find_embedded(backbone: Backbone, last_stage: str, *, folder: Path = EMBEDDED) -> Path:
     """The smallest archive of the backbone that reaches `last_stage`.
 
     Raises WeightsError if there is none, naming the stages or backbones there are.
@@ -61,7 +61,7 @@ def save_embedded(trunk: Trunk, folder: Path, record: Mapping[str, Any]) -> Path
     the archive. Raises WeightsError for trunks whose layers Keras numbers anew in every build.
     """
     file = folder / f"{trunk.backbone.name}_{trunk.last_stage}.npz"
-    arrays = {key: halved(variable) for key, variable in named_variables(trunk).items()}
+    arrays = {key: _halved(variable) for key, variable in _named_variables(trunk).items()}
     folder.mkdir(parents=True, exist_ok=True)
     part, part_of_record = file.with_suffix(".npz.part"), file.with_suffix(".json.part")
     with part.open("wb") as target:
@@ -78,8 +78,8 @@ def load_embedded(trunk: Trunk, file: Path) -> dict[str, Any]:
 
     Raises WeightsError if the archive is not the one its record describes, or does not fit.
     """
-    record = read_record(file)
-    variables = named_variables(trunk)
+    record = _read_record(file)
+    variables = _named_variables(trunk)
     with np.load(file, allow_pickle=False) as archive:
         shapes = {key: archive[key].shape for key in archive.files}
         wrong = [key for key, v in variables.items() if shapes.get(key) != tuple(v.shape)]
@@ -97,7 +97,7 @@ def load_embedded(trunk: Trunk, file: Path) -> dict[str, Any]:
     return record
 
 
-def read_record(file: Path) -> dict[str, Any]:
+def _read_record(file: Path) -> dict[str, Any]:
     """The record beside an archive; WeightsError unless it describes this very archive."""
     beside = file.with_suffix(".json")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -120,9 +120,9 @@ def read_record(file: Path) -> dict[str, Any]:
     return record
 
 
-def named_variables(trunk: Trunk) -> dict[str, keras.Variable]:
+def _named_variables(trunk: Trunk) -> dict[str, keras.Variable]:
     """The trunk's weights under their keys in an archive."""
-    unnamed = [layer.name for layer in trunk.layers if layer.weights and has_numbered_name(layer)]
+    unnamed = [layer.name for layer in trunk.layers if layer.weights and _has_numbered_name(layer)]
     if unnamed:
         raise WeightsError(
             f"{trunk.backbone.name} cannot be stored in an archive, which is read by layer names",
@@ -136,13 +136,13 @@ def named_variables(trunk: Trunk) -> dict[str, keras.Variable]:
     return named
 
 
-def has_numbered_name(layer: keras.layers.Layer) -> bool:
+def _has_numbered_name(layer: keras.layers.Layer) -> bool:
     """Whether the layer was given its class's name and a running number by Keras."""
     stem = re.sub(r"_\d+$", "", layer.name).replace("_", "")
     return stem == type(layer).__name__.lower()
 
 
-def halved(variable: keras.Variable) -> np.ndarray:
+def _halved(variable: keras.Variable) -> np.ndarray:
     """The variable's value as float16, or as float32 if that would overflow."""
     value = np.asarray(keras.ops.convert_to_numpy(variable), "float32")
     return value.astype("float16") if np.abs(value).max(initial=0) <= 65504 else value

@@ -21,14 +21,14 @@ NOTOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 def rows() -> Iterator[Backbone]:
     """The rows of this module."""
-    yield from vgg()
-    yield from resnet()
-    yield from resnet_v2()
-    yield from densenet()
-    yield from inception()
-    yield from xception()
-    yield from nasnet()
-    yield from convnext()
+    yield from _vgg()
+    yield from _resnet()
+    yield from _resnet_v2()
+    yield from _densenet()
+    yield from _inception()
+    yield from _xception()
+    yield from _nasnet()
+    yield from _convnext()
 
 
 def stages(*last_layers: str, first: int = 1, stem: str = "") -> tuple[Stage, ...]:
@@ -38,13 +38,13 @@ def stages(*last_layers: str, first: int = 1, stem: str = "") -> tuple[Stage, ..
 
 
 def published(
-    folder: str, file: str, digest: str, origin: str = "Google, Apache 2.0"
+    folder: str, file: str, *, digest: str, origin: str = "Google, Apache 2.0"
 ) -> PublishedWeights:
     """Weights whose file has the same name at the source and in the cache."""
     return PublishedWeights(f"{folder}/{file}", file, digest, origin)
 
 
-def vgg() -> Iterator[Backbone]:
+def _vgg() -> Iterator[Backbone]:
     for depth, digest in (
         (16, "6d6bbae143d832006294945121d1f1fc"),
         (19, "253f8cb515780f3b799900260a226db6"),
@@ -57,12 +57,12 @@ def vgg() -> Iterator[Backbone]:
             image_size=224,
             stages=stages(*(f"block{k}_pool" for k in range(1, 6))),
             imagenet=published(
-                f"{KERAS}/{name}", f"{name}_{NOTOP}", digest, "VGG, Oxford, CC BY 4.0"
+                f"{KERAS}/{name}", f"{name}_{NOTOP}", digest=digest, origin="VGG, Oxford, CC BY 4.0"
             ),
         )
 
 
-def resnet() -> Iterator[Backbone]:
+def _resnet() -> Iterator[Backbone]:
     for depth, blocks, digest in (
         (50, (3, 4, 6, 3), "4d473c1dd8becc155b73f8504c6f6626"),
         (101, (3, 4, 23, 3), "88cf7a10940856eca736dc7b7e228a21"),
@@ -77,12 +77,15 @@ def resnet() -> Iterator[Backbone]:
             image_size=224,
             stages=stages(*ends, first=2, stem="pool1_pool"),
             imagenet=published(
-                f"{KERAS}/resnet", f"{name}_{NOTOP}", digest, "Kaiming He and others, MIT"
+                f"{KERAS}/resnet",
+                f"{name}_{NOTOP}",
+                digest=digest,
+                origin="Kaiming He and others, MIT",
             ),
         )
 
 
-def resnet_v2() -> Iterator[Backbone]:
+def _resnet_v2() -> Iterator[Backbone]:
     """Here the last block of conv2, conv3 and conv4 shrinks, so it opens the next stage."""
     for depth, blocks, digest in (
         (50, (3, 4, 6), "fac2f116257151a9d068a22e544a4917"),
@@ -97,12 +100,15 @@ def resnet_v2() -> Iterator[Backbone]:
             image_size=224,
             stages=stages(*ends, "post_relu", first=2, stem="pool1_pool"),
             imagenet=published(
-                f"{KERAS}/resnet", f"resnet{depth}v2_{NOTOP}", digest, "Keras, licence not stated"
+                f"{KERAS}/resnet",
+                f"resnet{depth}v2_{NOTOP}",
+                digest=digest,
+                origin="Keras, licence not stated",
             ),
         )
 
 
-def densenet() -> Iterator[Backbone]:
+def _densenet() -> Iterator[Backbone]:
     for depth, blocks, digest in (
         (121, (6, 12, 24), "30ee3e1110167f948a6b9946edeeb738"),
         (169, (6, 12, 32), "b8c4d4c20dd625c148057b9ff1c1176b"),
@@ -119,13 +125,13 @@ def densenet() -> Iterator[Backbone]:
             imagenet=published(
                 f"{KERAS}/densenet",
                 f"{name}_{NOTOP}",
-                digest,
-                "Zhuang Liu and others, BSD 3-clause",
+                digest=digest,
+                origin="Zhuang Liu and others, BSD 3-clause",
             ),
         )
 
 
-def inception() -> Iterator[Backbone]:
+def _inception() -> Iterator[Backbone]:
     for name, constructor, ends, digest in (
         (
             "inception_v3",
@@ -147,11 +153,11 @@ def inception() -> Iterator[Backbone]:
             image_size=299,
             minimal_size=75,
             stages=stages(*ends, first=3),
-            imagenet=published(f"{KERAS}/{name}", f"{name}_{NOTOP}", digest),
+            imagenet=published(f"{KERAS}/{name}", f"{name}_{NOTOP}", digest=digest),
         )
 
 
-def xception() -> Iterator[Backbone]:
+def _xception() -> Iterator[Backbone]:
     """Its blocks end with sums that have no names of their own."""
     openers = ("block3_sepconv1_act", "block4_sepconv1_act", "block13_sepconv1_act")
     yield Backbone(
@@ -168,13 +174,13 @@ def xception() -> Iterator[Backbone]:
         imagenet=published(
             f"{KERAS}/xception",
             f"xception_{NOTOP}",
-            "b0042744bf5b25fce3cb969f33bebb97",
-            "François Chollet, MIT",
+            digest="b0042744bf5b25fce3cb969f33bebb97",
+            origin="François Chollet, MIT",
         ),
     )
 
 
-def nasnet() -> Iterator[Backbone]:
+def _nasnet() -> Iterator[Backbone]:
     for size, image_size, digest in (
         ("mobile", 224, "1ed92395b5b598bdda52abe5c0dbfd63"),
         ("large", 331, "d81d89dc07e6e56530c4e77faddd61b5"),
@@ -194,7 +200,7 @@ def nasnet() -> Iterator[Backbone]:
         )
 
 
-def convnext() -> Iterator[Backbone]:
+def _convnext() -> Iterator[Backbone]:
     """Blocks end with sums without names; a named layer shrinks the picture between stages."""
     for size, digest in (
         ("tiny", "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1"),
@@ -219,6 +225,9 @@ def convnext() -> Iterator[Backbone]:
                 Stage("stage5"),
             ),
             imagenet=published(
-                f"{KERAS}/convnext", f"{name}_notop.h5", digest, "Facebook Research, MIT"
+                f"{KERAS}/convnext",
+                f"{name}_notop.h5",
+                digest=digest,
+                origin="Facebook Research, MIT",
             ),
         )

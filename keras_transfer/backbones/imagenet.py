@@ -28,8 +28,8 @@ def find_weights(backbone: Backbone, *, embedded: Path = archives.EMBEDDED) -> P
     home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
     file = home / "models" / backbone.imagenet.file
     if not file.exists():
-        fetch(backbone, file, embedded)
-    received = file_digest(file, like=backbone.imagenet.digest)
+        _fetch(backbone, file, embedded=embedded)
+    received = _file_digest(file, like=backbone.imagenet.digest)
     if received != backbone.imagenet.digest:
         raise WeightsError(
             f"{file} is not the file that Keras published for {backbone.name}",
@@ -41,7 +41,7 @@ def find_weights(backbone: Backbone, *, embedded: Path = archives.EMBEDDED) -> P
     return file
 
 
-def file_digest(file: Path, *, like: str) -> str:
+def _file_digest(file: Path, *, like: str) -> str:
     """The file's digest in hex, of the same kind as `like`; '' for ''."""
     if not like:
         return ""
@@ -49,7 +49,7 @@ def file_digest(file: Path, *, like: str) -> str:
         return hashlib.file_digest(content, "sha256" if len(like) == 64 else "md5").hexdigest()
 
 
-def fetch(backbone: Backbone, file: Path, embedded: Path) -> None:
+def _fetch(backbone: Backbone, file: Path, *, embedded: Path) -> None:
     """Download the file beside its place and rename it; WeightsError if that fails."""
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
@@ -69,12 +69,12 @@ def fetch(backbone: Backbone, file: Path, embedded: Path) -> None:
         )
         part.replace(file)
     except Exception as error:  # Keras puts every failure into a bare Exception
-        raise missing(backbone, file, embedded, error) from error
+        raise _missing(backbone, file, embedded=embedded, error=error) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def missing(backbone: Backbone, file: Path, embedded: Path, error: Exception) -> WeightsError:
+def _missing(backbone: Backbone, file: Path, *, embedded: Path, error: Exception) -> WeightsError:
     """What to say and to advise where the file can neither be found nor fetched."""
     reached = archives.embedded_stages(backbone, embedded)
     others = sorted(archive.stem for archive in embedded.glob("*.npz"))

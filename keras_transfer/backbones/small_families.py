@@ -11,14 +11,14 @@ from keras_transfer.backbones.record import Backbone, Stage
 
 def rows() -> Iterator[Backbone]:
     """The rows of this module."""
-    yield from mobilenet()
-    yield from mobilenet_v2()
-    yield from mobilenet_v3()
-    yield from efficientnet()
-    yield from efficientnet_v2()
+    yield from _mobilenet()
+    yield from _mobilenet_v2()
+    yield from _mobilenet_v3()
+    yield from _efficientnet()
+    yield from _efficientnet_v2()
 
 
-def mobilenet() -> Iterator[Backbone]:
+def _mobilenet() -> Iterator[Backbone]:
     ends = [f"conv_pw_{block}_relu" for block in (1, 3, 5, 11, 13)]
     for alpha, text in ((0.25, "2_5"), (0.5, "5_0"), (0.75, "7_5"), (1.0, "1_0")):
         yield Backbone(
@@ -28,11 +28,13 @@ def mobilenet() -> Iterator[Backbone]:
             mode="tf",
             image_size=224,
             stages=stages(*ends, stem="conv1_relu"),
-            imagenet=published(f"{KERAS}/mobilenet", f"mobilenet_{text}_224_tf_no_top.h5", ""),
+            imagenet=published(
+                f"{KERAS}/mobilenet", f"mobilenet_{text}_224_tf_no_top.h5", digest=""
+            ),
         )
 
 
-def mobilenet_v2() -> Iterator[Backbone]:
+def _mobilenet_v2() -> Iterator[Backbone]:
     ends = ["expanded_conv_project_BN", "block_2_add", "block_5_add", "block_12_add", "out_relu"]
     for alpha in (0.35, 0.5, 0.75, 1.0, 1.3, 1.4):
         file = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
@@ -43,11 +45,11 @@ def mobilenet_v2() -> Iterator[Backbone]:
             mode="tf",
             image_size=224,
             stages=stages(*ends, stem="Conv1_relu"),
-            imagenet=published(f"{KERAS}/mobilenet_v2", file, ""),
+            imagenet=published(f"{KERAS}/mobilenet_v2", file, digest=""),
         )
 
 
-def mobilenet_v3() -> Iterator[Backbone]:
+def _mobilenet_v3() -> Iterator[Backbone]:
     """Small ones reach 1/4 in their first block; activations have no names of their own."""
     small = ("expanded_conv_project_bn", "expanded_conv_2_add", "expanded_conv_7_add", "")
     large = ("expanded_conv_add", *(f"expanded_conv_{block}_add" for block in (2, 5, 11)), "")
@@ -73,12 +75,12 @@ def mobilenet_v3() -> Iterator[Backbone]:
             imagenet=published(
                 f"{KERAS}/mobilenet_v3",
                 f"weights_mobilenet_v3_{variant}_float_no_top_v2.h5",
-                digest,
+                digest=digest,
             ),
         )
 
 
-def efficientnet() -> Iterator[Backbone]:
+def _efficientnet() -> Iterator[Backbone]:
     """Stages end with blocks 1, 2, 3 and 5; the letters are how often those are repeated."""
     for number, image_size, letters, digest in (
         (0, 224, "abbc", "50bc09e76180e00e4465e1a485ddc09d"),
@@ -102,13 +104,13 @@ def efficientnet() -> Iterator[Backbone]:
             imagenet=published(
                 "https://storage.googleapis.com/keras-applications",
                 f"efficientnetb{number}_notop.h5",
-                digest,
+                digest=digest,
             ),
             leave_out=("Rescaling", "Normalization", "Dropout"),
         )
 
 
-def efficientnet_v2() -> Iterator[Backbone]:
+def _efficientnet_v2() -> Iterator[Backbone]:
     """As before; the larger three scale their own input, to x / 128 - 1."""
     for size, image_size, letters, digest in (
         ("b0", 224, "abbe", "893217f2bb855e2983157299931e43ff"),
@@ -131,7 +133,7 @@ def efficientnet_v2() -> Iterator[Backbone]:
             image_size=image_size,
             stages=stages(*ends, "top_activation", stem="stem_activation"),
             imagenet=published(
-                f"{KERAS}/efficientnet_v2", f"efficientnetv2-{size}_notop.h5", digest
+                f"{KERAS}/efficientnet_v2", f"efficientnetv2-{size}_notop.h5", digest=digest
             ),
             leave_out=("Dropout",),
         )

@@ -10,7 +10,7 @@ from keras_transfer.backbones.record import Backbone, Stage, Trunk
 from keras_transfer.backbones.weights import find_source, load_network, load_trunk
 from keras_transfer.errors import SpecError
 
-__all__ = ["Trunk", "build_trunk", "split_stages"]
+__all__ = ["Trunk", "build_trunk", "last_tensor", "split_stages"]
 
 
 def build_trunk(
@@ -28,22 +28,22 @@ def build_trunk(
     Raises SpecError for an unknown stage or too small pictures, WeightsError for weights that are
     missing or do not fit.
     """
-    check_size(backbone, inputs)
-    kept = kept_stages(backbone, last_stage)
+    _check_size(backbone, inputs)
+    kept = _kept_stages(backbone, last_stage)
     source = find_source(backbone, weights, last_stage=kept[-1].name)
     whole = len(kept) == len(backbone.stages) and not backbone.leave_out
     pixels = inputs if whole else keras.Input(inputs.shape[1:], dtype=inputs.dtype)
-    network = build_network(backbone, pixels)
+    network = _build_network(backbone, pixels)
     if source and source.suffix == ".h5":
-        load_network(network, backbone, source)
-    flat = network if whole else copy_part(network, backbone, kept[-1], inputs)
+        load_network(network, source, backbone=backbone)
+    flat = network if whole else _copy_part(network, backbone, last=kept[-1], inputs=inputs)
     trunk = Trunk(backbone, flat.output, split_stages(flat, kept))
     if source and source.suffix != ".h5":
         load_trunk(trunk, source)
     return trunk
 
 
-def check_size(backbone: Backbone, inputs: keras.KerasTensor) -> None:
+def _check_size(backbone: Backbone, inputs: keras.KerasTensor) -> None:
     """Raise SpecError if the pictures are smaller than the network takes."""
     sides = [side for side in inputs.shape[1:3] if side is not None]
     if sides and min(sides) < backbone.minimal_size:
@@ -55,7 +55,7 @@ def check_size(backbone: Backbone, inputs: keras.KerasTensor) -> None:
         )
 
 
-def kept_stages(backbone: Backbone, last_stage: str) -> tuple[Stage, ...]:
+def _kept_stages(backbone: Backbone, last_stage: str) -> tuple[Stage, ...]:
     """The stages up to and with `last_stage`, all for ''; SpecError if there is no such stage."""
     names = backbone.stage_names
     if last_stage in names:
@@ -80,15 +80,15 @@ def last_tensor(network: keras.Model, stage: Stage) -> keras.KerasTensor:
     return network.output
 
 
-def build_network(backbone: Backbone, pixels: keras.KerasTensor) -> keras.Model:
+def _build_network(backbone: Backbone, pixels: keras.KerasTensor) -> keras.Model:
     """Keras's own network, without its top and with random weights, behind `Preprocess`."""
     constructor = getattr(keras.applications, backbone.constructor)
     scaled = Preprocess(backbone.mode, name="preprocess")(pixels)
     return constructor(include_top=False, weights=None, input_tensor=scaled, **backbone.arguments)
 
 
-def copy_part(
-    network: keras.Model, backbone: Backbone, last: Stage, inputs: keras.KerasTensor
+def _copy_part(
+    network: keras.Model, backbone: Backbone, *, last: Stage, inputs: keras.KerasTensor
 ) -> keras.Model:
     """Copy the network up to a stage onto the caller's input, layers and weights.
 

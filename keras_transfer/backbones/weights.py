@@ -49,7 +49,7 @@ def find_source(backbone: Backbone, weights: str, *, last_stage: str) -> Path | 
     )
 
 
-def load_network(network: keras.Model, backbone: Backbone, file: Path) -> None:
+def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> None:
     """Load an HDF5 file into the whole network, whose input scaling must be our `Preprocess`'s.
 
     Raises WeightsError if the file is damaged or holds another network.
@@ -63,11 +63,11 @@ def load_network(network: keras.Model, backbone: Backbone, file: Path) -> None:
         expected = [tuple(variable.shape) for variable in network.weights]
         raise WeightsError(
             f"{file} does not hold the weights of {backbone.name}",
-            expected=f"{backbone.name} without its top, {describe(expected)}",
-            received=describe_file(file, expected),
+            expected=f"{backbone.name} without its top, {_describe(expected)}",
+            received=_describe_file(file, expected),
             fix="give a file of this very network, saved with include_top=False",
         ) from error
-    check_scaling(network, file)
+    _check_scaling(network, file)
 
 
 def load_trunk(trunk: Trunk, file: Path) -> None:
@@ -75,10 +75,10 @@ def load_trunk(trunk: Trunk, file: Path) -> None:
     if file.suffix == ".npz":
         archives.load_embedded(trunk, file)
     else:
-        load_run(trunk, file)
+        _load_run(trunk, file)
 
 
-def load_run(trunk: Trunk, file: Path) -> None:
+def _load_run(trunk: Trunk, file: Path) -> None:
     """Take the trunk's weights out of a `.keras` classifier that reaches its last stage.
 
     Layers are matched by their order, because some families number their layers anew in every
@@ -96,25 +96,25 @@ def load_run(trunk: Trunk, file: Path) -> None:
     modes = [layer.mode for layer in model.layers if isinstance(layer, Preprocess)]
     target = [layer for layer in trunk.layers if layer.weights]
     source = [layer for layer in model.layers if layer.weights][: len(target)]
-    if modes != [trunk.backbone.mode] or [*map(kind, source)] != [*map(kind, target)]:
+    if modes != [trunk.backbone.mode] or [*map(_kind, source)] != [*map(_kind, target)]:
         expected = [tuple(variable.shape) for layer in target for variable in layer.weights]
         received = [tuple(variable.shape) for variable in model.weights]
         raise WeightsError(
             f"{file} does not hold {trunk.backbone.name} through {trunk.last_stage}",
-            expected=f"{describe(expected)}, pixels scaled the '{trunk.backbone.mode}' way",
-            received=f"{compare(received, expected)}, pixels scaled {modes or 'in no way we know'}",
+            expected=f"{_describe(expected)}, pixels scaled the '{trunk.backbone.mode}' way",
+            received=f"{_compare(received, expected)}, pixels scaled {modes or 'otherwise'}",
             fix="set model.backbone and model.last_stage to those of the run that wrote it",
         )
     for old, new in zip(source, target, strict=True):
         new.set_weights(old.get_weights())
 
 
-def kind(layer: keras.layers.Layer) -> tuple[Any, ...]:
+def _kind(layer: keras.layers.Layer) -> tuple[Any, ...]:
     """What two layers must share for one to take the other's weights."""
     return (type(layer).__name__, *(tuple(variable.shape) for variable in layer.weights))
 
 
-def check_scaling(network: keras.Model, file: Path) -> None:
+def _check_scaling(network: keras.Model, file: Path) -> None:
     """Raise WeightsError if the file scales the network's input unlike `Preprocess`.
 
     Only EfficientNet's files carry a scaling, in a Normalization layer. The ImageNet ones have
@@ -135,7 +135,7 @@ def check_scaling(network: keras.Model, file: Path) -> None:
             )
 
 
-def describe_file(file: Path, expected: list[tuple[int, ...]]) -> str:
+def _describe_file(file: Path, expected: list[tuple[int, ...]]) -> str:
     """What an HDF5 file holds, and how that differs from what was expected."""
     shapes: list[tuple[int, ...]] = []
 
@@ -148,17 +148,17 @@ def describe_file(file: Path, expected: list[tuple[int, ...]]) -> str:
             content.visititems(collect)
     except (OSError, RuntimeError) as error:
         return f"a damaged file, or none of HDF5 ({error})"
-    return compare(shapes, expected)
+    return _compare(shapes, expected)
 
 
-def describe(shapes: list[tuple[int, ...]]) -> str:
+def _describe(shapes: list[tuple[int, ...]]) -> str:
     """One line on a list of arrays."""
     return f"{len(shapes)} arrays of {sum(int(np.prod(s)) for s in shapes):,} numbers"
 
 
-def compare(received: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
+def _compare(received: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
     """One line on the received arrays, with the shapes that only one side has."""
-    text = describe(received)
+    text = _describe(received)
     for where, here, there in (("file", received, expected), ("network", expected, received)):
         alone = sorted((Counter(here) - Counter(there)).elements(), key=len, reverse=True)
         if alone:

@@ -114,18 +114,18 @@ def test_embedded_weights_reach_the_asked_stage_or_say_which_they_reach(tmp_path
     file = save_embedded(random_trunk(last_stage="stage2"), tmp_path, {})
     row = get_backbone(TINY)
     assert embedded_stages(row, tmp_path) == ("stage1", "stage2")
-    assert find_embedded(row, "stage2", tmp_path) == file
-    assert find_embedded(row, "stem", tmp_path).name == "mobilenet_0.25_stage1.npz"
+    assert find_embedded(row, "stage2", folder=tmp_path) == file
+    assert find_embedded(row, "stem", folder=tmp_path).name == "mobilenet_0.25_stage1.npz"
     with pytest.raises(WeightsError, match=r"set model\.last_stage=stage2"):
-        find_embedded(row, "stage5", tmp_path)
+        find_embedded(row, "stage5", folder=tmp_path)
 
 
 def test_backbone_without_embedded_weights_names_those_that_have_them(tmp_path):
     with pytest.raises(WeightsError, match=r"set model\.weights=imagenet"):
-        find_embedded(get_backbone("vgg19"), "stage5", tmp_path)
+        find_embedded(get_backbone("vgg19"), "stage5", folder=tmp_path)
     save_embedded(random_trunk(last_stage="stage1"), tmp_path, {})
     with pytest.raises(WeightsError, match=r"mobilenet_0\.25_stage1"):
-        find_embedded(get_backbone("vgg19"), "stage5", tmp_path)
+        find_embedded(get_backbone("vgg19"), "stage5", folder=tmp_path)
 
 
 def test_archives_in_the_package_fit_their_trunks_and_stay_small():
