@@ -20,8 +20,9 @@ def show_result(result: Result, terminal: Terminal) -> None:
                 _with_interval(outcome.test_accuracy, outcome.test_interval),
             ]
         )
-    header = ["phase", "epochs", "seconds", "trainable", "validation accuracy", "test accuracy"]
-    terminal.table(f"Run {result.run.path}", header, rows, caption="95 % intervals in brackets")
+    header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
+    caption = "accuracy in %, 95 % intervals in brackets"
+    terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
     terminal.say(_describe_figures(result.test))
     terminal.say(describe_parity(result.parity))
     path = result.run.path
@@ -56,12 +57,13 @@ def describe_parity(parity: Parity) -> str:
 
 
 def _describe_figures(test: Evaluation) -> str:
+    low, high = test.intervals["accuracy"]
     return (
-        f"Accuracy {_with_interval(test.accuracy, test.intervals['accuracy'])}, balanced accuracy "
+        f"Accuracy {test.accuracy:.1%} ({low:.1%} to {high:.1%}), balanced accuracy "
         f"{test.balanced_accuracy:.1%}, log loss {test.log_loss:.3f}, calibration error "
         f"{test.expected_calibration_error:.3f}."
     )
 
 
 def _with_interval(value: float, interval: tuple[float, float]) -> str:
-    return f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

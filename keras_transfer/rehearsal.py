@@ -97,6 +97,6 @@ def _try_phases(
         compile_phase(classifier, phase, steps_per_epoch=1, label_smoothing=smoothing)
         loss = classifier.model.fit(batch, shuffle=False, verbose=0).history["loss"][0]
         rates = stage_rates(phase, classifier)
-        unfrozen = ", ".join(rates)
-        speed = ", ".join(f"{rate:.1e}" for rate in rates.values())
+        unfrozen = "\n".join(rates)
+        speed = "\n".join(f"{rate:.1e}" for rate in rates.values())
         yield phase.name, unfrozen, f"{num_trainable:,}", speed, str(phase.epochs), f"{loss:.3f}"

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -112,7 +113,13 @@ class Terminal:
         self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
     ) -> None:
         """Print a table; the first column is text, the others are figures."""
-        table = Table(title=title, caption=caption or None, title_justify="left")
+        table = Table(
+            title=_escaped(title),
+            caption=_escaped(caption) or None,
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+        )
         for number, name in enumerate(header):
             table.add_column(name, justify="left" if number == 0 else "right")
         for row in rows:

@@ -32,10 +32,10 @@ def _run(argv: Sequence[str] | None) -> None:
         rows: dict[str, list[str]] = {}
         for item in probes:
             low, middle, high = min(item.accuracies), median(item.accuracies), max(item.accuracies)
-            text = f"{100 * middle:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            text = f"{100 * middle:.1f}\n{100 * low:.1f}–{100 * high:.1f}"
             rows.setdefault(item.features, [item.features]).append(text)
         header = ["features", *(f"{count} labels" for count in counts)]
-        caption = f"accuracy in %, median [minimum, maximum] over {arguments.seeds} seeds"
+        caption = f"accuracy in %: median, and minimum–maximum over {arguments.seeds} seeds"
         terminal.table(
             f"Linear probes of {spec.model.backbone}", header, list(rows.values()), caption=caption
         )

@@ -45,6 +45,20 @@ def test_wrong_words_end_with_status_2_and_a_hint(words, part, capsys):
     assert part in capsys.readouterr().err
 
 
+def test_dry_run_shows_stages_and_rates_and_writes_nothing(
+    digits_folder, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["flowers", f"data.path={digits_folder}", "data.image_size=32", "model.weights=none"]
+    words += ["model.backbone=mobilenet_0.25", "model.last_stage=stage3"]
+    words += ["phases.1.unfreeze=stage3", "phases.1.layer_decay=0.5", "--dry-run"]
+    assert train.main(words) == 0
+    shown = capsys.readouterr().out
+    for part in ("stage3", "300 files of 10 classes", "5.0e-05", "1.0e-04", "nothing was written"):
+        assert part in shown
+    assert not list(tmp_path.iterdir())
+
+
 def test_resume_of_nothing_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train.main(["quickstart", "--resume"]) == arguments.USER_ERROR
