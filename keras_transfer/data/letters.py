@@ -27,9 +27,7 @@ def font_files() -> tuple[Path, ...]:
     files = sorted(folder.glob("*.ttf"))
     # "Display" and "STIXSiz…" hold symbols only.
     return tuple(
-        file
-        for file in files
-        if file.stem.startswith(FONT_FAMILIES) and "Display" not in file.stem
+        file for file in files if file.stem.startswith(FONT_FAMILIES) and "Display" not in file.stem
     )
 
 
