@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keras_transfer.config import load_spec as load_spec
     from keras_transfer.config import override as override
+    from keras_transfer.data.sources import read_records as read_records
     from keras_transfer.delivery.prediction import load_run as load_run
     from keras_transfer.delivery.prediction import predict_files as predict_files
     from keras_transfer.delivery.proof import export_proven as export_proven
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "config": ("load_spec", "override"),
+    "data.sources": ("read_records",),
     "delivery.prediction": ("load_run", "predict_files"),
     "delivery.proof": ("export_proven",),
     "delivery.starting": ("start_run",),
@@ -73,6 +75,7 @@ __all__ = [
     "load_spec",
     "override",
     "predict_files",
+    "read_records",
     "run_transfer",
     "start_run",
 ]

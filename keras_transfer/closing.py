@@ -21,7 +21,7 @@ def show_result(result: Result, terminal: Terminal) -> None:
             ]
         )
     header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
-    caption = "accuracy in %, 95 % intervals in brackets"
+    caption = "accuracy in %, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
     terminal.say(_describe_figures(result.test))
     terminal.say(describe_parity(result.parity))
@@ -66,4 +66,4 @@ def _describe_figures(test: Evaluation) -> str:
 
 
 def _with_interval(value: float, interval: tuple[float, float]) -> str:
-    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return f"{100 * value:.1f}\n{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"

@@ -96,6 +96,12 @@ class SplitData:
         return predict_pixels(classifier.model, self.examples.pixels, rows=rows)
 
 
+def check_stages(classifier: Classifier, spec: RunSpec) -> None:
+    """Raise SpecError, naming the field, if a phase unfreezes from a stage that is not there."""
+    for number, phase in enumerate(spec.phases):
+        classifier.from_stage(phase.unfreeze, field=f"phases.{number}.unfreeze")
+
+
 def fit_phases(
     classifier: Classifier,
     data: SplitData,
@@ -113,8 +119,7 @@ def fit_phases(
         RunError: training diverged, or the disk is full.
     """
     spec = data.spec
-    for number, phase in enumerate(spec.phases):
-        classifier.from_stage(phase.unfreeze, field=f"phases.{number}.unfreeze")
+    check_stages(classifier, spec)
     finished = Checkpoint(run, "finished") if run else None
     outcomes = _take_up(finished, classifier, narrator)
     for number in range(len(outcomes), len(spec.phases)):

@@ -11,6 +11,7 @@ from keras_transfer.data.records import BadFile, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.devices import set_up
 from keras_transfer.errors import DataError
+from keras_transfer.fitting import check_stages
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Terminal
@@ -26,7 +27,6 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
     """
     set_up(spec.devices, seed=spec.seed)
     records = read_records(spec.data)
-    examples = _one_batch(spec, records)
     terminal.say(f"{len(records.items):,} files of {len(records.class_names)} classes.")
     classifier = build_classifier(
         spec.model,
@@ -34,8 +34,9 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
         class_names=records.class_names,
         seed=spec.seed,
     )
+    check_stages(classifier, spec)
     _show_stages(classifier, terminal)
-    rows = list(_try_phases(spec, classifier, examples))
+    rows = list(_try_phases(spec, classifier, _one_batch(spec, records)))
     header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
     terminal.table("Phases", header, rows)
     terminal.say("Dry run: nothing was written.")

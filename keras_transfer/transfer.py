@@ -1,6 +1,6 @@
 """The corridor: one spec walks through the rooms once, left to right.
 
-    spec → load_data → build_classifier → fit_phases → judge → export_proven → a run folder
+    spec → read_records → build_classifier → load_data → fit_phases → judge → export_proven
 
 `run_transfer` is these calls in a row. A notebook may make them one by one.
 """
@@ -25,7 +25,7 @@ from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run
 from keras_transfer.devices import set_up
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
-from keras_transfer.fitting import Outcome, SplitData, fit_phases
+from keras_transfer.fitting import Outcome, SplitData, check_stages, fit_phases
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.narration import describe_data, describe_model
 from keras_transfer.report import write_history, write_test, write_views
@@ -73,62 +73,50 @@ def run_transfer(
     run = run or start_run(spec)
     set_up(spec.devices, seed=spec.seed)
     narrator.say(f"Run folder: {run.path}")
-    pixels_file = run.checkpoint_folder / "pixels"
-    pixels_file.parent.mkdir(exist_ok=True)
-    data = load_data(spec, pixels_file, narrator=narrator, run=run)
+    records = read_records(spec.data)
+    # Before any picture is decoded: missing weights and wrong stages are told within seconds.
     classifier = build_classifier(
         spec.model,
         image_size=spec.data.image_size,
-        class_names=data.records.class_names,
+        class_names=records.class_names,
         seed=spec.seed,
     )
+    check_stages(classifier, spec)
     narrator.say(describe_model(spec, classifier))
+    run.checkpoint_folder.mkdir(exist_ok=True)
+    pixels_file = run.checkpoint_folder / "pixels"
+    data = load_data(spec, records, pixels_file, narrator=narrator, run=run)
     split_data = SplitData(spec, data.examples, data.splits)
     outcomes = fit_phases(classifier, split_data, narrator=narrator, run=run)
     probabilities = split_data.predict(classifier, data.splits.test)
     test = judge(data, probabilities, seed=spec.seed)
-    write_history(run, outcomes)
-    write_views(run, spec, data.records, data.splits, data.examples)
-    write_test(
-        run,
-        data.records,
-        data.splits.test,
-        data.examples,
-        test=test,
-        probabilities=probabilities,
-    )
-    with run.replacing("model.keras") as path:
-        classifier.save(path)
-    parity = export_proven(
-        classifier.model,
-        run.export_folder,
-        spec=spec,
-        class_names=data.records.class_names,
-        files=[data.records.file(row) for row in data.splits.test],
-        probabilities=probabilities,
-    )
+    parity = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
     run.write_json("metrics.json", _metrics(outcomes, test, parity))
     shutil.rmtree(run.checkpoint_folder)
     return Result(run, classifier, outcomes, test, parity, time.perf_counter() - started)
 
 
 def load_data(
-    spec: RunSpec, pixels_file: Path, *, narrator: Narrator, run: RunFolder | None = None
+    spec: RunSpec,
+    records: Records,
+    pixels_file: Path,
+    *,
+    narrator: Narrator,
+    run: RunFolder | None = None,
 ) -> Data:
-    """Read the source, decode every picture once, and split.
+    """Decode every picture once, leave out what cannot be read, and split.
 
     Args:
+        records: from `read_records`.
         pixels_file: where the decoded pictures are kept while training, uint8 [N, S, S, 3].
         run: whose splits.json and class_names.json are written, or honoured where they exist.
 
     Raises:
-        DataError: the source, its pictures or its splits cannot be used.
+        DataError: the pictures or their splits cannot be used.
     """
-    records = read_records(spec.data)
     with narrator.counting("reading pictures") as count:
         records, pixels = audit(records, spec.data, pixels_file=pixels_file, on_progress=count)
-    splits_file = run.path / "splits.json" if run else None
-    if run and splits_file and splits_file.is_file():
+    if run and (run.path / "splits.json").is_file():
         splits = read_manifest(run.read_json("splits.json"), records)
     else:
         splits = make_splits(records, spec.data, seed=spec.seed)
@@ -150,6 +138,32 @@ def judge(data: Data, probabilities: np.ndarray, *, seed: int) -> Evaluation:
     """All figures of the test split, with intervals."""
     labels = data.examples.labels[data.splits.test]
     return evaluate(labels, probabilities, data.records.class_names, seed=seed)
+
+
+def _deliver(
+    run: RunFolder,
+    spec: RunSpec,
+    classifier: Classifier,
+    data: Data,
+    outcomes: Sequence[Outcome],
+    test: Evaluation,
+    probabilities: np.ndarray,
+) -> Parity:
+    """Everything that a run leaves but metrics.json, which says that it is complete."""
+    rows = data.splits.test
+    write_history(run, outcomes)
+    write_views(run, spec, data.records, data.splits, data.examples)
+    write_test(run, data.records, rows, data.examples, test=test, probabilities=probabilities)
+    with run.replacing("model.keras") as path:
+        classifier.save(path)
+    return export_proven(
+        classifier.model,
+        run.export_folder,
+        spec=spec,
+        class_names=data.records.class_names,
+        files=[data.records.file(row) for row in rows],
+        probabilities=probabilities,
+    )
 
 
 def _metrics(outcomes: Sequence[Outcome], test: Evaluation, parity: Parity) -> dict[str, Any]:

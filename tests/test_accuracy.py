@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import load_spec, override
+from keras_transfer.data.sources import read_records
 from keras_transfer.fitting import SplitData, fit_phases
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import RunSpec
@@ -22,10 +23,11 @@ FEW_LABELS = {
 
 
 def _test_accuracy(spec: RunSpec, pixels_file: Path) -> float:
-    data = load_data(spec, pixels_file, narrator=Silent())
-    names = data.records.class_names
+    records = read_records(spec.data)
+    names = records.class_names
     size = spec.data.image_size
     classifier = build_classifier(spec.model, image_size=size, class_names=names, seed=spec.seed)
+    data = load_data(spec, records, pixels_file, narrator=Silent())
     split_data = SplitData(spec, data.examples, data.splits)
     outcomes = fit_phases(classifier, split_data, narrator=Silent())
     return [outcome.test_accuracy for outcome in outcomes if outcome.kept][-1]
