@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.config import load, override, parse_assignments, spec_to_dict
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.starting import check_same_spec
+from keras_transfer.delivery.runs import RunFolder, latest, next_free
+from keras_transfer.delivery.starting import DEFAULT_PARENT, check_same_spec
 from keras_transfer.devices import chatter_to
 from keras_transfer.specs import PretrainSpec
 from pipelines.arguments import PRESETS, main_of, make_parser
@@ -29,10 +29,7 @@ def _run(argv: Sequence[str] | None) -> None:
     presets = PRESETS / "pretraining"
     spec = load(PretrainSpec, arguments.preset, presets=presets)
     spec = override(spec, parse_assignments(arguments.overrides))
-    run = RunFolder.create(Path("saved_models") / spec.name, resume=arguments.resume)
-    if arguments.resume:
-        check_same_spec(load(PretrainSpec, run.spec_file), spec, run)
-    run.write_json("spec.json", spec_to_dict(spec))
+    run = _enter(spec, resume=arguments.resume)
     with chatter_to(run.log_file):
         from keras_transfer.backbones.archives import EMBEDDED
         from keras_transfer.methods.pretraining import embed, pretrain
@@ -50,6 +47,17 @@ def _run(argv: Sequence[str] | None) -> None:
         file = embed(classifier, result, spec, command=command, folder=folder)
         terminal.say(f"{accuracy:.1%} of new letters are named right after {result.seconds:.0f} s.")
         terminal.say(f"Weights: {file}")
+
+
+def _enter(spec: PretrainSpec, *, resume: bool) -> RunFolder:
+    """The folder of the checkpoint: a new one, or that of the latest pretraining of the name."""
+    if resume:
+        run = RunFolder.create(latest(DEFAULT_PARENT, spec.name), resume=True)
+        check_same_spec(load(PretrainSpec, run.spec_file), spec, run)
+        return run
+    run = RunFolder.create(next_free(DEFAULT_PARENT, spec.name))
+    run.write_json("spec.json", spec_to_dict(spec))
+    return run
 
 
 main = main_of(_run)

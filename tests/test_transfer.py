@@ -22,6 +22,7 @@ from keras_transfer.judging import evaluate_run, export_run
 from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.terminal import Silent
 from keras_transfer.transfer import Result, run_transfer
+from pipelines import evaluate as evaluate_verb
 
 FROZEN = PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2)
 TUNED = PhaseSpec(
@@ -143,6 +144,13 @@ def test_evaluate_on_other_pictures_goes_by_name(result, digits_folder, tmp_path
     for file, answer in zip(files, predict_files(loaded, files), strict=True):
         right += answer.label == file.parent.name
     assert evaluation.accuracy == pytest.approx(right / len(files))
+
+
+def test_evaluate_verb_writes_the_figures_where_told(result, tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    assert evaluate_verb.main([str(result.run.path), "--output", str(output)]) == 0
+    assert read_json(output)["accuracy"] == result.test.accuracy
+    assert "digit_7" in capsys.readouterr().out
 
 
 def test_export_again_gets_the_next_version_and_its_proof(result):

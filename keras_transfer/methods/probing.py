@@ -56,14 +56,15 @@ def probe(
             on_progress=count,
         )
         labels = np.asarray(records.labels())
-        pretrained = _features(spec, records.class_names, pixels)
-        raw = np.asarray(pixels, np.float32).reshape(len(pixels), -1)
+        fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
+        if spec.model.weights != "none":
+            features = _features(spec, records.class_names, pixels)
+            fixed = {f"{spec.model.weights} weights": features, **fixed}
         random_spec = override(spec, {"model.weights": "none"})
         result: dict[tuple[str, int], list[float]] = {}
         for seed in range(num_seeds):
             random = _features(override(random_spec, {"seed": seed}), records.class_names, pixels)
-            kinds = {f"{spec.model.weights} weights": pretrained, "random weights": random}
-            for name, features in {**kinds, "raw pixels": raw}.items():
+            for name, features in {**fixed, "random weights": random}.items():
                 for num_labels in label_counts:
                     accuracy = _accuracy(features, labels, num_labels, seed)
                     result.setdefault((name, num_labels), []).append(accuracy)
