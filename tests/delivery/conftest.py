@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import keras
@@ -14,12 +15,22 @@ from keras_transfer.labels import model_name
 
 
 @pytest.fixture
-def full_disk() -> Iterator[None]:
-    """A limit of 4 kB a file, which fails like a full disk: in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """`with full_disk():` limits files to 4 kB, which fails like a full disk: mid-write.
+
+    Only around the call under test: the limit holds for pytest's own output file as well.
+    """
+
+    @contextmanager
+    def limit() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
 
 
 @pytest.fixture(scope="session")

@@ -74,10 +74,10 @@ def test_replacing_never_puts_a_file_in_the_place_of_a_folder(tmp_path: Path):
     assert names(tmp_path) == ["photos", "photos/cat"]
 
 
-def test_replacing_tells_what_to_do_when_the_disk_is_full(tmp_path: Path, full_disk: None):
+def test_replacing_tells_what_to_do_when_the_disk_is_full(tmp_path: Path, full_disk):
     target = tmp_path / "history.csv"
     target.write_text("old")
-    with pytest.raises(RunError, match="disk is full") as failure:
+    with full_disk(), pytest.raises(RunError, match="disk is full") as failure:
         write(target, "x" * 10_000)
     assert "MB are free at" in str(failure.value)
     assert "free some space" in str(failure.value)

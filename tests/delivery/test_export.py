@@ -136,8 +136,8 @@ def test_export_never_replaces_a_folder_of_other_files(classifier, class_names, 
 
 
 def test_export_on_a_full_disk_leaves_nothing_and_says_so(
-    classifier, class_names, tmp_path: Path, full_disk: None
+    classifier, class_names, tmp_path: Path, full_disk
 ):
-    with pytest.raises(RunError, match="disk is full"):
+    with full_disk(), pytest.raises(RunError, match="disk is full"):
         export(classifier, tmp_path / "export" / "1", class_names)
     assert [path.name for path in tmp_path.rglob("*")] == ["export"]

@@ -91,12 +91,13 @@ def test_load_run_refuses_a_model_of_another_image_size(finished: Path, tmp_path
 
 
 def test_saving_a_model_on_a_full_disk_leaves_nothing_and_says_so(
-    run: LoadedRun, tmp_path: Path, full_disk: None
+    run: LoadedRun, tmp_path: Path, full_disk
 ):
     folder = RunFolder.create(tmp_path / "run")
     folder.write_json("spec.json", {})
-    with pytest.raises(RunError, match="disk is full"), folder.replacing("model.keras") as path:
-        run.model.save(path)
+    with full_disk(), pytest.raises(RunError, match="disk is full"):  # noqa: SIM117
+        with folder.replacing("model.keras") as path:
+            run.model.save(path)
     assert [path.name for path in folder.path.iterdir()] == ["spec.json"]
 
 
@@ -231,11 +232,11 @@ def test_write_predictions_keeps_every_input_and_counts(
 
 
 def test_write_predictions_on_a_full_disk_keeps_the_old_file(
-    run: LoadedRun, tmp_path: Path, full_disk: None
+    run: LoadedRun, tmp_path: Path, full_disk
 ):
     output = tmp_path / "predictions.csv"
     output.write_text("old")
     rows = (BadFile(f"{number}.jpg", "no such file") for number in range(1000))
-    with pytest.raises(RunError, match="disk is full"):
+    with full_disk(), pytest.raises(RunError, match="disk is full"):
         write_predictions(rows, output, class_names=run.class_names)
     assert output.read_text() == "old"
