@@ -28,6 +28,9 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
     set_up(spec.devices, seed=spec.seed)
     records = read_records(spec.data)
     terminal.say(f"{len(records.items):,} files of {len(records.class_names)} classes.")
+    absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
+    if absent:
+        terminal.say(f"{len(absent):,} of the files are not there, such as {absent[0]}.")
     classifier = build_classifier(
         spec.model,
         image_size=spec.data.image_size,

@@ -100,7 +100,9 @@ class PhaseSpec:
     name: str = option("frozen", "name in tables and figures")
     epochs: int = option(10, "passes over the training split", low=1)
     unfreeze: str = option(
-        "head", "lowest stage that trains, with all above it: 'head', 'stage5' … 'stem'"
+        "head",
+        "lowest stage that trains, with all above it: 'head', 'last' (the trunk's highest), "
+        "'stage5' … 'stem'",
     )
     learning_rate: float = option(1e-3, "peak rate of the head", low=0)
     layer_decay: float = option(
@@ -149,7 +151,7 @@ class DeviceSpec:
 
 TWO_PHASES = (
     PhaseSpec(name="frozen", epochs=15, unfreeze="head", learning_rate=1e-3),
-    PhaseSpec(name="fine-tune", epochs=10, unfreeze="stage5", learning_rate=1e-4, layer_decay=0.7),
+    PhaseSpec(name="fine-tune", epochs=10, unfreeze="last", learning_rate=1e-4, layer_decay=0.7),
 )
 
 

@@ -22,7 +22,7 @@ from keras_transfer.data.splits import Splits, make_splits, manifest, read_manif
 from keras_transfer.delivery.parity import Parity
 from keras_transfer.delivery.proof import export_proven
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.starting import start_run
+from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
 from keras_transfer.fitting import Outcome, SplitData, check_stages, fit_phases
@@ -68,9 +68,14 @@ def run_transfer(
         RunError: the run cannot be written or resumed, or training diverged.
         ExportError: the artefact does not agree with the model.
     """
-    started = time.perf_counter()
     narrator = narrator or Terminal()
     run = run or start_run(spec)
+    with vacated_on_refusal(run):
+        return _run(spec, run, narrator)
+
+
+def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
+    started = time.perf_counter()
     set_up(spec.devices, seed=spec.seed)
     narrator.say(f"Run folder: {run.path}")
     records = read_records(spec.data)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_transfer.delivery.atomic import check_vacant, replacing
 from keras_transfer.devices import chatter_to
 from pipelines.arguments import main_of, make_parser, scratch_log
 
@@ -24,9 +25,10 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="JSON file for the figures")
     arguments = parser.parse_args(argv)
+    if arguments.output:
+        check_vacant(Path(arguments.output))
     with chatter_to(scratch_log()):
         from keras_transfer.closing import show_evaluation
-        from keras_transfer.delivery.atomic import replacing
         from keras_transfer.judging import evaluate_run
         from keras_transfer.terminal import Terminal
 

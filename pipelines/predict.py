@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_transfer.delivery.atomic import check_vacant
 from keras_transfer.devices import chatter_to
 from pipelines.arguments import main_of, make_parser, scratch_log
 
@@ -21,6 +22,7 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=32, help="pictures per forward pass")
     arguments = parser.parse_args(argv)
+    check_vacant(Path(arguments.output))
     with chatter_to(scratch_log()):
         from keras_transfer.delivery.prediction import load_run, predict_files
         from keras_transfer.delivery.prediction_files import expand_paths, write_predictions
@@ -37,7 +39,7 @@ def _run(argv: Sequence[str] | None) -> None:
                 class_names=loaded.class_names,
             )
         labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
-        terminal.table(f"{summary.num_predicted:,} pictures", ["label", "pictures"], labels)
+        terminal.table(f"Pictures: {summary.num_predicted:,}", ["label", "pictures"], labels)
         if summary.num_bad:
             terminal.say(f"{summary.num_bad:,} files could not be read: see the error column.")
         terminal.say(f"Predictions: {arguments.output}")

@@ -17,12 +17,14 @@ from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import NAMES
 from keras_transfer.delivery.prediction import load_run, predict_files
 from keras_transfer.delivery.starting import start_run
-from keras_transfer.errors import RunError
+from keras_transfer.errors import RunError, SpecError
 from keras_transfer.judging import evaluate_run, export_run
 from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.terminal import Silent
 from keras_transfer.transfer import Result, run_transfer
 from pipelines import evaluate as evaluate_verb
+from pipelines import predict as predict_verb
+from pipelines.arguments import USER_ERROR
 
 FROZEN = PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2)
 TUNED = PhaseSpec(
@@ -197,6 +199,32 @@ def test_resume_with_another_spec_names_the_field(result, digits_folder):
     spec = override(make_spec(digits_folder), {"phases.1.epochs": 9})
     with pytest.raises(RunError, match=r"phases\.1\.epochs=9"):
         start_run(spec, output=result.run.path, resume=True)
+
+
+def test_resume_of_a_finished_run_touches_nothing(result, digits_folder):
+    before = result.run.metrics_file.read_bytes()
+    with pytest.raises(RunError, match="is finished"):
+        start_run(make_spec(digits_folder), output=result.run.path, resume=True)
+    assert result.run.metrics_file.read_bytes() == before
+
+
+def test_refused_run_leaves_no_folder_in_the_way(digits_folder, tmp_path):
+    spec = override(make_spec(digits_folder), {"phases.1.unfreeze": "stage9"})
+    run = start_run(spec, output=tmp_path / "run")
+    with pytest.raises(SpecError, match="stage9"):
+        run_transfer(spec, run, narrator=Silent())
+    assert not run.path.exists()
+
+
+def test_predict_and_evaluate_never_overwrite_a_file(result, digits_folder, tmp_path, capsys):
+    photo = tmp_path / "keep.png"
+    photo.write_bytes(next(digits_folder.rglob("*.png")).read_bytes())
+    before = photo.read_bytes()
+    run = str(result.run.path)
+    assert predict_verb.main([run, str(photo), "--output", str(photo)]) == USER_ERROR
+    assert evaluate_verb.main([run, "--output", str(photo)]) == USER_ERROR
+    assert "exists already" in capsys.readouterr().err
+    assert photo.read_bytes() == before
 
 
 def test_second_run_never_overwrites_the_first(result, digits_folder):

@@ -83,7 +83,11 @@ def _missing(backbone: Backbone, file: Path, *, embedded: Path, error: Exception
         *(f"set model.weights=embedded model.last_stage={stage}" for stage in reached),
     ]
     if others and not reached:
-        ways.append(f"set model.weights=embedded for a trunk that has them: {', '.join(others)}")
+        name, _, stage = others[0].rpartition("_")
+        ways.append(
+            f"set model.weights=embedded model.backbone={name} model.last_stage={stage} (embedded "
+            f"are {', '.join(others)})"
+        )
     return WeightsError(
         f"the ImageNet weights of {backbone.name} are not on this machine and cannot be fetched",
         expected=f"{file}, or a connection to {backbone.imagenet.url}",

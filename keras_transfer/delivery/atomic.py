@@ -53,6 +53,19 @@ def replacing(target: Path, *, safe: str = "") -> Iterator[Path]:
         raise storage_error(error, target, safe=safe) from error
 
 
+def check_vacant(output: Path) -> None:
+    """Raise RunError if a file that is about to be written exists already: nothing is lost."""
+    if output.exists():
+        raise RunError(
+            f"{output} exists already",
+            expected="the name of a new file, so that nothing is overwritten",
+            received="a folder"
+            if output.is_dir()
+            else f"a file of {output.stat().st_size:,} bytes",
+            fix="give another --output, or move the file away",
+        )
+
+
 def discard_partials(folder: Path) -> None:
     """Remove what killed writers left anywhere below `folder`, which must be one of our own."""
     for path in sorted(folder.rglob("*" + _REPLACED)):

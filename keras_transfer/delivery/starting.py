@@ -1,5 +1,7 @@
 """Begin a run or go on with one: which folder, and is it still the same run?"""
 
+import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 from keras_transfer.config import load_spec, spec_to_dict
 from keras_transfer.delivery.environment import describe_environment
 from keras_transfer.delivery.runs import RunFolder, latest, next_free
-from keras_transfer.errors import RunError
+from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import PretrainSpec, RunSpec
 
 DEFAULT_PARENT = Path("saved_models")
@@ -23,16 +25,42 @@ def start_run(
             run, and the latest of them to resume.
 
     Raises:
-        RunError: the folder cannot be used, or the run to resume was started with another spec.
+        RunError: the folder cannot be used, or the run to resume is finished or was started with
+            another spec.
     """
     if resume:
         run = RunFolder.create(output or latest(DEFAULT_PARENT, spec.name), resume=True)
         check_same_spec(load_spec(run.spec_file), spec, run)
+        if run.is_complete:
+            raise RunError(
+                f"{run.path} is finished",
+                expected="an interrupted run",
+                received="a run with its metrics.json",
+                fix="use it as it is, or leave out --resume to train anew in another folder",
+            )
         return run
     run = RunFolder.create(output or next_free(DEFAULT_PARENT, spec.name))
     run.write_json("environment.json", describe_environment())
     run.write_json("spec.json", spec_to_dict(spec))
     return run
+
+
+@contextlib.contextmanager
+def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
+    """Take a folder away again if its run is refused before it has split its pictures.
+
+    Such a run has nothing worth keeping, and its folder would be in the way of the corrected one.
+    """
+    try:
+        yield
+    except KerasTransferError:
+        if not (run.path / "splits.json").exists():
+            for name in ("spec.json", "environment.json", "run.log"):
+                (run.path / name).unlink(missing_ok=True)
+            shutil.rmtree(run.checkpoint_folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                run.path.rmdir()
+        raise
 
 
 def check_same_spec(

@@ -22,6 +22,9 @@ from keras_transfer.specs import ModelSpec
 HEAD: Final = "head"
 """Name of the topmost stage: everything above the trunk."""
 
+LAST: Final = "last"
+"""What a phase may call the trunk's highest kept stage, whatever its name."""
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -42,10 +45,12 @@ class Classifier:
             SpecError: the model has no such stage; `field` is the spec's field to blame.
         """
         names = list(self.stages)
+        if lowest == LAST:
+            return names[-2:]
         if lowest not in names:
             raise SpecError(
                 f"{field} names a stage this model does not have",
-                expected=f"one of {', '.join(names)}",
+                expected=f"one of {', '.join(names)}, or {LAST} for {names[-2]}",
                 received=lowest,
                 fix=nearest(lowest, names),
             )

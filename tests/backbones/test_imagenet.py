@@ -94,7 +94,9 @@ def test_imagenet_weights_that_cannot_be_fetched_say_what_to_do(offline, tmp_pat
 
 def test_imagenet_weights_of_a_backbone_without_embedded_ones_name_others(offline, tmp_path):
     save_small_archive(tmp_path)
-    with pytest.raises(WeightsError, match=r"a trunk that has them: mobilenet_0\.25_stage1"):
+    with pytest.raises(
+        WeightsError, match=r"model\.backbone=mobilenet_0\.25 model\.last_stage=stage1"
+    ):
         find_weights(get_backbone("nasnet_large"), embedded=tmp_path)
 
 

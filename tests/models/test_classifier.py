@@ -83,6 +83,10 @@ def test_trunk_runs_without_dropout_so_that_a_frozen_one_is_a_function():
     assert not any(isinstance(layer, keras.layers.Dropout) for layer in classifier.model.layers)
 
 
+def test_last_is_the_highest_stage_of_the_trunk_whatever_its_name():
+    assert make_classifier().from_stage("last") == ["stage2", "head"]
+
+
 def test_unknown_stage_is_refused_with_the_nearest():
     with pytest.raises(SpecError, match="stage2"):
         make_classifier().from_stage("stage_2")
