@@ -19,7 +19,7 @@ from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.prediction import predict_pixels
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.evaluation.intervals import wilson
-from keras_transfer.evaluation.metrics import paired_gain
+from keras_transfer.evaluation.metrics import Gain, paired_gain
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator
@@ -172,7 +172,7 @@ def _outcome(
     val: np.ndarray,
     test: np.ndarray,
     *,
-    gain: Any,
+    gain: Gain | None,
     kept: bool,
 ) -> Outcome:
     def hits(rows: np.ndarray, probabilities: np.ndarray) -> tuple[float, tuple[float, float]]:

@@ -13,6 +13,7 @@ from keras_transfer.data.records import BadFile
 from keras_transfer.delivery.atomic import replacing
 from keras_transfer.delivery.prediction import Prediction
 from keras_transfer.errors import DataError
+from keras_transfer.evaluation.predictions import probability_columns
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,6 @@ def write_predictions(
                 confidence = row.probabilities.max()
                 writer.writerow([row.path, row.label, confidence, "", *row.probabilities])
     return PredictionSummary({name: counts[name] for name in class_names}, num_bad)
-
-
-def probability_columns(class_names: Sequence[str]) -> list[str]:
-    """Column names of the probabilities; prefixed, for a class may be called 'path'."""
-    return [f"probability_{name}" for name in class_names]
 
 
 def _check_argument(argument: str) -> None:

@@ -7,8 +7,13 @@ import numpy as np
 
 def prediction_columns(class_names: Sequence[str]) -> list[str]:
     """The header of `prediction_rows`."""
-    probabilities = [f"probability_{name}" for name in class_names]
-    return ["path", "label", "prediction", "confidence", "correct", *probabilities]
+    figures = probability_columns(class_names)
+    return ["path", "label", "prediction", "confidence", "correct", *figures]
+
+
+def probability_columns(class_names: Sequence[str]) -> list[str]:
+    """Column names of the probabilities; prefixed, for a class may be called 'path'."""
+    return [f"probability_{name}" for name in class_names]
 
 
 def prediction_rows(

@@ -5,7 +5,7 @@ finished epoch with the same order, views, dropout, optimizer state and learning
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,7 +86,6 @@ def train_phase(
     label_smoothing: float = 0.0,
     saver: Saver | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    clock: Callable[[], float] = time.perf_counter,
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
 
@@ -96,7 +95,7 @@ def train_phase(
         saver: keeps the state after every epoch and hands back that of an interrupted phase.
         callbacks: for display; they see epochs counted from 0 within the phase.
     """
-    started = clock()
+    started = time.perf_counter()
     num_trainable = apply_phase(classifier, phase)
     compile_phase(
         classifier, phase, steps_per_epoch=data.steps_per_epoch, label_smoothing=label_smoothing
@@ -119,7 +118,7 @@ def train_phase(
         name=phase.name,
         epochs=len(progress.history),
         best_epoch=progress.best_epoch + 1,
-        seconds=progress.seconds_before + clock() - started,
+        seconds=progress.seconds_before + time.perf_counter() - started,
         num_trainable=num_trainable,
         history=tuple(progress.history),
     )
