@@ -53,6 +53,15 @@ class ViewSpec:
     """Augmentation. A strength left at none takes its policy's value (`data.views.POLICIES`)."""
 
     policy: Literal["none", "light", "strong"] = option("light", "set of default strengths")
+    count: int | None = option(
+        4,
+        "distinct views of each training picture, the plain one among them: epoch e shows view "
+        "e mod count (none = a new view every epoch, which no cache can keep)",
+        low=1,
+    )
+    seed: int = option(
+        0, "seed of the views alone, so that repeats with other seeds share them", low=0
+    )
     horizontal_flip: bool | None = option(None, "mirror half of the views left to right")
     vertical_flip: bool | None = option(None, "mirror half of the views top to bottom")
     rotation: float | None = option(None, "largest angle either way, degrees", low=0, high=180)
@@ -149,6 +158,26 @@ class DeviceSpec:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """Where the outputs of frozen layers are kept, so that they are computed once."""
+
+    mode: Literal["auto", "on", "off"] = option(
+        "auto",
+        "train on stored features where they fit ('auto'), always, or never",
+    )
+    folder: str = option(
+        "", "where ('' = features/ below $KERAS_TRANSFER_HOME or ~/.cache/keras_transfer)"
+    )
+    limit_gb: float = option(
+        20.0, "bytes kept at most, 10^9; the least recently used go first", low=0.001
+    )
+    dtype: Literal["float16", "float32"] = option("float16", "what stored features are rounded to")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "what frozen layers compute in; 'auto' takes the fastest that agrees with float32"
+    )
+
+
 TWO_PHASES = (
     PhaseSpec(name="frozen", epochs=15, unfreeze="head", learning_rate=1e-3),
     PhaseSpec(name="fine-tune", epochs=10, unfreeze="last", learning_rate=1e-4, layer_decay=0.7),
@@ -167,6 +196,7 @@ class RunSpec:
     phases: tuple[PhaseSpec, ...] = TWO_PHASES
     training: TrainingSpec = field(default_factory=TrainingSpec)
     devices: DeviceSpec = field(default_factory=DeviceSpec)
+    cache: CacheSpec = field(default_factory=CacheSpec)
 
 
 @dataclass(frozen=True, kw_only=True)

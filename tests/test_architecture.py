@@ -16,6 +16,7 @@ LEVELS = {
     "keras_transfer.labels": 0,
     "keras_transfer.conversion": 0,
     "keras_transfer.config": 0,
+    "keras_transfer.home": 0,
     "keras_transfer.devices": 1,
     "keras_transfer.terminal": 1,
     "keras_transfer.delivery.atomic": 1,
@@ -23,9 +24,13 @@ LEVELS = {
     "keras_transfer.delivery.environment": 1,
     "keras_transfer.delivery.runs": 1,
     "keras_transfer.delivery.starting": 1,
+    "keras_transfer.features.store": 1,
+    "keras_transfer.features.entry": 1,
+    "keras_transfer.features.shards": 1,
     "keras_transfer.data": 2,
     "keras_transfer.backbones": 2,
     "keras_transfer.models": 3,
+    "keras_transfer.features": 4,
     "keras_transfer.training": 4,
     "keras_transfer.evaluation": 4,
     "keras_transfer.delivery": 5,
@@ -41,7 +46,12 @@ LEVELS = {
     "pipelines": 7,
 }
 SEPARATE = [{"data", "backbones"}, {"training", "evaluation"}]
-TENSORFLOW = ("keras_transfer.data.", "keras_transfer.devices", "keras_transfer.delivery.")
+TENSORFLOW = (
+    "keras_transfer.data.",
+    "keras_transfer.devices",
+    "keras_transfer.delivery.",
+    "keras_transfer.features.prefix",
+)
 
 
 def _name(path: Path) -> str:
