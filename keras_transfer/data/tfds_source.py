@@ -24,6 +24,7 @@ from keras_transfer.data import digits
 from keras_transfer.data.encoded import sniff
 from keras_transfer.data.records import Found, Record
 from keras_transfer.errors import DataError
+from keras_transfer.home import home
 from keras_transfer.specs import DataSpec
 
 _MARKER = ".unpacked.json"
@@ -41,7 +42,7 @@ def read(spec: DataSpec) -> Found:
     builder = _find_builder(spec)
     _prepare(builder, spec)
     splits = _chosen_splits(builder, spec)
-    root = _home() / "unpacked" / builder.info.full_name
+    root = home() / "unpacked" / builder.info.full_name
     items: list[Record] = []
     for split, role in splits.items():
         folder = _unpack(builder, split, root / split)
@@ -54,18 +55,12 @@ def read(spec: DataSpec) -> Found:
     return Found(items, root, notes)
 
 
-def _home() -> Path:
-    """Where anything that outlives a run is kept."""
-    default = Path.home() / ".cache" / "keras_transfer"
-    return Path(os.environ.get("KERAS_TRANSFER_HOME") or default).expanduser().absolute()
-
-
 def _is_digits(spec: DataSpec) -> bool:
     return spec.name.partition(":")[0] == digits.Digits.name
 
 
 def _find_builder(spec: DataSpec) -> tfds.core.DatasetBuilder:
-    folder = spec.path or (str(_home() / "tfds") if _is_digits(spec) else None)
+    folder = spec.path or (str(home() / "tfds") if _is_digits(spec) else None)
     known = tfds.list_builders(with_community_datasets=False)
     try:
         return tfds.builder(spec.name, data_dir=folder)

@@ -1,0 +1,1 @@
+"""Features: what frozen layers compute, kept so that it is computed once."""

@@ -1,0 +1,249 @@
+"""Entry: all stored rows of one recipe, found again by their keys.
+
+    entry.json           the recipe, notes on how the rows were computed, when it was made
+    shard-0.bin …        the rows
+
+What makes rows differ, beside their key, is in the recipe, and the recipe's digest is in the
+folder's name, in entry.json and in every shard: another recipe is another entry.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from keras_transfer.delivery.atomic import discard_partials
+from keras_transfer.features.shards import (
+    Rows,
+    Shard,
+    explained,
+    read_sealed,
+    read_shard,
+    remove_shard,
+    shard_numbers,
+    write_sealed,
+    write_shard,
+)
+
+DESCRIPTION: Final = "entry.json"
+_FORMAT: Final = 1
+_REMOVED: Final = ".removed"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What rows are a function of, beside their key.
+
+    `kind` is 'pixels', 'features' or 'logits', `title` is for people and changes nothing,
+    `content` holds JSON values, `shape` and `dtype` (a NumPy name) are those of one row.
+    """
+
+    kind: str
+    title: str
+    content: Mapping[str, Any]
+    shape: tuple[int, ...]
+    dtype: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex over everything but the title."""
+        # Once through JSON, so that a recipe read back from disk has the digest it had.
+        content = json.loads(json.dumps(dict(self.content), allow_nan=False))
+        whole = [_FORMAT, self.kind, content, list(self.shape), self.dtype]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def id(self) -> str:
+        """The name of the entry's folder: the digest's first 16 digits."""
+        return self.digest[:16]
+
+
+class Entry:
+    """The rows of one recipe. Made by `Store.opened`, whose block holds the entry's lock."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        say: Callable[[str], None],
+        make_room: Callable[[int], None],
+    ):
+        """Open the entry in `folder`, or start it; what does not belong there is removed."""
+        self.recipe = recipe
+        self.notes: dict[str, Any] = {}
+        self.num_damaged = 0
+        self._folder = folder
+        self._say = say
+        self._make_room = make_room
+        self._created = datetime.now(UTC).isoformat(timespec="seconds")
+        self._shards: dict[int, Shard] = {}
+        self._sound: set[int] = set()
+        # Every row has a place in one long line of all rows; a shard's begin where it starts.
+        self._starts: dict[int, int] = {}
+        self._places: dict[str, int] = {}
+        self._end = 0
+        self._read_description()
+        for number in shard_numbers(folder):
+            try:
+                self._add(read_shard(folder, number, entry=recipe.digest))
+            except ValueError as error:
+                self._discard(number, f"{error}")
+
+    def note(self, **values: Any) -> None:
+        """Keep small JSON values with the entry, such as the batch size of its computation."""
+        self.notes = {**self.notes, **values}
+        with explained(self._folder):
+            self._write_description()
+
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """Positions in `keys` whose rows are not stored, of equal keys the first.
+
+        Every shard with a wanted row is checked first, once: a damaged one is told and removed.
+        """
+        first: dict[str, int] = {}
+        for position, key in enumerate(keys):
+            first.setdefault(key, position)
+        held = (self._places.get(key, -1) for key in first)
+        places = np.fromiter(held, np.int64, len(first))
+        self._check(self._numbers_of(places[places >= 0]))
+        return [position for key, position in first.items() if key not in self._places]
+
+    def append(self, keys: Sequence[str], rows: np.ndarray) -> None:
+        """Store rows [len(keys), *recipe.shape] under new, distinct keys, as one shard.
+
+        Raises:
+            RunError: the disk is full, the folder cannot be written, or the store's limit is too
+                low; what was stored before is safe.
+        """
+        assert rows.shape == (len(keys), *self.recipe.shape), rows.shape
+        assert rows.dtype == np.dtype(self.recipe.dtype), rows.dtype
+        assert len(set(keys)) == len(keys), "equal keys"
+        assert not any(key in self._places for key in keys), "a key is stored already"
+        if not keys:
+            return
+        self._make_room(rows.nbytes + sum(len(key) + 4 for key in keys) + 200)
+        number = max(self._shards, default=-1) + 1
+        with explained(self._folder):
+            shard = write_shard(
+                self._folder, number, entry=self.recipe.digest, keys=keys, rows=rows
+            )
+        self._sound.add(number)
+        self._add(shard)
+
+    def rows(self, keys: Sequence[str]) -> Rows:
+        """The rows of keys, which may repeat; `missing` has been asked about all of them."""
+        places = np.fromiter(map(self._places.__getitem__, keys), np.int64, len(keys))
+        numbers = self._numbers_of(places)
+        assert self._sound.issuperset(numbers), "ask `missing` first"
+        starts = np.array([self._starts[number] for number in numbers], np.int64)
+        shards = np.searchsorted(starts, places, side="right") - 1
+        return Rows(
+            [self._shards[number] for number in numbers],
+            np.stack([shards, places - starts[shards]], axis=1) if keys else np.empty((0, 2), int),
+            shape=self.recipe.shape,
+            dtype=np.dtype(self.recipe.dtype),
+        )
+
+    def check(self) -> None:
+        """Check every shard: a damaged one is told and removed."""
+        self._check(self._shards)
+
+    def _numbers_of(self, places: np.ndarray) -> list[int]:
+        """The shards that hold some of these places, in the order of their places."""
+        numbers = list(self._starts)
+        starts = np.array(list(self._starts.values()), np.int64)
+        return [numbers[i] for i in np.unique(np.searchsorted(starts, places, side="right") - 1)]
+
+    def _check(self, numbers: Iterable[int]) -> None:
+        unsure = [number for number in numbers if number not in self._sound]
+        # Reading and checksums leave Python alone: threads use all cores.
+        with ThreadPoolExecutor() as pool:
+            damages = list(pool.map(lambda number: self._shards[number].damage(), unsure))
+        for number, damage in zip(unsure, damages, strict=True):
+            if damage:
+                self._discard(number, damage)
+            else:
+                self._sound.add(number)
+
+    def _add(self, shard: Shard) -> None:
+        self._shards[shard.number] = shard
+        self._starts[shard.number] = self._end
+        places = range(self._end, self._end + len(shard.keys))
+        self._places.update(zip(shard.keys, places, strict=True))
+        self._end += len(shard.keys)
+
+    def _discard(self, number: int, reason: str) -> None:
+        self.num_damaged += 1
+        self._say(
+            f"{self._folder.name}/shard-{number} of the stored {self.recipe.title} is damaged "
+            f"({reason}); it was removed and its rows will be computed again"
+        )
+        remove_shard(self._folder, number)
+        self._starts.pop(number, None)
+        if shard := self._shards.pop(number, None):
+            for key in shard.keys:
+                self._places.pop(key)
+
+    def _read_description(self) -> None:
+        discard_partials(self._folder)
+        if self._folder.is_dir() and any(self._folder.iterdir()):
+            try:
+                found, self.notes, self._created = read_description(self._folder)
+                if found.digest != self.recipe.digest:
+                    raise ValueError(f"{DESCRIPTION} is that of other {found.kind}")
+                return
+            except ValueError as error:
+                self.num_damaged += 1
+                self._say(
+                    f"{self._folder.name} of the stored {self.recipe.title} is damaged ({error}); "
+                    "it was removed and its rows will be computed again"
+                )
+                remove_entry(self._folder)
+                self.notes = {}
+        self._write_description()
+
+    def _write_description(self) -> None:
+        recipe = {
+            "kind": self.recipe.kind,
+            "title": self.recipe.title,
+            "content": dict(self.recipe.content),
+            "shape": list(self.recipe.shape),
+            "dtype": self.recipe.dtype,
+        }
+        content = {"recipe": recipe, "notes": self.notes, "created": self._created}
+        write_sealed(self._folder / DESCRIPTION, content)
+
+
+def read_description(folder: Path) -> tuple[Recipe, dict[str, Any], str]:
+    """The recipe, the notes and the day of birth of the entry in `folder`.
+
+    Raises:
+        ValueError: entry.json is missing or damaged.
+    """
+    content = read_sealed(folder / DESCRIPTION)
+    recipe = content["recipe"]
+    recipe = Recipe(**{**recipe, "shape": tuple(recipe["shape"])})
+    return recipe, content["notes"], content["created"]
+
+
+def remove_entry(folder: Path) -> None:
+    """Remove an entry: at once for all who look, its files afterwards."""
+    aside = folder.with_name(folder.name + _REMOVED)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep_removed(folder: Path) -> None:
+    """Remove what killed processes left of entries below the store's folder."""
+    for aside in folder.glob("*" + _REMOVED):
+        shutil.rmtree(aside, ignore_errors=True)
