@@ -1,110 +1,136 @@
-"""The audit: every file is opened once, before training, and its pixels are kept.
+"""The audit: every file is opened before training, and its pixels are kept.
 
 Nothing trains on a picture that was not read here, and nothing stands in for one that could not
-be: it is named, counted and left out, or the run stops.
+be: it is named, counted and left out, or the run stops. Pixels are stored by the content of the
+file, so a picture that was decoded once, in any run, is read and checked but not decoded again.
 """
 
 import dataclasses
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from keras_transfer.data.encoded import Encoded
-from keras_transfer.data.images import Picture, read_pixels
+from keras_transfer.data.images import DECODER_VERSION
+from keras_transfer.data.reading import Picture, read_new_pixels
 from keras_transfer.data.records import BadFile, Record, Records, counted
 from keras_transfer.errors import DataError
+from keras_transfer.features.entry import Entry
+from keras_transfer.features.shards import Rows
+from keras_transfer.features.store import Recipe, Store
 from keras_transfer.specs import DataSpec
-
-Progress = Callable[[int, int], None]
+from keras_transfer.terminal import Narrator
 
 _CHANNELS = 3
 _NAMED_IN_ERRORS = 10
+_SHARD_BYTES = 32_000_000
 
 
-def audit(
-    records: Records, spec: DataSpec, *, pixels_file: Path, on_progress: Progress | None = None
-) -> tuple[Records, np.ndarray]:
-    """Read, decode and resize every picture once.
+class Audited(NamedTuple):
+    """The readable records, with digests, their pixels, and how many had to be decoded.
+
+    `pixels` is uint8 [N, S, S, 3], mapped from the store: row i belongs to record i.
+    """
+
+    records: Records
+    pixels: Rows
+    num_decoded: int
+
+
+def pixels_recipe(spec: DataSpec) -> Recipe:
+    """What stored pixels are a function of, beside the bytes of their file."""
+    size = spec.image_size
+    return Recipe(
+        kind="pixels",
+        title=f"{size} px, {spec.resize}",
+        content={
+            "image_size": size,
+            "resize": spec.resize,
+            "decoder": DECODER_VERSION,
+            "tensorflow": tf.__version__,
+        },
+        shape=(size, size, _CHANNELS),
+        dtype="uint8",
+    )
+
+
+def audit(records: Records, spec: DataSpec, *, store: Store, narrator: Narrator) -> Audited:
+    """Read and check every picture; decode and resize those whose pixels are not stored yet.
 
     Args:
         records: what the source lists; rows keep their order.
         spec: size, resize mode, size limit, and what to do with unreadable files.
-        pixels_file: written beside and renamed into place.
-        on_progress: called with the number of files read so far and of all files.
-
-    Returns:
-        The readable records with their digests, the others among `bad_files`, and the pixels as
-        a read-only memory map of `pixels_file`, uint8 [N, S, S, 3]: row i belongs to record i.
+        store: where pixels are kept, by the files' digests.
 
     Raises:
-        DataError: unreadable files where `spec.on_bad_file` is 'error', a class without any
-            readable file, or no room for the pixels.
+        DataError: unreadable files where `spec.on_bad_file` is 'error', or a class or split
+            without any readable file.
+        RunError: there is no room for the pixels.
     """
-    num_bytes = len(records.items) * spec.image_size**2 * _CHANNELS
-    beside = pixels_file.with_name(f"{pixels_file.name}.part")
-    try:
-        pixels_file.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(pixels_file, num_bytes)
-        audited, pictures = _write_pixels(records, spec, beside, on_progress)
+    with store.opened(pixels_recipe(spec)) as (entry,):
+        audited, unusual, num_decoded = _read_all(records, spec, entry, narrator)
         _check_bad_files(audited, records, spec)
-        beside.replace(pixels_file)
-    except OSError as error:
-        raise _no_room(pixels_file, num_bytes, str(error)) from error
-    finally:
-        beside.unlink(missing_ok=True)
-    notes = [*records.notes, *_notes_on_files(pictures), *_notes_on_copies(audited.items)]
-    shape = (len(audited.items), spec.image_size, spec.image_size, _CHANNELS)
-    pixels = np.memmap(pixels_file, dtype=np.uint8, mode="r", shape=shape)
-    return dataclasses.replace(audited, notes=tuple(notes)), pixels
+        pixels = entry.rows([record.digest for record in audited.items])
+    notes = [*records.notes, *_notes_on_files(unusual), *_notes_on_copies(audited.items)]
+    return Audited(dataclasses.replace(audited, notes=tuple(notes)), pixels, num_decoded)
 
 
-def _write_pixels(
-    records: Records, spec: DataSpec, file: Path, on_progress: Progress | None
-) -> tuple[Records, Counter[str]]:
-    """Write the readable pictures one after another; also count what is unusual about them."""
+def _read_all(
+    records: Records, spec: DataSpec, entry: Entry, narrator: Narrator
+) -> tuple[Records, Counter[str], int]:
+    """Store the pixels that are missing; count what is unusual, and what was decoded."""
     good: list[Record] = []
     bad: list[BadFile] = []
     unusual: Counter[str] = Counter()
-    # A plain file, not a memory map: on a full disk a write raises, a memory map kills.
-    with file.open("wb") as stream:
-        for record, result in zip(records.items, _read_all(records, spec), strict=True):
-            if isinstance(result, Picture):
-                stream.write(result.pixels.tobytes())
-                good.append(dataclasses.replace(record, digest=result.digest))
-                unusual.update(_traits(result.encoded))
-            else:
-                bad.append(BadFile(record.path, result.reason))
-            if on_progress:
-                on_progress(len(good) + len(bad), len(records.items))
-    audited = dataclasses.replace(records, items=tuple(good), bad_files=(*records.bad_files, *bad))
-    return audited, unusual
-
-
-def _read_all(records: Records, spec: DataSpec) -> Iterator[Picture | BadFile]:
-    return read_pixels(
+    batch = _Batch(entry, max(1, _SHARD_BYTES // (spec.image_size**2 * _CHANNELS)))
+    results = read_new_pixels(
         (records.file(row) for row in range(len(records.items))),
+        known=batch.holds,
         image_size=spec.image_size,
         resize=spec.resize,
         max_megapixels=spec.max_megapixels,
     )
+    with narrator.counting("reading pictures") as count:
+        for done, (record, result) in enumerate(zip(records.items, results, strict=True), 1):
+            if isinstance(result, BadFile):
+                bad.append(BadFile(record.path, result.reason))
+            else:
+                good.append(dataclasses.replace(record, digest=result.encoded.digest))
+                unusual.update(_traits(result.encoded))
+            if isinstance(result, Picture):
+                batch.add(result)
+            count(done, len(records.items))
+    batch.store()
+    audited = dataclasses.replace(records, items=tuple(good), bad_files=(*records.bad_files, *bad))
+    return audited, unusual, batch.num_decoded
 
 
-def _check_room(file: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(file.parent).free
-    if free < num_bytes:
-        raise _no_room(file, num_bytes, f"{free} free bytes")
+class _Batch:
+    """Pixels on their way to the store, a shard at a time."""
 
+    def __init__(self, entry: Entry, size: int):
+        self.entry, self.size = entry, size
+        self.waiting: dict[str, np.ndarray] = {}
+        self.num_decoded = 0
 
-def _no_room(file: Path, num_bytes: int, received: str) -> DataError:
-    return DataError(
-        f"the decoded pictures cannot be written to {file}",
-        expected=f"a writable folder with {num_bytes} free bytes",
-        received=received,
-        fix="make room, write to another disk, or lower data.image_size",
-    )
+    def holds(self, digest: str) -> bool:
+        return not self.entry.missing([digest])
+
+    def add(self, picture: Picture) -> None:
+        """Copies of one file in one source may be decoded twice; they are stored once."""
+        self.num_decoded += 1
+        self.waiting[picture.digest] = picture.pixels
+        if len(self.waiting) == self.size:
+            self.store()
+
+    def store(self) -> None:
+        new = [digest for digest in self.waiting if not self.holds(digest)]
+        if new:
+            self.entry.append(new, np.stack([self.waiting[digest] for digest in new]))
+        self.waiting = {}
 
 
 def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None:

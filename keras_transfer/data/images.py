@@ -5,45 +5,27 @@ audit before training, evaluation, the exported model and prediction all run it.
 """
 
 import functools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.encoded import EXTENSIONS, FORMATS, Encoded, UnreadableError, read_encoded
-from keras_transfer.data.records import BadFile
+from keras_transfer.data.encoded import EXTENSIONS, FORMATS, UnreadableError, read_encoded
 from keras_transfer.errors import DataError
 
 __all__ = [
+    "DECODER_VERSION",
     "EXTENSIONS",
-    "Picture",
     "decode_and_resize",
+    "decoder",
     "load_encoded",
-    "read_pixels",
     "resize_pixels",
 ]
 
-_LOOK_AHEAD_PER_THREAD = 4
+DECODER_VERSION = 1
+"""To be raised whenever the same file comes out as other pixels: stored ones are then left."""
 _BMP_HEADER_BYTES = 30
 _BMP_BITS_PER_PIXEL = 28
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """A decoded file: `pixels` is uint8 [S, S, 3], RGB; `encoded` tells what was unusual."""
-
-    file: Path
-    pixels: np.ndarray
-    encoded: Encoded
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the file's bytes, in hex."""
-        return self.encoded.digest
 
 
 def load_encoded(file: Path, *, max_megapixels: float) -> bytes:
@@ -126,47 +108,8 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
     return pixels if image.shape.rank == 4 else pixels[0]
 
 
-def read_pixels(
-    files: Iterable[Path],
-    *,
-    image_size: int,
-    resize: str,
-    max_megapixels: float,
-    num_threads: int = 4,
-) -> Iterator[Picture | BadFile]:
-    """Read, check, decode and resize files, in their order, on several threads.
-
-    A file that cannot be used comes back as a `BadFile`; nothing is raised for it. Files are
-    taken from the iterable only a few ahead of what was consumed, so it may be endless.
-    """
-    decode = _decoder(image_size, resize)
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read_pixels")
-    waiting: deque[Future[Picture | BadFile]] = deque()
-    try:
-        for file in files:
-            waiting.append(pool.submit(_read, file, decode, max_megapixels))
-            if len(waiting) == _LOOK_AHEAD_PER_THREAD * num_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _read(
-    file: Path, decode: Callable[[tf.Tensor], tf.Tensor], max_megapixels: float
-) -> Picture | BadFile:
-    try:
-        encoded = read_encoded(file, max_megapixels=max_megapixels)
-        return Picture(file, decode(tf.constant(encoded.data)).numpy(), encoded)
-    except UnreadableError as error:
-        return BadFile(file.as_posix(), str(error))
-    except tf.errors.InvalidArgumentError:
-        return BadFile(file.as_posix(), "truncated or damaged")
-
-
 @functools.cache
-def _decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
+def decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
     """`decode_and_resize` as one traced function, kept off any accelerator."""
 
     def decode(encoded: tf.Tensor) -> tf.Tensor:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.config import load_spec
 from keras_transfer.conversion import nearest
-from keras_transfer.data.images import Picture, read_pixels
+from keras_transfer.data.reading import Picture, read_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.errors import DataError, RunError

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from keras_transfer.data.audit import audit
-from keras_transfer.data.images import Picture, read_pixels
+from keras_transfer.data.reading import Picture, read_pixels
 from keras_transfer.data.records import Record, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError

@@ -16,12 +16,11 @@ from PIL import Image
 from keras_transfer.data.encoded import read_encoded
 from keras_transfer.data.images import (
     EXTENSIONS,
-    Picture,
     decode_and_resize,
     load_encoded,
-    read_pixels,
     resize_pixels,
 )
+from keras_transfer.data.reading import Picture, read_pixels
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError
 
@@ -310,11 +309,11 @@ def test_read_pixels_reads_only_a_little_ahead_when_the_files_never_end(tmp_path
     file = save(tmp_path, "rgb.png", RGB)
     taken = itertools.count()
     endless = (file for _ in taken)
-    pictures = read_pixels(endless, image_size=8, resize="crop", max_megapixels=1, num_threads=2)
+    pictures = read_pixels(endless, image_size=8, resize="crop", max_megapixels=1)
     for _ in range(100):
         assert isinstance(next(pictures), Picture)
     pictures.close()
-    assert next(taken) <= 110
+    assert next(taken) <= 140
 
 
 def test_extensions_are_lower_case_and_cover_the_promised_formats():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_transfer.data.images import load_encoded, read_pixels
+from keras_transfer.data.images import load_encoded
+from keras_transfer.data.reading import read_pixels
 from keras_transfer.delivery.class_list import read_label_files
 from keras_transfer.delivery.export import export_saved_model
 from keras_transfer.delivery.parity import TOLERANCES

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.data.images import read_pixels
+from keras_transfer.data.reading import read_pixels
 from keras_transfer.delivery.class_list import write_label_files
 from keras_transfer.delivery.export import export_saved_model
 from keras_transfer.delivery.parity import check_parity

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.data.images import read_pixels
+from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Record, Records
 from keras_transfer.delivery.prediction import (
     LoadedRun,

@@ -1,0 +1,125 @@
+"""Many files at once: read, checked, decoded and resized on several threads, in their order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.encoded import Encoded, UnreadableError, read_encoded
+from keras_transfer.data.images import decoder
+from keras_transfer.data.records import BadFile
+
+_NUM_THREADS = 4
+_LOOK_AHEAD = 4 * _NUM_THREADS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A decoded file: `pixels` is uint8 [S, S, 3], RGB; `encoded` tells what was unusual."""
+
+    file: Path
+    pixels: np.ndarray
+    encoded: Encoded
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's bytes, in hex."""
+        return self.encoded.digest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """A file that was read but not decoded, since its pixels are at hand."""
+
+    file: Path
+    encoded: Encoded
+
+
+_Waiting = Future[Picture | BadFile] | Known | BadFile
+
+
+def read_pixels(
+    files: Iterable[Path],
+    *,
+    image_size: int,
+    resize: str,
+    max_megapixels: float,
+) -> Iterator[Picture | BadFile]:
+    """Read, check, decode and resize files, in their order, on several threads.
+
+    A file that cannot be used comes back as a `BadFile`; nothing is raised for it. Files are
+    taken from the iterable only a few ahead of what was consumed, so it may be endless.
+    """
+    for item in read_new_pixels(
+        files,
+        known=lambda digest: False,  # noqa: ARG005
+        image_size=image_size,
+        resize=resize,
+        max_megapixels=max_megapixels,
+    ):
+        assert not isinstance(item, Known)
+        yield item
+
+
+def read_new_pixels(
+    files: Iterable[Path],
+    *,
+    known: Callable[[str], bool],
+    image_size: int,
+    resize: str,
+    max_megapixels: float,
+) -> Iterator[Picture | Known | BadFile]:
+    """As `read_pixels`, but a file whose digest is `known` is read and checked, not decoded.
+
+    `known` is asked once a file, in the caller's thread and in the files' order.
+    """
+    decode = decoder(image_size, resize)
+    pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="read_pixels")
+
+    def decode_new(read: Future[Encoded | BadFile], file: Path) -> _Waiting:
+        encoded = read.result()
+        if isinstance(encoded, BadFile):
+            return encoded
+        if known(encoded.digest):
+            return Known(file, encoded)
+        return pool.submit(_decode, file, encoded, decode)
+
+    reading: deque[tuple[Future[Encoded | BadFile], Path]] = deque()
+    decoding: deque[_Waiting] = deque()
+    try:
+        for file in files:
+            reading.append((pool.submit(_read, file, max_megapixels), file))
+            if len(reading) == _LOOK_AHEAD:
+                decoding.append(decode_new(*reading.popleft()))
+            if len(decoding) == _LOOK_AHEAD:
+                yield _result(decoding.popleft())
+        while reading:
+            decoding.append(decode_new(*reading.popleft()))
+        while decoding:
+            yield _result(decoding.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(waiting: _Waiting) -> Picture | Known | BadFile:
+    return waiting.result() if isinstance(waiting, Future) else waiting
+
+
+def _read(file: Path, max_megapixels: float) -> Encoded | BadFile:
+    try:
+        return read_encoded(file, max_megapixels=max_megapixels)
+    except UnreadableError as error:
+        return BadFile(file.as_posix(), str(error))
+
+
+def _decode(
+    file: Path, encoded: Encoded, decode: Callable[[tf.Tensor], tf.Tensor]
+) -> Picture | BadFile:
+    try:
+        return Picture(file, decode(tf.constant(encoded.data)).numpy(), encoded)
+    except tf.errors.InvalidArgumentError:
+        return BadFile(file.as_posix(), "truncated or damaged")

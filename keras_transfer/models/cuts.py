@@ -1,0 +1,134 @@
+"""Cuts: the one tensor below which nothing changes while a phase trains.
+
+Whatever lies below it is a pure function of a view, so its outputs can be computed once and
+stored; whatever lies above it is the tail, which trains. The rule knows no family and no stage
+names: frozen layers go below the cut, anything that learns or is random goes above it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+
+_NOT_CONTENT = ("name", "dtype", "trainable", "seed")
+_ONLY_BEFORE_TRAINING = ("_initializer", "_regularizer", "_constraint")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor of a classifier's graph through which all above it depends on the picture.
+
+    `name` is that of the layer it comes from, `shape` that of one picture's activations.
+    """
+
+    model: keras.Model
+    tensor: keras.KerasTensor
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one picture's activations, without the batch."""
+        return tuple(self.tensor.shape[1:])
+
+    @property
+    def num_values(self) -> int:
+        """Numbers to be stored for each view."""
+        return int(np.prod(self.shape))
+
+    def tail(self) -> keras.Model:
+        """From stored activations to logits, over the layers of the classifier itself."""
+        return keras.Model(self.tensor, self.model.output, name=self.model.name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything below: graph, settings and weights, but no names of layers.
+
+        Taken at the first call: ask before anything below the cut may change.
+        """
+        return _fingerprint(keras.Model(self.model.input, self.tensor))
+
+
+def find_cut(model: keras.Model) -> Cut | None:
+    """The best cut for training `model` with its present `trainable` flags.
+
+    Of the tensors that qualify it is one of those above the last frozen weights, so that no
+    frozen layer with weights is left to run again; among these the smallest, and the highest of
+    equally small ones.
+
+    Returns:
+        None where nothing with weights lies below any cut: then there is nothing to save.
+    """
+    bridges: list[tuple[int, keras.KerasTensor, str]] = []
+    weights_at: list[int] = []
+    for number, operation, is_bridge in _walk(model):
+        if _changes(operation):
+            break
+        if getattr(operation, "variables", ()):
+            weights_at.append(number)
+        if is_bridge and weights_at:
+            bridges.append((number, operation.output, operation.name))
+    if not bridges:
+        return None
+    highest = bridges[-1][0]
+    floor = max(number for number in weights_at if number <= highest)
+    level = [bridge for bridge in bridges if bridge[0] >= floor]
+    _, tensor, name = min(reversed(level), key=lambda bridge: np.prod(bridge[1].shape[1:]))
+    return Cut(model, tensor, name)
+
+
+def _walk(model: keras.Model) -> Iterator[tuple[int, Any, bool]]:
+    """Operations from the input up, and whether all above each hangs on its output alone.
+
+    Keras sorts them by depth, so every ancestor of a bridge comes before it.
+    """
+    operations = list(model.operations)
+    producer = {
+        id(tensor): number
+        for number, operation in enumerate(operations)
+        for tensor in keras.tree.flatten(operation.output)
+    }
+    last_use = list(range(len(operations)))
+    for number, operation in enumerate(operations):
+        for tensor in keras.tree.flatten(operation.input):
+            if id(tensor) in producer:
+                last_use[producer[id(tensor)]] = number
+    open_until = 0
+    for number, operation in enumerate(operations[:-1]):
+        yield number, operation, open_until <= number
+        open_until = max(open_until, last_use[number])
+
+
+def _changes(operation: Any) -> bool:
+    """Whether it learns, or draws random numbers in training: those are a variable as well."""
+    variables = getattr(operation, "variables", ())
+    return any(variable.trainable or "int" in variable.dtype for variable in variables)
+
+
+def _fingerprint(prefix: keras.Model) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    number = {id(op.output): n for n, op in enumerate(prefix.operations)}
+    for operation in prefix.operations:
+        inputs = [number.get(id(tensor), -1) for tensor in keras.tree.flatten(operation.input)]
+        described = [type(operation).__name__, inputs, _settings(operation)]
+        digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+        for variable in getattr(operation, "variables", ()):
+            values = np.ascontiguousarray(variable)
+            digest.update(f"{values.dtype}{values.shape}".encode())
+            digest.update(values.data)
+    return digest.hexdigest()
+
+
+def _settings(operation: Any) -> dict[str, Any]:
+    """What a layer computes, without its name and what only matters before or in training."""
+    if not isinstance(operation, keras.layers.Layer):
+        return {}
+    return {
+        name: value
+        for name, value in operation.get_config().items()
+        if name not in _NOT_CONTENT and not name.endswith(_ONLY_BEFORE_TRAINING)
+    }
