@@ -7,8 +7,10 @@ What makes rows differ, beside their key, is in the recipe, and the recipe's dig
 folder's name, in entry.json and in every shard: another recipe is another entry.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,14 +38,16 @@ from keras_transfer.features.shards import (
 DESCRIPTION: Final = "entry.json"
 _FORMAT: Final = 1
 _REMOVED: Final = ".removed"
+_TOLD_BYTES: Final = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What rows are a function of, beside their key.
 
-    `kind` is 'pixels', 'features' or 'logits', `title` is for people and changes nothing,
-    `content` holds JSON values, `shape` and `dtype` (a NumPy name) are those of one row.
+    `kind` is 'pixels', 'features' or 'logits'. `title` is a few words for people that can follow
+    "the stored", and changes nothing. `content` holds JSON values. `shape` and `dtype` (a NumPy
+    name) are those of one row.
     """
 
     kind: str
@@ -65,6 +69,11 @@ class Recipe:
         """The name of the entry's folder: the digest's first 16 digits."""
         return self.digest[:16]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 class Entry:
     """The rows of one recipe. Made by `Store.opened`, whose block holds the entry's lock."""
@@ -77,7 +86,7 @@ class Entry:
         say: Callable[[str], None],
         make_room: Callable[[int], None],
     ):
-        """Open the entry in `folder`, or start it; what does not belong there is removed."""
+        """Open the entry in `folder`, or start it; what is damaged is told and removed."""
         self.recipe = recipe
         self.notes: dict[str, Any] = {}
         self.num_damaged = 0
@@ -108,6 +117,9 @@ class Entry:
         """Positions in `keys` whose rows are not stored, of equal keys the first.
 
         Every shard with a wanted row is checked first, once: a damaged one is told and removed.
+
+        Raises:
+            RunError: the data cannot be read.
         """
         first: dict[str, int] = {}
         for position, key in enumerate(keys):
@@ -146,12 +158,13 @@ class Entry:
         assert self._sound.issuperset(numbers), "ask `missing` first"
         starts = np.array([self._starts[number] for number in numbers], np.int64)
         shards = np.searchsorted(starts, places, side="right") - 1
-        return Rows(
-            [self._shards[number] for number in numbers],
-            np.stack([shards, places - starts[shards]], axis=1) if keys else np.empty((0, 2), int),
-            shape=self.recipe.shape,
-            dtype=np.dtype(self.recipe.dtype),
-        )
+        with explained(self._folder):
+            return Rows(
+                [self._shards[number] for number in numbers],
+                np.stack([shards, places - starts[shards]], axis=1),
+                shape=self.recipe.shape,
+                dtype=np.dtype(self.recipe.dtype),
+            )
 
     def check(self) -> None:
         """Check every shard: a damaged one is told and removed."""
@@ -165,14 +178,17 @@ class Entry:
 
     def _check(self, numbers: Iterable[int]) -> None:
         unsure = [number for number in numbers if number not in self._sound]
-        # Reading and checksums leave Python alone: threads use all cores.
-        with ThreadPoolExecutor() as pool:
+        num_bytes = sum(self._shards[number].num_bytes for number in unsure)
+        if num_bytes >= _TOLD_BYTES:
+            self._say(f"Checking {num_bytes / 1e9:.1f} GB of the stored {self.recipe.title}")
+        # Reading and checksums leave Python's lock alone: threads use all cores.
+        with explained(self._folder), ThreadPoolExecutor() as pool:
             damages = list(pool.map(lambda number: self._shards[number].damage(), unsure))
-        for number, damage in zip(unsure, damages, strict=True):
-            if damage:
-                self._discard(number, damage)
-            else:
-                self._sound.add(number)
+            for number, damage in zip(unsure, damages, strict=True):
+                if damage:
+                    self._discard(number, damage)
+                else:
+                    self._sound.add(number)
 
     def _add(self, shard: Shard) -> None:
         self._shards[shard.number] = shard
@@ -182,34 +198,37 @@ class Entry:
         self._end += len(shard.keys)
 
     def _discard(self, number: int, reason: str) -> None:
-        self.num_damaged += 1
-        self._say(
-            f"{self._folder.name}/shard-{number} of the stored {self.recipe.title} is damaged "
-            f"({reason}); it was removed and its rows will be computed again"
-        )
+        self._tell_damage(f"{self._folder.name}/shard-{number}", reason)
         remove_shard(self._folder, number)
         self._starts.pop(number, None)
         if shard := self._shards.pop(number, None):
             for key in shard.keys:
-                self._places.pop(key)
+                self._places.pop(key, None)
+
+    def _tell_damage(self, name: str, reason: str) -> None:
+        self.num_damaged += 1
+        self._say(
+            f"{name} of the stored {self.recipe.title} is damaged ({reason}); it was removed, and "
+            "its rows are computed again where they are needed"
+        )
 
     def _read_description(self) -> None:
+        if not self._folder.is_dir():
+            self._write_description()
+            return
         discard_partials(self._folder)
-        if self._folder.is_dir() and any(self._folder.iterdir()):
-            try:
-                found, self.notes, self._created = read_description(self._folder)
-                if found.digest != self.recipe.digest:
-                    raise ValueError(f"{DESCRIPTION} is that of other {found.kind}")
-                return
-            except ValueError as error:
-                self.num_damaged += 1
-                self._say(
-                    f"{self._folder.name} of the stored {self.recipe.title} is damaged ({error}); "
-                    "it was removed and its rows will be computed again"
-                )
-                remove_entry(self._folder)
-                self.notes = {}
-        self._write_description()
+        if not any(self._folder.iterdir()):  # Killed while it was started.
+            self._write_description()
+            return
+        try:
+            found, self.notes, self._created = read_description(self._folder)
+            if found.digest != self.recipe.digest:
+                raise ValueError(f"{DESCRIPTION} is that of other rows")
+        except ValueError as error:
+            self._tell_damage(self._folder.name, f"{error}")
+            remove_entry(self._folder)
+            self.notes = {}
+            self._write_description()
 
     def _write_description(self) -> None:
         recipe = {
@@ -230,16 +249,20 @@ def read_description(folder: Path) -> tuple[Recipe, dict[str, Any], str]:
         ValueError: entry.json is missing or damaged.
     """
     content = read_sealed(folder / DESCRIPTION)
-    recipe = content["recipe"]
-    recipe = Recipe(**{**recipe, "shape": tuple(recipe["shape"])})
-    return recipe, content["notes"], content["created"]
+    try:
+        recipe = content["recipe"]
+        recipe = Recipe(**{**recipe, "shape": tuple(recipe["shape"])})
+        return recipe, content["notes"], content["created"]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{DESCRIPTION} describes no entry") from error
 
 
 def remove_entry(folder: Path) -> None:
-    """Remove an entry: at once for all who look, its files afterwards."""
+    """Remove an entry, if it is there: at once for all who look, its files afterwards."""
     aside = folder.with_name(folder.name + _REMOVED)
     shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_transfer.delivery.atomic import replacing, storage_error
+from keras_transfer.delivery.atomic import replacing
 from keras_transfer.errors import RunError
 
 _NAME: Final = re.compile(r"shard-(\d+)\.(?:bin|json)")
@@ -47,7 +47,11 @@ class Shard:
         return self.folder / f"shard-{self.number}.json"
 
     def damage(self) -> str:
-        """Read all data and tell what is wrong with them; '' if they are what was written."""
+        """Read all data and tell what is wrong with them; '' if they are what was written.
+
+        Raises:
+            OSError: they cannot be read, which says nothing about them.
+        """
         buffer = bytearray(_CHUNK_BYTES)
         crc32 = size = 0
         try:
@@ -55,11 +59,11 @@ class Shard:
                 while count := file.readinto(buffer):
                     crc32 = zlib.crc32(memoryview(buffer)[:count], crc32)
                     size += count
-        except OSError as error:
-            return error.strerror or str(error)
+        except FileNotFoundError:
+            return f"{self.data_file.name} is missing"
         if size != self.num_bytes:
-            return f"{size:,} instead of {self.num_bytes:,} bytes"
-        return "" if crc32 == self.crc32 else "the data are not what was written"
+            return f"{self.data_file.name} has {size:,} instead of {self.num_bytes:,} bytes"
+        return "" if crc32 == self.crc32 else f"{self.data_file.name} is not what was written"
 
 
 def shard_numbers(folder: Path) -> list[int]:
@@ -76,8 +80,8 @@ def read_shard(folder: Path, number: int, *, entry: str) -> Shard:
     """
     file = folder / f"shard-{number}.json"
     content = read_sealed(file)
-    if content["entry"] != entry:
-        raise ValueError("it belongs to other features")
+    if content.get("entry") != entry:
+        raise ValueError(f"{file.name} belongs to other rows")
     return Shard(folder, number, tuple(content["keys"]), content["num_bytes"], content["crc32"])
 
 
@@ -89,7 +93,7 @@ def write_shard(
     Raises:
         RunError: the disk is full, or the folder cannot be written; no shard was added.
     """
-    data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+    data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
     shard = Shard(folder, number, tuple(keys), data.nbytes, zlib.crc32(data))
     with replacing(shard.data_file) as path, path.open("wb") as file:
         file.write(data)
@@ -123,13 +127,13 @@ def read_sealed(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="ascii")
         content = json.loads(text)["content"]
-    except OSError as error:
-        raise ValueError(f"{file.name}: {error.strerror}") from error
-    except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{file.name} is not what was written") from error
-    if _sealed(content) != text:
-        raise ValueError(f"{file.name} is not what was written")
-    return content
+        if _sealed(content) == text:
+            return content
+    except FileNotFoundError as error:
+        raise ValueError(f"{file.name} is missing") from error
+    except (ValueError, TypeError, LookupError):
+        pass  # Neither JSON nor what we write.
+    raise ValueError(f"{file.name} is not what was written")
 
 
 def _sealed(content: dict[str, Any]) -> str:
@@ -164,12 +168,12 @@ class Rows:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         where = self._where[index]
-        flat = where.reshape(-1, 2)
+        flat = where.reshape(-1, 2).tolist()
         rows = np.empty((len(flat), *self.shape[1:]), self.dtype)
-        for number in np.unique(flat[:, 0]):
-            chosen = np.flatnonzero(flat[:, 0] == number)
-            rows[chosen] = self._arrays[number][flat[chosen, 1]]
-        return rows.reshape(*where.shape[:-1], *self.shape[1:])
+        # Row by row beats one gather a shard up to 20 times: a batch has few rows in each.
+        for i, (shard, row) in enumerate(flat):
+            rows[i] = self._arrays[shard][row]
+        return rows.reshape((*where.shape[:-1], *self.shape[1:]))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -190,19 +194,25 @@ def _mapped(file: Path) -> mmap.mmap:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn failures to write below `folder` into errors that name the fields of the cache.
+    """Turn failures to read and write below `folder` into errors that name the cache's fields.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written.
+        RunError: the disk is full, or the folder cannot be read or written.
     """
+    fix = (
+        "free some space, set cache.folder to a place with room that this user may write to, "
+        "or set cache.mode=off; what was stored before is safe"
+    )
     try:
         yield
-    except (OSError, RunError) as error:
-        told = error if isinstance(error, RunError) else storage_error(error, folder)
+    except RunError as error:
         raise RunError(
-            told.what,
-            expected=told.expected,
-            received=told.received,
-            fix="free some space, set cache.folder to a place with room that may be written to, "
-            "or set cache.mode=off; what was stored before is safe",
+            error.what, expected=error.expected, received=error.received, fix=fix
+        ) from error
+    except OSError as error:
+        raise RunError(
+            f"the store in {folder} cannot be used",
+            expected="a folder that this user may read and write, with free space",
+            received=f"{error.strerror or error}" + f" ({error.filename})" * bool(error.filename),
+            fix=fix,
         ) from error

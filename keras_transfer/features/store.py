@@ -7,10 +7,11 @@ Locks lie beside the entries, so that removing an entry never removes a lock tha
 The operating system frees the lock of a killed process.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -63,7 +64,7 @@ class Store:
         limit_bytes: int | None = None,
         say: Callable[[str], None] = _ignore,
     ):
-        self.folder = folder
+        self.folder = folder.absolute()
         self._limit_bytes = limit_bytes
         self._say = say
 
@@ -94,49 +95,51 @@ class Store:
         """
         wanted = {recipe.id for recipe in recipes}
         in_use = yielding = 0
-        for info in self.entries():
-            if info.id in wanted or self._is_free(info.id):
-                yielding += info.num_bytes
-            else:
-                in_use += info.num_bytes
+        with explained(self.folder):
+            for info in self.entries():
+                if info.id in wanted or self._is_free(info.id):
+                    yielding += info.num_bytes
+                else:
+                    in_use += info.num_bytes
         room = shutil.disk_usage(_existing(self.folder)).free + yielding
         return room if self._limit_bytes is None else max(0, min(room, self._limit_bytes - in_use))
 
     def entries(self) -> list[EntryInfo]:
         """All entries, the most recently used first."""
-        if not self.folder.is_dir():
-            return []
-        folders = [path for path in self.folder.iterdir() if _ENTRY.fullmatch(path.name)]
-        return sorted(map(_info, folders), key=lambda info: info.used, reverse=True)
+        infos = []
+        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+            if _ENTRY.fullmatch(folder.name) and (folder / DESCRIPTION).is_file():
+                # Another process may remove one meanwhile.
+                with suppress(FileNotFoundError):
+                    infos.append(_info(folder))
+        return sorted(infos, key=lambda info: info.used, reverse=True)
 
     def verify(self, name: str) -> int | None:
         """Check all files of an entry; damaged ones are told and removed.
 
         Returns how many were damaged, or None if somebody works on the entry.
         """
-        with ExitStack() as held:
+        with explained(self.folder), ExitStack() as held:
             if not self._try_lock(name, held):
                 return None
-            with explained(self.folder):
-                try:
-                    recipe, _, _ = read_description(self.folder / name)
-                    if recipe.id != name:
-                        raise ValueError(f"{DESCRIPTION} is that of other {recipe.kind}")
-                except ValueError as error:
-                    self._say(f"{name} is damaged ({error}) and was removed")
-                    remove_entry(self.folder / name)
-                    return 1
-                entry = self._entry(recipe)
-                entry.check()
+            try:
+                recipe, _, _ = read_description(self.folder / name)
+                if recipe.id != name:
+                    raise ValueError(f"{DESCRIPTION} is that of {recipe.id}")
+            except ValueError as error:
+                self._say(f"{name} is damaged ({error}) and was removed")
+                remove_entry(self.folder / name)
+                return 1
+            entry = self._entry(recipe)
+            entry.check()
             return entry.num_damaged
 
     def remove(self, name: str) -> bool:
         """Remove an entry; False if somebody works on it."""
-        with ExitStack() as held:
+        with explained(self.folder), ExitStack() as held:
             if not self._try_lock(name, held):
                 return False
-            with explained(self.folder):
-                remove_entry(self.folder / name)
+            remove_entry(self.folder / name)
             return True
 
     def _open(self, recipe: Recipe) -> Entry:
@@ -183,38 +186,51 @@ class Store:
         excess = sum(info.num_bytes for info in infos) + num_bytes - self._limit_bytes
         leaving = []
         with ExitStack() as held:
+            # All that would have to go are locked first: nothing goes in vain.
             for info in reversed(infos):
                 if excess > 0 and self._try_lock(info.id, held):
                     leaving.append(info)
                     excess -= info.num_bytes
             if excess > 0:
-                raise RunError(
-                    f"the features stored in {self.folder} have reached their limit",
-                    expected=f"at most cache.limit_gb={self._limit_bytes / 1e9:g}",
-                    received=f"{excess / 1e9:.3g} GB more, none of which can be removed",
-                    fix="raise cache.limit_gb, or set cache.mode=off",
-                )
+                raise self._too_full(excess)
             for info in leaving:
-                remove_entry(self.folder / info.id)
+                with explained(self.folder):
+                    remove_entry(self.folder / info.id)
                 self._say(
                     f"Removed the stored {info.title} ({info.num_bytes / 1e6:,.0f} MB), used least "
                     "recently, to stay within cache.limit_gb"
                 )
 
+    def _too_full(self, excess: int) -> RunError:
+        assert self._limit_bytes is not None
+        return RunError(
+            f"the store in {self.folder} has reached its limit",
+            expected=f"at most cache.limit_gb={self._limit_bytes / 1e9:g}",
+            received=f"{excess / 1e9:.2g} GB more, and nothing that nobody works on to remove",
+            fix="raise cache.limit_gb, or set cache.mode=off",
+        )
+
 
 def _info(folder: Path) -> EntryInfo:
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    total = sum(sizes.values())
+    sizes = dict(_sizes(folder))
+    num_bytes = sum(sizes.values())
     try:
         recipe, _, _ = read_description(folder)
     except ValueError:
-        return EntryInfo(folder.name, "damaged", "entry", 0, total, folder.stat().st_mtime)
-    import numpy as np
-
-    row_bytes = int(np.prod(recipe.shape, dtype=np.int64)) * np.dtype(recipe.dtype).itemsize
-    data = sum(size for name, size in sizes.items() if name.endswith(".bin"))
+        used = folder.stat().st_mtime
+        return EntryInfo(folder.name, "", "rows of a damaged entry", 0, num_bytes, used)
+    data_bytes = sum(size for name, size in sizes.items() if name.endswith(".bin"))
     used = (folder / DESCRIPTION).stat().st_mtime
-    return EntryInfo(folder.name, recipe.kind, recipe.title, data // row_bytes, total, used)
+    num_rows = data_bytes // recipe.row_bytes
+    return EntryInfo(folder.name, recipe.kind, recipe.title, num_rows, num_bytes, used)
+
+
+def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as files:
+        for file in files:
+            # What is half written is renamed sooner or later.
+            with suppress(FileNotFoundError):
+                yield file.name, file.stat().st_size
 
 
 def _existing(folder: Path) -> Path:

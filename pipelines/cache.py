@@ -1,0 +1,157 @@
+"""Cache: list, check or remove what earlier runs computed and kept.
+
+python -m pipelines.cache list
+python -m pipelines.cache verify
+python -m pipelines.cache clear 3f2a9c0d11e84b57
+python -m pipelines.cache clear --all --folder /fast/features
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from keras_transfer.errors import RunError
+from keras_transfer.home import feature_folder
+from pipelines.arguments import make_parser, run_verb
+
+if TYPE_CHECKING:
+    from keras_transfer.features.store import EntryInfo, Store
+    from keras_transfer.terminal import Terminal
+
+DAMAGED: Final = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb: 0, 1 if `verify` found damage, 2 for the user's errors, 130."""
+    num_damaged = 0
+
+    def run() -> None:
+        nonlocal num_damaged
+        num_damaged = _run(_parse(argv))
+
+    return run_verb(run) or (DAMAGED if num_damaged else 0)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("cache", str(__doc__))
+    parser.add_argument(
+        "task",
+        choices=("list", "verify", "clear"),
+        help="show the entries; read all and remove what is damaged; or remove entries",
+    )
+    parser.add_argument("ids", nargs="*", metavar="ID", help="entries, as `list` shows them")
+    parser.add_argument("--all", action="store_true", help="clear: remove every entry")
+    parser.add_argument(
+        "--folder",
+        default="",
+        metavar="DIR",
+        help="the runs' cache.folder; by default features/ below $KERAS_TRANSFER_HOME or "
+        "~/.cache/keras_transfer",
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Do the task; returns how many damaged files it found."""
+    from keras_transfer.features.store import Store
+    from keras_transfer.terminal import Terminal
+
+    terminal = Terminal()
+    folder = _checked(feature_folder(arguments.folder), named=bool(arguments.folder))
+    store = Store(folder, say=terminal.say)
+    infos = _chosen(store, arguments)
+    if arguments.task == "list":
+        _list(store, infos, terminal)
+    elif arguments.task == "clear":
+        _clear(store, infos, terminal)
+    else:
+        return _verify(store, infos, terminal)
+    return 0
+
+
+def _checked(folder: Path, *, named: bool) -> Path:
+    if named and not folder.is_dir():
+        raise RunError(
+            f"there is no folder {folder}",
+            expected="the cache.folder of a run",
+            received="no such folder",
+            fix="give another --folder, or leave it out for the default one",
+        )
+    return folder
+
+
+def _chosen(store: "Store", arguments: argparse.Namespace) -> "list[EntryInfo]":
+    infos = store.entries()
+    if arguments.task == "clear" and bool(arguments.ids) == arguments.all:
+        raise RunError(
+            "clear has to be told what to remove",
+            expected="ids, or --all",
+            received="both" if arguments.all else "neither",
+            fix="see `python -m pipelines.cache list` for the ids",
+        )
+    if unknown := set(arguments.ids) - {info.id for info in infos}:
+        raise RunError(
+            f"there is no entry {', '.join(sorted(unknown))} in {store.folder}",
+            expected="ids of its entries",
+            received=f"{len(unknown)} that it does not have",
+            fix="see `python -m pipelines.cache list` for the ids",
+        )
+    return [info for info in infos if not arguments.ids or info.id in arguments.ids]
+
+
+def _list(store: "Store", infos: "list[EntryInfo]", terminal: "Terminal") -> None:
+    if not infos:
+        terminal.say(f"Nothing is stored in {store.folder}")
+        return
+    terminal.table(
+        f"Stored in {store.folder}",
+        ("what", "id", "rows", "MB", "last used"),
+        [
+            (
+                info.title,
+                info.id,
+                f"{info.rows:,}",
+                _megabytes(info),
+                datetime.fromtimestamp(info.used).isoformat(" ", "minutes"),
+            )
+            for info in infos
+        ],
+        caption=f"{_megabytes(*infos)} MB in all",
+    )
+
+
+def _verify(store: "Store", infos: "list[EntryInfo]", terminal: "Terminal") -> int:
+    checked, num_damaged = [], 0
+    for info in infos:
+        found = store.verify(info.id)
+        if found is None:
+            terminal.say(f"{info.id} is in use by a run and was not checked")
+        else:
+            checked.append(info)
+            num_damaged += found
+    terminal.say(
+        f"Checked {len(checked)} of {len(infos)} entries, {_megabytes(*checked)} MB: "
+        + (f"{num_damaged} damaged, now removed" if num_damaged else "all as they were written")
+    )
+    return num_damaged
+
+
+def _clear(store: "Store", infos: "list[EntryInfo]", terminal: "Terminal") -> None:
+    removed = []
+    for info in infos:
+        if store.remove(info.id):
+            removed.append(info)
+        else:
+            terminal.say(f"{info.id} is in use by a run and stays")
+    terminal.say(f"Removed {len(removed)} of {len(infos)} entries, {_megabytes(*removed)} MB")
+
+
+def _megabytes(*infos: "EntryInfo") -> str:
+    return f"{sum(info.num_bytes for info in infos) / 1e6:,.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What the store's tests share: a recipe, rows that are a function of their keys, a listener."""
+
+import hashlib
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_transfer.features.entry import Recipe
+from keras_transfer.features.store import Store
+
+ROW_BYTES = 96
+
+
+def _make(keys: Sequence[str]) -> np.ndarray:
+    digests = [hashlib.shake_128(key.encode()).digest(ROW_BYTES) for key in keys]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 4, 8, 3)
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[[Sequence[str]], np.ndarray]:
+    """Rows uint8 [n, 4, 8, 3], each a function of its key alone."""
+    return _make
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Callable[..., Recipe]:
+    """Recipes of `make`'s rows that differ in `content`."""
+
+    def build(**content: object) -> Recipe:
+        return Recipe("features", f"features of {content}", content, (4, 8, 3), "uint8")
+
+    return build
+
+
+@pytest.fixture
+def heard() -> list[str]:
+    """What a store said: `Store(folder, say=heard.append)`."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def fill() -> Callable[..., list[int]]:
+    """Computes what a store lacks of `keys`, in shards of `size` rows; returns the positions."""
+
+    def build(store: Store, recipe: Recipe, keys: Sequence[str], *, size: int = 10) -> list[int]:
+        with store.opened(recipe) as (entry,):
+            missing = entry.missing(keys)
+            wanted = [keys[position] for position in missing]
+            for first in range(0, len(wanted), size):
+                entry.append(wanted[first : first + size], _make(wanted[first : first + size]))
+            np.testing.assert_array_equal(entry.rows(keys), _make(keys))
+        return missing
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def flip() -> Callable[[Path, int], None]:
+    """Flips one bit of a file, in place."""
+
+    def change(file: Path, bit: int) -> None:
+        with file.open("r+b") as opened:
+            opened.seek(bit // 8)
+            byte = opened.read(1)[0]
+            opened.seek(bit // 8)
+            opened.write(bytes([byte ^ 1 << bit % 8]))
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def child() -> Callable[..., subprocess.Popen[str]]:
+    """Starts a program that knows `make`, `recipe`, `Store` and the folder `folder`."""
+
+    def start(program: str, folder: Path) -> subprocess.Popen[str]:
+        preamble = """
+            import hashlib, os, sys, time
+            from pathlib import Path
+            import numpy as np
+            from keras_transfer.features.entry import Recipe
+            from keras_transfer.features.store import Store
+            folder = Path(sys.argv[1])
+            def make(keys):
+                digests = [hashlib.shake_128(key.encode()).digest(96) for key in keys]
+                return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 4, 8, 3)
+            def recipe(**content):
+                return Recipe("features", f"features of {content}", content, (4, 8, 3), "uint8")
+            def say(text):
+                print(text, flush=True)
+        """
+        source = textwrap.dedent(preamble) + textwrap.dedent(program)
+        command = [sys.executable, "-c", source, str(folder)]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
