@@ -221,13 +221,13 @@ class Entry:
             self._write_description()
             return
         try:
-            found, self.notes, self._created = read_description(self._folder)
+            found, notes, created = read_description(self._folder)
             if found.digest != self.recipe.digest:
                 raise ValueError(f"{DESCRIPTION} is that of other rows")
+            self.notes, self._created = notes, created
         except ValueError as error:
             self._tell_damage(self._folder.name, f"{error}")
             remove_entry(self._folder)
-            self.notes = {}
             self._write_description()
 
     def _write_description(self) -> None:
