@@ -5,8 +5,8 @@ from itertools import islice
 
 import numpy as np
 
-from keras_transfer.data.images import read_pixels
-from keras_transfer.data.pipeline import Examples, training_dataset
+from keras_transfer.data.pipeline import Examples, Views, training_dataset
+from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.devices import set_up
@@ -89,7 +89,8 @@ def _try_phases(
     batch = training_dataset(
         examples,
         np.arange(len(examples.labels)),
-        views=spec.views,
+        Views(examples, spec.views),
+        num_views=spec.views.count,
         batch_size=spec.training.batch_size,
         seed=spec.seed,
         first_epoch=0,

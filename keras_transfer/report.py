@@ -5,10 +5,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.pipeline import Examples, Views
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
-from keras_transfer.data.views import strengths, view
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.evaluation.figures import draw_confusion, draw_learning_curves
 from keras_transfer.evaluation.metrics import Evaluation
@@ -32,7 +31,7 @@ HISTORY_COLUMNS: Final = (
     "seconds",
 )
 NUM_PICTURES, NUM_VIEWS = 6, 6
-"""Rows and columns of the sheet of views, the plain picture included."""
+"""Rows and columns of the sheet of views at most, the plain picture included."""
 
 
 def write_history(run: RunFolder, outcomes: Sequence[Outcome]) -> None:
@@ -53,24 +52,11 @@ def write_views(
     """Draw some training pictures as the network sees them, spread over the classes."""
     places = np.linspace(0, len(splits.train) - 1, NUM_PICTURES).round().astype(int)
     rows = splits.train[np.unique(places)]
-    resolved = strengths(spec.views)
-    views = np.stack(
-        [
-            np.stack(
-                [
-                    view(
-                        examples.pixels[row],
-                        examples.example_ids[row],
-                        number,
-                        spec.seed,
-                        strengths=resolved,
-                    )
-                    for number in range(NUM_VIEWS)
-                ]
-            )
-            for row in rows
-        ]
+    numbers = np.arange(min(spec.views.count or NUM_VIEWS, NUM_VIEWS))
+    views = Views(examples, spec.views).read(
+        np.repeat(rows, len(numbers)), np.tile(numbers, len(rows))
     )
+    views = views.reshape(len(rows), len(numbers), *views.shape[1:])
     with run.replacing("figures/views.png") as path:
         draw_views(views, [records.items[row].label for row in rows], path)
 

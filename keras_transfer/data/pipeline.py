@@ -1,4 +1,4 @@
-"""From decoded pictures to the batches that `fit`, `evaluate` and `predict` read.
+"""From rows of a source to the batches that `fit`, `evaluate` and `predict` read.
 
 Order and views of epoch e are pure functions of (seed, e), so a data set that starts at epoch e
 goes on exactly as one that started at 0 would have: resuming needs no state.
@@ -6,12 +6,12 @@ goes on exactly as one that started at 0 would have: resuming needs no state.
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.view_pixels import apply
-from keras_transfer.data.views import draw, strengths
+from keras_transfer.data.views import strengths, view
 from keras_transfer.errors import DataError
 from keras_transfer.specs import ViewSpec
 
@@ -33,6 +33,40 @@ class Examples:
     num_classes: int
 
 
+class Inputs(Protocol):
+    """What batches are read from: pictures, or features stored for their views."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        """These views of these rows, [B, *shape] of any type; called from several threads."""
+
+
+class Views:
+    """Views of decoded pictures, made when they are read."""
+
+    def __init__(self, examples: Examples, spec: ViewSpec):
+        self._examples = examples
+        self._strengths = strengths(spec)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[S, S, 3] of one picture."""
+        return self._examples.pixels.shape[1:]
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        """uint8 [B, S, S, 3]."""
+        pixels = np.asarray(self._examples.pixels[rows])
+        for place in np.flatnonzero(view_indices):
+            example_id = self._examples.example_ids[rows[place]]
+            pixels[place] = view(
+                pixels[place], example_id, view_indices[place], strengths=self._strengths
+            )
+        return pixels
+
+
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     """Batches in an epoch, the last of which may be smaller."""
     return math.ceil(num_rows / batch_size)
@@ -41,8 +75,9 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
 def training_dataset(
     examples: Examples,
     rows: np.ndarray,
+    inputs: Inputs,
     *,
-    views: ViewSpec,
+    num_views: int | None,
     batch_size: int,
     seed: int,
     first_epoch: int,
@@ -50,79 +85,110 @@ def training_dataset(
     sampling: str = "natural",
     class_weights: str = "none",
 ) -> tf.data.Dataset:
-    """Augmented batches of the epochs first_epoch … last_epoch - 1, one epoch after another.
+    """Batches of the epochs first_epoch … last_epoch - 1, one epoch after another.
 
     Order and views are those of `epoch_order`. Every epoch keeps its smaller last batch.
     `class_weights='balanced'` weighs an example of class c by n / (C n_c), as scikit-learn does.
 
     Yields:
-        images float32 [B, S, S, 3] in 0-255, one-hot labels float32 [B, C], weights float32 [B].
+        inputs float32 [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B].
 
     Raises:
         DataError: there are no rows, or balancing is asked for and a class has none.
     """
     _check_rows(examples, rows, balanced="balanced" in (sampling, class_weights))
-    labels = examples.labels[rows]
-    weights = tf.constant(_class_weights(labels, examples.num_classes, class_weights))
-    resolved = strengths(views)
+    labels, num_classes = examples.labels[rows], examples.num_classes
+    weights = tf.constant(_class_weights(labels, num_classes, class_weights))
 
-    def order(epoch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def order(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         places, view_indices = epoch_order(
-            labels, int(epoch), num_classes=examples.num_classes, seed=seed, sampling=sampling
+            labels,
+            int(epoch),
+            num_classes=num_classes,
+            seed=seed,
+            sampling=sampling,
+            num_views=num_views,
         )
-        return rows[places], examples.example_ids[rows[places]], view_indices
-
-    def draw_one(row: tf.Tensor, example_id: tf.Tensor, view_index: tf.Tensor) -> tuple:
-        return row, draw(example_id, view_index, seed, strengths=resolved)
-
-    def load_batch(batch: tf.Tensor, parameters: dict[str, tf.Tensor]) -> tuple:
-        images, classes, one_hot = _load(examples, batch)
-        return apply(images, parameters), one_hot, tf.gather(weights, classes)
+        return rows[places], view_indices
 
     def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        columns = tf.numpy_function(order, [epoch], [tf.int64] * 3)
+        columns = tf.numpy_function(order, [epoch], [tf.int64] * 2)
         columns = tuple(tf.ensure_shape(column, [None]) for column in columns)
-        drawn = tf.data.Dataset.from_tensor_slices(columns).map(
-            draw_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
-        return drawn.batch(batch_size)
+        return tf.data.Dataset.from_tensor_slices(columns).batch(batch_size)
 
     dataset = tf.data.Dataset.range(first_epoch, last_epoch).flat_map(batches_of)
-    dataset = dataset.map(load_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     num_batches = (last_epoch - first_epoch) * steps_per_epoch(len(rows), batch_size)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    return _load(dataset, examples, inputs, weights)
 
 
-def evaluation_dataset(examples: Examples, rows: np.ndarray, *, batch_size: int) -> tf.data.Dataset:
-    """Plain pictures in the order of `rows`, never augmented.
+def evaluation_dataset(
+    examples: Examples, rows: np.ndarray, inputs: Inputs, *, batch_size: int
+) -> tf.data.Dataset:
+    """View 0 of everything, the plain picture, in the order of `rows`.
 
     Yields:
-        images float32 [B, S, S, 3] in 0-255, one-hot labels float32 [B, C].
+        inputs float32 [B, *inputs.shape], one-hot labels float32 [B, C].
 
     Raises:
         DataError: there are no rows.
     """
     _check_rows(examples, rows, balanced=False)
+    pairs = (rows, np.zeros(len(rows), np.int64))
+    return _load(tf.data.Dataset.from_tensor_slices(pairs).batch(batch_size), examples, inputs)
 
-    def load_batch(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images, _, one_hot = _load(examples, batch)
-        return tf.cast(images, tf.float32), one_hot
 
-    dataset = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
-    dataset = dataset.map(load_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def _load(
+    batches: tf.data.Dataset,
+    examples: Examples,
+    inputs: Inputs,
+    weights: tf.Tensor | None = None,
+) -> tf.data.Dataset:
+    """Read what batches of (rows, view numbers) stand for, several batches side by side."""
+    labels = tf.constant(examples.labels)
+
+    def read_floats(rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        return _aligned_floats(inputs.read(rows, view_indices))
+
+    def load(rows: tf.Tensor, view_indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        read = tf.numpy_function(read_floats, [rows, view_indices], tf.float32)
+        read = tf.ensure_shape(read, [None, *inputs.shape])
+        classes = tf.gather(labels, rows)
+        one_hot = tf.one_hot(classes, examples.num_classes)
+        return (read, one_hot) if weights is None else (read, one_hot, tf.gather(weights, classes))
+
+    dataset = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def _aligned_floats(values: np.ndarray) -> np.ndarray:
+    """The same numbers in float32, where TensorFlow can take them over without another copy.
+
+    It does so at multiples of 64 bytes. TensorFlow's own cast takes more than twice as long, half
+    as long as a view: NumPy asks for huge pages, so that touching new memory is cheap.
+    """
+    memory = np.empty(4 * values.size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    floats = memory[start : start + 4 * values.size].view(np.float32).reshape(values.shape)
+    floats[...] = values
+    return floats
+
+
 def epoch_order(
-    labels: np.ndarray, epoch: int, *, num_classes: int, seed: int, sampling: str
+    labels: np.ndarray,
+    epoch: int,
+    *,
+    num_classes: int,
+    seed: int,
+    sampling: str,
+    num_views: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which example an epoch shows when, and in which view: (places in `labels`, view numbers).
 
-    'natural' is a permutation that shows view `epoch + 1` of everything. 'balanced' draws every
-    class equally often (±1) in an epoch of the same length: a class with too many examples shows
-    some of them, one with too few goes round, and the k-th occurrence of an example in the epoch
-    is view `epoch + 1 + k · 2^32`, so that no view is ever shown twice.
+    'natural' is a permutation. 'balanced' draws every class equally often (±1) in an epoch of the
+    same length: a class with too many examples shows some of them, one with too few goes round.
+    The k-th occurrence of an example in the epoch is view `(epoch + k) mod num_views`; or view
+    `epoch + 1 + k · 2^32` if there is no such number, so that no view is ever shown twice.
 
     Returns:
         Two int64 arrays of `len(labels)`.
@@ -130,7 +196,18 @@ def epoch_order(
     generator = np.random.default_rng([seed, epoch])
     if sampling == "natural":
         places = generator.permutation(len(labels))
-        return places, np.full(len(labels), epoch + 1, np.int64)
+        occurrences = np.zeros(len(labels), np.int64)
+    else:
+        places, occurrences = _balanced_order(labels, num_classes, generator)
+    if num_views is None:
+        return places, epoch + 1 + _OCCURRENCE_STRIDE * occurrences
+    return places, (epoch + occurrences) % num_views
+
+
+def _balanced_order(
+    labels: np.ndarray, num_classes: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places that show every class equally often, and how often each was shown before."""
     counts = np.full(num_classes, len(labels) // num_classes)
     counts[generator.permutation(num_classes)[: len(labels) % num_classes]] += 1
     drawn = [
@@ -139,7 +216,7 @@ def epoch_order(
     ]
     places, occurrences = (np.concatenate(column) for column in zip(*drawn, strict=True))
     shuffled = generator.permutation(len(labels))
-    return places[shuffled], (epoch + 1 + _OCCURRENCE_STRIDE * occurrences)[shuffled]
+    return places[shuffled], occurrences[shuffled]
 
 
 def _go_round(
@@ -175,15 +252,3 @@ def _class_weights(labels: np.ndarray, num_classes: int, class_weights: str) -> 
         return np.ones(num_classes, np.float32)
     counts = np.bincount(labels, minlength=num_classes)
     return (len(labels) / (num_classes * counts)).astype(np.float32)
-
-
-def _load(examples: Examples, batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Pictures uint8 [B, S, S, 3], labels int64 [B] and one-hot labels of a batch of rows."""
-
-    def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.asarray(examples.pixels[rows]), examples.labels[rows]
-
-    images, labels = tf.numpy_function(read, [batch], [tf.uint8, tf.int64])
-    images = tf.ensure_shape(images, [None, *examples.pixels.shape[1:]])
-    labels = tf.ensure_shape(labels, [None])
-    return images, labels, tf.one_hot(labels, examples.num_classes)

@@ -1,22 +1,27 @@
-"""Views: augmented pictures that are pure functions of (picture, example, view number, seed).
+"""Views: augmented pictures that are pure functions of (picture, example, view number, spec).
 
-A view is made in two halves. `draw` runs once an example and turns three numbers into a handful
-of small tensors with ONE stateless random operation; `view_pixels.apply` runs once a batch and
-does the heavy work with them. Whatever is not plain arithmetic (roots, sines, exponentials)
-happens in `draw`, on tensors of fixed shape: vectorised kernels may round such functions
-differently for different batch sizes, and a view must not depend on its neighbours.
+`draw` turns an example's number and a view's number into a `Plan` of a few plain numbers;
+`view_pixels.apply` carries it out. Nothing else plays a part: no run, no clock, no neighbour in a
+batch, no thread. So a view can be stored, and made again on any day.
 """
 
+import cmath
 import dataclasses
+import functools
 import math
 import warnings
-from typing import Any
 
+import cv2
 import numpy as np
-import tensorflow as tf
 
-from keras_transfer.data.view_pixels import apply
+from keras_transfer.data.view_pixels import Plan, apply
 from keras_transfer.specs import ViewSpec
+
+VERSION = f"1, OpenCV {cv2.__version__}"
+"""What a view's pixels depend on beside its arguments, for keys of what is stored for views.
+
+Raise the number whenever the pixels of any view change. OpenCV's releases round differently.
+"""
 
 _OFF: dict[str, bool | float] = {
     "horizontal_flip": False,
@@ -60,12 +65,6 @@ POLICIES: dict[str, dict[str, bool | float]] = {"none": _OFF, "light": _LIGHT, "
 _SMALLEST_BOX = 0.02
 """Smallest share of the picture an erased box covers; smaller ones hide nothing."""
 
-_RGB_TO_YIQ = np.array(
-    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
-)
-_CHROMA_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)[:, 1:].astype(np.float32)
-_RGB_TO_CHROMA = _RGB_TO_YIQ[1:].astype(np.float32)
-
 
 def strengths(spec: ViewSpec) -> ViewSpec:
     """The same spec with every None replaced by its policy's value.
@@ -81,145 +80,115 @@ def strengths(spec: ViewSpec) -> ViewSpec:
     return resolved
 
 
-def view(
-    image: Any, example_id: Any, view_index: Any, seed: int, *, strengths: ViewSpec
-) -> tf.Tensor:
+def view(image: np.ndarray, example_id: int, view_index: int, *, strengths: ViewSpec) -> np.ndarray:
     """One view of one picture: the plain picture for view 0, an augmented one for any other.
 
     Args:
-        image: [S, S, 3], 0-255, any numeric type.
+        image: uint8 [S, S, 3].
         example_id: 63-bit number of the picture (`Record.example_id`).
         view_index: 0 or more.
-        seed: 0 or more.
-        strengths: a spec without None, as `strengths(spec)` returns.
+        strengths: a spec without open strengths, as the function of that name returns. Its seed
+            counts, its policy's name and its number of views do not.
 
     Returns:
-        float32 [S, S, 3] in 0-255; the same bits for the same arguments, eager or in a graph,
-        alone or in a batch, in any process and under any parallel map.
+        A new uint8 [S, S, 3]; the same bits for the same arguments in any process, thread, batch
+        or order.
     """
-    # Other devices round differently; Dataset.map runs on the CPU, so a view always does.
-    with tf.device("CPU:0"):
-        parameters = draw(example_id, view_index, seed, strengths=strengths)
-        batch = {name: value[None] for name, value in parameters.items()}
-        return apply(tf.convert_to_tensor(image)[None], batch)[0]
+    return apply(image, draw(example_id, view_index, strengths=strengths))
 
 
-def draw(
-    example_id: Any, view_index: Any, seed: int, *, strengths: ViewSpec
-) -> dict[str, tf.Tensor]:
-    """What will be done to one picture: small tensors for `view_pixels.apply`.
+def draw(example_id: int, view_index: int, *, strengths: ViewSpec) -> Plan:
+    """What will be done to one picture; nothing for view 0.
 
-    Parts that are off in `strengths` have no entry. Each part has its own random number, so that
-    changing one strength leaves the other parts of every view as they were. For view 0 all
-    entries are neutral: applied, they give back the picture bit for bit.
+    All random numbers are drawn, always and in the same order, so that changing one strength
+    leaves the other parts of every view as they were.
     """
-    ranges = _ranges(strengths)
-    low, high, neutral = np.array(list(ranges.values()), np.float32).T
-    uniform = tf.random.stateless_uniform(
-        [len(ranges)], _stateless_seed(example_id, view_index, seed), alg="philox"
+    if view_index == 0:
+        return Plan()
+    names, low, span = _ranges(strengths)
+    uniform = np.random.Generator(_bits(example_id, view_index, strengths.seed)).random(len(names))
+    value = dict(zip(names, (low + span * uniform).tolist(), strict=True))
+    return Plan(
+        chroma=cmath.rect(value["saturation"], value["hue"]),
+        contrast=value["contrast"],
+        brightness=value["brightness"],
+        warp=_warp(value),
+        noise=value["noise"],
+        noise_start=value["noise_start"],
+        box=_box(value) if value["erased"] > 0 else None,
     )
-    drawn = tf.where(tf.convert_to_tensor(view_index) > 0, low + (high - low) * uniform, neutral)
-    value = dict(zip(ranges, tf.unstack(drawn), strict=True))
-    parameters = {}
-    if _warps(strengths):
-        parameters["warp"] = _warp(value)
-    if strengths.saturation or strengths.hue:
-        parameters["mixing"] = _mixing(value["saturation"], value["hue"])
-    if strengths.contrast:
-        parameters["contrast"] = value["contrast"]
-    if strengths.brightness:
-        parameters["brightness"] = value["brightness"]
-    if strengths.noise:
-        parameters["noise_scale"] = value["noise_scale"]
-        parameters["noise_start"] = value["noise_start"]
-    if strengths.erasing:
-        parameters["box"] = _box(value)
-    return parameters
 
 
-def _stateless_seed(example_id: Any, view_index: Any, seed: int) -> tf.Tensor:
-    """The 128-bit key of one view: [example_id, hash(seed) + view_index].
+def _bits(example_id: int, view_index: int, seed: int) -> np.random.Philox:
+    """Random bits from the 128-bit key of one view, [example_id, hash(seed) + view_index].
 
     The first half is the example id itself, so all its 63 bits matter; within one seed no two
-    (example, view) share a key. The 62-bit hash keeps the views of neighbouring seeds apart and
-    leaves room for the sum. Philox, which the key feeds, mixes all 128 bits.
+    (example, view) share a key. Philox mixes all 128 bits.
     """
-    offset = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
-    return tf.stack([tf.cast(example_id, tf.int64), offset + tf.cast(view_index, tf.int64)])
+    key = [int(example_id), _seed_offset(seed) + int(view_index)]
+    return np.random.Philox(key=np.array(key, np.uint64))
 
 
-def _ranges(strengths: ViewSpec) -> dict[str, tuple[float, float, float]]:
-    """(low, high, neutral) of every random number of a view, always all and in this order."""
-    s = {
-        name: float(value)
-        for name, value in dataclasses.asdict(strengths).items()
-        if name != "policy"
-    }
+@functools.cache
+def _seed_offset(seed: int) -> int:
+    """62 bits that keep the views of neighbouring seeds apart and leave room for a sum."""
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
+
+
+@functools.cache
+def _ranges(strengths: ViewSpec) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Names, lower ends and widths of the ranges of all random numbers of a view."""
+    s = {name: float(getattr(strengths, name)) for name in _OFF}
     angle, hue = math.radians(s["rotation"]), 2 * math.pi * s["hue"]
     shift, aspect = s["translation"], math.log(s["crop_aspect"])
-    return {
-        "mirror_x": (1 - 2 * s["horizontal_flip"], 1, 1),
-        "mirror_y": (1 - 2 * s["vertical_flip"], 1, 1),
-        "angle": (-angle, angle, 0),
-        "scale": (1 - s["zoom"], 1 + s["zoom"], 1),
-        "shift_x": (-shift, shift, 0),
-        "shift_y": (-shift, shift, 0),
-        "crop_area": (s["crop_area"], 1, 1),
-        "crop_log_aspect": (-aspect, aspect, 0),
-        "crop_x": (-0.5, 0.5, 0),
-        "crop_y": (-0.5, 0.5, 0),
-        "brightness": (-255 * s["brightness"], 255 * s["brightness"], 0),
-        "contrast": (1 - s["contrast"], 1 + s["contrast"], 1),
-        "saturation": (1 - s["saturation"], 1 + s["saturation"], 1),
-        "hue": (-hue, hue, 0),
-        "noise_scale": (s["noise"], s["noise"], 0),
-        "noise_start": (0, 1, 0),
-        "erased": (s["erasing"], s["erasing"] - 1, -1),
-        "box_area": (min(_SMALLEST_BOX, s["erasing_area"]), s["erasing_area"], 0),
-        "box_log_aspect": (-math.log(3), math.log(3), 0),
-        "box_x": (0, 1, 0),
-        "box_y": (0, 1, 0),
+    ranges = {
+        "mirror_x": (1 - 2 * s["horizontal_flip"], 1),
+        "mirror_y": (1 - 2 * s["vertical_flip"], 1),
+        "angle": (-angle, angle),
+        "scale": (1 - s["zoom"], 1 + s["zoom"]),
+        "shift_x": (-shift, shift),
+        "shift_y": (-shift, shift),
+        "crop_area": (s["crop_area"], 1),
+        "crop_log_aspect": (-aspect, aspect),
+        "crop_x": (-0.5, 0.5),
+        "crop_y": (-0.5, 0.5),
+        "brightness": (-255 * s["brightness"], 255 * s["brightness"]),
+        "contrast": (1 - s["contrast"], 1 + s["contrast"]),
+        "saturation": (1 - s["saturation"], 1 + s["saturation"]),
+        "hue": (-hue, hue),
+        "noise": (s["noise"], s["noise"]),
+        "noise_start": (0, 1),
+        "erased": (s["erasing"], s["erasing"] - 1),
+        "box_area": (min(_SMALLEST_BOX, s["erasing_area"]), s["erasing_area"]),
+        "box_log_aspect": (-math.log(3), math.log(3)),
+        "box_x": (0, 1),
+        "box_y": (0, 1),
     }
+    low, high = np.array(list(ranges.values()), np.float64).T
+    return tuple(ranges), low, high - low
 
 
-def _warps(strengths: ViewSpec) -> bool:
-    flips = strengths.horizontal_flip or strengths.vertical_flip
-    moves = strengths.rotation or strengths.zoom or strengths.translation
-    return bool(flips or moves or strengths.crop_area != 1)
-
-
-def _warp(value: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Flip, zoom, crop, rotation and shift as one affine map [6], from view to picture.
+def _warp(value: dict[str, float]) -> tuple[float, ...]:
+    """Flip, zoom, crop, rotation and shift as one affine map, from view to picture.
 
     With points measured from the centre in sides: picture = [[a, b], [c, d]] · view + [x, y].
     """
     # A wider aspect than 1/area would not fit into the picture.
-    limit = -tf.math.log(value["crop_area"])
-    half = 0.5 * tf.clip_by_value(value["crop_log_aspect"], -limit, limit)
-    size = tf.sqrt(value["crop_area"])
-    width, height = size * tf.exp(half), size * tf.exp(-half)
-    across = tf.where(value["mirror_x"] < 0, -width, width) / value["scale"]
-    down = tf.where(value["mirror_y"] < 0, -height, height) / value["scale"]
-    cos, sin = tf.cos(value["angle"]), tf.sin(value["angle"])
+    limit = -math.log(value["crop_area"])
+    half = 0.5 * min(max(value["crop_log_aspect"], -limit), limit)
+    size = math.sqrt(value["crop_area"])
+    width, height = size * math.exp(half), size * math.exp(-half)
+    across = math.copysign(width, value["mirror_x"]) / value["scale"]
+    down = math.copysign(height, value["mirror_y"]) / value["scale"]
+    cos, sin = math.cos(value["angle"]), math.sin(value["angle"])
     x = value["crop_x"] * (1 - width) + value["shift_x"]
     y = value["crop_y"] * (1 - height) + value["shift_y"]
-    return tf.stack([cos * across, -sin * down, sin * across, cos * down, x, y])
+    return cos * across, -sin * down, sin * across, cos * down, x, y
 
 
-def _mixing(saturation: tf.Tensor, hue: tf.Tensor) -> tf.Tensor:
-    """The RGB matrix [3, 3] that scales and turns chroma in YIQ and leaves luma alone.
-
-    Written as identity plus a change that is exactly zero where nothing is drawn.
-    """
-    cos, sin = saturation * tf.cos(hue), saturation * tf.sin(hue)
-    change = tf.stack([[cos - 1, -sin], [sin, cos - 1]])
-    return tf.eye(3) + _CHROMA_TO_RGB @ change @ _RGB_TO_CHROMA
-
-
-def _box(value: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Left, top, right and bottom [4] of the erased box in sides; all zero where none is."""
-    size, half = tf.sqrt(value["box_area"]), 0.5 * value["box_log_aspect"]
-    width, height = tf.minimum(size * tf.exp(half), 1), tf.minimum(size * tf.exp(-half), 1)
+def _box(value: dict[str, float]) -> tuple[float, ...]:
+    """Left, top, right and bottom of the erased box in sides."""
+    size, half = math.sqrt(value["box_area"]), 0.5 * value["box_log_aspect"]
+    width, height = min(size * math.exp(half), 1), min(size * math.exp(-half), 1)
     left, top = value["box_x"] * (1 - width), value["box_y"] * (1 - height)
-    box = tf.stack([left, top, left + width, top + height])
-    return tf.where(value["erased"] > 0, box, tf.zeros(4))
+    return left, top, left + width, top + height

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from keras_transfer.evaluation.drawing import ALARM, FAINT, INK, new_figure, save, shown
 
 _THUMBNAIL_INCHES = 1.35
+_TITLE_INCHES = 3.4
 _NUM_COLUMNS = 6
 _FEW_PIXELS = 64
 
@@ -35,7 +36,7 @@ def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
     """
     num_rows, num_views = views.shape[:2]
     longest = max(len(shown(label, 18)) for label in labels)
-    width = num_views * _THUMBNAIL_INCHES + 0.3 + 0.085 * longest
+    width = max(_TITLE_INCHES, num_views * _THUMBNAIL_INCHES + 0.3 + 0.085 * longest)
     figure = new_figure(width, num_rows * _THUMBNAIL_INCHES + 0.7, gap=0.03)
     grid = figure.subplots(num_rows, num_views, squeeze=False)
     for row, axes_row in enumerate(grid):

@@ -7,6 +7,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from keras_transfer.data.pipeline import (
     Examples,
+    Inputs,
+    Views,
     epoch_order,
     evaluation_dataset,
     steps_per_epoch,
@@ -16,7 +18,7 @@ from keras_transfer.data.views import strengths, view
 from keras_transfer.errors import DataError
 from keras_transfer.specs import ViewSpec
 
-STRONG = ViewSpec(policy="strong")
+STRONG = ViewSpec(policy="strong", seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -30,27 +32,45 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
     return Examples(pixels, labels, generator.integers(0, 2**63, 29), num_classes=3)
 
 
-def training(examples: Examples, rows: np.ndarray, **changes) -> tf.data.Dataset:
-    settings = {"views": STRONG, "batch_size": 8, "seed": 3, "first_epoch": 0, "last_epoch": 3}
-    return training_dataset(examples, rows, **{**settings, **changes})
+class Stored:
+    """Half-precision vectors [row, view, 1, 2, …], as a store of features hands them out."""
+
+    shape = (5,)
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        return np.stack([rows, view_indices, *np.tile([[1], [2], [3]], len(rows))], -1).astype("f2")
+
+
+def training(
+    examples: Examples, rows: np.ndarray, inputs: Inputs | None = None, **changes
+) -> tf.data.Dataset:
+    settings = {"num_views": None, "batch_size": 8, "seed": 3, "first_epoch": 0, "last_epoch": 3}
+    return training_dataset(
+        examples, rows, inputs or Views(examples, STRONG), **{**settings, **changes}
+    )
+
+
+def order(labels: np.ndarray, epoch: int, **changes) -> tuple[np.ndarray, np.ndarray]:
+    settings = {"num_classes": 3, "seed": 3, "sampling": "natural", "num_views": None}
+    return epoch_order(labels, epoch, **{**settings, **changes})
 
 
 def read(dataset: tf.data.Dataset) -> list[tuple[np.ndarray, ...]]:
     return list(dataset.as_numpy_iterator())
 
 
-def test_training_dataset_shows_the_promised_views_in_the_promised_order(examples):
+@pytest.mark.parametrize("num_views", [None, 3])
+def test_training_dataset_shows_the_promised_views_in_the_promised_order(examples, num_views):
     rows = np.arange(2, 29)
-    batches = read(training(examples, rows, first_epoch=1, last_epoch=3))
+    batches = read(training(examples, rows, first_epoch=1, last_epoch=5, num_views=num_views))
     spec = strengths(STRONG)
     expected_images, expected_labels = [], []
-    for epoch in (1, 2):
-        places, _ = epoch_order(
-            examples.labels[rows], epoch, num_classes=3, seed=3, sampling="natural"
-        )
+    for epoch in range(1, 5):
+        places, _ = order(examples.labels[rows], epoch)
+        index = epoch + 1 if num_views is None else epoch % 3
         for row in rows[places]:
             image, example_id = examples.pixels[row], examples.example_ids[row]
-            expected_images.append(view(image, example_id, epoch + 1, 3, strengths=spec))
+            expected_images.append(view(image, example_id, index, strengths=spec))
             expected_labels.append(examples.labels[row])
     images, labels, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
     np.testing.assert_array_equal(images, np.stack(expected_images))
@@ -58,9 +78,36 @@ def test_training_dataset_shows_the_promised_views_in_the_promised_order(example
     np.testing.assert_array_equal(weights, np.ones(len(images), np.float32))
 
 
-def test_training_dataset_goes_on_exactly_when_started_later(examples):
-    whole = read(training(examples, np.arange(29)))
-    tail = read(training(examples, np.arange(29), first_epoch=2))
+def test_training_dataset_reads_stored_features_in_the_same_order(examples):
+    rows = np.arange(4, 29)
+    batches = read(training(examples, rows, Stored(), num_views=2))
+    features, labels, _ = (np.concatenate(part) for part in zip(*batches, strict=True))
+    assert features.dtype == np.float32
+    expected = [order(examples.labels[rows], epoch, num_views=2) for epoch in range(3)]
+    np.testing.assert_array_equal(features[:, 0], np.concatenate([rows[p] for p, _ in expected]))
+    np.testing.assert_array_equal(features[:, 1], np.concatenate([v for _, v in expected]))
+    np.testing.assert_array_equal(features[:, 2:], np.tile([1, 2, 3], (75, 1)))
+    np.testing.assert_array_equal(labels.argmax(1), examples.labels[np.int64(features[:, 0])])
+
+
+def test_views_read_the_same_whatever_is_read_with_them(examples):
+    views = Views(examples, STRONG)
+    rows, indices = np.repeat([4, 0, 17], 4), np.tile([0, 2, 1, 2**33], 3)
+    together = views.read(rows, indices)
+    assert together.dtype == np.uint8
+    assert together.shape[1:] == views.shape == (12, 12, 3)
+    for place, pixels in enumerate(together):
+        alone = views.read(rows[place : place + 1], indices[place : place + 1])
+        np.testing.assert_array_equal(alone[0], pixels)
+    np.testing.assert_array_equal(together[::4], examples.pixels[[4, 0, 17]])
+    assert len({pixels.tobytes() for pixels in together}) == 12
+
+
+@pytest.mark.parametrize(("sampling", "num_views"), [("natural", None), ("balanced", 2)])
+def test_training_dataset_goes_on_exactly_when_started_later(examples, sampling, num_views):
+    changes = {"sampling": sampling, "num_views": num_views}
+    whole = read(training(examples, np.arange(29), **changes))
+    tail = read(training(examples, np.arange(29), first_epoch=2, **changes))
     assert len(whole) == 3 * len(tail)
     for before, after in zip(whole[-len(tail) :], tail, strict=True):
         for expected, found in zip(before, after, strict=True):
@@ -75,25 +122,27 @@ def test_training_dataset_keeps_the_partial_batch_of_every_epoch(examples):
     assert [spec.dtype for spec in dataset.element_spec] == [tf.float32] * 3
 
 
-def test_training_dataset_differs_when_the_seed_differs(examples):
-    first, second = (read(training(examples, np.arange(29), seed=seed)) for seed in (0, 1))
-    assert not np.array_equal(first[0][0], second[0][0])
+def test_training_dataset_changes_order_but_no_view_when_the_seed_differs(examples):
+    first, second = (
+        np.concatenate([images for images, _, _ in training(examples, np.arange(29), seed=seed)])
+        for seed in (0, 1)
+    )
+    assert not np.array_equal(first, second)
+    seen = [sorted(image.tobytes() for image in images) for images in (first, second)]
+    assert seen[0] == seen[1]
 
 
 def test_training_dataset_shows_plain_pictures_when_views_are_off(examples):
     rows = np.arange(29)
-    plain = ViewSpec(policy="none")
-    images = np.concatenate([batch[0] for batch in training(examples, rows, views=plain)])
-    places = [
-        epoch_order(examples.labels, e, num_classes=3, seed=3, sampling="natural")[0]
-        for e in range(3)
-    ]
+    plain = Views(examples, ViewSpec(policy="none"))
+    images = np.concatenate([batch[0] for batch in training(examples, rows, plain)])
+    places = [order(examples.labels, epoch)[0] for epoch in range(3)]
     np.testing.assert_array_equal(images, examples.pixels[np.concatenate(places)])
 
 
 def test_natural_order_is_a_permutation_that_changes_with_the_epoch():
     labels = np.zeros(50, np.int64)
-    orders = [epoch_order(labels, e, num_classes=1, seed=0, sampling="natural") for e in (0, 1)]
+    orders = [order(labels, epoch, num_classes=1) for epoch in (0, 1)]
     for epoch, (places, view_indices) in enumerate(orders):
         np.testing.assert_array_equal(np.sort(places), np.arange(50))
         np.testing.assert_array_equal(view_indices, np.full(50, epoch + 1))
@@ -104,9 +153,7 @@ def test_balanced_sampling_draws_classes_equally_and_never_repeats_a_view():
     labels = np.repeat([0, 1, 2], [70, 10, 3])
     shown = []
     for epoch in range(4):
-        places, view_indices = epoch_order(
-            labels, epoch, num_classes=3, seed=0, sampling="balanced"
-        )
+        places, view_indices = order(labels, epoch, sampling="balanced")
         counts = np.bincount(labels[places], minlength=3)
         assert counts.sum() == 83
         assert counts.max() - counts.min() <= 1
@@ -117,6 +164,26 @@ def test_balanced_sampling_draws_classes_equally_and_never_repeats_a_view():
         shown += zip(places.tolist(), view_indices.tolist(), strict=True)
     assert len(set(shown)) == len(shown)
     assert (np.diff(labels[places]) != 0).sum() > 20
+
+
+def test_epochs_go_round_the_views_that_there_are():
+    labels = np.zeros(50, np.int64)
+    for epoch in range(9):
+        natural = order(labels, epoch, num_classes=1)
+        places, view_indices = order(labels, epoch, num_classes=1, num_views=4)
+        np.testing.assert_array_equal(places, natural[0])
+        np.testing.assert_array_equal(view_indices, np.full(50, epoch % 4))
+
+
+def test_balanced_sampling_goes_round_the_views_of_what_it_repeats():
+    labels = np.repeat([0, 1, 2], [70, 10, 3])
+    for epoch in range(5):
+        places, view_indices = order(labels, epoch, sampling="balanced", num_views=4)
+        np.testing.assert_array_equal(places, order(labels, epoch, sampling="balanced")[0])
+        for place in np.unique(places):
+            shown = view_indices[places == place]
+            expected = (epoch + np.arange(len(shown))) % 4
+            np.testing.assert_array_equal(np.sort(shown), np.sort(expected))
 
 
 def test_balanced_sampling_reaches_the_batches(examples):
@@ -146,7 +213,7 @@ def test_training_dataset_refuses_to_balance_when_a_class_has_no_picture(example
 
 def test_evaluation_dataset_gives_plain_pictures_in_order(examples):
     rows = np.array([5, 3, 28, 0, 11])
-    dataset = evaluation_dataset(examples, rows, batch_size=2)
+    dataset = evaluation_dataset(examples, rows, Views(examples, STRONG), batch_size=2)
     assert int(dataset.cardinality()) == 3
     images, labels = (np.concatenate(part) for part in zip(*read(dataset), strict=True))
     assert images.dtype == np.float32
@@ -154,6 +221,14 @@ def test_evaluation_dataset_gives_plain_pictures_in_order(examples):
     np.testing.assert_array_equal(labels.argmax(axis=1), examples.labels[rows])
 
 
+def test_evaluation_dataset_reads_view_zero_of_stored_features(examples):
+    dataset = evaluation_dataset(examples, np.array([5, 3, 28]), Stored(), batch_size=2)
+    features = np.concatenate([batch for batch, _ in read(dataset)])
+    np.testing.assert_array_equal(features, [[row, 0, 1, 2, 3] for row in (5, 3, 28)])
+
+
 def test_datasets_refuse_an_empty_split(examples):
-    with pytest.raises(DataError, match="a split of the data is empty"):
-        evaluation_dataset(examples, np.array([], np.int64), batch_size=2)
+    none = np.array([], np.int64)
+    for make in (training, lambda *of: evaluation_dataset(*of, Stored(), batch_size=2)):
+        with pytest.raises(DataError, match="a split of the data is empty"):
+            make(examples, none)
