@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from keras_transfer.delivery.proof import export_proven as export_proven
     from keras_transfer.delivery.starting import start_run as start_run
     from keras_transfer.errors import KerasTransferError as KerasTransferError
-    from keras_transfer.fitting import SplitData as SplitData
     from keras_transfer.fitting import fit_phases as fit_phases
     from keras_transfer.models.classifier import build_classifier as build_classifier
+    from keras_transfer.shelf import open_store as open_store
     from keras_transfer.specs import DataSpec as DataSpec
     from keras_transfer.specs import DeviceSpec as DeviceSpec
     from keras_transfer.specs import ModelSpec as ModelSpec
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from keras_transfer.specs import RunSpec as RunSpec
     from keras_transfer.specs import TrainingSpec as TrainingSpec
     from keras_transfer.specs import ViewSpec as ViewSpec
+    from keras_transfer.supply import Supply as Supply
     from keras_transfer.terminal import Silent as Silent
     from keras_transfer.terminal import Terminal as Terminal
     from keras_transfer.transfer import judge as judge
@@ -38,7 +39,9 @@ _HOMES = {
     "delivery.proof": ("export_proven",),
     "delivery.starting": ("start_run",),
     "errors": ("KerasTransferError",),
-    "fitting": ("SplitData", "fit_phases"),
+    "fitting": ("fit_phases",),
+    "shelf": ("open_store",),
+    "supply": ("Supply",),
     "models.classifier": ("build_classifier",),
     "specs": (
         "DataSpec",
@@ -62,7 +65,7 @@ __all__ = [
     "PhaseSpec",
     "RunSpec",
     "Silent",
-    "SplitData",
+    "Supply",
     "Terminal",
     "TrainingSpec",
     "ViewSpec",
@@ -73,6 +76,7 @@ __all__ = [
     "load_data",
     "load_run",
     "load_spec",
+    "open_store",
     "override",
     "predict_files",
     "read_records",

@@ -5,23 +5,16 @@ phase before. The gain must exceed noise, or the weights go back to where they w
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
+import keras
 import numpy as np
 
-from keras_transfer.data.pipeline import (
-    Examples,
-    evaluation_dataset,
-    steps_per_epoch,
-    training_dataset,
-)
-from keras_transfer.data.splits import Splits
-from keras_transfer.delivery.prediction import predict_pixels
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.evaluation.metrics import Gain, paired_gain
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.specs import RunSpec
+from keras_transfer.supply import SplitData, Supply
 from keras_transfer.terminal import Narrator
 from keras_transfer.training.checkpoints import Checkpoint
 from keras_transfer.training.phases import PhaseResult, train_phase
@@ -57,45 +50,6 @@ class Outcome:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class SplitData:
-    """The training and validation splits of a run, as phases want them."""
-
-    spec: RunSpec
-    examples: Examples
-    splits: Splits
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
-        return steps_per_epoch(len(self.splits.train), self.spec.training.batch_size)
-
-    def training(self, first_epoch: int, last_epoch: int) -> Any:
-        """Augmented batches of these epochs."""
-        training = self.spec.training
-        return training_dataset(
-            self.examples,
-            self.splits.train,
-            views=self.spec.views,
-            batch_size=training.batch_size,
-            seed=self.spec.seed,
-            first_epoch=first_epoch,
-            last_epoch=last_epoch,
-            sampling=training.sampling,
-            class_weights=training.class_weights,
-        )
-
-    def validation(self) -> Any:
-        """Plain batches of the validation split."""
-        return evaluation_dataset(
-            self.examples, self.splits.val, batch_size=self.spec.training.batch_size
-        )
-
-    def predict(self, classifier: Classifier, rows: np.ndarray) -> np.ndarray:
-        """Class probabilities float32 [N, C] of these pictures, plain."""
-        return predict_pixels(classifier.model, self.examples.pixels, rows=rows)
-
-
 def check_stages(classifier: Classifier, spec: RunSpec) -> None:
     """Raise SpecError, naming the field, if a phase unfreezes from a stage that is not there."""
     for number, phase in enumerate(spec.phases):
@@ -104,7 +58,7 @@ def check_stages(classifier: Classifier, spec: RunSpec) -> None:
 
 def fit_phases(
     classifier: Classifier,
-    data: SplitData,
+    supply: Supply,
     *,
     narrator: Narrator,
     run: RunFolder | None = None,
@@ -112,49 +66,53 @@ def fit_phases(
     """Train every phase of the spec and leave the classifier at the best of them.
 
     Args:
+        supply: what every phase reads.
         run: where to keep checkpoints; what an interrupted run left there is taken up.
 
     Raises:
         SpecError: a phase unfreezes from a stage that the model does not have.
         RunError: training diverged, or the disk is full.
     """
-    spec = data.spec
+    spec = supply.spec
     check_stages(classifier, spec)
     finished = Checkpoint(run, "finished") if run else None
     outcomes = _take_up(finished, classifier, narrator)
     for number in range(len(outcomes), len(spec.phases)):
         saver = Checkpoint(run, f"phase-{number}") if run else None
-        outcomes.append(_fit_one(classifier, data, number, outcomes, narrator, saver))
+        outcomes.append(_fit_one(classifier, supply, number, outcomes, narrator, saver))
         if finished and saver:
-            finished.save(_state(classifier, data, outcomes))
+            finished.save(_state(classifier, spec, outcomes))
             saver.discard()
     return outcomes
 
 
 def _fit_one(
     classifier: Classifier,
-    data: SplitData,
+    supply: Supply,
     number: int,
     outcomes: list[Outcome],
     narrator: Narrator,
     saver: Checkpoint | None,
 ) -> Outcome:
-    phase = data.spec.phases[number]
+    phase = supply.spec.phases[number]
+    data, part = supply.for_phase(classifier, number)
+    predictor = keras.Model(part.input, part.output)
     labels = data.examples.labels[data.splits.val]
     variables = changing_variables(classifier, phase)
     weights_before = read_weights(variables)
-    val_before = data.predict(classifier, data.splits.val) if outcomes else None
+    val_before = data.predict(predictor, data.splits.val) if outcomes else None
     with narrator.watching(phase.name, phase.epochs, data.steps_per_epoch) as callbacks:
         result = train_phase(
             classifier,
             phase,
             data,
+            part=part,
             label_smoothing=data.spec.training.label_smoothing,
             saver=saver,
             callbacks=callbacks,
         )
-    val = data.predict(classifier, data.splits.val)
-    test = data.predict(classifier, data.splits.test)
+    val = data.predict(predictor, data.splits.val)
+    test = data.predict(predictor, data.splits.test)
     gain = paired_gain(labels, val_before, val) if val_before is not None else None
     errors = data.spec.training.rollback_errors
     pays = gain is None or gain.difference > max(0.0, errors * gain.standard_error)
@@ -214,10 +172,10 @@ def _verdict(outcome: Outcome, *, pays: bool) -> str:
     return text + ": within noise, so it is undone."
 
 
-def _state(classifier: Classifier, data: SplitData, outcomes: list[Outcome]) -> State:
+def _state(classifier: Classifier, spec: RunSpec, outcomes: list[Outcome]) -> State:
     changed = {
         variable.path: variable
-        for phase in data.spec.phases[: len(outcomes)]
+        for phase in spec.phases[: len(outcomes)]
         for variable in changing_variables(classifier, phase)
     }
     numbers = {"outcomes": [asdict(outcome) for outcome in outcomes]}

@@ -1,20 +1,21 @@
 """Questions to a finished run: how good is it, on these pictures, and can it be exported again?"""
 
 import dataclasses
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.answers import answer
 from keras_transfer.config import override
-from keras_transfer.data.audit import audit
+from keras_transfer.data.audit import audit, pixels_recipe
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.delivery.parity import Parity
-from keras_transfer.delivery.prediction import LoadedRun, load_run, predict_records
+from keras_transfer.delivery.prediction import LoadedRun, labels_in_order, load_run
 from keras_transfer.delivery.proof import export_proven
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
+from keras_transfer.shelf import open_store
 from keras_transfer.terminal import Narrator
 
 
@@ -62,13 +63,20 @@ def _predict_labelled(
 ) -> tuple[Records, np.ndarray, np.ndarray]:
     """The pictures asked for, their classes in the run's order, and their probabilities."""
     records = _test_split(run) if data_path is None else _other_pictures(run, data_path)
-    with tempfile.TemporaryDirectory() as scratch, narrator.counting("reading pictures") as count:
-        records, pixels = audit(
-            records, run.spec.data, pixels_file=Path(scratch) / "pixels", on_progress=count
-        )
+    with open_store(run.spec, narrator=narrator) as store:
+        audited = audit(records, run.spec.data, store=store, narrator=narrator)
+        records = audited.records
         if data_path is None:
             _check_unchanged(records, run)
-        labels, probabilities = predict_records(run, records, pixels)
+        labels = labels_in_order(run, records)
+        probabilities = answer(
+            run.model,
+            [record.digest for record in records.items],
+            audited.pixels,
+            pixels_recipe=pixels_recipe(run.spec.data),
+            store=store,
+            narrator=narrator,
+        )
     return records, labels, probabilities
 
 

@@ -1,13 +1,16 @@
 """What a run decided, in plain sentences."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
 from keras_transfer.data.views import strengths
+from keras_transfer.features.extraction import Tally
+from keras_transfer.fitting import Outcome
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.specs import RunSpec
 
@@ -68,7 +71,9 @@ def _describe_views(spec: RunSpec) -> str:
     active = [text for text, strength in parts.items() if strength]
     if not active:
         return "Training pictures are not augmented."
-    return f"Training pictures are augmented ('{spec.views.policy}'): {', '.join(active)}."
+    count = spec.views.count
+    shown = f"{count} views of each, one of them plain" if count else "a new view in every epoch"
+    return f"Training pictures are augmented ('{spec.views.policy}', {shown}): {', '.join(active)}."
 
 
 def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
@@ -102,3 +107,33 @@ def describe_model(spec: RunSpec, classifier: Classifier) -> str:
             else "BatchNormalization stays frozen in every phase."
         )
     )
+
+
+def describe_cache(
+    num_decoded: int, tallies: Sequence[Tally], outcomes: Sequence[Outcome], splits: Splits
+) -> dict[str, Any]:
+    """What was computed once and what that saved, as `cache.json` has it."""
+    per_epoch = len(splits.train) + len(splits.val)
+    return {
+        "pictures_decoded": num_decoded,
+        "views_computed": sum(tally.num_computed for tally in tallies),
+        "views_found": sum(tally.num_found for tally in tallies),
+        "views_trained_on": sum(outcome.epochs * per_epoch for outcome in outcomes),
+        "bytes": sum(tally.num_bytes for tally in tallies),
+        "passes": [{"seconds": tally.seconds, **tally.choice.to_dict()} for tally in tallies],
+    }
+
+
+def describe_saving(cache: dict[str, Any]) -> str:
+    """How often the frozen layers ran, and how often they would have run."""
+    if not cache["passes"]:
+        return "No features were stored: frozen layers ran in every epoch."
+    computed, trained_on = cache["views_computed"], cache["views_trained_on"]
+    last = cache["passes"][0]
+    rate = last["rates"].get(f"{last['precision']} × {last['batch_size']}")
+    text = (
+        f"Frozen layers ran on {computed:,} views; epoch by epoch it would have been {trained_on:,}"
+    )
+    if rate and trained_on > computed:
+        text += f", {(trained_on - computed) / rate:.1f} s more at {rate:,.0f} views/s"
+    return text + "."

@@ -189,7 +189,9 @@ class RunSpec:
     """Everything a run does. Frozen: a new run is `config.override(spec, {...})`."""
 
     name: str = option("run", "name of the run and of its default folder")
-    seed: int = option(0, "seed of splits, views, initial weights, order and dropout", low=0)
+    seed: int = option(
+        0, "seed of splits, initial weights, order and dropout; views have their own", low=0
+    )
     data: DataSpec = field(default_factory=DataSpec)
     views: ViewSpec = field(default_factory=ViewSpec)
     model: ModelSpec = field(default_factory=ModelSpec)

@@ -9,12 +9,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_transfer.data.audit import audit
+from keras_transfer.answers import answer
+from keras_transfer.data.audit import audit, pixels_recipe
 from keras_transfer.data.pipeline import Examples
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
@@ -25,21 +25,36 @@ from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
-from keras_transfer.fitting import Outcome, SplitData, check_stages, fit_phases
+from keras_transfer.features.extraction import Source
+from keras_transfer.features.store import Store
+from keras_transfer.fitting import Outcome, check_stages, fit_phases
 from keras_transfer.models.classifier import Classifier, build_classifier
-from keras_transfer.narration import describe_data, describe_model
+from keras_transfer.narration import (
+    describe_cache,
+    describe_data,
+    describe_model,
+    describe_saving,
+)
 from keras_transfer.report import write_history, write_test, write_views
+from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RunSpec
+from keras_transfer.supply import Supply
 from keras_transfer.terminal import Narrator, Terminal
 
 
 @dataclass(frozen=True)
 class Data:
-    """A source after the audit: records, their splits, and pixels at the network's size."""
+    """A source after the audit: records, splits, pixels at the network's size and their keys."""
 
     records: Records
     splits: Splits
-    examples: Examples
+    source: Source
+    num_decoded: int
+
+    @property
+    def examples(self) -> Examples:
+        """Pixels, labels and numbers of all pictures."""
+        return self.source.examples
 
 
 @dataclass(frozen=True)
@@ -89,13 +104,17 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
     check_stages(classifier, spec)
     narrator.say(describe_model(spec, classifier))
     run.checkpoint_folder.mkdir(exist_ok=True)
-    pixels_file = run.checkpoint_folder / "pixels"
-    data = load_data(spec, records, pixels_file, narrator=narrator, run=run)
-    split_data = SplitData(spec, data.examples, data.splits)
-    outcomes = fit_phases(classifier, split_data, narrator=narrator, run=run)
-    probabilities = split_data.predict(classifier, data.splits.test)
-    test = judge(data, probabilities, seed=spec.seed)
-    parity = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
+    settled = settle(spec, len(records.items), narrator=narrator)
+    with open_store(settled, narrator=narrator, scratch=run.checkpoint_folder) as store:
+        data = load_data(settled, records, store=store, narrator=narrator, run=run)
+        supply = Supply(settled, data.source, data.splits, store=store, narrator=narrator)
+        outcomes = fit_phases(classifier, supply, narrator=narrator, run=run)
+        probabilities = ask(classifier, data, data.splits.test, store=store, narrator=narrator)
+        test = judge(data, probabilities, seed=spec.seed)
+        parity = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
+    cache = describe_cache(data.num_decoded, supply.tallies, outcomes, data.splits)
+    run.write_json("cache.json", cache)
+    narrator.say(describe_saving(cache))
     run.write_json("metrics.json", _metrics(outcomes, test, parity))
     shutil.rmtree(run.checkpoint_folder)
     return Result(run, classifier, outcomes, test, parity, time.perf_counter() - started)
@@ -104,23 +123,23 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
 def load_data(
     spec: RunSpec,
     records: Records,
-    pixels_file: Path,
     *,
+    store: Store,
     narrator: Narrator,
     run: RunFolder | None = None,
 ) -> Data:
-    """Decode every picture once, leave out what cannot be read, and split.
+    """Read every picture once, leave out what cannot be read, and split.
 
     Args:
         records: from `read_records`.
-        pixels_file: where the decoded pictures are kept while training, uint8 [N, S, S, 3].
+        store: where the pixels are kept, from `open_store`.
         run: whose splits.json and class_names.json are written, or honoured where they exist.
 
     Raises:
         DataError: the pictures or their splits cannot be used.
+        RunError: the pixels cannot be stored.
     """
-    with narrator.counting("reading pictures") as count:
-        records, pixels = audit(records, spec.data, pixels_file=pixels_file, on_progress=count)
+    records, pixels, num_decoded = audit(records, spec.data, store=store, narrator=narrator)
     if run and (run.path / "splits.json").is_file():
         splits = read_manifest(run.read_json("splits.json"), records)
     else:
@@ -136,7 +155,24 @@ def load_data(
         example_ids=np.asarray([record.example_id for record in records.items], np.int64),
         num_classes=len(records.class_names),
     )
-    return Data(records, splits, examples)
+    digests = [record.digest for record in records.items]
+    source = Source(examples, digests, spec.views, pixels_recipe(spec.data))
+    return Data(records, splits, source, num_decoded)
+
+
+def ask(
+    classifier: Classifier, data: Data, rows: np.ndarray, *, store: Store, narrator: Narrator
+) -> np.ndarray:
+    """The whole classifier's probabilities float32 [N, C] of some of the pictures, plain."""
+    return answer(
+        classifier.model,
+        [data.source.digests[row] for row in rows],
+        data.examples.pixels,
+        rows=rows,
+        pixels_recipe=data.source.pixels,
+        store=store,
+        narrator=narrator,
+    )
 
 
 def judge(data: Data, probabilities: np.ndarray, *, seed: int) -> Evaluation:

@@ -9,6 +9,8 @@ VERBS = {
     "predict": "classify files and folders with a run",
     "export": "write a run's model as a SavedModel again",
     "probe": "tell what pretrained weights are worth with few labels",
+    "cache": "list, check or remove what earlier runs computed and kept",
+    "race": "measure what the feature store gains on these pictures",
     "pretrain": "make the embedded weights of a trunk",
 }
 

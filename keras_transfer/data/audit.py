@@ -45,7 +45,7 @@ def pixels_recipe(spec: DataSpec) -> Recipe:
     size = spec.image_size
     return Recipe(
         kind="pixels",
-        title=f"{size} px, {spec.resize}",
+        title=f"pixels, {size} px by {spec.resize!r}",
         content={
             "image_size": size,
             "resize": spec.resize,

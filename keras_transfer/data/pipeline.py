@@ -6,7 +6,7 @@ goes on exactly as one that started at 0 would have: resuming needs no state.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +19,20 @@ _OCCURRENCE_STRIDE = 2**32
 """View numbers between two occurrences of a picture in one epoch: more than there are epochs."""
 
 
+class Pixels(Protocol):
+    """Decoded pictures uint8 [N, S, S, 3], in memory or mapped from files."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, S, S, 3]."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """A picture, or several as one array."""
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """All decoded pictures of a source, row by row.
@@ -27,7 +41,7 @@ class Examples:
     `example_ids` int64 [N], `Record.example_id` of each.
     """
 
-    pixels: np.ndarray
+    pixels: Pixels
     labels: np.ndarray
     example_ids: np.ndarray
     num_classes: int

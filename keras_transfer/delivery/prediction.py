@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.config import load_spec
 from keras_transfer.conversion import nearest
+from keras_transfer.data.pipeline import Pixels
 from keras_transfer.data.reading import Picture, read_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.delivery.runs import RunFolder
@@ -100,7 +101,7 @@ def predict_files(
 
 def predict_pixels(
     model: keras.Model,
-    pixels: np.ndarray,
+    pixels: Pixels,
     *,
     rows: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
@@ -110,12 +111,12 @@ def predict_pixels(
     logits = forward_pixels(
         model, pixels, rows=rows, batch_size=batch_size, on_progress=on_progress
     )
-    return _softmax(logits) if len(logits) else logits
+    return softmax(logits) if len(logits) else logits
 
 
 def forward_pixels(
     model: keras.Model,
-    pixels: np.ndarray,
+    pixels: Pixels,
     *,
     rows: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
@@ -139,22 +140,10 @@ def forward_pixels(
     return outputs
 
 
-def predict_records(
-    run: LoadedRun,
-    records: Records,
-    pixels: np.ndarray,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """True classes and probabilities of a labelled set, both in the run's order of classes.
+def labels_in_order(run: LoadedRun, records: Records) -> np.ndarray:
+    """True classes int64 [N] of a labelled set in the run's order of classes.
 
     The set may list its classes in another order, or only some of the run's: labels go by name.
-
-    Args:
-        pixels: uint8 [N, S, S, 3], row by row for `records`.
-
-    Returns:
-        int64 [N] and float32 [N, C].
 
     Raises:
         DataError: the set has a class the run was not trained on.
@@ -168,8 +157,7 @@ def predict_records(
             received=", ".join(repr(name) for name in unknown),
             fix=nearest(unknown[0], run.class_names),
         )
-    labels = np.array([column[record.label] for record in records.items], np.int64)
-    return labels, predict_pixels(run.model, pixels, on_progress=on_progress)
+    return np.array([column[record.label] for record in records.items], np.int64)
 
 
 def _load_model(folder: RunFolder) -> keras.Model:
@@ -192,7 +180,8 @@ def _prediction(file: Path, probabilities: np.ndarray, class_names: tuple[str, .
     return Prediction(file.as_posix(), class_names[top], float(probabilities[top]), probabilities)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities float32 of the same shape, along the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
     result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
     return result

@@ -5,10 +5,8 @@ the trunk's pooled features, for the same trunk with random weights, and for raw
 between the first and the other two is what was transferred.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,10 +17,12 @@ from sklearn.preprocessing import StandardScaler
 
 from keras_transfer.config import override
 from keras_transfer.data.audit import audit
+from keras_transfer.data.pipeline import Pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.delivery.prediction import forward_pixels
 from keras_transfer.devices import set_up
 from keras_transfer.models.classifier import build_classifier
+from keras_transfer.shelf import open_store
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator
 
@@ -48,12 +48,9 @@ def probe(
         ValueError: there are fewer labels than classes, or no picture is left to judge on.
     """
     set_up(spec.devices, seed=spec.seed)
-    with tempfile.TemporaryDirectory() as scratch, narrator.counting("reading pictures") as count:
-        records, pixels = audit(
-            read_records(spec.data),
-            spec.data,
-            pixels_file=Path(scratch) / "pixels",
-            on_progress=count,
+    with open_store(spec, narrator=narrator) as store:
+        records, pixels, _ = audit(
+            read_records(spec.data), spec.data, store=store, narrator=narrator
         )
         labels = np.asarray(records.labels())
         fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
@@ -72,7 +69,7 @@ def probe(
     return [Probe(name, number, tuple(values)) for (name, number), values in result.items()]
 
 
-def _features(spec: RunSpec, class_names: Sequence[str], pixels: np.ndarray) -> np.ndarray:
+def _features(spec: RunSpec, class_names: Sequence[str], pixels: Pixels) -> np.ndarray:
     """Pooled features [N, channels] of the last stage."""
     model = build_classifier(
         spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed

@@ -45,12 +45,18 @@ class Cut:
         return keras.Model(self.tensor, self.model.output, name=self.model.name)
 
     @cached_property
+    def variables(self) -> list[keras.Variable]:
+        """All that the activations depend on beside the picture."""
+        below: list[keras.Variable] = keras.Model(self.model.input, self.tensor).variables
+        return below
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of everything below: graph, settings and weights, but no names of layers.
 
         Taken at the first call: ask before anything below the cut may change.
         """
-        return _fingerprint(keras.Model(self.model.input, self.tensor))
+        return fingerprint(keras.Model(self.model.input, self.tensor))
 
 
 def find_cut(model: keras.Model) -> Cut | None:
@@ -109,10 +115,11 @@ def _changes(operation: Any) -> bool:
     return any(variable.trainable or "int" in variable.dtype for variable in variables)
 
 
-def _fingerprint(prefix: keras.Model) -> str:
+def fingerprint(model: keras.Model) -> str:
+    """A hash of a flat model's graph, settings and weights, whatever its layers are called."""
     digest = hashlib.blake2b(digest_size=16)
-    number = {id(op.output): n for n, op in enumerate(prefix.operations)}
-    for operation in prefix.operations:
+    number = {id(op.output): n for n, op in enumerate(model.operations)}
+    for operation in model.operations:
         inputs = [number.get(id(tensor), -1) for tensor in keras.tree.flatten(operation.input)]
         described = [type(operation).__name__, inputs, _settings(operation)]
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())

@@ -25,10 +25,10 @@ class PhaseData(Protocol):
         """Optimizer steps in an epoch."""
 
     def training(self, first_epoch: int, last_epoch: int) -> Any:
-        """Batches (images, one-hot labels, weights) of epochs first to last - 1, in one stream."""
+        """Batches (inputs, one-hot labels, weights) of epochs first to last - 1, in one stream."""
 
     def validation(self) -> Any:
-        """Batches (images, one-hot labels) in a fixed order."""
+        """Batches (inputs, one-hot labels) in a fixed order."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,19 @@ def _is_batchnorm(layer: keras.layers.Layer) -> bool:
 
 
 def compile_phase(
-    classifier: Classifier, phase: PhaseSpec, *, steps_per_epoch: int, label_smoothing: float = 0.0
+    classifier: Classifier,
+    phase: PhaseSpec,
+    *,
+    steps_per_epoch: int,
+    part: keras.Model | None = None,
+    label_smoothing: float = 0.0,
 ) -> None:
-    """Compile for one phase, with a new optimizer: an old one cannot take other variables."""
+    """Compile for one phase, with a new optimizer: an old one cannot take other variables.
+
+    `part` is compiled in the classifier's place where the phase does not train all of its graph.
+    """
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
-    classifier.model.compile(
+    (part or classifier.model).compile(
         optimizer=make_optimizer(phase, classifier, steps_per_epoch=steps_per_epoch),
         loss=loss,
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
@@ -83,6 +91,7 @@ def train_phase(
     phase: PhaseSpec,
     data: PhaseData,
     *,
+    part: keras.Model | None = None,
     label_smoothing: float = 0.0,
     saver: Saver | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -92,18 +101,25 @@ def train_phase(
     The best epoch has the highest validation accuracy; ties go to the lower loss.
 
     Args:
+        part: the part of the classifier, over its own layers, that maps `data` to logits; None
+            for all of it.
         saver: keeps the state after every epoch and hands back that of an interrupted phase.
         callbacks: for display; they see epochs counted from 0 within the phase.
     """
     started = time.perf_counter()
     num_trainable = apply_phase(classifier, phase)
+    model = part or classifier.model
     compile_phase(
-        classifier, phase, steps_per_epoch=data.steps_per_epoch, label_smoothing=label_smoothing
+        classifier,
+        phase,
+        part=model,
+        steps_per_epoch=data.steps_per_epoch,
+        label_smoothing=label_smoothing,
     )
-    progress = Progress(classifier, phase, saver=saver)
+    progress = Progress(classifier, phase, model, saver=saver)
     first = progress.resume()
     if not progress.stopped and first < phase.epochs:
-        classifier.model.fit(
+        model.fit(
             data.training(first, phase.epochs),
             validation_data=data.validation(),
             steps_per_epoch=data.steps_per_epoch,

@@ -71,9 +71,12 @@ def _check_finite(row: dict[str, float], phase: PhaseSpec, epoch: int) -> None:
 class Progress(keras.callbacks.Callback):
     """Watches the epochs of one phase; knows the best of them and when to stop."""
 
-    def __init__(self, classifier: Classifier, phase: PhaseSpec, *, saver: Saver | None):
+    def __init__(
+        self, classifier: Classifier, phase: PhaseSpec, model: keras.Model, *, saver: Saver | None
+    ):
+        """`model` is the compiled part of the classifier that is about to be fitted."""
         super().__init__()
-        self.classifier, self.phase, self.saver = classifier, phase, saver
+        self.phase, self.saver = phase, saver
         self.variables = changing_variables(classifier, phase)
         self.history: list[dict[str, float]] = []
         self.best: Arrays = read_weights(self.variables)
@@ -82,6 +85,7 @@ class Progress(keras.callbacks.Callback):
         self.stopped = False
         self.seconds_before = 0.0
         self._epoch_started = 0.0
+        self.set_model(model)
 
     def resume(self) -> int:
         """Take up the kept state, if any; the epoch to go on with, counted from 0."""
@@ -99,15 +103,15 @@ class Progress(keras.callbacks.Callback):
         return len(self.history)
 
     def _restore_optimizer(self, values: Arrays) -> None:
-        optimizer = self.classifier.model.optimizer
-        optimizer.build(self.classifier.model.trainable_variables)
+        optimizer = self.model.optimizer
+        optimizer.build(self.model.trainable_variables)
         for number, variable in enumerate(optimizer.variables):
             variable.assign(values[str(number)])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Give dropout a state that depends on the epoch alone, so that resuming is exact."""
         self._epoch_started = time.perf_counter()
-        for layer in self.classifier.model.layers:
+        for layer in self.model.layers:
             if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
                 layer.seed_generator.state.assign([layer.seed or 0, epoch])
 

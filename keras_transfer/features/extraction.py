@@ -1,0 +1,316 @@
+"""Features: what the frozen layers make of pictures, computed once for each view and stored.
+
+    wanted (row, view) pairs → missing ones → views → prefix → shards in the store → `Features`
+
+A row's key is the digest of its file, for an augmented view also that of the augmentation; all
+else that it is a function of (layers below the cut with their weights, size and resizing of the
+pictures, precision, versions) is in the recipe of the entry. So whatever changes is a miss.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import keras
+import numpy as np
+
+from keras_transfer.data.pipeline import Examples, Views
+from keras_transfer.data.views import VERSION, strengths
+from keras_transfer.errors import RunError
+from keras_transfer.features.entry import Entry
+from keras_transfer.features.prefix import Choice, Prefix, choose
+from keras_transfer.features.shards import Rows
+from keras_transfer.features.store import Recipe, Store
+from keras_transfer.models.cuts import Cut
+from keras_transfer.specs import CacheSpec, ViewSpec
+from keras_transfer.terminal import Narrator
+
+SHARD_BYTES: Final = 32_000_000
+"""What is computed before it is written: lost at most when an extraction is killed."""
+
+_KEPT_IN_MEMORY_BYTES = 500_000_000
+_NUM_THREADS = 2
+_SAMPLE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Pictures and their views, as features are made from them.
+
+    `digests` are those of the files, row by row for `examples`; `pixels` is the recipe of the
+    examples' pixels.
+    """
+
+    examples: Examples
+    digests: Sequence[str]
+    views: ViewSpec
+    pixels: Recipe
+
+    def keys(self, wanted: np.ndarray) -> list[str]:
+        """One key for each (row, view): plain pictures do not depend on the augmentation."""
+        described = dataclasses.asdict(strengths(self.views))
+        for name in ("policy", "count"):
+            del described[name]
+        text = json.dumps([VERSION, described], sort_keys=True)
+        augmentation = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return [
+            f"{self.digests[row]}:{augmentation}:{view}" if view else self.digests[row]
+            for row, view in wanted.tolist()
+        ]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Activations at one cut for the pairs `wanted`, int64 [N, 2] of (row, view)."""
+
+    cut: Cut
+    wanted: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Stored activations at one cut, of the views that were asked for.
+
+    `place` is int64 [num_pictures, num_views]: where in `rows` a view of a picture is, -1 where
+    it was not asked for.
+    """
+
+    rows: Rows | np.ndarray
+    place: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one view's activations."""
+        return tuple(self.rows.shape[1:])
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        """Activations [B, …] of pictures in views, as stored."""
+        places = self.place[rows, view_indices]
+        assert (places >= 0).all(), "a view that was not extracted"
+        return self.rows[places]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What an extraction did.
+
+    `num_computed` views went through the prefix, `num_found` were stored already; `num_bytes` is
+    what all of them take in the store; `choice` is how they were computed, now or earlier.
+    """
+
+    num_computed: int
+    num_found: int
+    num_bytes: int
+    seconds: float
+    choice: Choice
+
+    def describe(self) -> str:
+        """One sentence."""
+        total, size = self.num_computed + self.num_found, f"{self.num_bytes / 1e6:,.1f} MB"
+        if not self.num_computed:
+            return f"Features of all {total:,} views are stored already ({size}): none is computed."
+        text = f"Features of {self.num_computed:,} views were computed in {self.seconds:.1f} s"
+        return f"{text} and stored; {self.num_found:,} were there already ({size} in all)."
+
+
+def features_recipe(cut: Cut, source: Source, cache: CacheSpec) -> Recipe:
+    """What stored activations are a function of, beside their key."""
+    return Recipe(
+        kind="features",
+        title=f"features at {cut.name}, {source.pixels.title}",
+        content={
+            "below": cut.fingerprint,
+            "pixels": source.pixels.digest,
+            "precision": cache.precision,
+            "keras": keras.__version__,
+        },
+        shape=cut.shape,
+        dtype=cache.dtype,
+    )
+
+
+def extract(
+    requests: Sequence[Request],
+    source: Source,
+    *,
+    cache: CacheSpec,
+    store: Store,
+    narrator: Narrator,
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[list[Features], Tally]:
+    """Features at several cuts of one classifier; what is stored already is not computed again.
+
+    All cuts are served by one pass over the pictures. A killed extraction loses at most a shard.
+
+    Raises:
+        RunError: no room, or activations too large for float16.
+    """
+    started = time.perf_counter()
+    recipes = [features_recipe(request.cut, source, cache) for request in requests]
+    with store.opened(*recipes) as entries:
+        jobs = [_Job.of(r, e, source) for r, e in zip(requests, entries, strict=True)]
+        _extract_missing(jobs, source, cache, narrator, shard_bytes)
+        choice = Choice(**jobs[0].entry.notes)
+        features = [job.features(len(source.digests)) for job in jobs]
+    wanted = max(len(job.keys) for job in jobs)
+    computed = max(len(job.missing) for job in jobs)
+    seconds = time.perf_counter() - started
+    num_bytes = sum(item.rows.nbytes for item in features)
+    return features, Tally(computed, wanted - computed, num_bytes, seconds, choice)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A request, the entry that it is served from, and the places in it that are missing."""
+
+    request: Request
+    entry: Entry
+    keys: list[str]
+    missing: np.ndarray
+
+    @classmethod
+    def of(cls, request: Request, entry: Entry, source: Source) -> "_Job":
+        keys = source.keys(request.wanted)
+        return cls(request, entry, keys, np.asarray(entry.missing(keys), np.int64))
+
+    @property
+    def depth(self) -> int:
+        return len(self.request.cut.variables)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.request.cut.num_values * np.dtype(self.entry.recipe.dtype).itemsize
+
+    def features(self, num_pictures: int) -> Features:
+        wanted = self.request.wanted
+        place = np.full((num_pictures, int(wanted[:, 1].max()) + 1), -1, np.int64)
+        place[wanted[:, 0], wanted[:, 1]] = np.arange(len(wanted))
+        rows = self.entry.rows(self.keys)
+        return Features(np.asarray(rows) if rows.nbytes < _KEPT_IN_MEMORY_BYTES else rows, place)
+
+
+def _extract_missing(
+    jobs: Sequence[_Job],
+    source: Source,
+    cache: CacheSpec,
+    narrator: Narrator,
+    shard_bytes: int,
+) -> None:
+    """Fill the gaps. Entries go on as they were begun; new ones join them.
+
+    After a kill features come out bit by bit as if nothing had happened. So the longest job is
+    written last: it lacks all that any other lacks, and batches are made up as they were. And
+    complete jobs stay in the graph on the way to incomplete ones, so that it is compiled alike.
+    """
+    deepest = max((job.depth for job in jobs if len(job.missing)), default=0)
+    jobs = [job for job in jobs if len(job.missing) or job.depth <= deepest]
+    jobs.sort(key=lambda job: len(job.missing))
+    if not deepest:
+        return
+    choices = [Choice(**job.entry.notes) for job in jobs if job.entry.notes]
+    prefix = None
+    if not choices:
+        choice, prefix = _choose(jobs, source, cache)
+        narrator.say(choice.describe())
+        choices = [choice]
+    groups: dict[tuple[str, int], list[_Job]] = {}
+    for job in jobs:
+        if not job.entry.notes:
+            job.entry.note(**choices[0].to_dict())
+        groups.setdefault(Choice(**job.entry.notes).way, []).append(job)
+    for (precision, batch_size), group in groups.items():
+        run = prefix or Prefix([job.request.cut for job in group], precision=precision)
+        _pass_over(group, source, run, narrator, batch_size=batch_size, shard_bytes=shard_bytes)
+
+
+def _choose(jobs: Sequence[_Job], source: Source, cache: CacheSpec) -> tuple[Choice, Prefix]:
+    wanted = jobs[-1].request.wanted
+    sample = wanted[:: max(1, len(wanted) // _SAMPLE)][:_SAMPLE]
+    return choose(
+        [job.request.cut for job in jobs],
+        Views(source.examples, source.views).read(*sample.T),
+        precision=cache.precision,
+        num_views=len(jobs[-1].missing),
+    )
+
+
+def _pass_over(
+    jobs: Sequence[_Job],
+    source: Source,
+    prefix: Prefix,
+    narrator: Narrator,
+    *,
+    batch_size: int,
+    shard_bytes: int,
+) -> None:
+    """One pass over all pairs that any of the jobs lacks, a shard at a time."""
+    lacking = [job.request.wanted[job.missing] for job in jobs]
+    pairs = np.unique(np.concatenate(lacking), axis=0)
+    batch_bytes = batch_size * max(job.row_bytes for job in jobs)
+    shard_size = batch_size * max(1, shard_bytes // batch_bytes)
+    batches = _ahead(source, pairs, batch_size)
+    with narrator.counting("computing features") as count, ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for start in range(0, len(pairs), shard_size):
+            shard = pairs[start : start + shard_size]
+            parts = []
+            for done in range(0, len(shard), batch_size):
+                parts.append(prefix(next(batches), batch_size))
+                count(start + min(done + batch_size, len(shard)), len(pairs))
+            if writing:
+                writing.result()
+            outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
+            writing = writer.submit(_write, jobs, lacking, source, shard, outputs)
+            if isinstance(source.examples.pixels, Rows):
+                source.examples.pixels.release()
+        if writing:
+            writing.result()
+
+
+def _ahead(source: Source, pairs: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Batches of views uint8 [B, S, S, 3], made by other threads while the prefix runs."""
+    views = Views(source.examples, source.views)
+    waiting: deque[Future[np.ndarray]] = deque()
+    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="views") as pool:
+        for start in range(0, len(pairs), batch_size):
+            rows, view_indices = pairs[start : start + batch_size].T
+            waiting.append(pool.submit(views.read, rows, view_indices))
+            if len(waiting) > _NUM_THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write(
+    jobs: Sequence[_Job],
+    lacking: Sequence[np.ndarray],
+    source: Source,
+    pairs: np.ndarray,
+    outputs: Sequence[np.ndarray],
+) -> None:
+    """Append to every job's entry the rows of this shard that it lacks."""
+    for job, missing, output in zip(jobs, lacking, outputs, strict=True):
+        # Pairs as single numbers, which NumPy can look up at once.
+        ours = np.isin(_codes(pairs), _codes(missing))
+        with np.errstate(over="ignore"):
+            rows = output[ours].astype(job.entry.recipe.dtype)
+        if not np.isfinite(rows).all():
+            raise RunError(
+                f"activations at {job.request.cut.name} are too large to be stored",
+                expected=f"numbers that {job.entry.recipe.dtype} can hold",
+                received=f"up to {np.abs(output).max():g}",
+                fix="set cache.dtype=float32, and cache.precision=float32 if that is not enough",
+            )
+        if len(rows):
+            job.entry.append(source.keys(pairs[ours]), rows)
+
+
+def _codes(pairs: np.ndarray) -> np.ndarray:
+    codes: np.ndarray = pairs[:, 0] << 32 | pairs[:, 1]
+    return codes

@@ -1,0 +1,166 @@
+"""The frozen part as one compiled function: folded, in the precision that pays, in fixed batches.
+
+Rows must not depend on what they are computed beside, or an extraction that was killed and taken
+up again would end with other bits. So every batch has the same size, the last one filled up, and
+what was chosen on the first day (`Choice`) is kept with the features.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from keras_transfer.models.cuts import Cut
+from keras_transfer.models.folding import fold
+
+AGREEMENT: Final = 0.999
+"""Least cosine between a picture's features in half precision and in float32."""
+
+BATCH_SIZE: Final = 32
+OTHER_BATCH_SIZES: Final = (16, 64)
+_USUAL = 1.1
+"""How much faster another batch size must be: rates scatter by as much."""
+
+_TOO_SHORT_TO_MEASURE_SECONDS = 6.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a prefix is computed, and why.
+
+    `rates` are images/s as measured, by 'precision × batch size'; `agreement` is the least cosine
+    between a picture's features in half precision and in float32, None where not compared.
+    """
+
+    precision: str
+    batch_size: int = BATCH_SIZE
+    rates: dict[str, float] = field(default_factory=dict)
+    agreement: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the store's notes."""
+        return asdict(self)
+
+    @property
+    def way(self) -> tuple[str, int]:
+        """Precision and batch size: all that results depend on."""
+        return self.precision, self.batch_size
+
+    def describe(self) -> str:
+        """One sentence with all rates."""
+        text = f"Frozen layers run in {self.precision}, {self.batch_size} views at a time"
+        if self.rates:
+            text += " (" + ", ".join(f"{name}: {rate:,.0f}/s" for name, rate in self.rates.items())
+            if self.agreement is not None:
+                text += f"; half precision agrees to a cosine of {self.agreement:.5f}"
+            text += ")"
+        return text + "."
+
+
+class Prefix:
+    """From pixels to the activations at several cuts of one classifier."""
+
+    def __init__(self, cuts: Sequence[Cut], *, precision: str):
+        model = keras.Model(cuts[0].model.input, [cut.tensor for cut in cuts])
+        self._run = _compile(fold(model, dtype=precision))
+
+    def __call__(self, pixels: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        """Activations float32 [B, …] at each cut for uint8 pixels [B, S, S, 3], B ≤ batch_size."""
+        num_missing = batch_size - len(pixels)
+        filling = np.zeros((num_missing, *pixels.shape[1:]), np.uint8)
+        filled = np.concatenate([pixels, filling]) if num_missing else pixels
+        return [output.numpy()[: len(pixels)] for output in self._run(tf.constant(filled))]
+
+
+def _compile(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """One graph with the weights as constants, which kernels may lay out once for all."""
+
+    def forward(pixels: tf.Tensor) -> list[tf.Tensor]:
+        outputs = model(tf.cast(pixels, tf.float32), training=False)
+        return [tf.cast(output, tf.float32) for output in keras.tree.flatten(outputs)]
+
+    traced = tf.function(forward, autograph=False, jit_compile=False)
+    signature = tf.TensorSpec(model.input.shape, tf.uint8)
+    return convert_variables_to_constants_v2(traced.get_concrete_function(signature))
+
+
+def choose(
+    cuts: Sequence[Cut], pixels: np.ndarray, *, precision: str, num_views: int
+) -> tuple[Choice, Prefix]:
+    """The fastest way to compute a prefix that agrees with float32, measured on some pictures.
+
+    Half precision (bfloat16 on CPUs, float16 on GPUs) is taken if every picture's features keep a
+    cosine of `AGREEMENT` with float32's. A job of a few seconds is done as it stands: measuring
+    would take longer than it could save.
+
+    Args:
+        pixels: uint8 [N, S, S, 3], repeated where they do not fill a batch.
+        precision: as `cache.precision`; 'auto' measures.
+        num_views: how many views are to be computed.
+    """
+    bench = _Bench(cuts, pixels)
+    full = "float32" if precision == "auto" else precision
+    best, agreement = (full, BATCH_SIZE), None
+    is_long = num_views / bench.rate(*best) > _TOO_SHORT_TO_MEASURE_SECONDS
+    if is_long and precision == "auto":
+        half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
+        agreement = bench.agreement(full, half)
+        if agreement >= AGREEMENT and bench.rate(half, BATCH_SIZE) > bench.rate(*best):
+            best = (half, BATCH_SIZE)
+    if is_long:
+        sizes = [(best[0], size) for size in OTHER_BATCH_SIZES]
+        best = max(
+            [best, *sizes], key=lambda way: bench.rate(*way) * (_USUAL if way == best else 1)
+        )
+    return Choice(*best, rates=bench.rates, agreement=agreement), bench.prefix(best[0])
+
+
+class _Bench:
+    """Prefixes of several precisions, built when asked for, and their rates."""
+
+    def __init__(self, cuts: Sequence[Cut], pixels: np.ndarray):
+        self.rates: dict[str, float] = {}
+        self._cuts, self._pixels = cuts, pixels
+        self._prefixes: dict[str, Prefix] = {}
+
+    def prefix(self, precision: str) -> Prefix:
+        if precision not in self._prefixes:
+            self._prefixes[precision] = Prefix(self._cuts, precision=precision)
+        return self._prefixes[precision]
+
+    def rate(self, precision: str, batch_size: int) -> float:
+        """Images per second, the best of three batches after one to warm up."""
+        name = f"{precision} × {batch_size}"
+        if name not in self.rates:
+            run, batch = self.prefix(precision), self._batch(batch_size)
+            run(batch, batch_size)
+            seconds = []
+            for _ in range(3):
+                started = time.perf_counter()
+                run(batch, batch_size)
+                seconds.append(time.perf_counter() - started)
+            self.rates[name] = batch_size / min(seconds)
+        return self.rates[name]
+
+    def agreement(self, *precisions: str) -> float:
+        """The least cosine over pictures and cuts."""
+        batch = self._batch(BATCH_SIZE)
+        one, other = (self.prefix(precision)(batch, BATCH_SIZE) for precision in precisions)
+        return min(_least_cosine(a, b) for a, b in zip(one, other, strict=True))
+
+    def _batch(self, size: int) -> np.ndarray:
+        return np.resize(self._pixels, (size, *self._pixels.shape[1:]))
+
+
+def _least_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    # A picture that excites nothing has no direction: then both must be zero.
+    cosines = np.sum(a * b, axis=1) / np.where(lengths > 0, lengths, 1)
+    both_zero = ~(a.any(axis=1) | b.any(axis=1))
+    return float(np.min(np.where(both_zero, 1.0, cosines)))

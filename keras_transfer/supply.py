@@ -1,0 +1,190 @@
+"""What each phase reads: features stored at its cut where they fit, pictures where they do not.
+
+Both feed the same layers. A phase on features fits the tail, which shares its layers with the
+classifier; a phase on pictures fits the classifier itself.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_transfer.data.pipeline import (
+    Examples,
+    Inputs,
+    Views,
+    evaluation_dataset,
+    steps_per_epoch,
+    training_dataset,
+)
+from keras_transfer.data.splits import Splits
+from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.features.extraction import (
+    Features,
+    Request,
+    Source,
+    Tally,
+    extract,
+    features_recipe,
+)
+from keras_transfer.features.store import Store
+from keras_transfer.models.classifier import Classifier
+from keras_transfer.models.cuts import Cut
+from keras_transfer.planning import Plan, find_cuts, make_plans
+from keras_transfer.specs import RunSpec
+from keras_transfer.terminal import Narrator
+
+
+@dataclass(frozen=True, eq=False)
+class SplitData:
+    """The training and validation splits of a run, as phases want them.
+
+    `inputs` are pictures or features; epoch e shows view e mod `num_views`.
+    """
+
+    spec: RunSpec
+    examples: Examples
+    splits: Splits
+    inputs: Inputs
+    num_views: int | None
+
+    @classmethod
+    def of_pictures(cls, spec: RunSpec, examples: Examples, splits: Splits) -> "SplitData":
+        """Views made when they are read."""
+        return cls(spec, examples, splits, Views(examples, spec.views), spec.views.count)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return steps_per_epoch(len(self.splits.train), self.spec.training.batch_size)
+
+    def training(self, first_epoch: int, last_epoch: int) -> Any:
+        """Batches of these epochs."""
+        training = self.spec.training
+        return training_dataset(
+            self.examples,
+            self.splits.train,
+            self.inputs,
+            num_views=self.num_views,
+            batch_size=training.batch_size,
+            seed=self.spec.seed,
+            first_epoch=first_epoch,
+            last_epoch=last_epoch,
+            sampling=training.sampling,
+            class_weights=training.class_weights,
+        )
+
+    def validation(self) -> Any:
+        """Plain batches of the validation split."""
+        batch_size = self.spec.training.batch_size
+        return evaluation_dataset(
+            self.examples, self.splits.val, self.inputs, batch_size=batch_size
+        )
+
+    def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
+        """Class probabilities float32 [N, C] of plain pictures by a part that reads `inputs`."""
+        return predict_pixels(part, _Plain(self.inputs, len(self.examples.labels)), rows=rows)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """View 0 of rows, for whoever indexes pictures."""
+
+    inputs: Inputs
+    num_rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.num_rows, *self.inputs.shape)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.inputs.read(rows, np.zeros(len(rows), np.int64))
+
+
+class Supply:
+    """Hands every phase its inputs; one pass over the pictures serves as many phases as it can.
+
+    `tallies` has an entry for every such pass.
+    """
+
+    def __init__(
+        self, spec: RunSpec, source: Source, splits: Splits, *, store: Store, narrator: Narrator
+    ):
+        self.spec, self.source, self.splits = spec, source, splits
+        self.tallies: list[Tally] = []
+        self._store, self._narrator = store, narrator
+        self._extracted: dict[int, tuple[Plan, Features]] = {}
+
+    def for_phase(self, classifier: Classifier, number: int) -> tuple[SplitData, keras.Model]:
+        """Data of phase `number`, all before it having been trained, and the part that fits them.
+
+        Raises:
+            RunError: features cannot be stored.
+        """
+        if self.spec.cache.mode != "off" and number not in self._extracted:
+            self._extract(classifier, number)
+        examples = self.source.examples
+        if number not in self._extracted:
+            return SplitData.of_pictures(self.spec, examples, self.splits), classifier.model
+        plan, features = self._extracted.pop(number)
+        data = SplitData(self.spec, examples, self.splits, features, plan.num_views)
+        return data, plan.cut.tail()
+
+    def predict(self, classifier: Classifier, rows: np.ndarray) -> np.ndarray:
+        """Class probabilities float32 [N, C] of plain pictures, by the whole classifier."""
+        return predict_pixels(classifier.model, self.source.examples.pixels, rows=rows)
+
+    def _extract(self, classifier: Classifier, first: int) -> None:
+        """Features for phase `first` and for all later ones that can have theirs already."""
+        plans = self._plan(find_cuts(classifier, self.spec.phases, first))
+        if not plans:
+            return
+        requests = [Request(plan.cut, self._wanted(plan.num_views)) for plan in plans.values()]
+        features, tally = extract(
+            requests,
+            self.source,
+            cache=self.spec.cache,
+            store=self._store,
+            narrator=self._narrator,
+        )
+        self.tallies.append(tally)
+        self._narrator.say(tally.describe())
+        pairs = zip(plans.values(), features, strict=True)
+        self._extracted.update(zip(plans, pairs, strict=True))
+
+    def _plan(self, cuts: dict[int, Cut]) -> dict[int, Plan]:
+        cache, count = self.spec.cache, self.spec.views.count
+        if not cuts or count is None:
+            return {}
+        recipes = [features_recipe(cut, self.source, cache) for cut in cuts.values()]
+        num_train = len(self.splits.train)
+        plans, told = make_plans(
+            cuts,
+            self.spec.phases,
+            num_views=count,
+            num_train=num_train,
+            num_plain=len(self.source.digests) - num_train,
+            item_size=np.dtype(cache.dtype).itemsize,
+            room=self._store.free_for(*recipes) if cache.mode == "auto" else None,
+        )
+        for sentence in told:
+            self._narrator.say(sentence)
+        return plans
+
+    def _wanted(self, num_views: int) -> np.ndarray:
+        """(row, view) of all views of training pictures and of all other pictures, sorted."""
+        others = np.setdiff1d(np.arange(len(self.source.digests)), self.splits.train)
+        train = np.sort(self.splits.train)
+        pairs = np.concatenate(
+            [
+                np.stack(
+                    [np.repeat(train, num_views), np.tile(np.arange(num_views), len(train))], 1
+                ),
+                np.stack([others, np.zeros_like(others)], 1),
+            ]
+        )
+        return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

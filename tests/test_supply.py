@@ -1,0 +1,152 @@
+"""Training on stored features is training on pictures: the same weights, and fewer views."""
+
+import keras
+import numpy as np
+import pytest
+from feature_sources import make_source, make_splits
+from small_models import make_classifier, weights_by_stage
+
+from keras_transfer.config import override
+from keras_transfer.features.store import Store
+from keras_transfer.fitting import Outcome, fit_phases
+from keras_transfer.models.classifier import Classifier
+from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
+from keras_transfer.supply import Supply
+from keras_transfer.terminal import Silent
+
+# Not Adam: it divides by the size of gradients, so that weights whose gradients are rounding
+# errors would wander by the learning rate, on features and on pictures each in its own way.
+HEAD = PhaseSpec(name="frozen", epochs=4, unfreeze="head", learning_rate=1e-2, optimizer="sgd")
+TAIL = PhaseSpec(name="fine-tune", epochs=7, unfreeze="stage2", learning_rate=1e-2, optimizer="sgd")
+SPEC = RunSpec(
+    views=ViewSpec(count=1),
+    phases=(HEAD,),
+    training=TrainingSpec(batch_size=32, rollback=False),
+    cache=CacheSpec(mode="on", dtype="float32", precision="float32"),
+)
+
+
+class Listener(Silent):
+    """Remembers what is said."""
+
+    def __init__(self):
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_names():
+    keras.utils.clear_session()
+
+
+def train(
+    spec: RunSpec, folder, backbone: str = "resnet50", limit_bytes: int | None = None
+) -> tuple[Classifier, list[Outcome], Supply, list[str]]:
+    narrator = Listener()
+    store = Store(folder, limit_bytes=limit_bytes)
+    source = make_source(views=spec.views)
+    supply = Supply(spec, source, make_splits(), store=store, narrator=narrator)
+    classifier = make_classifier(backbone, seed=spec.seed)
+    return classifier, fit_phases(classifier, supply, narrator=narrator), supply, narrator.said
+
+
+def differences(one: Classifier, other: Classifier) -> dict[str, float]:
+    """The largest difference of a weight in each stage."""
+    pairs = zip(weights_by_stage(one).items(), weights_by_stage(other).values(), strict=True)
+    return {
+        stage: max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+        for (stage, ours), theirs in pairs
+    }
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
+def test_a_head_trained_on_features_is_the_head_trained_on_pictures(backbone, tmp_path):
+    on_features, outcomes, supply, _ = train(SPEC, tmp_path, backbone)
+    off = override(SPEC, {"cache.mode": "off"})
+    on_pictures, expected, nothing, _ = train(off, tmp_path, backbone)
+    assert supply.tallies[0].num_computed == 160
+    assert nothing.tallies == []
+    assert max(differences(on_features, on_pictures).values()) < 1e-5
+    assert outcomes[0].history[-1]["loss"] == pytest.approx(expected[0].history[-1]["loss"], 1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
+def test_a_tail_trained_on_features_is_the_tail_trained_on_pictures(backbone, tmp_path):
+    spec = override(SPEC, {"views.count": 3})
+    spec = RunSpec(**{**vars(spec), "phases": (HEAD, TAIL)})
+    on_features, outcomes, supply, _ = train(spec, tmp_path, backbone)
+    on_pictures, _, _, _ = train(override(spec, {"cache.mode": "off"}), tmp_path, backbone)
+    start = make_classifier(backbone)
+    assert outcomes[1].epochs * 3 >= 20, "optimizer steps in phase 2"
+    assert [tally.num_computed for tally in supply.tallies] == [96 * 3 + 64]
+    assert max(differences(on_features, on_pictures).values()) < 1e-4
+    moved = differences(on_features, start)
+    assert moved["stage2"] > 1e-3
+    assert moved["stem" if backbone == "resnet50" else "stage1"] == 0
+
+
+def test_predictions_from_the_float16_store_differ_by_less_than_a_hundredth(tmp_path):
+    spec = RunSpec(**{**vars(SPEC), "phases": (HEAD, TAIL)})
+    rounded = override(spec, {"cache.dtype": "float16"})
+    exact, _, supply, _ = train(spec, tmp_path)
+    coarse, _, _, _ = train(rounded, tmp_path)
+    rows = supply.splits.test
+    expected, found = (supply.predict(classifier, rows) for classifier in (exact, coarse))
+    assert np.abs(found - expected).max() < 0.01
+    assert np.abs(found - expected).max() > 0
+
+
+def test_another_head_dropout_or_rate_computes_no_feature(tmp_path):
+    spec = RunSpec(**{**vars(SPEC), "phases": (HEAD, TAIL)})
+    train(spec, tmp_path)
+    changes = {"phases.0.learning_rate": 1e-3, "phases.1.epochs": 2}
+    _, _, supply, _ = train(override(spec, changes), tmp_path)
+    assert [tally.num_computed for tally in supply.tallies] == [0]
+
+
+def test_gradual_unfreezing_is_served_by_one_pass(tmp_path):
+    phases = (HEAD, TAIL, PhaseSpec(name="deeper", epochs=1, unfreeze="stem"))
+    classifier, outcomes, supply, _ = train(RunSpec(**{**vars(SPEC), "phases": phases}), tmp_path)
+    assert len(supply.tallies) == 1
+    assert [outcome.name for outcome in outcomes] == ["frozen", "fine-tune", "deeper"]
+    assert differences(classifier, make_classifier())["stem"] > 0
+
+
+def test_a_phase_below_which_an_earlier_one_trained_gets_features_of_its_own(tmp_path):
+    again = PhaseSpec(name="head again", epochs=1, unfreeze="head", learning_rate=1e-2)
+    spec = RunSpec(**{**vars(SPEC), "phases": (TAIL, again)})
+    on_features, _, supply, _ = train(spec, tmp_path)
+    on_pictures, _, _, _ = train(override(spec, {"cache.mode": "off"}), tmp_path)
+    assert [tally.num_computed for tally in supply.tallies] == [160, 160]
+    assert max(differences(on_features, on_pictures).values()) < 1e-4
+
+
+def test_auto_takes_fewer_views_and_then_pictures_where_features_do_not_fit(tmp_path):
+    # At stage2 a view takes 8 · 8 · 64 numbers of 4 bytes, pooled features 256 of them.
+    spec = override(SPEC, {"views.count": 4, "cache.mode": "auto"})
+    spec = RunSpec(**{**vars(spec), "phases": (HEAD, override_epochs(TAIL, 4))})
+    pooled, boundary = 4 * 256 * (96 * 4 + 64), 4 * 64 * 8 * 8
+    for num_views, shown in ((4, 4), (3, 3), (2, 2), (1, None)):
+        limit = pooled + boundary * (96 * num_views + 64) + 200_000
+        _, _, supply, said = train(spec, tmp_path / str(num_views), limit_bytes=limit)
+        computed = 96 * 4 + 64
+        assert [tally.num_computed for tally in supply.tallies] == [computed]
+        sentences = [text for text in said if text.startswith("Phase 'fine-tune' ")]
+        if shown is None:
+            assert "trains on pictures" in sentences[0]
+        elif shown < 4:
+            assert f"shows {shown} views of each picture instead of 4" in sentences[0]
+        else:
+            assert sentences == []
+
+
+def override_epochs(phase: PhaseSpec, epochs: int) -> PhaseSpec:
+    return PhaseSpec(**{**vars(phase), "epochs": epochs})
+
+
+def test_new_views_in_every_epoch_train_on_pictures(tmp_path):
+    _, outcomes, supply, _ = train(override(SPEC, {"views.count": None}), tmp_path)
+    assert supply.tallies == []
+    assert len(outcomes) == 1
