@@ -19,7 +19,7 @@ from keras_transfer.delivery.prediction import load_run, predict_files
 from keras_transfer.delivery.starting import start_run
 from keras_transfer.errors import RunError, SpecError
 from keras_transfer.judging import evaluate_run, export_run
-from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
+from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.terminal import Silent
 from keras_transfer.transfer import Result, run_transfer
 from pipelines import evaluate as evaluate_verb
@@ -39,6 +39,8 @@ def make_spec(folder: Path) -> RunSpec:
         model=ModelSpec(backbone="mobilenet_0.25", last_stage="stage3", weights="none"),
         phases=(FROZEN, TUNED),
         training=TrainingSpec(rollback=False),
+        # What 'auto' measures may differ from run to run, and with it the last bits.
+        cache=CacheSpec(precision="float32"),
     )
 
 
@@ -50,6 +52,17 @@ def without_times(value):
 
 def read_json(path: Path):
     return json.loads(path.read_text())
+
+
+class Counting(Silent):
+    """Remembers what was counted."""
+
+    def __init__(self):
+        self.counted: set[str] = set()
+
+    def counting(self, title: str):
+        self.counted.add(title)
+        return super().counting(title)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +83,7 @@ def test_run_folder_holds_everything_and_nothing_half_done(result):
         "predictions.csv",
         "model.keras",
         "environment.json",
+        "cache.json",
         "figures",
         "export",
     }
@@ -120,12 +134,34 @@ def test_reloaded_model_answers_like_the_trained_one(result):
     np.testing.assert_array_equal(loaded.model(pixels), result.classifier.model(pixels))
 
 
-def test_same_seed_gives_the_same_metrics(result, digits_folder, tmp_path):
+def test_same_seed_gives_the_same_metrics_from_an_empty_cache(
+    result, digits_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path))
     keras.utils.clear_session()
     spec = make_spec(digits_folder)
     again = run_transfer(spec, start_run(spec, output=tmp_path / "again"), narrator=Silent())
     first, second = (read_json(r.run.metrics_file) for r in (result, again))
     assert without_times(first) == without_times(second)
+    cache = read_json(again.run.path / "cache.json")
+    assert (cache["pictures_decoded"], cache["views_found"]) == (300, 0)
+    # 210 training pictures in three views, 90 others: the store has them all, in one pass.
+    assert cache["views_computed"] == 210 * 3 + 90
+
+
+def test_another_head_decodes_no_picture_and_runs_no_frozen_layer(result, digits_folder, tmp_path):
+    changes = {"model.dropout": 0.5, "model.head": "mlp", "phases.0.learning_rate": 1e-3}
+    spec = override(make_spec(digits_folder), changes)
+    done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), narrator=Silent())
+    cache = read_json(done.run.path / "cache.json")
+    assert (cache["pictures_decoded"], cache["views_computed"]) == (0, 0)
+    assert cache["views_found"] == 210 * 3 + 90
+
+
+def test_judging_a_run_again_asks_neither_decoder_nor_classifier(result):
+    narrator = Counting()
+    evaluate_run(result.run.path, None, narrator=narrator)
+    assert narrator.counted == {"reading pictures"}
 
 
 def test_evaluate_gives_the_runs_own_figures(result):

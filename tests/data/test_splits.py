@@ -18,7 +18,9 @@ from keras_transfer.data.records import Record, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
 from keras_transfer.errors import DataError, SpecError
+from keras_transfer.features.store import Store
 from keras_transfer.specs import DataSpec
+from keras_transfer.terminal import Silent
 
 NAMES = ("train", "val", "test")
 
@@ -256,7 +258,8 @@ def test_make_splits_takes_seconds_at_most_for_a_hundred_thousand_pictures():
 
 def audited_digits(folder: Path, tmp_path: Path) -> Records:
     spec = DataSpec(path=str(folder), image_size=8)
-    return audit(read_records(spec), spec, pixels_file=tmp_path / "pixels.bin")[0]
+    store = Store(tmp_path / "store")
+    return audit(read_records(spec), spec, store=store, narrator=Silent()).records
 
 
 def test_manifest_finds_the_same_rows_after_the_folder_moved(digits_folder, tmp_path):

@@ -16,10 +16,10 @@ from keras_transfer.data.records import BadFile, Record, Records
 from keras_transfer.delivery.prediction import (
     LoadedRun,
     Prediction,
+    labels_in_order,
     load_run,
     predict_files,
     predict_pixels,
-    predict_records,
 )
 from keras_transfer.delivery.prediction_files import expand_paths, write_predictions
 from keras_transfer.delivery.runs import RunFolder
@@ -161,7 +161,7 @@ def test_predict_pixels_reports_progress_and_reads_mapped_files(
     np.testing.assert_allclose(probabilities, reference, atol=1e-6)
 
 
-def test_predict_records_goes_by_the_name_of_the_class(run: LoadedRun, photos: Path):
+def test_labels_in_order_go_by_the_name_of_the_class(run: LoadedRun, photos: Path):
     files = sorted(photos.iterdir())[:3]
     names = ("naïve flower", "temple")  # another order than the run's, and one class fewer
     items = tuple(
@@ -169,16 +169,15 @@ def test_predict_records_goes_by_the_name_of_the_class(run: LoadedRun, photos: P
         for file, label in zip(files, ("temple", "naïve flower", "temple"), strict=True)
     )
     records = Records(items=items, class_names=names, root=photos)
-    labels, probabilities = predict_records(run, records, pixels_of(files))
+    labels = labels_in_order(run, records)
     assert [run.class_names[label] for label in labels] == ["temple", "naïve flower", "temple"]
-    np.testing.assert_array_equal(probabilities, predict_pixels(run.model, pixels_of(files)))
 
 
-def test_predict_records_refuses_classes_the_run_does_not_know(run: LoadedRun, photos: Path):
+def test_labels_in_order_refuse_classes_the_run_does_not_know(run: LoadedRun, photos: Path):
     items = (Record(path="00.jpg", label="temples"), Record(path="01.png", label="path"))
     records = Records(items=items, class_names=("path", "temples"), root=photos)
     with pytest.raises(DataError, match="was not trained on") as failure:
-        predict_records(run, records, pixels_of(sorted(photos.iterdir())[:2]))
+        labels_in_order(run, records)
     assert "'temples'" in str(failure.value)
     assert "did you mean 'temple'" in str(failure.value)
 

@@ -7,8 +7,8 @@ from sklearn.datasets import load_digits
 
 from keras_transfer.data.pipeline import Examples
 from keras_transfer.data.splits import Splits
-from keras_transfer.fitting import SplitData
 from keras_transfer.specs import RunSpec
+from keras_transfer.supply import SplitData
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def split_data(examples):
             val_fraction=0.2,
             test_fraction=0.2,
         )
-        return SplitData(spec, examples, splits)
+        return SplitData.of_pictures(spec, examples, splits)
 
     return make
 
