@@ -1,0 +1,70 @@
+"""Race: the plain Keras recipe and this package, side by side on your pictures and machine.
+
+    python -m pipelines.race quickstart
+    python -m pipelines.race flowers data.path=my_photos --seeds 5 --also mixed_bfloat16
+
+Both train the same trunk and head through the same phases on the same splits, each lap in a
+process of its own, taking turns over the seeds. Writes race.json, race.md and race.png: seconds
+by stage, test accuracy with intervals, peak memory, bytes stored, and extraction beside what the
+machine does at most.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from keras_transfer.delivery.runs import RunFolder, next_free
+from keras_transfer.delivery.starting import DEFAULT_PARENT, vacated_on_refusal
+from keras_transfer.devices import chatter_to
+from pipelines.arguments import add_spec_arguments, main_of, make_parser, read_spec
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = make_parser("race", str(__doc__))
+    add_spec_arguments(parser)
+    parser.add_argument(
+        "--seeds", type=_positive, default=3, metavar="N", help="how often each runs (default: 3)"
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        choices=["mixed_bfloat16", "mixed_float16"],
+        help="race the plain recipe in this precision as well",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write to (default: saved_models/race-<name>)"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    spec = read_spec(arguments)
+    folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"race-{spec.name}"))
+    with chatter_to(folder.log_file), vacated_on_refusal(folder):
+        from keras_transfer.methods.race_sheet import TITLE, write_race
+        from keras_transfer.methods.racing import race
+        from keras_transfer.terminal import Terminal
+
+        terminal = Terminal()
+        result = race(
+            spec,
+            num_seeds=arguments.seeds,
+            also=arguments.also,
+            folder=folder.path,
+            narrator=terminal,
+        )
+        sheet = write_race(result, folder)
+        terminal.table(TITLE, sheet.header, sheet.rows, caption=sheet.limits)
+        terminal.say(sheet.headline)
+        terminal.say(f"Written to {folder.path}: race.json, race.md and race.png")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+main = main_of(_run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""A race from the command line to its files, and its words and picture on hand-made laps."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_transfer.methods.laps import Lap, Limits, compare
+from keras_transfer.methods.race_figure import draw_race
+from keras_transfer.methods.race_sheet import describe
+from pipelines import arguments, race
+
+WORDS = ["flowers", "data.image_size=32", "data.train_size=60", "model.weights=none"]
+WORDS += ["model.backbone=mobilenet_0.25", "model.last_stage=stage1", "views.count=2"]
+WORDS += ["phases.0.epochs=1", "phases.1.epochs=1", "phases.1.unfreeze=last"]
+
+
+def _laps(*, ours_frozen: float) -> list[Lap]:
+    plain = {"setup": 1.0, "frozen": 40.0, "test": 1.0}
+    ours = {"setup": 1.0, "reading pictures": 2.0, "frozen": ours_frozen, "test": 1.0}
+    return [
+        lap
+        for seed in range(2)
+        for lap in (
+            Lap("plain", seed, plain, 0.8, 900.0),
+            Lap("ours", seed, ours, 0.81, 800.0, 10.0),
+        )
+    ]
+
+
+@pytest.mark.slow
+def test_race_writes_its_figures_and_never_over_others(digits_folder, capsys, tmp_path):
+    output = tmp_path / "race"
+    words = [*WORDS, f"data.path={digits_folder}", "--seeds", "1", "--output", str(output)]
+    assert race.main(words) == 0
+    files = {file.name for file in output.iterdir()}
+    assert files == {"race.json", "race.md", "race.png", "environment.json", "run.log"}
+    figures = json.loads((output / "race.json").read_text())
+    assert set(figures) == {"rows", "ratio", "accuracy_difference", "limits"}
+    rows = figures["rows"]
+    assert all(row["seconds"] > 0 and row["peak_mb"] > 100 for row in rows)
+    assert all(0 <= row["accuracy"] <= 1 and row["seed"] == 0 for row in rows)
+    stages = {
+        name: [row["stage"] for row in rows if row["name"] == name] for name in ("plain", "ours")
+    }
+    assert stages["plain"] == ["setup", "frozen", "fine-tune", "test"]
+    assert {*stages["plain"], "reading pictures"} <= {*stages["ours"]}
+    assert set(figures["ratio"]) == {*stages["plain"], "total"}
+    assert figures["limits"]["decode_and_resize_per_second"] > 0
+    assert figures["limits"]["forward_per_second"] > 0
+    shown = capsys.readouterr().out
+    for part in ("Ours took", "one seed, so no interval", "plain / ours"):
+        assert part in shown
+    assert "60 train, " in (output / "race.md").read_text()
+    assert race.main(words) == arguments.USER_ERROR
+    assert "race.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [("training.sampling=balanced", "cannot sample"), ("phases.0.name=test", "name of a stage")],
+)
+def test_what_cannot_be_raced_is_refused_and_leaves_no_folder(
+    word, part, digits_folder, capsys, tmp_path
+):
+    words = [*WORDS, f"data.path={digits_folder}", word, "--output", str(tmp_path / "race")]
+    assert race.main(words) == arguments.USER_ERROR
+    assert part in capsys.readouterr().err
+    assert not (tmp_path / "race").exists()
+
+
+def test_headline_tells_gain_and_loss_and_the_table_agrees():
+    laps = _laps(ours_frozen=3.0)
+    sheet = describe(laps, compare(laps, Limits(500.0, 20.0)))
+    assert sheet.headline == (
+        "Ours took 7.0 s where the plain recipe took 42 s: 6.0 × faster (frozen 13 ×, once 2.0 s "
+        "were spent on reading and extraction); test accuracy 81.0 % against 80.0 %, difference "
+        "+1.0 points (+1.0 to +1.0)."
+    )
+    assert sheet.header == ["", "plain", "ours", "plain / ours"]
+    assert ["reading pictures, s", "–", "2.0", ""] in sheet.rows
+    assert ["frozen, s", "40", "3.0", "13 ×"] in sheet.rows
+    assert ["stored, MB", "–", "10.0", ""] in sheet.rows
+    laps = _laps(ours_frozen=80.0)
+    sheet = describe(laps, compare(laps, Limits(500.0, 20.0)))
+    assert "84 s where the plain recipe took 42 s: 2.0 × slower (frozen 0.5 ×" in sheet.headline
+
+
+def test_bars_are_as_long_as_their_seconds(tmp_path):
+    laps = _laps(ours_frozen=10.0)
+    draw_race(laps, "headline", tmp_path / "race.png")
+    pixels = np.asarray(Image.open(tmp_path / "race.png").convert("RGB")).astype(int)
+    frozen = (np.abs(pixels - (0x3B, 0x6F, 0xB6)).max(axis=2) < 3)[:, : pixels.shape[1] * 2 // 3]
+    lengths = np.sort(np.unique(frozen.sum(axis=1)))[::-1]
+    assert lengths[0] / lengths[lengths < lengths[0] / 2].max() == pytest.approx(4.0, rel=0.05)
