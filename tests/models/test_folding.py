@@ -47,17 +47,13 @@ FAMILIES = {
 
 
 def shake(model: keras.Model) -> None:
-    """Give each BatchNormalization values of its own; fresh ones do next to nothing."""
+    """Give every bias and BatchNormalization values of its own; fresh ones do next to nothing."""
     numbers = np.random.default_rng(0)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            size = layer.moving_mean.shape[0]
-            layer.moving_mean.assign(numbers.normal(0, 0.3, size))
-            layer.moving_variance.assign(numbers.uniform(0.5, 2, size))
-            if layer.scale:
-                layer.gamma.assign(numbers.uniform(0.5, 1.5, size))
-            if layer.center:
-                layer.beta.assign(numbers.normal(0, 0.3, size))
+    for variable in model.variables:
+        if variable.name in ("moving_variance", "gamma"):
+            variable.assign(numbers.uniform(0.5, 2, variable.shape))
+        elif variable.name in ("moving_mean", "beta", "bias"):
+            variable.assign(numbers.normal(0, 0.3, variable.shape))
 
 
 def random_pixels(model: keras.Model) -> np.ndarray:
