@@ -20,14 +20,8 @@ from keras_transfer.data.pipeline import (
 )
 from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.features.extraction import (
-    Features,
-    Request,
-    Source,
-    Tally,
-    extract,
-    features_recipe,
-)
+from keras_transfer.features.extraction import Tally, extract
+from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut

@@ -25,7 +25,7 @@ from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
-from keras_transfer.features.extraction import Source
+from keras_transfer.features.source import Source
 from keras_transfer.features.store import Store
 from keras_transfer.fitting import Outcome, check_stages, fit_phases
 from keras_transfer.models.classifier import Classifier, build_classifier

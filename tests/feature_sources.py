@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 
 from keras_transfer.data.pipeline import Examples
 from keras_transfer.data.splits import Splits
-from keras_transfer.features.extraction import Features, Request, Source, Tally, extract
+from keras_transfer.features.extraction import Tally, extract
+from keras_transfer.features.source import Features, Request, Source
 from keras_transfer.features.store import Recipe, Store
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut, find_cut

@@ -10,6 +10,7 @@ from keras_transfer.config import override
 from keras_transfer.features.store import Store
 from keras_transfer.fitting import Outcome, fit_phases
 from keras_transfer.models.classifier import Classifier
+from keras_transfer.planning import find_cuts, make_plans
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from keras_transfer.supply import Supply
 from keras_transfer.terminal import Silent
@@ -123,27 +124,40 @@ def test_a_phase_below_which_an_earlier_one_trained_gets_features_of_its_own(tmp
     assert max(differences(on_features, on_pictures).values()) < 1e-4
 
 
-def test_auto_takes_fewer_views_and_then_pictures_where_features_do_not_fit(tmp_path):
+def test_plans_take_fewer_views_and_then_pictures_where_features_do_not_fit():
+    cuts = find_cuts(make_classifier(), (HEAD, TAIL), 0)
     # At stage2 a view takes 8 · 8 · 64 numbers of 4 bytes, pooled features 256 of them.
-    spec = override(SPEC, {"views.count": 4, "cache.mode": "auto"})
-    spec = RunSpec(**{**vars(spec), "phases": (HEAD, override_epochs(TAIL, 4))})
     pooled, boundary = 4 * 256 * (96 * 4 + 64), 4 * 64 * 8 * 8
-    for num_views, shown in ((4, 4), (3, 3), (2, 2), (1, None)):
-        limit = pooled + boundary * (96 * num_views + 64) + 200_000
-        _, _, supply, said = train(spec, tmp_path / str(num_views), limit_bytes=limit)
-        computed = 96 * 4 + 64
-        assert [tally.num_computed for tally in supply.tallies] == [computed]
-        sentences = [text for text in said if text.startswith("Phase 'fine-tune' ")]
-        if shown is None:
-            assert "trains on pictures" in sentences[0]
-        elif shown < 4:
-            assert f"shows {shown} views of each picture instead of 4" in sentences[0]
+    for fitting, expected in ((4, 4), (3, 3), (2, 2), (1, None)):
+        plans, told = make_plans(
+            cuts,
+            (HEAD, TAIL),
+            num_views=4,
+            num_train=96,
+            num_plain=64,
+            item_size=4,
+            room=pooled + boundary * (96 * fitting + 64),
+        )
+        assert plans[0].num_views == 4
+        assert (plans[1].num_views if 1 in plans else None) == expected
+        if expected is None:
+            assert "Phase 'fine-tune' trains on pictures" in told[0]
+        elif expected < 4:
+            assert f"shows {expected} views of each picture instead of 4" in told[0]
         else:
-            assert sentences == []
+            assert told == []
+        assert sum(plan.num_bytes for plan in plans.values()) <= pooled + boundary * 448
 
 
-def override_epochs(phase: PhaseSpec, epochs: int) -> PhaseSpec:
-    return PhaseSpec(**{**vars(phase), "epochs": epochs})
+def test_auto_trains_on_what_fits_and_says_so(tmp_path):
+    spec = override(SPEC, {"views.count": 4, "cache.mode": "auto"})
+    spec = RunSpec(**{**vars(spec), "phases": (HEAD, TAIL)})
+    limit = 4 * 256 * (96 * 4 + 64) + 4 * 64 * 8 * 8 * (96 * 2 + 64) + 200_000
+    _, outcomes, supply, said = train(spec, tmp_path, limit_bytes=limit)
+    assert [tally.num_computed for tally in supply.tallies] == [96 * 4 + 64]
+    assert any("shows 2 views of each picture instead of 4" in text for text in said)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.bin")) <= limit
+    assert len(outcomes) == 2
 
 
 def test_new_views_in_every_epoch_train_on_pictures(tmp_path):

@@ -134,9 +134,13 @@ def forward_pixels(
     with _full_float32():
         for start in range(0, len(rows), batch_size):
             batch = pixels[rows[start : start + batch_size]].astype(np.float32)
-            outputs[start : start + len(batch)] = model.predict_on_batch(batch)
+            size = len(batch)
+            if size < batch_size < len(rows):
+                # Filled up: another shape would be traced anew, for longer than it takes to run.
+                batch = np.resize(batch, (batch_size, *batch.shape[1:]))
+            outputs[start : start + size] = model.predict_on_batch(batch)[:size]
             if on_progress is not None:
-                on_progress(start + len(batch), len(rows))
+                on_progress(start + size, len(rows))
     return outputs
 
 

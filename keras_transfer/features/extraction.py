@@ -1,15 +1,8 @@
 """Features: what the frozen layers make of pictures, computed once for each view and stored.
 
-    wanted (row, view) pairs → missing ones → views → prefix → shards in the store → `Features`
-
-A row's key is the digest of its file, for an augmented view also that of the augmentation; all
-else that it is a function of (layers below the cut with their weights, size and resizing of the
-pictures, precision, versions) is in the recipe of the entry. So whatever changes is a miss.
+wanted (row, view) pairs → missing ones → views → prefix → shards in the store → `Features`
 """
 
-import dataclasses
-import hashlib
-import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,18 +10,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-import keras
 import numpy as np
 
-from keras_transfer.data.pipeline import Examples, Views
-from keras_transfer.data.views import VERSION, strengths
+from keras_transfer.data.pipeline import Views
 from keras_transfer.errors import RunError
 from keras_transfer.features.entry import Entry
 from keras_transfer.features.prefix import Choice, Prefix, choose
 from keras_transfer.features.shards import Rows
-from keras_transfer.features.store import Recipe, Store
-from keras_transfer.models.cuts import Cut
-from keras_transfer.specs import CacheSpec, ViewSpec
+from keras_transfer.features.source import Features, Request, Source, features_recipe
+from keras_transfer.features.store import Store
+from keras_transfer.specs import CacheSpec
 from keras_transfer.terminal import Narrator
 
 SHARD_BYTES: Final = 32_000_000
@@ -37,63 +28,6 @@ SHARD_BYTES: Final = 32_000_000
 _KEPT_IN_MEMORY_BYTES = 500_000_000
 _NUM_THREADS = 2
 _SAMPLE = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Pictures and their views, as features are made from them.
-
-    `digests` are those of the files, row by row for `examples`; `pixels` is the recipe of the
-    examples' pixels.
-    """
-
-    examples: Examples
-    digests: Sequence[str]
-    views: ViewSpec
-    pixels: Recipe
-
-    def keys(self, wanted: np.ndarray) -> list[str]:
-        """One key for each (row, view): plain pictures do not depend on the augmentation."""
-        described = dataclasses.asdict(strengths(self.views))
-        for name in ("policy", "count"):
-            del described[name]
-        text = json.dumps([VERSION, described], sort_keys=True)
-        augmentation = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        return [
-            f"{self.digests[row]}:{augmentation}:{view}" if view else self.digests[row]
-            for row, view in wanted.tolist()
-        ]
-
-
-@dataclass(frozen=True)
-class Request:
-    """Activations at one cut for the pairs `wanted`, int64 [N, 2] of (row, view)."""
-
-    cut: Cut
-    wanted: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Stored activations at one cut, of the views that were asked for.
-
-    `place` is int64 [num_pictures, num_views]: where in `rows` a view of a picture is, -1 where
-    it was not asked for.
-    """
-
-    rows: Rows | np.ndarray
-    place: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one view's activations."""
-        return tuple(self.rows.shape[1:])
-
-    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
-        """Activations [B, …] of pictures in views, as stored."""
-        places = self.place[rows, view_indices]
-        assert (places >= 0).all(), "a view that was not extracted"
-        return self.rows[places]
 
 
 @dataclass(frozen=True)
@@ -117,22 +51,6 @@ class Tally:
             return f"Features of all {total:,} views are stored already ({size}): none is computed."
         text = f"Features of {self.num_computed:,} views were computed in {self.seconds:.1f} s"
         return f"{text} and stored; {self.num_found:,} were there already ({size} in all)."
-
-
-def features_recipe(cut: Cut, source: Source, cache: CacheSpec) -> Recipe:
-    """What stored activations are a function of, beside their key."""
-    return Recipe(
-        kind="features",
-        title=f"features at {cut.name}, {source.pixels.title}",
-        content={
-            "below": cut.fingerprint,
-            "pixels": source.pixels.digest,
-            "precision": cache.precision,
-            "keras": keras.__version__,
-        },
-        shape=cut.shape,
-        dtype=cache.dtype,
-    )
 
 
 def extract(

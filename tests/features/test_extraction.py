@@ -10,7 +10,8 @@ from small_models import make_classifier
 
 from keras_transfer.data.pipeline import Views
 from keras_transfer.errors import RunError
-from keras_transfer.features.extraction import Request, extract
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.source import Request
 from keras_transfer.features.store import Store
 from keras_transfer.specs import CacheSpec, ViewSpec
 from keras_transfer.terminal import Silent

@@ -1,0 +1,95 @@
+"""Where features come from and what they are: pictures in views, requests, stored rows.
+
+A row's key is the digest of its file, for an augmented view also that of the augmentation; all
+else that it is a function of (layers below the cut with their weights, size and resizing of the
+pictures, precision, versions) is in the recipe of the entry. So whatever changes is a miss.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.views import VERSION, strengths
+from keras_transfer.features.entry import Recipe
+from keras_transfer.features.shards import Rows
+from keras_transfer.models.cuts import Cut
+from keras_transfer.specs import CacheSpec, ViewSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Pictures and their views, as features are made from them.
+
+    `digests` are those of the files, row by row for `examples`; `pixels` is the recipe of the
+    examples' pixels.
+    """
+
+    examples: Examples
+    digests: Sequence[str]
+    views: ViewSpec
+    pixels: Recipe
+
+    def keys(self, wanted: np.ndarray) -> list[str]:
+        """One key for each (row, view): plain pictures do not depend on the augmentation."""
+        described = dataclasses.asdict(strengths(self.views))
+        for name in ("policy", "count"):
+            del described[name]
+        text = json.dumps([VERSION, described], sort_keys=True)
+        augmentation = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return [
+            f"{self.digests[row]}:{augmentation}:{view}" if view else self.digests[row]
+            for row, view in wanted.tolist()
+        ]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Activations at one cut for the pairs `wanted`, int64 [N, 2] of (row, view)."""
+
+    cut: Cut
+    wanted: np.ndarray
+
+
+def features_recipe(cut: Cut, source: Source, cache: CacheSpec) -> Recipe:
+    """What stored activations are a function of, beside their key."""
+    return Recipe(
+        kind="features",
+        title=f"features at {cut.name}, {source.pixels.title}",
+        content={
+            "below": cut.fingerprint,
+            "pixels": source.pixels.digest,
+            "precision": cache.precision,
+            "keras": keras.__version__,
+        },
+        shape=cut.shape,
+        dtype=cache.dtype,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Stored activations at one cut, of the views that were asked for.
+
+    `place` is int64 [num_pictures, num_views]: where in `rows` a view of a picture is, -1 where
+    it was not asked for.
+    """
+
+    rows: Rows | np.ndarray
+    place: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one view's activations."""
+        return tuple(self.rows.shape[1:])
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        """Activations [B, …] of pictures in views, as stored."""
+        places = self.place[rows, view_indices]
+        assert (places >= 0).all(), "a view that was not extracted"
+        return self.rows[places]
