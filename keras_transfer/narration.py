@@ -129,11 +129,8 @@ def describe_saving(cache: dict[str, Any]) -> str:
     if not cache["passes"]:
         return "No features were stored: frozen layers ran in every epoch."
     computed, trained_on = cache["views_computed"], cache["views_trained_on"]
-    last = cache["passes"][0]
-    rate = last["rates"].get(f"{last['precision']} × {last['batch_size']}")
-    text = (
-        f"Frozen layers ran on {computed:,} views; epoch by epoch it would have been {trained_on:,}"
-    )
-    if rate and trained_on > computed:
-        text += f", {(trained_on - computed) / rate:.1f} s more at {rate:,.0f} views/s"
+    text = f"Frozen layers ran on {computed:,} views instead of {trained_on:,}, epoch by epoch"
+    rate = cache["passes"][0]["views_per_second"]
+    if trained_on > computed:
+        text += f": {(trained_on - computed) / rate:.1f} s saved at {rate:,.0f} views/s"
     return text + "."

@@ -7,12 +7,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from feature_sources import EXACT, cut_at, make_source, wanted
+from feature_sources import EXACT, PIXELS, cut_at, make_source, wanted
 from small_models import make_classifier
 
+from keras_transfer.data.pipeline import Examples
 from keras_transfer.features.extraction import extract
-from keras_transfer.features.source import Request
+from keras_transfer.features.source import Request, Source
 from keras_transfer.features.store import Store
+from keras_transfer.methods.child import peak_mb
+from keras_transfer.specs import CacheSpec, ViewSpec
 from keras_transfer.terminal import Silent
 
 NUM_PICTURES = 320
@@ -38,3 +41,24 @@ def run(folder: str, result: str, started: str = "") -> None:
     )
     arrays = {str(number): np.asarray(item.rows) for number, item in enumerate(features)}
     np.savez(result, computed=tally.num_computed, **arrays)
+
+
+def run_many(num_pictures: int, folder: str, result: str) -> None:
+    """Extract a map of 4,096 numbers from each of many pictures; keep the peak of memory."""
+    generator = np.random.default_rng(0)
+    store = Store(Path(folder))
+    keys = [f"{number:064x}" for number in range(num_pictures)]
+    with store.opened(PIXELS) as (entry,):
+        for start in range(0, num_pictures, 1000):
+            chunk = keys[start : start + 1000]
+            entry.append(chunk, generator.integers(0, 256, (len(chunk), 32, 32, 3), np.uint8))
+        pixels = entry.rows(keys)
+    labels = np.zeros(num_pictures, np.int64)
+    examples = Examples(pixels, labels, np.arange(num_pictures, dtype=np.int64), 10)
+    source = Source(examples, keys, ViewSpec(), PIXELS)
+    cut = cut_at(make_classifier("mobilenet_0.25"), "stage2")
+    request = Request(cut, wanted(num_pictures, 1))
+    cache = CacheSpec(precision="float32")
+    _, tally = extract([request], source, cache=cache, store=store, narrator=Silent())
+    assert tally.num_computed == num_pictures
+    Path(result).write_text(str(peak_mb()))

@@ -25,7 +25,6 @@ from keras_transfer.terminal import Narrator
 SHARD_BYTES: Final = 32_000_000
 """What is computed before it is written: lost at most when an extraction is killed."""
 
-_KEPT_IN_MEMORY_BYTES = 500_000_000
 _NUM_THREADS = 2
 _SAMPLE = 64
 
@@ -35,13 +34,15 @@ class Tally:
     """What an extraction did.
 
     `num_computed` views went through the prefix, `num_found` were stored already; `num_bytes` is
-    what all of them take in the store; `choice` is how they were computed, now or earlier.
+    what all of them take in the store; `rate` is views per second while they were computed, 0
+    where none was; `choice` is how they are computed, decided now or earlier.
     """
 
     num_computed: int
     num_found: int
     num_bytes: int
     seconds: float
+    rate: float
     choice: Choice
 
     def describe(self) -> str:
@@ -73,14 +74,14 @@ def extract(
     recipes = [features_recipe(request.cut, source, cache) for request in requests]
     with store.opened(*recipes) as entries:
         jobs = [_Job.of(r, e, source) for r, e in zip(requests, entries, strict=True)]
-        _extract_missing(jobs, source, cache, narrator, shard_bytes)
+        rate = _extract_missing(jobs, source, cache, narrator, shard_bytes)
         choice = Choice(**jobs[0].entry.notes)
         features = [job.features(len(source.digests)) for job in jobs]
     wanted = max(len(job.keys) for job in jobs)
     computed = max(len(job.missing) for job in jobs)
     seconds = time.perf_counter() - started
     num_bytes = sum(item.rows.nbytes for item in features)
-    return features, Tally(computed, wanted - computed, num_bytes, seconds, choice)
+    return features, Tally(computed, wanted - computed, num_bytes, seconds, rate, choice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +110,7 @@ class _Job:
         wanted = self.request.wanted
         place = np.full((num_pictures, int(wanted[:, 1].max()) + 1), -1, np.int64)
         place[wanted[:, 0], wanted[:, 1]] = np.arange(len(wanted))
-        rows = self.entry.rows(self.keys)
-        return Features(np.asarray(rows) if rows.nbytes < _KEPT_IN_MEMORY_BYTES else rows, place)
+        return Features(self.entry.rows(self.keys), place)
 
 
 def _extract_missing(
@@ -119,8 +119,8 @@ def _extract_missing(
     cache: CacheSpec,
     narrator: Narrator,
     shard_bytes: int,
-) -> None:
-    """Fill the gaps. Entries go on as they were begun; new ones join them.
+) -> float:
+    """Fill the gaps and return the rate. Entries go on as they were begun; new ones join them.
 
     After a kill features come out bit by bit as if nothing had happened. So the longest job is
     written last: it lacks all that any other lacks, and batches are made up as they were. And
@@ -130,7 +130,7 @@ def _extract_missing(
     jobs = [job for job in jobs if len(job.missing) or job.depth <= deepest]
     jobs.sort(key=lambda job: len(job.missing))
     if not deepest:
-        return
+        return 0.0
     choices = [Choice(**job.entry.notes) for job in jobs if job.entry.notes]
     prefix = None
     if not choices:
@@ -142,9 +142,13 @@ def _extract_missing(
         if not job.entry.notes:
             job.entry.note(**choices[0].to_dict())
         groups.setdefault(Choice(**job.entry.notes).way, []).append(job)
+    started, num_pairs = time.perf_counter(), 0
     for (precision, batch_size), group in groups.items():
         run = prefix or Prefix([job.request.cut for job in group], precision=precision)
-        _pass_over(group, source, run, narrator, batch_size=batch_size, shard_bytes=shard_bytes)
+        num_pairs += _pass_over(
+            group, source, run, narrator, batch_size=batch_size, shard_bytes=shard_bytes
+        )
+    return num_pairs / (time.perf_counter() - started)
 
 
 def _choose(jobs: Sequence[_Job], source: Source, cache: CacheSpec) -> tuple[Choice, Prefix]:
@@ -166,7 +170,7 @@ def _pass_over(
     *,
     batch_size: int,
     shard_bytes: int,
-) -> None:
+) -> int:
     """One pass over all pairs that any of the jobs lacks, a shard at a time."""
     lacking = [job.request.wanted[job.missing] for job in jobs]
     pairs = np.unique(np.concatenate(lacking), axis=0)
@@ -189,6 +193,7 @@ def _pass_over(
                 source.examples.pixels.release()
         if writing:
             writing.result()
+    return len(pairs)
 
 
 def _ahead(source: Source, pairs: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

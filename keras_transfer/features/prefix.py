@@ -22,11 +22,16 @@ AGREEMENT: Final = 0.999
 """Least cosine between a picture's features in half precision and in float32."""
 
 BATCH_SIZE: Final = 32
-OTHER_BATCH_SIZES: Final = (16, 64)
+BATCH_SIZES: Final = (16, 32, 64)
+COMPARED: Final = 16
+"""Pictures that precisions are compared on."""
+
 _USUAL = 1.1
 """How much faster another batch size must be: rates scatter by as much."""
 
 _TOO_SHORT_TO_MEASURE_SECONDS = 6.0
+_MOST_TRIES = 4
+_ENOUGH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class Choice:
     def way(self) -> tuple[str, int]:
         """Precision and batch size: all that results depend on."""
         return self.precision, self.batch_size
+
+    @property
+    def rate(self) -> float:
+        """The highest rate measured in this precision, views per second."""
+        return max(rate for name, rate in self.rates.items() if name.startswith(self.precision))
 
     def describe(self) -> str:
         """One sentence with all rates."""
@@ -104,20 +114,21 @@ def choose(
         num_views: how many views are to be computed.
     """
     bench = _Bench(cuts, pixels)
-    full = "float32" if precision == "auto" else precision
-    best, agreement = (full, BATCH_SIZE), None
-    is_long = num_views / bench.rate(*best) > _TOO_SHORT_TO_MEASURE_SECONDS
-    if is_long and precision == "auto":
+    best, agreement = "float32" if precision == "auto" else precision, None
+
+    def is_long() -> bool:
+        return num_views / bench.rate(best, COMPARED) > _TOO_SHORT_TO_MEASURE_SECONDS
+
+    if precision == "auto" and is_long():
         half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
-        agreement = bench.agreement(full, half)
-        if agreement >= AGREEMENT and bench.rate(half, BATCH_SIZE) > bench.rate(*best):
-            best = (half, BATCH_SIZE)
-    if is_long:
-        sizes = [(best[0], size) for size in OTHER_BATCH_SIZES]
-        best = max(
-            [best, *sizes], key=lambda way: bench.rate(*way) * (_USUAL if way == best else 1)
-        )
-    return Choice(*best, rates=bench.rates, agreement=agreement), bench.prefix(best[0])
+        agreement = bench.agreement(best, half)
+        if agreement >= AGREEMENT and bench.rate(half, COMPARED) > bench.rate(best, COMPARED):
+            best = half
+    size = BATCH_SIZE
+    if is_long():
+        fastest = max(BATCH_SIZES, key=lambda other: bench.rate(best, other))
+        size = fastest if bench.rate(best, fastest) > _USUAL * bench.rate(best, size) else size
+    return Choice(best, size, bench.rates, agreement), bench.prefix(best)
 
 
 class _Bench:
@@ -134,13 +145,13 @@ class _Bench:
         return self._prefixes[precision]
 
     def rate(self, precision: str, batch_size: int) -> float:
-        """Images per second, the best of three batches after one to warm up."""
+        """Images per second, the best of some batches after one to warm up."""
         name = f"{precision} × {batch_size}"
         if name not in self.rates:
             run, batch = self.prefix(precision), self._batch(batch_size)
             run(batch, batch_size)
-            seconds = []
-            for _ in range(3):
+            seconds: list[float] = []
+            while len(seconds) < _MOST_TRIES and sum(seconds) < _ENOUGH_SECONDS:
                 started = time.perf_counter()
                 run(batch, batch_size)
                 seconds.append(time.perf_counter() - started)
@@ -149,8 +160,8 @@ class _Bench:
 
     def agreement(self, *precisions: str) -> float:
         """The least cosine over pictures and cuts."""
-        batch = self._batch(BATCH_SIZE)
-        one, other = (self.prefix(precision)(batch, BATCH_SIZE) for precision in precisions)
+        batch = self._batch(COMPARED)
+        one, other = (self.prefix(precision)(batch, COMPARED) for precision in precisions)
         return min(_least_cosine(a, b) for a, b in zip(one, other, strict=True))
 
     def _batch(self, size: int) -> np.ndarray:

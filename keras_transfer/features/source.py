@@ -80,7 +80,7 @@ class Features:
     it was not asked for.
     """
 
-    rows: Rows | np.ndarray
+    rows: Rows
     place: np.ndarray
 
     @property

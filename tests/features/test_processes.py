@@ -1,4 +1,4 @@
-"""An extraction that is killed, or that another process wants too, ends as if it had been alone."""
+"""Extractions as processes: killed, wanted twice, and of very many pictures."""
 
 import multiprocessing
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from extraction_process import run
+from extraction_process import run, run_many
 
 from keras_transfer.features.store import Store
 
@@ -91,3 +91,13 @@ def test_two_processes_share_one_extraction(processes, undisturbed, tmp_path):
     assert sorted(int(result["computed"]) for result in results) == [0, 960]
     for result in results:
         np.testing.assert_array_equal(result["1"], expected["1"])
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(processes, tmp_path):
+    peaks = []
+    for number in (1_000, 20_000):
+        result = tmp_path / f"{number}.txt"
+        arguments = (number, str(tmp_path / str(number)), str(result))
+        finish(processes.Process(target=run_many, args=arguments))
+        peaks.append(float(result.read_text()))
+    assert peaks[1] < 1.1 * peaks[0], peaks
