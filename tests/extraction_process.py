@@ -59,6 +59,14 @@ def run_many(num_pictures: int, folder: str, result: str) -> None:
     cut = cut_at(make_classifier("mobilenet_0.25"), "stage2")
     request = Request(cut, wanted(num_pictures, 1))
     cache = CacheSpec(precision="float32")
-    _, tally = extract([request], source, cache=cache, store=store, narrator=Silent())
+    _, tally = extract(
+        [request],
+        source,
+        cache=cache,
+        store=store,
+        narrator=Silent(),
+        # Of a size that a thousand pictures fill: shards are what memory holds.
+        shard_bytes=2 * cut.num_values * 500,
+    )
     assert tally.num_computed == num_pictures
     Path(result).write_text(str(peak_mb()))

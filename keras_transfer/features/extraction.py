@@ -15,7 +15,7 @@ import numpy as np
 from keras_transfer.data.pipeline import Views
 from keras_transfer.errors import RunError
 from keras_transfer.features.entry import Entry
-from keras_transfer.features.prefix import Choice, Prefix, choose
+from keras_transfer.features.prefix import COMPARED, Choice, Prefix, choose
 from keras_transfer.features.shards import Rows
 from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
@@ -26,7 +26,6 @@ SHARD_BYTES: Final = 32_000_000
 """What is computed before it is written: lost at most when an extraction is killed."""
 
 _NUM_THREADS = 2
-_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,25 @@ class _Job:
         return len(self.request.cut.variables)
 
     @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.entry.recipe.dtype)
+
+    @property
     def row_bytes(self) -> int:
-        return self.request.cut.num_values * np.dtype(self.entry.recipe.dtype).itemsize
+        return self.request.cut.num_values * self.dtype.itemsize
+
+    def rounded(self, output: np.ndarray) -> np.ndarray:
+        """Activations as they are stored; RunError where that loses them."""
+        with np.errstate(over="ignore"):
+            rows = output.astype(self.dtype)
+        if not np.isfinite(rows).all():
+            raise RunError(
+                f"activations at {self.request.cut.name} are too large to be stored",
+                expected=f"numbers that {self.dtype} can hold",
+                received=f"up to {np.abs(output).max():g}",
+                fix="set cache.dtype=float32, and cache.precision=float32 if that is not enough",
+            )
+        return rows
 
     def features(self, num_pictures: int) -> Features:
         wanted = self.request.wanted
@@ -153,7 +169,7 @@ def _extract_missing(
 
 def _choose(jobs: Sequence[_Job], source: Source, cache: CacheSpec) -> tuple[Choice, Prefix]:
     wanted = jobs[-1].request.wanted
-    sample = wanted[:: max(1, len(wanted) // _SAMPLE)][:_SAMPLE]
+    sample = wanted[:: max(1, len(wanted) // COMPARED)][:COMPARED]
     return choose(
         [job.request.cut for job in jobs],
         Views(source.examples, source.views).read(*sample.T),
@@ -181,14 +197,15 @@ def _pass_over(
         writing: Future[None] | None = None
         for start in range(0, len(pairs), shard_size):
             shard = pairs[start : start + shard_size]
-            parts = []
+            rows = [np.empty((len(shard), *job.entry.recipe.shape), job.dtype) for job in jobs]
             for done in range(0, len(shard), batch_size):
-                parts.append(prefix(next(batches), batch_size))
+                outputs = prefix(next(batches), batch_size)
+                for job, filled, output in zip(jobs, rows, outputs, strict=True):
+                    filled[done : done + batch_size] = job.rounded(output)
                 count(start + min(done + batch_size, len(shard)), len(pairs))
             if writing:
                 writing.result()
-            outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
-            writing = writer.submit(_write, jobs, lacking, source, shard, outputs)
+            writing = writer.submit(_write, jobs, lacking, source, shard, rows)
             if isinstance(source.examples.pixels, Rows):
                 source.examples.pixels.release()
         if writing:
@@ -215,23 +232,14 @@ def _write(
     lacking: Sequence[np.ndarray],
     source: Source,
     pairs: np.ndarray,
-    outputs: Sequence[np.ndarray],
+    rows: Sequence[np.ndarray],
 ) -> None:
     """Append to every job's entry the rows of this shard that it lacks."""
-    for job, missing, output in zip(jobs, lacking, outputs, strict=True):
+    for job, missing, computed in zip(jobs, lacking, rows, strict=True):
         # Pairs as single numbers, which NumPy can look up at once.
         ours = np.isin(_codes(pairs), _codes(missing))
-        with np.errstate(over="ignore"):
-            rows = output[ours].astype(job.entry.recipe.dtype)
-        if not np.isfinite(rows).all():
-            raise RunError(
-                f"activations at {job.request.cut.name} are too large to be stored",
-                expected=f"numbers that {job.entry.recipe.dtype} can hold",
-                received=f"up to {np.abs(output).max():g}",
-                fix="set cache.dtype=float32, and cache.precision=float32 if that is not enough",
-            )
-        if len(rows):
-            job.entry.append(source.keys(pairs[ours]), rows)
+        if ours.any():
+            job.entry.append(source.keys(pairs[ours]), computed if ours.all() else computed[ours])
 
 
 def _codes(pairs: np.ndarray) -> np.ndarray:
