@@ -35,8 +35,8 @@ def test_warmup_of_nothing_starts_at_the_peak():
 
 def test_rates_fall_by_the_decay_from_the_head_down():
     phase = PhaseSpec(unfreeze="stem", learning_rate=1.0, layer_decay=0.5)
-    rates = stage_rates(phase, make_classifier())
-    assert rates == {"stem": 0.25, "stage2": 0.5, "head": 1.0}
+    rates = stage_rates(phase, make_classifier("mobilenet_0.25"))
+    assert rates == {"stem": 0.125, "stage1": 0.25, "stage2": 0.5, "head": 1.0}
 
 
 def test_step_over_gradient_is_the_rate_of_the_stage_for_every_variable_under_sgd():
@@ -67,7 +67,7 @@ def test_step_over_gradient_is_the_rate_of_the_stage_for_every_variable_under_sg
 
 
 def test_weight_decay_spares_offsets_and_shrinks_kernels():
-    classifier = make_classifier(dropout=0.0)
+    classifier = make_classifier("mobilenet_0.25", dropout=0.0)
     phase = PhaseSpec(learning_rate=0.1, weight_decay=0.5, warmup_epochs=0, schedule="constant")
     apply_phase(classifier, phase)
     kernel, bias = classifier.stages["head"][-1].trainable_variables

@@ -9,6 +9,9 @@ from keras_transfer.errors import RunError, SpecError
 from keras_transfer.specs import PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.training.phases import apply_phase, compile_phase, train_phase
 
+TINY = "mobilenet_0.25"
+"""A family with BatchNormalization that builds and trains fast."""
+
 FROZEN = PhaseSpec(name="frozen", epochs=2, unfreeze="head", learning_rate=1e-2)
 TUNED = PhaseSpec(
     name="fine-tune", epochs=2, unfreeze="stage2", learning_rate=1e-3, layer_decay=0.5
@@ -20,7 +23,7 @@ def _same(before: list[np.ndarray], after: list[np.ndarray]) -> list[bool]:
     return [np.array_equal(old, new) for old, new in zip(before, after, strict=True)]
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
+@pytest.mark.parametrize("backbone", [TINY, "vgg16"])
 def test_two_phases_change_exactly_their_stages(backbone, split_data):
     classifier, data = make_classifier(backbone), split_data(SPEC)
     start = weights_by_stage(classifier)
@@ -35,8 +38,8 @@ def test_two_phases_change_exactly_their_stages(backbone, split_data):
     assert first_loss == pytest.approx(last_loss, abs=1e-6)
     train_phase(classifier, TUNED, data)
     tuned = weights_by_stage(classifier)
-    lower, *_ = classifier.stages
-    assert all(_same(frozen[lower], tuned[lower]))
+    *lower, _, _ = classifier.stages
+    assert all(all(_same(frozen[stage], tuned[stage])) for stage in lower)
     for stage in ("stage2", "head"):
         names = [v.path for v in classifier.variables_of(stage) if "int" not in v.dtype]
         for name, same in zip(names, _same(frozen[stage], tuned[stage]), strict=True):
@@ -44,7 +47,7 @@ def test_two_phases_change_exactly_their_stages(backbone, split_data):
 
 
 def test_batchnorm_learns_where_the_phase_says_so(split_data):
-    classifier, data = make_classifier(), split_data(SPEC)
+    classifier, data = make_classifier(TINY), split_data(SPEC)
     phase = PhaseSpec(epochs=1, unfreeze="stage2", train_batchnorm=True)
     before = weights_by_stage(classifier)
     train_phase(classifier, phase, data)
@@ -66,9 +69,9 @@ def test_number_of_trainable_parameters_equals_the_table():
 
 
 def test_gradual_unfreezing_only_ever_adds_stages():
-    classifier = make_classifier()
+    classifier = make_classifier(TINY)
     seen: set[str] = set()
-    for unfreeze in ("head", "stage2", "stem"):
+    for unfreeze in ("head", "stage2", "stage1", "stem"):
         apply_phase(classifier, PhaseSpec(unfreeze=unfreeze))
         now = {variable.path for variable in classifier.model.trainable_variables}
         assert seen < now
@@ -79,7 +82,7 @@ def test_gradual_unfreezing_only_ever_adds_stages():
 
 def test_unknown_stage_is_refused_with_the_nearest():
     with pytest.raises(SpecError, match="did you mean 'stage2'"):
-        apply_phase(make_classifier(), PhaseSpec(unfreeze="stage22"))
+        apply_phase(make_classifier(TINY), PhaseSpec(unfreeze="stage22"))
 
 
 class _Record(keras.callbacks.Callback):
@@ -92,7 +95,7 @@ class _Record(keras.callbacks.Callback):
 
 
 def test_phase_ends_on_its_best_epoch(split_data):
-    classifier, record = make_classifier(), _Record()
+    classifier, record = make_classifier(TINY), _Record()
     phase = PhaseSpec(epochs=4, learning_rate=0.5, schedule="constant", warmup_epochs=0)
     result = train_phase(classifier, phase, split_data(SPEC), callbacks=[record])
     scores = [(row["val_accuracy"], -row["val_loss"]) for row in result.history]
@@ -105,7 +108,7 @@ def test_patience_ends_a_phase_early(split_data):
     phase = PhaseSpec(
         epochs=50, learning_rate=0.0, patience_epochs=2, warmup_epochs=0, weight_decay=0
     )
-    result = train_phase(make_classifier(), phase, split_data(SPEC))
+    result = train_phase(make_classifier(TINY), phase, split_data(SPEC))
     assert (result.epochs, result.best_epoch) == (3, 1)
 
 
@@ -114,4 +117,4 @@ def test_divergence_is_an_error_that_names_phase_and_rate(split_data):
         name="wild", epochs=2, learning_rate=1e38, optimizer="sgd", warmup_epochs=0, weight_decay=0
     )
     with pytest.raises(RunError, match="learning_rate"):
-        train_phase(make_classifier(), phase, split_data(SPEC))
+        train_phase(make_classifier(TINY), phase, split_data(SPEC))

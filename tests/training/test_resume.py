@@ -10,6 +10,9 @@ from keras_transfer.specs import PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from keras_transfer.training.checkpoints import Checkpoint
 from keras_transfer.training.phases import train_phase
 
+TINY = "mobilenet_0.25"
+"""A family with BatchNormalization that builds and trains fast."""
+
 SPEC = RunSpec(views=ViewSpec(policy="strong"), training=TrainingSpec(batch_size=40))
 
 
@@ -30,13 +33,13 @@ class _StopAt(keras.callbacks.Callback):
 def test_stopped_phase_ends_bit_identical_when_taken_up(decay, split_data, tmp_path):
     phase = PhaseSpec(epochs=4, unfreeze="stage2", learning_rate=1e-3, layer_decay=decay)
     data = split_data(SPEC)
-    whole = make_classifier()
+    whole = make_classifier(TINY)
     expected = train_phase(whole, phase, data)
 
     saver = Checkpoint(RunFolder.create(tmp_path / "run"), "phase-0")
     with pytest.raises(KeyboardInterrupt):
-        train_phase(make_classifier(), phase, data, saver=saver, callbacks=[_StopAt(2, 1)])
-    resumed = make_classifier()
+        train_phase(make_classifier(TINY), phase, data, saver=saver, callbacks=[_StopAt(2, 1)])
+    resumed = make_classifier(TINY)
     result = train_phase(resumed, phase, data, saver=saver)
 
     assert result.best_epoch == expected.best_epoch
@@ -51,9 +54,9 @@ def test_stopped_phase_ends_bit_identical_when_taken_up(decay, split_data, tmp_p
 def test_finished_phase_is_not_trained_again(split_data, tmp_path):
     phase = PhaseSpec(epochs=2)
     saver = Checkpoint(RunFolder.create(tmp_path / "run"), "phase-0")
-    first = train_phase(make_classifier(), phase, split_data(SPEC), saver=saver)
+    first = train_phase(make_classifier(TINY), phase, split_data(SPEC), saver=saver)
     again = train_phase(
-        make_classifier(), phase, split_data(SPEC), saver=saver, callbacks=[_StopAt(0, 0)]
+        make_classifier(TINY), phase, split_data(SPEC), saver=saver, callbacks=[_StopAt(0, 0)]
     )
     assert again.history == first.history
 
