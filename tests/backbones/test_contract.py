@@ -2,8 +2,9 @@
 
 Structure is checked on networks without values, which cost little, whatever their width. What
 needs values is checked on one network of each family, cut where its upper stages only repeat the
-lower ones; ResNetV2s and Inceptions have no kind of layer that others lack. The deepest and widest
-relatives (`GIANTS`), and the values of NASNet, would take longer than all others together.
+lower ones; ResNetV2s and InceptionV3 have no kind of layer that others lack. The deepest and
+widest relatives (`GIANTS`), and the values of the two networks with the most layers, NASNet and
+InceptionResNetV2, would take longer than all others together.
 """
 
 import functools
