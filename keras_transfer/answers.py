@@ -40,7 +40,7 @@ def answer(
     """
     recipe = Recipe(
         kind="logits",
-        title=f"answers of {model.name.partition('-')[0]}",
+        title=f"answers of a classifier of {model.output_shape[-1]} classes",
         content={
             "model": fingerprint(model),
             "pixels": pixels_recipe.digest,

@@ -6,7 +6,7 @@ epoch, without gradients.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut, find_cut
@@ -38,7 +38,7 @@ def find_cuts(classifier: Classifier, phases: Sequence[PhaseSpec], first: int) -
         apply_phase(classifier, phase)
         cut = find_cut(classifier.model)
         if cut and moved.isdisjoint(map(id, cut.variables)):
-            cuts[number] = cut
+            cuts[number] = replace(cut, name=f"{cut.name} of {classifier.trunk.backbone.name}")
         moved.update(map(id, changing_variables(classifier, phase)))
     apply_phase(classifier, phases[first])
     return cuts

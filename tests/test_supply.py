@@ -18,7 +18,7 @@ from keras_transfer.terminal import Silent
 # Not Adam: it divides by the size of gradients, so that weights whose gradients are rounding
 # errors would wander by the learning rate, on features and on pictures each in its own way.
 HEAD = PhaseSpec(name="frozen", epochs=4, unfreeze="head", learning_rate=1e-2, optimizer="sgd")
-TAIL = PhaseSpec(name="fine-tune", epochs=7, unfreeze="stage2", learning_rate=1e-2, optimizer="sgd")
+TAIL = PhaseSpec(name="fine-tune", epochs=7, unfreeze="stage2", learning_rate=3e-4, optimizer="sgd")
 SPEC = RunSpec(
     views=ViewSpec(count=1),
     phases=(HEAD,),
@@ -43,7 +43,7 @@ def _fresh_names():
 
 
 def train(
-    spec: RunSpec, folder, backbone: str = "resnet50", limit_bytes: int | None = None
+    spec: RunSpec, folder, backbone: str = "mobilenet_0.25", limit_bytes: int | None = None
 ) -> tuple[Classifier, list[Outcome], Supply, list[str]]:
     narrator = Listener()
     store = Store(folder, limit_bytes=limit_bytes)
@@ -88,14 +88,14 @@ def test_a_tail_trained_on_features_is_the_tail_trained_on_pictures(backbone, tm
     assert moved["stem" if backbone == "resnet50" else "stage1"] == 0
 
 
-def test_predictions_from_the_float16_store_differ_by_less_than_a_hundredth(tmp_path):
+def test_predictions_from_the_float16_store_differ_by_less_than_two_hundredths(tmp_path):
     spec = RunSpec(**{**vars(SPEC), "phases": (HEAD, TAIL)})
     rounded = override(spec, {"cache.dtype": "float16"})
-    exact, _, supply, _ = train(spec, tmp_path)
-    coarse, _, _, _ = train(rounded, tmp_path)
+    exact, _, supply, _ = train(spec, tmp_path, "resnet50")
+    coarse, _, _, _ = train(rounded, tmp_path, "resnet50")
     rows = supply.splits.test
     expected, found = (supply.predict(classifier, rows) for classifier in (exact, coarse))
-    assert np.abs(found - expected).max() < 0.01
+    assert np.abs(found - expected).max() < 0.02
     assert np.abs(found - expected).max() > 0
 
 
@@ -112,7 +112,7 @@ def test_gradual_unfreezing_is_served_by_one_pass(tmp_path):
     classifier, outcomes, supply, _ = train(RunSpec(**{**vars(SPEC), "phases": phases}), tmp_path)
     assert len(supply.tallies) == 1
     assert [outcome.name for outcome in outcomes] == ["frozen", "fine-tune", "deeper"]
-    assert differences(classifier, make_classifier())["stem"] > 0
+    assert differences(classifier, make_classifier("mobilenet_0.25"))["stem"] > 0
 
 
 def test_a_phase_below_which_an_earlier_one_trained_gets_features_of_its_own(tmp_path):
@@ -125,9 +125,9 @@ def test_a_phase_below_which_an_earlier_one_trained_gets_features_of_its_own(tmp
 
 
 def test_plans_take_fewer_views_and_then_pictures_where_features_do_not_fit():
-    cuts = find_cuts(make_classifier(), (HEAD, TAIL), 0)
-    # At stage2 a view takes 8 · 8 · 64 numbers of 4 bytes, pooled features 256 of them.
-    pooled, boundary = 4 * 256 * (96 * 4 + 64), 4 * 64 * 8 * 8
+    cuts = find_cuts(make_classifier("mobilenet_0.25"), (HEAD, TAIL), 0)
+    # Below stage2 a view takes 16 · 16 · 16 numbers of 4 bytes, pooled features 32 of them.
+    pooled, boundary = 4 * 32 * (96 * 4 + 64), 4 * 16 * 16 * 16
     for fitting, expected in ((4, 4), (3, 3), (2, 2), (1, None)):
         plans, told = make_plans(
             cuts,
@@ -152,7 +152,7 @@ def test_plans_take_fewer_views_and_then_pictures_where_features_do_not_fit():
 def test_auto_trains_on_what_fits_and_says_so(tmp_path):
     spec = override(SPEC, {"views.count": 4, "cache.mode": "auto"})
     spec = RunSpec(**{**vars(spec), "phases": (HEAD, TAIL)})
-    limit = 4 * 256 * (96 * 4 + 64) + 4 * 64 * 8 * 8 * (96 * 2 + 64) + 200_000
+    limit = 4 * 32 * (96 * 4 + 64) + 4 * 16 * 16 * 16 * (96 * 2 + 64) + 200_000
     _, outcomes, supply, said = train(spec, tmp_path, limit_bytes=limit)
     assert [tally.num_computed for tally in supply.tallies] == [96 * 4 + 64]
     assert any("shows 2 views of each picture instead of 4" in text for text in said)
