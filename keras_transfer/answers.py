@@ -16,6 +16,30 @@ from keras_transfer.models.cuts import fingerprint
 from keras_transfer.terminal import Narrator
 
 
+def logits_recipe(model: keras.Model, pixels: Recipe) -> Recipe:
+    """What a classifier's logits are a function of, beside the picture's file."""
+    return Recipe(
+        kind="logits",
+        title=f"answers of a classifier of {model.output_shape[-1]} classes",
+        content={
+            "model": fingerprint(model),
+            "pixels": pixels.digest,
+            "keras": keras.__version__,
+        },
+        shape=model.output_shape[1:],
+        dtype="float32",
+    )
+
+
+def known_answers(model: keras.Model, *, pixels: Recipe, store: Store) -> dict[str, np.ndarray]:
+    """Class probabilities float32 [C] of all pictures the model was asked about, by digest."""
+    with store.opened(logits_recipe(model, pixels)) as (entry,):
+        entry.check()
+        digests = entry.keys
+        rows = entry.rows(digests)
+    return dict(zip(digests, softmax(np.asarray(rows)), strict=True)) if digests else {}
+
+
 def answer(
     model: keras.Model,
     digests: Sequence[str],
@@ -38,17 +62,7 @@ def answer(
     Raises:
         RunError: answers cannot be stored.
     """
-    recipe = Recipe(
-        kind="logits",
-        title=f"answers of a classifier of {model.output_shape[-1]} classes",
-        content={
-            "model": fingerprint(model),
-            "pixels": pixels_recipe.digest,
-            "keras": keras.__version__,
-        },
-        shape=model.output_shape[1:],
-        dtype="float32",
-    )
+    recipe = logits_recipe(model, pixels_recipe)
     with store.opened(recipe) as (entry,):
         missing = np.asarray(entry.missing(digests), np.int64)
         if len(missing):

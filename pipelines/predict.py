@@ -24,15 +24,21 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_args(argv)
     check_vacant(Path(arguments.output))
     with chatter_to(scratch_log()):
+        from keras_transfer.answers import known_answers
+        from keras_transfer.data.audit import pixels_recipe
         from keras_transfer.delivery.prediction import load_run, predict_files
         from keras_transfer.delivery.prediction_files import expand_paths, write_predictions
+        from keras_transfer.shelf import open_store
         from keras_transfer.terminal import Terminal
 
         terminal = Terminal()
         files = expand_paths(arguments.paths, sys.stdin)
         loaded = load_run(arguments.run)
+        pixels = pixels_recipe(loaded.spec.data)
+        with open_store(loaded.spec, narrator=terminal) as store:
+            known = known_answers(loaded.model, pixels=pixels, store=store)
         with terminal.counting("predicting") as count:
-            rows = predict_files(loaded, files, batch_size=arguments.batch_size)
+            rows = predict_files(loaded, files, known=known, batch_size=arguments.batch_size)
             summary = write_predictions(
                 terminal.counted(rows, count),
                 Path(arguments.output),

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.config import load_spec
 from keras_transfer.conversion import nearest
 from keras_transfer.data.pipeline import Pixels
-from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.reading import Known, Picture, read_new_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.errors import DataError, RunError
@@ -73,30 +73,40 @@ def load_run(path: str | Path) -> LoadedRun:
 
 
 def predict_files(
-    run: LoadedRun, files: Iterable[Path], *, batch_size: int = BATCH_SIZE
+    run: LoadedRun,
+    files: Iterable[Path],
+    *,
+    known: Mapping[str, np.ndarray] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction | BadFile]:
     """Answer for every file, in order; one that is no usable picture comes back as a `BadFile`.
 
     Lazy all the way: only a batch and the reader's look-ahead are in memory, and `files` may be
     endless.
+
+    Args:
+        known: probabilities float32 [C] by the digests of files that need not be decoded, from
+            `answers.known_answers`.
     """
-    data = run.spec.data
-    pictures = read_pixels(
+    data, known = run.spec.data, known or {}
+    pictures = read_new_pixels(
         files,
+        known=known.__contains__,
         image_size=data.image_size,
         resize=data.resize,
         max_megapixels=data.max_megapixels,
     )
     while batch := list(itertools.islice(pictures, batch_size)):
-        good = [item for item in batch if isinstance(item, Picture)]
-        pixels = np.stack([item.pixels for item in good]) if good else np.empty((0,))
+        new = [item for item in batch if isinstance(item, Picture)]
+        pixels = np.stack([item.pixels for item in new]) if new else np.empty((0,))
         answers = iter(predict_pixels(run.model, pixels, batch_size=batch_size))
         for item in batch:
-            yield (
-                _prediction(item.file, next(answers), run.class_names)
-                if isinstance(item, Picture)
-                else item
-            )
+            if isinstance(item, BadFile):
+                yield item
+            else:
+                told = isinstance(item, Known)
+                probabilities = known[item.encoded.digest] if told else next(answers)
+                yield _prediction(item.file, probabilities, run.class_names)
 
 
 def predict_pixels(

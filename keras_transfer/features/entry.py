@@ -113,6 +113,11 @@ class Entry:
         with explained(self._folder):
             self._write_description()
 
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all stored rows."""
+        return list(self._places)
+
     def missing(self, keys: Sequence[str]) -> list[int]:
         """Positions in `keys` whose rows are not stored, of equal keys the first.
 

@@ -1,6 +1,7 @@
 """A finished run asked about new pictures: by file, by the million, and by labelled sets."""
 
 import csv
+import hashlib
 import io
 import itertools
 import shutil
@@ -116,6 +117,18 @@ def test_predict_files_answers_in_order_and_keeps_bad_files_in_their_place(
     np.testing.assert_allclose([x.probabilities for x in good], expected, rtol=0, atol=1e-6)
     assert [x.label for x in good] == [run.class_names[k] for k in expected.argmax(axis=1)]
     assert [x.confidence for x in good] == [float(x.probabilities.max()) for x in good]
+
+
+def test_predict_files_asks_the_model_about_new_pictures_only(run: LoadedRun, photos: Path):
+    files = sorted(photos.iterdir())[:6]
+    expected = list(predict_files(run, files))
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    known = {digests[1]: np.float32([0.5, 0.25, 0.25]), digests[4]: expected[4].probabilities}
+    answers = list(predict_files(run, [files[0], *files], known=known, batch_size=3))
+    assert [answer.path for answer in answers] == [f.as_posix() for f in [files[0], *files]]
+    np.testing.assert_array_equal(answers[2].probabilities, known[digests[1]])
+    for answer, truth in zip(answers[3:], expected[2:], strict=True):
+        np.testing.assert_allclose(answer.probabilities, truth.probabilities, atol=1e-6)
 
 
 def test_predict_files_takes_only_a_little_ahead_of_an_endless_list(run: LoadedRun, photos: Path):
