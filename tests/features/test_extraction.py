@@ -1,6 +1,7 @@
 """Features are what the frozen layers would have given, are computed once, and never go stale."""
 
 import dataclasses
+import resource
 
 import keras
 import numpy as np
@@ -129,6 +130,24 @@ def test_two_cuts_share_one_pass_and_equal_two_passes(tmp_path):
         np.testing.assert_allclose(features.rows, alone.rows, atol=2e-6 * scale)
     assert joint[0].shape == (256,)
     assert joint[1].shape == (8, 8, 64)
+
+
+def test_a_full_disk_is_told_and_the_next_extraction_goes_on(tmp_path):
+    cut, source = cut_at(make_classifier("mobilenet_0.25"), "stage2"), make_source(64)
+    request, store = Request(cut, wanted(64, 1)), Store(tmp_path)
+    arguments = {"cache": EXACT, "store": store, "narrator": Silent(), "shard_bytes": 1}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(RunError, match="disk is full") as raised:
+            extract([request], source, **arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cache.folder" in raised.value.fix
+    (features,), tally = extract([request], source, **arguments)
+    assert tally.num_computed == 64
+    expected = plain_features(cut, source, wanted(64, 1))
+    np.testing.assert_allclose(np.asarray(features.rows), expected, atol=1e-4)
 
 
 def test_activations_too_large_for_float16_are_an_error(tmp_path):
