@@ -120,7 +120,14 @@ def describe_cache(
         "views_found": sum(tally.num_found for tally in tallies),
         "views_trained_on": sum(outcome.epochs * per_epoch for outcome in outcomes),
         "bytes": sum(tally.num_bytes for tally in tallies),
-        "passes": [{"seconds": tally.seconds, **tally.choice.to_dict()} for tally in tallies],
+        "passes": [
+            {
+                "seconds": tally.seconds,
+                "views_per_second": tally.rate or tally.choice.rate,
+                **tally.choice.to_dict(),
+            }
+            for tally in tallies
+        ],
     }
 
 
