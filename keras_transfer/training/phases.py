@@ -78,12 +78,16 @@ def compile_phase(
     `part` is compiled in the classifier's place where the phase does not train all of its graph.
     """
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
-    (part or classifier.model).compile(
+    model = part or classifier.model
+    model.compile(
         optimizer=make_optimizer(phase, classifier, steps_per_epoch=steps_per_epoch),
         loss=loss,
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
     )
+    # In its first step it would create variables inside the graph: TensorFlow then traces that
+    # graph twice, and keeps something of it for good.
+    model.optimizer.build(model.trainable_variables)
 
 
 def train_phase(
