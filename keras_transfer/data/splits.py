@@ -4,6 +4,7 @@ A split that the source has is kept as it is. One that it lacks is carved out of
 rows: stratified, seeded, with groups and exact copies kept together.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -59,20 +60,28 @@ def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
     }
     if fractions:
         pool = np.flatnonzero(split_of_row == carving.TRAIN)
-        split_of_row[pool] = _carve_pool(records, labels, pool, fractions, seed)
+        split_of_row[pool] = carve_pool(records, pool, fractions, seed=seed)
     _check_every_class_in_every_split(records, labels, split_of_row)
     rows = {name: np.flatnonzero(split_of_row == name) for name in NAMES}
-    if spec.train_size is not None:
-        _check_train_size(spec.train_size, len(rows["train"]), len(records.class_names))
-        generator = np.random.default_rng([seed, 1])
-        chosen = carving.nested_subset(labels[rows["train"]], spec.train_size, generator)
-        rows["train"] = rows["train"][chosen]
-    return Splits(
-        **rows,
-        seed=seed,
-        val_fraction=fractions.get("val"),
-        test_fraction=fractions.get("test"),
-    )
+    val_fraction, test_fraction = fractions.get("val"), fractions.get("test")
+    splits = Splits(**rows, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    return with_train_size(splits, records, spec.train_size)
+
+
+def with_train_size(splits: Splits, records: Records, size: int | None) -> Splits:
+    """The same splits with `size` training rows, stratified; None keeps them all.
+
+    Drawn with the splits' seed: of the same splits, smaller choices are part of larger ones.
+
+    Raises:
+        DataError: there are fewer rows, or more classes.
+    """
+    if size is None:
+        return splits
+    _check_train_size(size, len(splits.train), len(records.class_names))
+    labels = np.array(records.labels(), dtype=np.int64)[splits.train]
+    chosen = carving.nested_subset(labels, size, np.random.default_rng([splits.seed, 1]))
+    return dataclasses.replace(splits, train=splits.train[chosen])
 
 
 def manifest(splits: Splits, records: Records) -> dict[str, Any]:
@@ -134,10 +143,18 @@ def read_manifest(document: dict[str, Any], records: Records) -> Splits:
     )
 
 
-def _carve_pool(
-    records: Records, labels: np.ndarray, pool: np.ndarray, fractions: dict[str, float], seed: int
+def carve_pool(
+    records: Records, pool: np.ndarray, fractions: dict[str, float], *, seed: int
 ) -> np.ndarray:
-    """The split of every pool row."""
+    """Divide some of the rows: the name of each one's split, str [len(pool)].
+
+    Args:
+        fractions: share of each split but training, which takes the rest.
+
+    Raises:
+        DataError: a class has too few pictures to be in every split.
+        SpecError: the fractions leave nothing to train on.
+    """
     if sum(fractions.values()) >= 1:
         raise SpecError(
             "data.val_fraction and data.test_fraction leave nothing to train on",
@@ -146,7 +163,7 @@ def _carve_pool(
             fix="lower one of them",
         )
     items = [records.items[row] for row in pool]
-    labels = labels[pool]
+    labels = np.array(records.labels(), dtype=np.int64)[pool]
     units = carving.find_units([item.digest for item in items], [item.group for item in items])
     counts = np.bincount(labels, minlength=len(records.class_names))
     num_units = carving.count_units(labels, units, len(records.class_names))
