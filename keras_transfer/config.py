@@ -169,6 +169,13 @@ def check_consistency(spec: RunSpec) -> None:
             received="both",
             fix="set training.class_weights=none or training.sampling=natural",
         )
+    if spec.folds > 1 and spec.halvings:
+        raise SpecError(
+            "folds and halvings are two studies",
+            expected="folds=1 or halvings=0",
+            received=f"folds={spec.folds} and halvings={spec.halvings}",
+            fix="run one after the other; seeds=… goes with either",
+        )
     names = [phase.name for phase in spec.phases]
     if len(set(names)) < len(names):
         raise SpecError(

@@ -192,6 +192,11 @@ class RunSpec:
     seed: int = option(
         0, "seed of splits, initial weights, order and dropout; views have their own", low=0
     )
+    folds: int = option(1, "cross-validation: how many folds (1 = a single split)", low=1)
+    seeds: int = option(1, "repeats: with seed, seed + 1, … (1 = a single run)", low=1)
+    halvings: int = option(
+        0, "learning curve: how often to halve the training pictures (0 = all of them)", low=0
+    )
     data: DataSpec = field(default_factory=DataSpec)
     views: ViewSpec = field(default_factory=ViewSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -199,6 +204,11 @@ class RunSpec:
     training: TrainingSpec = field(default_factory=TrainingSpec)
     devices: DeviceSpec = field(default_factory=DeviceSpec)
     cache: CacheSpec = field(default_factory=CacheSpec)
+
+    @property
+    def num_trials(self) -> int:
+        """How often training runs at most; more than once makes it a study."""
+        return self.folds * self.seeds * (self.halvings + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,12 +102,21 @@ class _Plain:
 class Supply:
     """Hands every phase its inputs; one pass over the pictures serves as many phases as it can.
 
-    `tallies` has an entry for every such pass.
+    `tallies` has an entry for every such pass. `pool` are the rows that this run or its siblings
+    in a study train on: what no training has touched yet is stored for all of them at once.
     """
 
     def __init__(
-        self, spec: RunSpec, source: Source, splits: Splits, *, store: Store, narrator: Narrator
+        self,
+        spec: RunSpec,
+        source: Source,
+        splits: Splits,
+        *,
+        store: Store,
+        narrator: Narrator,
+        pool: np.ndarray | None = None,
     ):
+        self._pool = splits.train if pool is None else pool
         self.spec, self.source, self.splits = spec, source, splits
         self.tallies: list[Tally] = []
         self._store, self._narrator = store, narrator
@@ -134,10 +143,14 @@ class Supply:
 
     def _extract(self, classifier: Classifier, first: int) -> None:
         """Features for phase `first` and for all later ones that can have theirs already."""
-        plans = self._plan(find_cuts(classifier, self.spec.phases, first))
+        # Once a phase has trained, what lies below a cut is this run's own.
+        train = self.splits.train if first else self._pool
+        plans = self._plan(find_cuts(classifier, self.spec.phases, first), len(train))
         if not plans:
             return
-        requests = [Request(plan.cut, self._wanted(plan.num_views)) for plan in plans.values()]
+        requests = [
+            Request(plan.cut, self._wanted(train, plan.num_views)) for plan in plans.values()
+        ]
         features, tally = extract(
             requests,
             self.source,
@@ -150,12 +163,11 @@ class Supply:
         pairs = zip(plans.values(), features, strict=True)
         self._extracted.update(zip(plans, pairs, strict=True))
 
-    def _plan(self, cuts: dict[int, Cut]) -> dict[int, Plan]:
+    def _plan(self, cuts: dict[int, Cut], num_train: int) -> dict[int, Plan]:
         cache, count = self.spec.cache, self.spec.views.count
         if not cuts or count is None:
             return {}
         recipes = [features_recipe(cut, self.source, cache) for cut in cuts.values()]
-        num_train = len(self.splits.train)
         plans, told = make_plans(
             cuts,
             self.spec.phases,
@@ -169,10 +181,9 @@ class Supply:
             self._narrator.say(sentence)
         return plans
 
-    def _wanted(self, num_views: int) -> np.ndarray:
+    def _wanted(self, train: np.ndarray, num_views: int) -> np.ndarray:
         """(row, view) of all views of training pictures and of all other pictures, sorted."""
-        others = np.setdiff1d(np.arange(len(self.source.digests)), self.splits.train)
-        train = np.sort(self.splits.train)
+        others = np.setdiff1d(np.arange(len(self.source.digests)), train)
         pairs = np.concatenate(
             [
                 np.stack(

@@ -24,6 +24,7 @@ from keras_transfer.delivery.proof import export_proven
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
+from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
 from keras_transfer.features.source import Source
 from keras_transfer.features.store import Store
@@ -90,6 +91,7 @@ def run_transfer(
 
 
 def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
+    _check_single(spec)
     started = time.perf_counter()
     set_up(spec.devices, seed=spec.seed)
     narrator.say(f"Run folder: {run.path}")
@@ -118,6 +120,17 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
     run.write_json("metrics.json", _metrics(outcomes, test, parity))
     shutil.rmtree(run.checkpoint_folder)
     return Result(run, classifier, outcomes, test, parity, time.perf_counter() - started)
+
+
+def _check_single(spec: RunSpec) -> None:
+    if spec.num_trials > 1:
+        raise SpecError(
+            "a study of several trainings is not one run",
+            expected="folds=1, seeds=1 and halvings=0",
+            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
+            fix="call keras_transfer.methods.studying.run_study(spec), or the verb `train`, which "
+            "does",
+        )
 
 
 def load_data(

@@ -1,8 +1,14 @@
 """Train: from a folder of pictures to a fine-tuned, verified SavedModel in a run folder.
 
-python -m pipelines.train quickstart
-python -m pipelines.train flowers data.path=my_photos model.backbone=mobilenet_0.25
-python -m pipelines.train saved_models/flowers --output saved_models/flowers --resume
+    python -m pipelines.train quickstart
+    python -m pipelines.train flowers data.path=my_photos model.backbone=mobilenet_0.25
+    python -m pipelines.train saved_models/flowers --output saved_models/flowers --resume
+
+Many trainings of one spec, which share all that is frozen, are a study; it exports nothing:
+
+    python -m pipelines.train quickstart folds=5
+    python -m pipelines.train quickstart seeds=5
+    python -m pipelines.train quickstart halvings=4 seeds=3
 """
 
 import json
@@ -10,8 +16,10 @@ import sys
 from collections.abc import Sequence
 
 from keras_transfer.config import spec_to_dict
+from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run
 from keras_transfer.devices import chatter_to
+from keras_transfer.specs import RunSpec
 from pipelines.arguments import (
     add_spec_arguments,
     main_of,
@@ -24,7 +32,11 @@ from pipelines.arguments import (
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser("train", str(__doc__), fields=True)
     add_spec_arguments(parser)
-    parser.add_argument("--output", metavar="DIR", help="run folder (default: saved_models/<name>)")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="run folder (default: saved_models/<name>, <name>-study for a study)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--dry-run", action="store_true", help="try one batch of every phase only")
     parser.add_argument("--print-spec", action="store_true", help="print the resolved spec as JSON")
@@ -42,13 +54,26 @@ def _run(argv: Sequence[str] | None) -> None:
         return
     run = start_run(spec, output=arguments.output, resume=arguments.resume)
     with chatter_to(run.log_file):
-        # Only now, so that TensorFlow's start-up goes to the log.
-        from keras_transfer.closing import show_result
-        from keras_transfer.terminal import Terminal
-        from keras_transfer.transfer import run_transfer
+        (_train if spec.num_trials == 1 else _study)(spec, run)
 
-        terminal = Terminal()
-        show_result(run_transfer(spec, run, narrator=terminal), terminal)
+
+# What follows imports TensorFlow, and only then, so that its start-up goes to the log.
+def _train(spec: RunSpec, run: RunFolder) -> None:
+    from keras_transfer.closing import show_result
+    from keras_transfer.terminal import Terminal
+    from keras_transfer.transfer import run_transfer
+
+    terminal = Terminal()
+    show_result(run_transfer(spec, run, narrator=terminal), terminal)
+
+
+def _study(spec: RunSpec, run: RunFolder) -> None:
+    from keras_transfer.methods.study_report import show_study
+    from keras_transfer.methods.studying import run_study
+    from keras_transfer.terminal import Terminal
+
+    terminal = Terminal()
+    show_study(run_study(spec, run, narrator=terminal), terminal)
 
 
 main = main_of(_run)

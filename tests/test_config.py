@@ -79,6 +79,12 @@ def test_override_refuses_and_says_what_would_do(changes, part):
     assert "To fix it: " in str(caught.value)
 
 
+def test_trials_are_folds_times_seeds_times_sizes():
+    assert RunSpec().num_trials == 1
+    assert override(RunSpec(), {"folds": 5, "seeds": 3}).num_trials == 15
+    assert override(RunSpec(), {"halvings": 4, "seeds": 2}).num_trials == 10
+
+
 def test_word_without_equals_sign_is_refused():
     with pytest.raises(SpecError, match="field=value"):
         parse_assignments(["epochs"])

@@ -7,7 +7,8 @@
     model.keras        the classifier            figures/          PNG
     export/1/          the SavedModel            checkpoint/       while training only
 
-A folder is a run as soon as it holds spec.json, and complete when it holds metrics.json.
+A folder is a run as soon as it holds spec.json, and complete when it holds metrics.json. That of
+a study of many runs begins alike; it is complete when it holds study.json.
 """
 
 import csv
@@ -99,6 +100,10 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def study_file(self) -> Path:
+        return self.path / "study.json"
+
+    @property
     def history_file(self) -> Path:
         return self.path / "history.csv"
 
@@ -128,8 +133,8 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run came to its end."""
-        return self.metrics_file.is_file()
+        """Whether the run, or the study, came to its end."""
+        return self.metrics_file.is_file() or self.study_file.is_file()
 
     def replacing(self, name: str) -> AbstractContextManager[Path]:
         """Write one artefact beside its place: `with run.replacing("model.keras") as path: …`.

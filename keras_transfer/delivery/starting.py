@@ -18,28 +18,29 @@ DEFAULT_PARENT = Path("saved_models")
 def start_run(
     spec: RunSpec, *, output: str | Path | None = None, resume: bool = False
 ) -> RunFolder:
-    """Make a run's folder, or enter the one to resume.
+    """Make the folder of a run or of a study, or enter the one to resume.
 
     Args:
         output: the folder; by default the next free `saved_models/<name>`, `<name>-2` … for a new
-            run, and the latest of them to resume.
+            run, and the latest of them to resume. A study is called `<name>-study`.
 
     Raises:
         RunError: the folder cannot be used, or the run to resume is finished or was started with
             another spec.
     """
+    name = spec.name if spec.num_trials == 1 else f"{spec.name}-study"
     if resume:
-        run = RunFolder.create(output or latest(DEFAULT_PARENT, spec.name), resume=True)
+        run = RunFolder.create(output or latest(DEFAULT_PARENT, name), resume=True)
         check_same_spec(load_spec(run.spec_file), spec, run)
         if run.is_complete:
             raise RunError(
                 f"{run.path} is finished",
                 expected="an interrupted run",
-                received="a run with its metrics.json",
+                received="a run that came to its end",
                 fix="use it as it is, or leave out --resume to train anew in another folder",
             )
         return run
-    run = RunFolder.create(output or next_free(DEFAULT_PARENT, spec.name))
+    run = RunFolder.create(output or next_free(DEFAULT_PARENT, name))
     run.write_json("environment.json", describe_environment())
     run.write_json("spec.json", spec_to_dict(spec))
     return run
