@@ -50,7 +50,10 @@ def _run(argv: Sequence[str] | None) -> None:
             from keras_transfer.rehearsal import rehearse
             from keras_transfer.terminal import Terminal
 
-            rehearse(spec, Terminal())
+            terminal = Terminal()
+            rehearse(spec, terminal)
+            if spec.num_trials > 1:
+                terminal.say(f"Up to {spec.num_trials} trials would train like this.")
         return
     run = start_run(spec, output=arguments.output, resume=arguments.resume)
     with chatter_to(run.log_file):
