@@ -176,6 +176,13 @@ def check_consistency(spec: RunSpec) -> None:
             received=f"folds={spec.folds} and halvings={spec.halvings}",
             fix="run one after the other; seeds=… goes with either",
         )
+    if spec.cache.mode == "on" and spec.views.count is None:
+        raise SpecError(
+            "a new view in every epoch cannot be stored",
+            expected="views.count=4, say, with cache.mode=on",
+            received="views.count=none",
+            fix="set views.count, or cache.mode=auto, which then trains on pictures",
+        )
     names = [phase.name for phase in spec.phases]
     if len(set(names)) < len(names):
         raise SpecError(

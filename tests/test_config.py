@@ -133,3 +133,8 @@ def test_ground_floor_does_not_import_tensorflow_or_keras():
         "sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_storing_features_needs_a_number_of_views():
+    with pytest.raises(SpecError, match="cannot be stored"):
+        override(RunSpec(), {"views.count": None, "cache.mode": "on"})
