@@ -1,6 +1,7 @@
 """What several rooms' tests share: a quiet TensorFlow, a private cache and real pictures."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -13,11 +14,12 @@ from PIL import Image
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    """No test reads or writes the user's own cache."""
-    home = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(home))
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's own cache, nor does any fixture that tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_TRANSFER_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,13 @@ def load_run(path: str | Path) -> LoadedRun:
         SpecError: its spec.json does not make sense.
     """
     folder = RunFolder.open(path)
+    if folder.study_file.is_file():
+        raise RunError(
+            f"{folder.path} is a study, which keeps no model",
+            expected="the folder of a single run",
+            received=f"{folder.study_file.name}",
+            fix="train without folds, seeds and halvings",
+        )
     class_names = folder.read_class_names()
     spec = load_spec(folder.path)
     model = _load_model(folder)

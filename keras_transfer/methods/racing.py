@@ -83,6 +83,13 @@ def _equal_work(spec: RunSpec) -> RunSpec:
             received=", ".join(sorted(names)),
             fix="set phases.N.name",
         )
+    if spec.num_trials > 1:
+        raise SpecError(
+            "a study of several trainings cannot be raced",
+            expected="folds=1, seeds=1 and halvings=0; --seeds says how often each runs",
+            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
+            fix="leave these fields out",
+        )
     if spec.training.sampling != "natural":
         raise SpecError(
             "the plain recipe cannot sample classes in balance",
