@@ -1,0 +1,61 @@
+"""Prefixes compute what the frozen layers compute, and are chosen by what was measured."""
+
+import keras
+import numpy as np
+import pytest
+from feature_sources import cut_at, make_source
+from small_models import make_classifier
+
+from keras_transfer.features.prefix import AGREEMENT, BATCH_SIZE, Prefix, choose
+
+PIXELS = make_source(32).examples.pixels
+
+
+@pytest.fixture(scope="module")
+def cuts():
+    classifier = make_classifier()
+    return [cut_at(classifier, "head"), cut_at(classifier, "stage2")]
+
+
+def test_a_batch_that_is_filled_up_gives_the_rows_of_the_full_one(cuts):
+    prefix = Prefix(cuts, precision="float32")
+    whole, part = prefix(PIXELS, 32), prefix(PIXELS[:5], 32)
+    for cut, many, few in zip(cuts, whole, part, strict=True):
+        expected = keras.Model(cut.model.input, cut.tensor)(PIXELS.astype(np.float32))
+        np.testing.assert_allclose(many, expected, atol=2e-6 * np.abs(expected).max())
+        np.testing.assert_array_equal(many[:5], few)
+
+
+def test_a_given_precision_is_taken_whatever_the_clock_says(cuts):
+    for precision in ("float32", "bfloat16"):
+        choice, prefix = choose(cuts, PIXELS, precision=precision, num_views=10**9)
+        assert choice.way == (precision, BATCH_SIZE)
+        assert choice.agreement is None
+        pooled, _ = prefix(PIXELS[:3], BATCH_SIZE)
+        assert pooled.shape == (3, 256)
+        assert pooled.dtype == np.float32
+
+
+def test_a_job_of_seconds_is_done_in_float32_without_comparing(cuts):
+    choice, _ = choose(cuts, PIXELS, precision="auto", num_views=10)
+    assert choice.way == ("float32", BATCH_SIZE)
+    assert [name.split()[0] for name in choice.rates] == ["float32"]
+
+
+def test_a_long_job_takes_what_was_fastest_and_agrees(cuts):
+    choice, _ = choose(cuts, PIXELS, precision="auto", num_views=10**9)
+    rates = choice.rates
+    assert {"float32 × 16", "bfloat16 × 16"} <= rates.keys()
+    assert 0.9 < choice.agreement <= 1
+    half_pays = rates["bfloat16 × 16"] > rates["float32 × 16"] and choice.agreement >= AGREEMENT
+    assert choice.precision == ("bfloat16" if half_pays else "float32")
+    assert rates[f"{choice.precision} × {choice.batch_size}"] >= rates[f"{choice.precision} × 32"]
+    assert choice.precision in choice.describe()
+
+
+def test_features_without_a_direction_agree_only_if_both_vanish():
+    classifier = make_classifier("vgg16")
+    for variable in classifier.variables_of("stage1"):
+        variable.assign(variable * 0)
+    choice, _ = choose([cut_at(classifier, "head")], PIXELS, precision="auto", num_views=10**9)
+    assert choice.agreement == 1.0
