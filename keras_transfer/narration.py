@@ -69,9 +69,11 @@ def _describe_views(spec: RunSpec) -> str:
         f"a box erased in {used.erasing:.0%} of them": used.erasing,
     }
     active = [text for text, strength in parts.items() if strength]
+    count = spec.views.count
+    if count == 1 and active:
+        return "Training pictures are not augmented: the only view of each is the plain one."
     if not active:
         return "Training pictures are not augmented."
-    count = spec.views.count
     shown = f"{count} views of each, one of them plain" if count else "a new view in every epoch"
     return f"Training pictures are augmented ('{spec.views.policy}', {shown}): {', '.join(active)}."
 

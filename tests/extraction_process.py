@@ -23,14 +23,12 @@ SHARD_BYTES = 300_000
 """Of small shards, so that there are many moments between two of them."""
 
 
-def run(folder: str, result: str, started: str = "") -> None:
+def run(folder: str, result: str) -> None:
     """Extract at two cuts of one network; with views of every picture at one of them."""
     classifier, source = make_classifier("mobilenet_0.25"), make_source(NUM_PICTURES)
     cuts = [cut_at(classifier, "head"), cut_at(classifier, "stage2")]
     pairs = [wanted(NUM_PICTURES, 1), wanted(NUM_PICTURES, 3)]
     requests = [Request(cut, rows) for cut, rows in zip(cuts, pairs, strict=True)]
-    if started:
-        Path(started).touch()
     features, tally = extract(
         requests,
         source,

@@ -161,6 +161,8 @@ def test_auto_trains_on_what_fits_and_says_so(tmp_path):
 
 
 def test_new_views_in_every_epoch_train_on_pictures(tmp_path):
-    _, outcomes, supply, _ = train(override(SPEC, {"views.count": None}), tmp_path)
+    _, outcomes, supply, _ = train(
+        override(SPEC, {"views.count": None, "cache.mode": "auto"}), tmp_path
+    )
     assert supply.tallies == []
     assert len(outcomes) == 1

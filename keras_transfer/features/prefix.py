@@ -39,13 +39,15 @@ class Choice:
     """How a prefix is computed, and why.
 
     `rates` are images/s as measured, by 'precision × batch size'; `agreement` is the least cosine
-    between a picture's features in half precision and in float32, None where not compared.
+    between a picture's features in half precision and in float32, None where not compared;
+    `reason` says in a few words why it is this precision.
     """
 
     precision: str
     batch_size: int = BATCH_SIZE
     rates: dict[str, float] = field(default_factory=dict)
     agreement: float | None = None
+    reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For the store's notes."""
@@ -66,9 +68,7 @@ class Choice:
         text = f"Frozen layers run in {self.precision}, {self.batch_size} views at a time"
         if self.rates:
             text += " (" + ", ".join(f"{name}: {rate:,.0f}/s" for name, rate in self.rates.items())
-            if self.agreement is not None:
-                text += f"; half precision agrees to a cosine of {self.agreement:.5f}"
-            text += ")"
+            text += f" measured; {self.reason})"
         return text + "."
 
 
@@ -122,16 +122,18 @@ def choose(
 
     if precision != "auto" or not is_long():
         bench.rate(best, COMPARED)
-        return Choice(best, BATCH_SIZE, bench.rates), bench.prefix(best)
+        reason = "as cache.precision says" if precision != "auto" else "too few views to compare"
+        return Choice(best, BATCH_SIZE, bench.rates, reason=reason), bench.prefix(best)
     half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
     agreement = bench.agreement(best, half)
     if agreement >= AGREEMENT and bench.rate(half, COMPARED) > bench.rate(best, COMPARED):
         best = half
+    reason = f"{half} agrees to a cosine of {agreement:.5f}"
     size = BATCH_SIZE
     if is_long():
         fastest = max(BATCH_SIZES, key=lambda other: bench.rate(best, other))
         size = fastest if bench.rate(best, fastest) > _USUAL * bench.rate(best, size) else size
-    return Choice(best, size, bench.rates, agreement), bench.prefix(best)
+    return Choice(best, size, bench.rates, agreement, reason), bench.prefix(best)
 
 
 class _Bench:

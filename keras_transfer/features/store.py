@@ -108,7 +108,7 @@ class Store:
         """All entries, the most recently used first."""
         infos = []
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
-            if _ENTRY.fullmatch(folder.name) and (folder / DESCRIPTION).is_file():
+            if _ENTRY.fullmatch(folder.name) and _is_ours(folder):
                 # Another process may remove one meanwhile.
                 with suppress(FileNotFoundError):
                     infos.append(_info(folder))
@@ -231,6 +231,11 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
             # What is half written is renamed sooner or later.
             with suppress(FileNotFoundError):
                 yield file.name, file.stat().st_size
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is an entry, perhaps one that has lost its description."""
+    return (folder / DESCRIPTION).is_file() or any(folder.glob("shard-*.json"))
 
 
 def _existing(folder: Path) -> Path:

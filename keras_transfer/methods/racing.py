@@ -7,8 +7,9 @@ head, phases and epochs. Stages are wall seconds without imports; nothing that a
 for is left out.
 """
 
-import tempfile
-from collections.abc import Sequence
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def race(
     if missing:
         narrator.say(f"The plain recipe trains without {', '.join(missing)}.")
     log = folder / "run.log"
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with _scratch(folder) as scratch:
         given = {"spec": spec_to_dict(spec), "scratch": scratch}
         narrator.say("Every picture is checked once, and the splits of every seed are laid out.")
         found = in_child(survey, title="the survey", log=log, num_seeds=num_seeds, **given)
@@ -72,6 +73,18 @@ def race(
                 narrator.say(f"{title} took {lap.seconds:.1f} s: {100 * lap.accuracy:.1f} %.")
                 laps.append(lap)
     return Race(spec, found["num_pictures"], tuple(laps), Limits(**found["limits"]))
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[str]:
+    """A folder for links and cold stores, emptied of what a killed race has left."""
+    scratch = folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield str(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _equal_work(spec: RunSpec) -> RunSpec:

@@ -309,6 +309,19 @@ def test_verify_names_and_removes_what_is_damaged(tmp_path, recipe, fill, heard,
     assert fill(store, recipe(a=1), KEYS) == [*range(10), *range(20, 30)]
 
 
+def test_an_entry_without_its_description_is_listed_verified_and_removed(tmp_path, recipe, fill):
+    store = Store(tmp_path)
+    for number in (1, 2):
+        fill(store, recipe(a=number), KEYS)
+        (tmp_path / recipe(a=number).digest[:16] / "entry.json").unlink()
+    one, two = (recipe(a=number).digest[:16] for number in (1, 2))
+    assert sorted(ids(store)) == sorted([one, two])
+    assert store.verify(one) == 1
+    assert store.remove(two)
+    assert ids(store) == []
+    assert not list(tmp_path.rglob("shard-*"))
+
+
 def test_a_folder_that_cannot_be_made_names_the_field(tmp_path, recipe):
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file" / "store")

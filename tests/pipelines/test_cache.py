@@ -61,7 +61,8 @@ def test_list_shows_every_entry_and_the_total(folder, capsys, monkeypatch):
 def test_list_looks_below_home_where_no_folder_is_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path))
     assert cache.main(["list"]) == 0
-    assert f"Nothing is stored in {tmp_path / 'features'}" in shown(capsys).replace("- ", "-")
+    # Long paths are broken into lines anywhere.
+    assert f"Nothingisstoredin{tmp_path / 'features'}" in "".join(shown(capsys).split())
     assert not list(tmp_path.iterdir())
     with filled(tmp_path / "features", "robin"):
         pass
