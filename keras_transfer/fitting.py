@@ -4,6 +4,7 @@ After each phase the validation predictions are compared, picture by picture, wi
 phase before. The gain must exceed noise, or the weights go back to where they were.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.evaluation.metrics import Gain, paired_gain
-from keras_transfer.models.classifier import Classifier
+from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.specs import RunSpec
 from keras_transfer.supply import SplitData, Supply
 from keras_transfer.terminal import Narrator
@@ -50,10 +51,19 @@ class Outcome:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def check_stages(classifier: Classifier, spec: RunSpec) -> None:
-    """Raise SpecError, naming the field, if a phase unfreezes from a stage that is not there."""
+def prepare_classifier(spec: RunSpec, class_names: Sequence[str]) -> Classifier:
+    """The spec's classifier before any training.
+
+    Raises:
+        SpecError: an unknown backbone or stage, in the model or in a phase, or too small pictures.
+        WeightsError: the trunk's weights are missing or do not fit.
+    """
+    classifier = build_classifier(
+        spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
+    )
     for number, phase in enumerate(spec.phases):
         classifier.from_stage(phase.unfreeze, field=f"phases.{number}.unfreeze")
+    return classifier
 
 
 def fit_phases(
@@ -74,7 +84,6 @@ def fit_phases(
         RunError: training diverged, or the disk is full.
     """
     spec = supply.spec
-    check_stages(classifier, spec)
     finished = Checkpoint(run, "finished") if run else None
     outcomes = _take_up(finished, classifier, narrator)
     for number in range(len(outcomes), len(spec.phases)):

@@ -11,8 +11,8 @@ from keras_transfer.data.records import BadFile, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.devices import set_up
 from keras_transfer.errors import DataError
-from keras_transfer.fitting import check_stages
-from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.fitting import prepare_classifier
+from keras_transfer.models.classifier import Classifier
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Terminal
 from keras_transfer.training.optimizers import stage_rates
@@ -31,13 +31,7 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
     absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
     if absent:
         terminal.say(f"{len(absent):,} of the files are not there, such as {absent[0]}.")
-    classifier = build_classifier(
-        spec.model,
-        image_size=spec.data.image_size,
-        class_names=records.class_names,
-        seed=spec.seed,
-    )
-    check_stages(classifier, spec)
+    classifier = prepare_classifier(spec, records.class_names)
     _show_stages(classifier, terminal)
     rows = list(_try_phases(spec, classifier, _one_batch(spec, records)))
     header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]

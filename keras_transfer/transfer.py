@@ -28,8 +28,8 @@ from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
 from keras_transfer.features.source import Source
 from keras_transfer.features.store import Store
-from keras_transfer.fitting import Outcome, check_stages, fit_phases
-from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.fitting import Outcome, fit_phases, prepare_classifier
+from keras_transfer.models.classifier import Classifier
 from keras_transfer.narration import (
     describe_cache,
     describe_data,
@@ -97,13 +97,7 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
     narrator.say(f"Run folder: {run.path}")
     records = read_records(spec.data)
     # Before any picture is decoded: missing weights and wrong stages are told within seconds.
-    classifier = build_classifier(
-        spec.model,
-        image_size=spec.data.image_size,
-        class_names=records.class_names,
-        seed=spec.seed,
-    )
-    check_stages(classifier, spec)
+    classifier = prepare_classifier(spec, records.class_names)
     narrator.say(describe_model(spec, classifier))
     run.checkpoint_folder.mkdir(exist_ok=True)
     settled = settle(spec, len(records.items), narrator=narrator)

@@ -22,7 +22,7 @@ from keras_transfer.devices import set_up
 from keras_transfer.features.extraction import Tally
 from keras_transfer.features.prefix import choose
 from keras_transfer.features.store import Store
-from keras_transfer.fitting import Outcome, check_stages, fit_phases
+from keras_transfer.fitting import Outcome, fit_phases, prepare_classifier
 from keras_transfer.methods.child import peak_mb
 from keras_transfer.methods.laps import EXTRACTION, READING, SETUP, TEST, Lap, Stopwatch
 from keras_transfer.methods.plain_recipe import build_plain, fit_plain, link_splits, read_split
@@ -157,13 +157,7 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
     with watch.timing(SETUP):
         set_up(spec.devices, seed=spec.seed)
         records = read_records(spec.data)
-        classifier = build_classifier(
-            spec.model,
-            image_size=spec.data.image_size,
-            class_names=records.class_names,
-            seed=spec.seed,
-        )
-        check_stages(classifier, spec)
+        classifier = prepare_classifier(spec, records.class_names)
     settled = settle(spec, len(records.items), narrator=silent)
     with open_store(settled, narrator=silent, scratch=cold) as store:
         with watch.timing(READING):

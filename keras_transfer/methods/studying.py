@@ -19,11 +19,10 @@ from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.features.store import Store
-from keras_transfer.fitting import check_stages
+from keras_transfer.fitting import prepare_classifier
 from keras_transfer.methods.study import Study, TrialDone
 from keras_transfer.methods.study_report import write_study
 from keras_transfer.methods.trials import Aside, Trial, TrialResult, plan_trials, pools, run_trial
-from keras_transfer.models.classifier import build_classifier
 from keras_transfer.narration import describe_model
 from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RunSpec
@@ -76,13 +75,7 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Study:
 
 def _check_model(spec: RunSpec, records: Records, narrator: Narrator) -> None:
     """Tell missing weights and wrong stages within seconds, before any picture is decoded."""
-    classifier = build_classifier(
-        spec.model,
-        image_size=spec.data.image_size,
-        class_names=records.class_names,
-        seed=spec.seed,
-    )
-    check_stages(classifier, spec)
+    classifier = prepare_classifier(spec, records.class_names)
     narrator.say(describe_model(spec, classifier))
 
 
