@@ -16,8 +16,8 @@ def show_result(result: Result, terminal: Terminal) -> None:
                 f"{outcome.epochs}",
                 f"{outcome.seconds:.0f}",
                 f"{outcome.num_trainable:,}",
-                _with_interval(outcome.val_accuracy, outcome.val_interval),
-                _with_interval(outcome.test_accuracy, outcome.test_interval),
+                with_interval(outcome.val_accuracy, outcome.val_interval),
+                with_interval(outcome.test_accuracy, outcome.test_interval),
             ]
         )
     header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
@@ -65,5 +65,6 @@ def _describe_figures(test: Evaluation) -> str:
     )
 
 
-def _with_interval(value: float, interval: tuple[float, float]) -> str:
+def with_interval(value: float, interval: tuple[float, float]) -> str:
+    """A share in %, its interval on the line below."""
     return f"{100 * value:.1f}\n{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"

@@ -36,9 +36,10 @@ def find_cuts(classifier: Classifier, phases: Sequence[PhaseSpec], first: int) -
     moved: set[int] = set()
     for number, phase in enumerate(phases[first:], first):
         apply_phase(classifier, phase)
-        cut = find_cut(classifier.model)
-        if cut and moved.isdisjoint(map(id, cut.variables)):
-            cuts[number] = replace(cut, name=f"{cut.name} of {classifier.trunk.backbone.name}")
+        if cut := find_cut(classifier.model):
+            cut = replace(cut, name=f"{cut.name} of {classifier.trunk.backbone.name}")
+            if moved.isdisjoint(map(id, cut.variables)):
+                cuts[number] = cut
         moved.update(map(id, changing_variables(classifier, phase)))
     apply_phase(classifier, phases[first])
     return cuts

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_transfer.config import override
+from keras_transfer.data.audit import pixels_recipe
 from keras_transfer.features.store import Store
 from keras_transfer.home import feature_folder
 from keras_transfer.specs import RunSpec
@@ -34,7 +35,7 @@ def open_store(
 
 def settle(spec: RunSpec, num_pictures: int, *, narrator: Narrator) -> RunSpec:
     """The spec, with an 'auto' cache switched off if its limit is too low for the pictures."""
-    num_bytes = num_pictures * spec.data.image_size**2 * 3
+    num_bytes = num_pictures * pixels_recipe(spec.data).row_bytes
     share = _PIXELS_SHARE * spec.cache.limit_gb * 1e9
     if spec.cache.mode != "auto" or num_bytes <= share:
         return spec

@@ -19,14 +19,13 @@ from keras_transfer.data.reading import Picture, read_new_pixels
 from keras_transfer.data.records import BadFile, Record, Records, counted
 from keras_transfer.errors import DataError
 from keras_transfer.features.entry import Entry
-from keras_transfer.features.shards import Rows
+from keras_transfer.features.shards import SHARD_BYTES, Rows
 from keras_transfer.features.store import Recipe, Store
 from keras_transfer.specs import DataSpec
 from keras_transfer.terminal import Narrator
 
 _CHANNELS = 3
 _NAMED_IN_ERRORS = 10
-_SHARD_BYTES = 32_000_000
 
 
 class Audited(NamedTuple):
@@ -85,7 +84,7 @@ def _read_all(
     good: list[Record] = []
     bad: list[BadFile] = []
     unusual: Counter[str] = Counter()
-    batch = _Batch(entry, max(1, _SHARD_BYTES // (spec.image_size**2 * _CHANNELS)))
+    batch = _Batch(entry, max(1, SHARD_BYTES // entry.recipe.row_bytes))
     results = read_new_pixels(
         (records.file(row) for row in range(len(records.items))),
         known=batch.holds,
@@ -127,8 +126,8 @@ class _Batch:
             self.store()
 
     def store(self) -> None:
-        new = [digest for digest in self.waiting if not self.holds(digest)]
-        if new:
+        digests = list(self.waiting)
+        if new := [digests[place] for place in self.entry.missing(digests)]:
             self.entry.append(new, np.stack([self.waiting[digest] for digest in new]))
         self.waiting = {}
 

@@ -183,6 +183,8 @@ class Entry:
 
     def _check(self, numbers: Iterable[int]) -> None:
         unsure = [number for number in numbers if number not in self._sound]
+        if not unsure:  # As nearly always where keys are asked about one by one.
+            return
         num_bytes = sum(self._shards[number].num_bytes for number in unsure)
         if num_bytes >= _TOLD_BYTES:
             self._say(f"Checking {num_bytes / 1e9:.1f} GB of the stored {self.recipe.title}")

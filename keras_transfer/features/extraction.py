@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -16,14 +15,11 @@ from keras_transfer.data.pipeline import Views
 from keras_transfer.errors import RunError
 from keras_transfer.features.entry import Entry
 from keras_transfer.features.prefix import COMPARED, Choice, Prefix, choose
-from keras_transfer.features.shards import Rows
+from keras_transfer.features.shards import SHARD_BYTES, Rows
 from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
 from keras_transfer.specs import CacheSpec
 from keras_transfer.terminal import Narrator
-
-SHARD_BYTES: Final = 32_000_000
-"""What is computed before it is written: lost at most when an extraction is killed."""
 
 _NUM_THREADS = 2
 
@@ -104,10 +100,6 @@ class _Job:
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(self.entry.recipe.dtype)
-
-    @property
-    def row_bytes(self) -> int:
-        return self.request.cut.num_values * self.dtype.itemsize
 
     def rounded(self, output: np.ndarray) -> np.ndarray:
         """Activations as they are stored; RunError where that loses them."""
@@ -190,7 +182,7 @@ def _pass_over(
     """One pass over all pairs that any of the jobs lacks, a shard at a time."""
     lacking = [job.request.wanted[job.missing] for job in jobs]
     pairs = np.unique(np.concatenate(lacking), axis=0)
-    batch_bytes = batch_size * max(job.row_bytes for job in jobs)
+    batch_bytes = batch_size * max(job.entry.recipe.row_bytes for job in jobs)
     shard_size = batch_size * max(1, shard_bytes // batch_bytes)
     batches = _ahead(source, pairs, batch_size)
     with narrator.counting("computing features") as count, ThreadPoolExecutor(1) as writer:

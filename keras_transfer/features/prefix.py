@@ -115,7 +115,7 @@ def choose(
         num_views: how many views are to be computed.
     """
     bench = _Bench(cuts, pixels)
-    best, agreement = "float32" if precision == "auto" else precision, None
+    best = "float32" if precision == "auto" else precision
 
     def is_long() -> bool:
         return num_views / bench.rate(best, COMPARED) > _TOO_SHORT_TO_MEASURE_SECONDS

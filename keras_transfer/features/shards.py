@@ -25,6 +25,9 @@ from keras_transfer.delivery.atomic import replacing
 from keras_transfer.errors import RunError
 
 _NAME: Final = re.compile(r"shard-(\d+)\.(?:bin|json)")
+SHARD_BYTES: Final = 32_000_000
+"""What is computed before it is written: what memory holds, and what a kill loses at most."""
+
 _CHUNK_BYTES: Final = 4 << 20
 
 

@@ -168,7 +168,7 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
         outcomes = fit_phases(classifier, supply, narrator=silent)
         probabilities = ask(classifier, data, data.splits.test, store=store, narrator=silent)
         seconds = time.perf_counter() - started
-        stored = sum(file.stat().st_size for file in cold.rglob("*") if file.is_file())
+        stored = sum(info.num_bytes for info in store.entries())
     watch.stages |= _share_out(seconds, outcomes, supply.tallies)
     right = probabilities.argmax(axis=1) == data.examples.labels[data.splits.test]
     return Lap(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_transfer.closing import with_interval
 from keras_transfer.evaluation.predictions import prediction_columns, prediction_rows
 from keras_transfer.evaluation.size_figure import draw_accuracy_by_size
 from keras_transfer.methods.study import Group, Study, spread
@@ -82,8 +83,7 @@ def show_study(study: Study, terminal: Terminal) -> None:
             f"{len(group.results)}",
             f"{group.num_held_out:,}",
             f"{sum(result.seconds for result in group.results):.0f}",
-            f"{100 * group.accuracy:.1f}\n"
-            f"{100 * group.interval[0]:.1f}–{100 * group.interval[1]:.1f}",
+            with_interval(group.accuracy, group.interval),
         ]
         for group in groups
     ]

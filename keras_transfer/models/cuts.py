@@ -47,8 +47,12 @@ class Cut:
     @cached_property
     def variables(self) -> list[keras.Variable]:
         """All that the activations depend on beside the picture."""
-        below: list[keras.Variable] = keras.Model(self.model.input, self.tensor).variables
-        return below
+        variables: list[keras.Variable] = self._below.variables
+        return variables
+
+    @cached_property
+    def _below(self) -> keras.Model:
+        return keras.Model(self.model.input, self.tensor)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,7 +60,7 @@ class Cut:
 
         Taken at the first call: ask before anything below the cut may change.
         """
-        return fingerprint(keras.Model(self.model.input, self.tensor))
+        return fingerprint(self._below)
 
 
 def find_cut(model: keras.Model) -> Cut | None:
@@ -112,10 +116,11 @@ def _walk(model: keras.Model) -> Iterator[tuple[int, Any, bool]]:
 def _changes(operation: Any) -> bool:
     """Whether it learns, or draws random numbers in training: those are a variable as well."""
     variables = getattr(operation, "variables", ())
-    return any(variable.trainable or _is_random_state(variable) for variable in variables)
+    return any(variable.trainable or is_random_state(variable) for variable in variables)
 
 
-def _is_random_state(variable: keras.Variable) -> bool:
+def is_random_state(variable: keras.Variable) -> bool:
+    """Whether it is the state of a random generator, which is set anew every epoch."""
     return "int" in variable.dtype
 
 
@@ -128,7 +133,7 @@ def fingerprint(model: keras.Model) -> str:
         described = [type(operation).__name__, inputs, _settings(operation)]
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
         for variable in getattr(operation, "variables", ()):
-            if _is_random_state(variable):
+            if is_random_state(variable):
                 continue
             values = np.ascontiguousarray(variable)
             digest.update(f"{values.dtype}{values.shape}".encode())

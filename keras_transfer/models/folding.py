@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.models.cuts import is_random_state
 
 LINEAR_KINDS: Final = (
     keras.layers.Conv2D,
@@ -39,7 +40,7 @@ def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
     The copy is not trainable. A random layer is refused: features must be a function of the
     picture alone.
     """
-    assert not any("int" in variable.dtype for variable in model.variables), "a random layer"
+    assert not any(map(is_random_state, model.variables)), "a random layer"
     absorbed = _absorbed(model)
     passed_by = {norm.name for norm in absorbed.values()}
 

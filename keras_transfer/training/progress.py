@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_transfer.errors import RunError
 from keras_transfer.models.classifier import Classifier
+from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import PhaseSpec
 
 Arrays = dict[str, np.ndarray]
@@ -38,13 +39,8 @@ def changing_variables(classifier: Classifier, phase: PhaseSpec) -> list[keras.V
         variable
         for stage in classifier.from_stage(phase.unfreeze)
         for variable in classifier.variables_of(stage)
-        if not is_seed_state(variable)
+        if not is_random_state(variable)
     ]
-
-
-def is_seed_state(variable: keras.Variable) -> bool:
-    """Whether a variable is the state of a random generator, which is set anew every epoch."""
-    return "int" in variable.dtype
 
 
 def read_weights(variables: list[keras.Variable]) -> Arrays:
