@@ -8,6 +8,9 @@ epoch, without gradients.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from keras_transfer.data.splits import Splits
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut, find_cut
 from keras_transfer.specs import PhaseSpec
@@ -15,6 +18,28 @@ from keras_transfer.training.phases import apply_phase
 from keras_transfer.training.progress import changing_variables
 
 FEWEST_VIEWS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Rows whose features are stored together: `train` in all views, `plain` in view 0 only."""
+
+    train: np.ndarray
+    plain: np.ndarray
+
+    @classmethod
+    def of(cls, *splits: Splits) -> "Pool":
+        """All that some of the splits train on, and all that none does but some judge."""
+        train = np.unique(np.concatenate([one.train for one in splits]))
+        judged = [rows for one in splits for rows in (one.val, one.test)]
+        return cls(train, np.setdiff1d(np.concatenate(judged), train))
+
+    def pairs(self, num_views: int) -> np.ndarray:
+        """(row, view) of all of them, int64 [N, 2], sorted."""
+        trained = [np.repeat(self.train, num_views), np.tile(np.arange(num_views), len(self.train))]
+        plain = [self.plain, np.zeros_like(self.plain)]
+        pairs = np.concatenate([np.stack(trained, axis=1), np.stack(plain, axis=1)])
+        return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
 @dataclass(frozen=True)

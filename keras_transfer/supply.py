@@ -25,7 +25,7 @@ from keras_transfer.features.source import Features, Request, Source, features_r
 from keras_transfer.features.store import Store
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut
-from keras_transfer.planning import Plan, find_cuts, make_plans
+from keras_transfer.planning import Plan, Pool, find_cuts, make_plans
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator
 
@@ -102,8 +102,8 @@ class _Plain:
 class Supply:
     """Hands every phase its inputs; one pass over the pictures serves as many phases as it can.
 
-    `tallies` has an entry for every such pass. `pool` are the rows that this run or its siblings
-    in a study train on: what no training has touched yet is stored for all of them at once.
+    `tallies` has an entry for every such pass. `pool` has the rows of this run and its siblings
+    in a study: what no training has touched yet is stored for all of them at once.
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class Supply:
         *,
         store: Store,
         narrator: Narrator,
-        pool: np.ndarray | None = None,
+        pool: Pool | None = None,
     ):
-        self._pool = splits.train if pool is None else pool
+        self._pool = pool or Pool.of(splits)
         self.spec, self.source, self.splits = spec, source, splits
         self.tallies: list[Tally] = []
         self._store, self._narrator = store, narrator
@@ -144,13 +144,11 @@ class Supply:
     def _extract(self, classifier: Classifier, first: int) -> None:
         """Features for phase `first` and for all later ones that can have theirs already."""
         # Once a phase has trained, what lies below a cut is this run's own.
-        train = self.splits.train if first else self._pool
-        plans = self._plan(find_cuts(classifier, self.spec.phases, first), len(train))
+        pool = Pool.of(self.splits) if first else self._pool
+        plans = self._plan(find_cuts(classifier, self.spec.phases, first), pool)
         if not plans:
             return
-        requests = [
-            Request(plan.cut, self._wanted(train, plan.num_views)) for plan in plans.values()
-        ]
+        requests = [Request(plan.cut, pool.pairs(plan.num_views)) for plan in plans.values()]
         features, tally = extract(
             requests,
             self.source,
@@ -163,7 +161,7 @@ class Supply:
         pairs = zip(plans.values(), features, strict=True)
         self._extracted.update(zip(plans, pairs, strict=True))
 
-    def _plan(self, cuts: dict[int, Cut], num_train: int) -> dict[int, Plan]:
+    def _plan(self, cuts: dict[int, Cut], pool: Pool) -> dict[int, Plan]:
         cache, count = self.spec.cache, self.spec.views.count
         if not cuts or count is None:
             return {}
@@ -172,24 +170,11 @@ class Supply:
             cuts,
             self.spec.phases,
             num_views=count,
-            num_train=num_train,
-            num_plain=len(self.source.digests) - num_train,
+            num_train=len(pool.train),
+            num_plain=len(pool.plain),
             item_size=np.dtype(cache.dtype).itemsize,
             room=self._store.free_for(*recipes) if cache.mode == "auto" else None,
         )
         for sentence in told:
             self._narrator.say(sentence)
         return plans
-
-    def _wanted(self, train: np.ndarray, num_views: int) -> np.ndarray:
-        """(row, view) of all views of training pictures and of all other pictures, sorted."""
-        others = np.setdiff1d(np.arange(len(self.source.digests)), train)
-        pairs = np.concatenate(
-            [
-                np.stack(
-                    [np.repeat(train, num_views), np.tile(np.arange(num_views), len(train))], 1
-                ),
-                np.stack([others, np.zeros_like(others)], 1),
-            ]
-        )
-        return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

@@ -1,7 +1,11 @@
-"""Chatter goes to the log, people's text to the terminal, and everything back afterwards."""
+"""What is set before TensorFlow starts: where chatter goes, and which kernels are asked for."""
 
+import os
+import platform
 import subprocess
 import sys
+
+import pytest
 
 SCRIPT = """
 import logging, os, sys, warnings
@@ -26,3 +30,19 @@ def test_only_words_for_people_reach_the_terminal(tmp_path):
     text = log.read_text()
     for chatter in ("native chatter", "logged chatter", "warned chatter"):
         assert chatter in text
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not an x86 processor")
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_onednn_is_asked_for_unless_the_user_has_decided(given, expected):
+    environment = {key: value for key, value in os.environ.items() if "ONEDNN" not in key}
+    if given:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = given
+    script = (
+        "import keras_transfer, tensorflow\n"
+        "from tensorflow.python.util import _pywrap_util_port as port\n"
+        "print(int(port.IsMklEnabled()))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == [expected]

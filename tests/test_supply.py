@@ -7,10 +7,11 @@ from feature_sources import make_source, make_splits
 from small_models import make_classifier, weights_by_stage
 
 from keras_transfer.config import override
+from keras_transfer.data.splits import Splits
 from keras_transfer.features.store import Store
 from keras_transfer.fitting import Outcome, fit_phases
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.planning import find_cuts, make_plans
+from keras_transfer.planning import Pool, find_cuts, make_plans
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from keras_transfer.supply import Supply
 from keras_transfer.terminal import Silent
@@ -147,6 +148,20 @@ def test_plans_take_fewer_views_and_then_pictures_where_features_do_not_fit():
         else:
             assert told == []
         assert sum(plan.num_bytes for plan in plans.values()) <= pooled + boundary * 448
+
+
+def test_a_pool_has_what_any_of_its_splits_trains_on_or_judges_and_nothing_else():
+    def splits(train: list[int], val: list[int], test: list[int]) -> Splits:
+        rows = (np.asarray(part, np.int64) for part in (train, val, test))
+        parts = dict(zip(("train", "val", "test"), rows, strict=True))
+        return Splits(**parts, seed=0, val_fraction=0.2, test_fraction=0.2)
+
+    # Row 5 is left over by data.train_size; row 1 is trained on in the second only.
+    pool = Pool.of(splits([0, 3], [1], [6]), splits([0, 1], [2], [6]))
+    assert pool.train.tolist() == [0, 1, 3]
+    assert pool.plain.tolist() == [2, 6]
+    expected = [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [3, 0], [3, 1], [6, 0]]
+    assert pool.pairs(2).tolist() == expected
 
 
 def test_auto_trains_on_what_fits_and_says_so(tmp_path):

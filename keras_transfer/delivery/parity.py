@@ -134,6 +134,8 @@ def _labels_agree(
 
 def _serve(export_folder: Path, files: Iterable[Path], *, max_megapixels: float) -> _Answers:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    # TensorFlow as a server starts it, not with the kernels that this package asks for.
+    environment.pop("TF_ENABLE_ONEDNN_OPTS", None)
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as stderr:
         result = Path(scratch) / "answers.npz"
         # -P: this folder's modules must not pose as installed packages.

@@ -184,16 +184,15 @@ def _pass_over(
     pairs = np.unique(np.concatenate(lacking), axis=0)
     batch_bytes = batch_size * max(job.entry.recipe.row_bytes for job in jobs)
     shard_size = batch_size * max(1, shard_bytes // batch_bytes)
-    batches = _ahead(source, pairs, batch_size)
+    batches = _computed(jobs, source, prefix, pairs, batch_size)
     with narrator.counting("computing features") as count, ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         for start in range(0, len(pairs), shard_size):
             shard = pairs[start : start + shard_size]
             rows = [np.empty((len(shard), *job.entry.recipe.shape), job.dtype) for job in jobs]
             for done in range(0, len(shard), batch_size):
-                outputs = prefix(next(batches), batch_size)
-                for job, filled, output in zip(jobs, rows, outputs, strict=True):
-                    filled[done : done + batch_size] = job.rounded(output)
+                for filled, batch in zip(rows, next(batches), strict=True):
+                    filled[done : done + batch_size] = batch
                 count(start + min(done + batch_size, len(shard)), len(pairs))
             if writing:
                 writing.result()
@@ -205,14 +204,26 @@ def _pass_over(
     return len(pairs)
 
 
-def _ahead(source: Source, pairs: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Batches of views uint8 [B, S, S, 3], made by other threads while the prefix runs."""
+def _computed(
+    jobs: Sequence[_Job], source: Source, prefix: Prefix, pairs: np.ndarray, batch_size: int
+) -> Iterator[list[np.ndarray]]:
+    """Rows as they are stored for every job, batch by batch in the order of the pairs.
+
+    A thread takes a batch all the way: the cores that one batch leaves idle, while its views are
+    made or where a layer is too small to share out, work at another. Measured on two cores, that
+    is up to a quarter faster than a thread for views beside one for the layers; more than two
+    threads gain nothing more, and each holds the activations of a batch.
+    """
     views = Views(source.examples, source.views)
-    waiting: deque[Future[np.ndarray]] = deque()
-    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="views") as pool:
+
+    def compute(batch: np.ndarray) -> list[np.ndarray]:
+        outputs = prefix(views.read(*batch.T), batch_size)
+        return [job.rounded(output) for job, output in zip(jobs, outputs, strict=True)]
+
+    waiting: deque[Future[list[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="features") as pool:
         for start in range(0, len(pairs), batch_size):
-            rows, view_indices = pairs[start : start + batch_size].T
-            waiting.append(pool.submit(views.read, rows, view_indices))
+            waiting.append(pool.submit(compute, pairs[start : start + batch_size]))
             if len(waiting) > _NUM_THREADS:
                 yield waiting.popleft().result()
         while waiting:

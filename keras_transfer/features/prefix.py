@@ -30,6 +30,9 @@ _USUAL = 1.1
 """How much faster another batch size must be: rates scatter by as much."""
 
 _TOO_SHORT_TO_MEASURE_SECONDS = 6.0
+_MANY_VIEWS = 40 * sum(BATCH_SIZES)
+"""Fewest views that batch sizes are tried for: each runs twice or more, a twentieth of the job."""
+
 _MOST_TRIES = 4
 _ENOUGH_SECONDS = 0.5
 
@@ -107,7 +110,8 @@ def choose(
     A given precision is taken, in batches of `BATCH_SIZE`: nothing depends on the clock. With
     'auto' half precision (bfloat16 on CPUs, float16 on GPUs) and other batch sizes are measured.
     Half is taken if it is faster and every picture's features keep a cosine of `AGREEMENT` with
-    float32's. A job of a few seconds is done as it stands: measuring would take longer.
+    float32's. A job of a few seconds is done as it stands: measuring would take longer. Batch
+    sizes differ by less than precisions do, and are tried for thousands of views only.
 
     Args:
         pixels: uint8 [N, S, S, 3], repeated where they do not fill a batch.
@@ -130,7 +134,7 @@ def choose(
         best = half
     reason = f"{half} agrees to a cosine of {agreement:.5f}"
     size = BATCH_SIZE
-    if is_long():
+    if is_long() and num_views >= _MANY_VIEWS:
         fastest = max(BATCH_SIZES, key=lambda other: bench.rate(best, other))
         size = fastest if bench.rate(best, fastest) > _USUAL * bench.rate(best, size) else size
     return Choice(best, size, bench.rates, agreement, reason), bench.prefix(best)

@@ -20,6 +20,7 @@ from keras_transfer.features.store import Store
 from keras_transfer.fitting import fit_phases
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.narration import describe_cache
+from keras_transfer.planning import Pool
 from keras_transfer.specs import RunSpec
 from keras_transfer.supply import Supply
 from keras_transfer.terminal import Narrator
@@ -115,12 +116,12 @@ def _halve(size: int, spec: RunSpec, records: Records, narrator: Narrator) -> li
     return sizes
 
 
-def pools(trials: Sequence[Trial]) -> list[np.ndarray]:
-    """For each trial the rows that it or another one with the same trunk trains on."""
-    siblings: dict[int | None, list[np.ndarray]] = {}
+def pools(trials: Sequence[Trial]) -> list[Pool]:
+    """For each trial the rows of all that have its trunk."""
+    siblings: dict[int | None, list[Splits]] = {}
     for trial in trials:
-        siblings.setdefault(_trunk_of(trial), []).append(trial.splits.train)
-    union = {trunk: np.unique(np.concatenate(rows)) for trunk, rows in siblings.items()}
+        siblings.setdefault(_trunk_of(trial), []).append(trial.splits)
+    union = {trunk: Pool.of(*splits) for trunk, splits in siblings.items()}
     return [union[_trunk_of(trial)] for trial in trials]
 
 
@@ -130,7 +131,7 @@ def _trunk_of(trial: Trial) -> int | None:
 
 
 def run_trial(
-    trial: Trial, data: Data, pool: np.ndarray, *, store: Store, narrator: Narrator
+    trial: Trial, data: Data, pool: Pool, *, store: Store, narrator: Narrator
 ) -> tuple[TrialResult, np.ndarray]:
     """Train once; the result and probabilities float32 [N, C] of the N held-out pictures.
 

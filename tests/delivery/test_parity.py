@@ -60,7 +60,9 @@ def test_parity_fails_and_names_the_file_for_another_weight(
     shift = np.abs(predict_pixels(tampered, pixels) - expected).max(axis=1)
     with pytest.raises(ExportError, match="disagree") as failure:
         check_parity(folder, files, expected, class_names, max_megapixels=1)
-    assert str(files[int(shift.argmax())]) in str(failure.value)
+    # Rounding decides between files that are equally far off.
+    furthest = [str(files[row]) for row in np.flatnonzero(shift > shift.max() - 1e-6)]
+    assert any(file in str(failure.value) for file in furthest)
     assert f"{shift.max():.2g}" in str(failure.value)
 
 

@@ -6,6 +6,7 @@ import pytest
 from feature_sources import cut_at, make_source
 from small_models import make_classifier
 
+from keras_transfer.features import prefix as prefix_module
 from keras_transfer.features.prefix import AGREEMENT, BATCH_SIZE, Prefix, choose
 
 PIXELS = make_source(32).examples.pixels
@@ -52,6 +53,16 @@ def test_a_long_job_takes_what_was_fastest_and_agrees(cuts):
     assert choice.precision == ("bfloat16" if half_pays else "float32")
     assert rates[f"{choice.precision} × {choice.batch_size}"] >= rates[f"{choice.precision} × 32"]
     assert "agrees to a cosine of" in choice.describe()
+
+
+def test_batch_sizes_are_tried_where_many_views_repay_it(cuts):
+    for num_views, tried in ((10**9, {16, 32, 64}), (2_000, {16})):
+        # So slow that 2,000 views are a long job.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prefix_module, "_TOO_SHORT_TO_MEASURE_SECONDS", 0.0)
+            choice, _ = choose(cuts, PIXELS, precision="auto", num_views=num_views)
+        sizes = [int(name.split()[-1]) for name in choice.rates if choice.precision in name.split()]
+        assert set(sizes) == tried, choice.rates
 
 
 def test_features_without_a_direction_agree_only_if_both_vanish():
