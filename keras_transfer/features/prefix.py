@@ -5,6 +5,7 @@ up again would end with other bits. So every batch has the same size, the last o
 what was chosen on the first day (`Choice`) is kept with the features.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,12 @@ _USUAL = 1.1
 _TOO_SHORT_TO_MEASURE_SECONDS = 6.0
 _MANY_VIEWS = 40 * sum(BATCH_SIZES)
 """Fewest views that batch sizes are tried for: each runs twice or more, a twentieth of the job."""
+
+_PROMISING = 1.2
+"""Least speedup of a plain product of matrices for which networks are compared."""
+
+_SIDE = 1536
+"""Of the matrices that tell: 7 · 10^9 operations, some 50 ms on two cores."""
 
 _MOST_TRIES = 4
 _ENOUGH_SECONDS = 0.5
@@ -110,8 +117,9 @@ def choose(
     A given precision is taken, in batches of `BATCH_SIZE`: nothing depends on the clock. With
     'auto' half precision (bfloat16 on CPUs, float16 on GPUs) and other batch sizes are measured.
     Half is taken if it is faster and every picture's features keep a cosine of `AGREEMENT` with
-    float32's. A job of a few seconds is done as it stands: measuring would take longer. Batch
-    sizes differ by less than precisions do, and are tried for thousands of views only.
+    float32's; a processor without units for it is told by a product of matrices, before a network
+    is built twice. A job of a few seconds is done as it stands: measuring would take longer. Batch
+    sizes matter less than precision, and are tried for thousands of views only.
 
     Args:
         pixels: uint8 [N, S, S, 3], repeated where they do not fill a batch.
@@ -129,15 +137,33 @@ def choose(
         reason = "as cache.precision says" if precision != "auto" else "too few views to compare"
         return Choice(best, BATCH_SIZE, bench.rates, reason=reason), bench.prefix(best)
     half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
-    agreement = bench.agreement(best, half)
-    if agreement >= AGREEMENT and bench.rate(half, COMPARED) > bench.rate(best, COMPARED):
-        best = half
-    reason = f"{half} agrees to a cosine of {agreement:.5f}"
+    agreement, speedup = None, _speedup(half)
+    reason = f"this machine multiplies matrices {speedup:.1f} times as fast in {half}"
+    if speedup > _PROMISING:
+        agreement = bench.agreement(best, half)
+        reason = f"{half} agrees to a cosine of {agreement:.5f}"
+        if agreement >= AGREEMENT and bench.rate(half, COMPARED) > bench.rate(best, COMPARED):
+            best = half
     size = BATCH_SIZE
     if is_long() and num_views >= _MANY_VIEWS:
         fastest = max(BATCH_SIZES, key=lambda other: bench.rate(best, other))
         size = fastest if bench.rate(best, fastest) > _USUAL * bench.rate(best, size) else size
     return Choice(best, size, bench.rates, agreement, reason), bench.prefix(best)
+
+
+@functools.cache
+def _speedup(half: str) -> float:
+    """How many times as fast as in float32 the product of two matrices is in half precision."""
+    seconds = []
+    for precision in ("float32", half):
+        matrix = tf.ones((_SIDE, _SIDE), precision)
+        tries = []
+        for _ in range(_MOST_TRIES):
+            started = time.perf_counter()
+            (matrix @ matrix)[0, 0].numpy()
+            tries.append(time.perf_counter() - started)
+        seconds.append(min(tries))
+    return seconds[0] / seconds[1]
 
 
 class _Bench:

@@ -44,6 +44,13 @@ def test_a_job_of_seconds_is_done_in_float32_without_comparing(cuts):
     assert "too few views to compare" in choice.describe()
 
 
+@pytest.fixture
+def with_half_units(monkeypatch):
+    """A processor whose units make half precision worth a comparison, whichever is at hand."""
+    monkeypatch.setattr(prefix_module, "_speedup", lambda half: 8.0)
+
+
+@pytest.mark.usefixtures("with_half_units")
 def test_a_long_job_takes_what_was_fastest_and_agrees(cuts):
     choice, _ = choose(cuts, PIXELS, precision="auto", num_views=10**9)
     rates = choice.rates
@@ -65,6 +72,22 @@ def test_batch_sizes_are_tried_where_many_views_repay_it(cuts):
         assert set(sizes) == tried, choice.rates
 
 
+def test_half_precision_is_not_compared_on_a_processor_that_is_slow_at_it(cuts, monkeypatch):
+    monkeypatch.setattr(prefix_module, "_speedup", lambda half: 0.94)
+    choice, _ = choose(cuts, PIXELS, precision="auto", num_views=10**9)
+    assert choice.precision == "float32"
+    assert choice.agreement is None
+    assert {name.split()[0] for name in choice.rates} == {"float32"}
+    assert "multiplies matrices 0.9 times as fast in bfloat16" in choice.describe()
+
+
+def test_a_speedup_is_measured():
+    prefix_module._speedup.cache_clear()
+    assert 0.3 < prefix_module._speedup("float32") < 3
+    assert 0.001 < prefix_module._speedup("bfloat16") < 100
+
+
+@pytest.mark.usefixtures("with_half_units")
 def test_features_without_a_direction_agree_only_if_both_vanish():
     classifier = make_classifier("vgg16")
     for variable in classifier.variables_of("stage1"):
