@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_transfer.answers import answer
 from keras_transfer.data.pipeline import (
     Examples,
     Inputs,
@@ -138,8 +139,20 @@ class Supply:
         return data, plan.cut.tail()
 
     def predict(self, classifier: Classifier, rows: np.ndarray) -> np.ndarray:
-        """Class probabilities float32 [N, C] of plain pictures, by the whole classifier."""
-        return predict_pixels(classifier.model, self.source.examples.pixels, rows=rows)
+        """Class probabilities float32 [N, C] of plain pictures, by the whole classifier.
+
+        Raises:
+            RunError: answers cannot be stored.
+        """
+        return answer(
+            classifier.model,
+            [self.source.digests[row] for row in rows],
+            self.source.examples.pixels,
+            rows=rows,
+            pixels_recipe=self.source.pixels,
+            store=self._store,
+            narrator=self._narrator,
+        )
 
     def _extract(self, classifier: Classifier, first: int) -> None:
         """Features for phase `first` and for all later ones that can have theirs already."""

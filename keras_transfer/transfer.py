@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_transfer.answers import answer
 from keras_transfer.data.audit import audit, pixels_recipe
 from keras_transfer.data.pipeline import Examples
 from keras_transfer.data.records import Records
@@ -105,7 +104,7 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
         data = load_data(settled, records, store=store, narrator=narrator, run=run)
         supply = Supply(settled, data.source, data.splits, store=store, narrator=narrator)
         outcomes = fit_phases(classifier, supply, narrator=narrator, run=run)
-        probabilities = ask(classifier, data, data.splits.test, store=store, narrator=narrator)
+        probabilities = supply.predict(classifier, data.splits.test)
         test = judge(data, probabilities, seed=spec.seed)
         parity = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
     cache = describe_cache(data.num_decoded, supply.tallies, outcomes, data.splits)
@@ -165,21 +164,6 @@ def load_data(
     digests = [record.digest for record in records.items]
     source = Source(examples, digests, spec.views, pixels_recipe(spec.data))
     return Data(records, splits, source, num_decoded)
-
-
-def ask(
-    classifier: Classifier, data: Data, rows: np.ndarray, *, store: Store, narrator: Narrator
-) -> np.ndarray:
-    """The whole classifier's probabilities float32 [N, C] of some of the pictures, plain."""
-    return answer(
-        classifier.model,
-        [data.source.digests[row] for row in rows],
-        data.examples.pixels,
-        rows=rows,
-        pixels_recipe=data.source.pixels,
-        store=store,
-        narrator=narrator,
-    )
 
 
 def judge(data: Data, probabilities: np.ndarray, *, seed: int) -> Evaluation:

@@ -48,6 +48,13 @@ def read_spec(arguments: argparse.Namespace) -> RunSpec:
     return override(spec, parse_assignments(arguments.overrides))
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
 def run_verb(verb: Callable[[], None]) -> int:
     """Run a verb and turn what ends it into an exit status: 0, 2 for the user's errors, 130."""
     logging.getLogger("keras_transfer").setLevel(logging.INFO)

@@ -9,21 +9,20 @@ by stage, test accuracy with intervals, peak memory, bytes stored, and extractio
 machine does at most.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from keras_transfer.delivery.runs import RunFolder, next_free
 from keras_transfer.delivery.starting import DEFAULT_PARENT, vacated_on_refusal
 from keras_transfer.devices import chatter_to
-from pipelines.arguments import add_spec_arguments, main_of, make_parser, read_spec
+from pipelines.arguments import add_spec_arguments, main_of, make_parser, positive, read_spec
 
 
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser("race", str(__doc__))
     add_spec_arguments(parser)
     parser.add_argument(
-        "--seeds", type=_positive, default=3, metavar="N", help="how often each runs (default: 3)"
+        "--seeds", type=positive, default=3, metavar="N", help="how often each runs (default: 3)"
     )
     parser.add_argument(
         "--also",
@@ -55,12 +54,6 @@ def _run(argv: Sequence[str] | None) -> None:
         terminal.table(TITLE, sheet.header, sheet.rows, caption=sheet.limits)
         terminal.say(sheet.headline)
         terminal.say(f"Written to {folder.path}: race.json, race.md and race.png")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 main = main_of(_run)

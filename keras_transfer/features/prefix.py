@@ -136,7 +136,7 @@ def choose(
         bench.rate(best, COMPARED)
         reason = "as cache.precision says" if precision != "auto" else "too few views to compare"
         return Choice(best, BATCH_SIZE, bench.rates, reason=reason), bench.prefix(best)
-    half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
+    half = half_precision()
     agreement, speedup = None, _speedup(half)
     reason = f"this machine multiplies matrices {speedup:.1f} times as fast in {half}"
     if speedup > _PROMISING:
@@ -149,6 +149,11 @@ def choose(
         fastest = max(BATCH_SIZES, key=lambda other: bench.rate(best, other))
         size = fastest if bench.rate(best, fastest) > _USUAL * bench.rate(best, size) else size
     return Choice(best, size, bench.rates, agreement, reason), bench.prefix(best)
+
+
+def half_precision() -> str:
+    """The half precision that the machine may have units for."""
+    return "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
 
 
 @functools.cache

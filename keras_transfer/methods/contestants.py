@@ -32,7 +32,7 @@ from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RunSpec
 from keras_transfer.supply import Supply
 from keras_transfer.terminal import Silent
-from keras_transfer.transfer import ask, load_data
+from keras_transfer.transfer import load_data
 
 _MOST_FILES = 2_000
 """Files that decoding is measured on."""
@@ -166,7 +166,7 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
         supply = Supply(settled, data.source, data.splits, store=store, narrator=silent)
         started = time.perf_counter()
         outcomes = fit_phases(classifier, supply, narrator=silent)
-        probabilities = ask(classifier, data, data.splits.test, store=store, narrator=silent)
+        probabilities = supply.predict(classifier, data.splits.test)
         seconds = time.perf_counter() - started
         stored = sum(info.num_bytes for info in store.entries())
     watch.stages |= _share_out(seconds, outcomes, supply.tallies)

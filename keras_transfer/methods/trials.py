@@ -24,7 +24,7 @@ from keras_transfer.planning import Pool
 from keras_transfer.specs import RunSpec
 from keras_transfer.supply import Supply
 from keras_transfer.terminal import Narrator
-from keras_transfer.transfer import Data, ask
+from keras_transfer.transfer import Data
 
 ONE_RUN = {"folds": 1, "seeds": 1, "halvings": 0}
 
@@ -156,7 +156,7 @@ def run_trial(
     supply = Supply(spec, data.source, splits, store=store, narrator=narrator, pool=pool)
     with forgetting_graphs():
         outcomes = fit_phases(classifier, supply, narrator=narrator)
-    probabilities = ask(classifier, data, splits.test, store=store, narrator=narrator)
+    probabilities = supply.predict(classifier, splits.test)
     right = int(np.sum(probabilities.argmax(axis=1) == data.examples.labels[splits.test]))
     cache = describe_cache(data.num_decoded, supply.tallies, outcomes, splits)
     kept = ("name", "epochs", "seconds", "val_accuracy", "kept")

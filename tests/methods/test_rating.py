@@ -1,0 +1,26 @@
+"""Rates are measured and told; what cannot be measured is refused in words."""
+
+import pytest
+
+from keras_transfer.errors import SpecError
+from keras_transfer.methods.rating import rate
+from pipelines.rates import main
+
+
+def test_smaller_pictures_are_faster():
+    small, large = (rate("mobilenet_0.25", image_size=size, batch_size=4) for size in (32, 160))
+    for way in ("keras", "folded", "half"):
+        assert getattr(small, way) > getattr(large, way) > 0
+
+
+def test_an_unknown_backbone_is_refused():
+    with pytest.raises(SpecError, match="resnet50"):
+        rate("resnet5", image_size=32, batch_size=4)
+
+
+def test_the_verb_prints_a_row_for_each_backbone(capsys):
+    assert main(["vgg16", "mobilenet_0.25", "--image-size", "32", "--batch-size", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "folded float32" in printed
+    assert [line.split()[0] for line in printed.splitlines() if "vgg16" in line] == ["vgg16"]
+    assert "mobilenet_0.25" in printed
