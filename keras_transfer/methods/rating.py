@@ -3,6 +3,7 @@
 All ways take turns, batch by batch, so that a slow moment of the machine hits them alike.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
     ]
     for precision in ("float32", half_precision()):
         prefix = Prefix([cut], precision=precision)
-        ways.append(lambda batch, prefix=prefix: prefix(batch, batch_size))
+        ways.append(functools.partial(prefix, batch_size=batch_size))
     # The first call traces and lays out weights.
     rounds = [[_seconds(way, pixels) for way in ways] for _ in range(1 + _NUM_ROUNDS)][1:]
     return Rates(*(batch_size / median(seconds) for seconds in zip(*rounds, strict=True)))
