@@ -159,16 +159,23 @@ def half_precision() -> str:
 @functools.cache
 def _speedup(half: str) -> float:
     """How many times as fast as in float32 the product of two matrices is in half precision."""
-    seconds = []
-    for precision in ("float32", half):
+
+    def seconds(precision: str) -> float:
         matrix = tf.ones((_SIDE, _SIDE), precision)
-        tries = []
-        for _ in range(_MOST_TRIES):
-            started = time.perf_counter()
-            (matrix @ matrix)[0, 0].numpy()
-            tries.append(time.perf_counter() - started)
-        seconds.append(min(tries))
-    return seconds[0] / seconds[1]
+        return _least_seconds(lambda: (matrix @ matrix)[0, 0].numpy())
+
+    return seconds("float32") / seconds(half)
+
+
+def _least_seconds(call: Callable[[], object]) -> float:
+    """Of some calls, after one to warm up."""
+    call()
+    seconds: list[float] = []
+    while len(seconds) < _MOST_TRIES and sum(seconds) < _ENOUGH_SECONDS:
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 class _Bench:
@@ -189,13 +196,7 @@ class _Bench:
         name = f"{precision} × {batch_size}"
         if name not in self.rates:
             run, batch = self.prefix(precision), self._batch(batch_size)
-            run(batch, batch_size)
-            seconds: list[float] = []
-            while len(seconds) < _MOST_TRIES and sum(seconds) < _ENOUGH_SECONDS:
-                started = time.perf_counter()
-                run(batch, batch_size)
-                seconds.append(time.perf_counter() - started)
-            self.rates[name] = batch_size / min(seconds)
+            self.rates[name] = batch_size / _least_seconds(lambda: run(batch, batch_size))
         return self.rates[name]
 
     def agreement(self, *precisions: str) -> float:

@@ -26,7 +26,6 @@ from keras_transfer.fitting import Outcome, fit_phases, prepare_classifier
 from keras_transfer.methods.child import peak_mb
 from keras_transfer.methods.laps import EXTRACTION, READING, SETUP, TEST, Lap, Stopwatch
 from keras_transfer.methods.plain_recipe import build_plain, fit_plain, link_splits, read_split
-from keras_transfer.models.classifier import build_classifier
 from keras_transfer.planning import find_cuts
 from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RunSpec
@@ -102,9 +101,7 @@ def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float
         pixels: uint8 [B, S, S, 3].
         num_views: how many an extraction would compute: short ones are done as they stand.
     """
-    classifier = build_classifier(
-        spec.model, image_size=spec.data.image_size, class_names=("a", "b"), seed=spec.seed
-    )
+    classifier = prepare_classifier(spec, ("a", "b"))
     cuts = list(find_cuts(classifier, spec.phases, 0).values())
     if cuts:
         choice, prefix = choose(cuts, pixels, precision=spec.cache.precision, num_views=num_views)

@@ -17,8 +17,7 @@ from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits, make_splits, with_train_size
 from keras_transfer.devices import forgetting_graphs, set_up
 from keras_transfer.features.store import Store
-from keras_transfer.fitting import fit_phases
-from keras_transfer.models.classifier import build_classifier
+from keras_transfer.fitting import fit_phases, prepare_classifier
 from keras_transfer.narration import describe_cache
 from keras_transfer.planning import Pool
 from keras_transfer.specs import RunSpec
@@ -147,12 +146,7 @@ def run_trial(
     keras.utils.clear_session()
     spec, splits = trial.spec, trial.splits
     set_up(spec.devices, seed=spec.seed)
-    classifier = build_classifier(
-        spec.model,
-        image_size=spec.data.image_size,
-        class_names=data.records.class_names,
-        seed=spec.seed,
-    )
+    classifier = prepare_classifier(spec, data.records.class_names)
     supply = Supply(spec, data.source, splits, store=store, narrator=narrator, pool=pool)
     with forgetting_graphs():
         outcomes = fit_phases(classifier, supply, narrator=narrator)
