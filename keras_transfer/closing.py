@@ -2,6 +2,7 @@
 
 from keras_transfer.delivery.parity import Parity
 from keras_transfer.evaluation.metrics import Evaluation
+from keras_transfer.fitting import Outcome
 from keras_transfer.terminal import Terminal
 from keras_transfer.transfer import Result
 
@@ -17,7 +18,7 @@ def show_result(result: Result, terminal: Terminal) -> None:
                 f"{outcome.seconds:.0f}",
                 f"{outcome.num_trainable:,}",
                 with_interval(outcome.val_accuracy, outcome.val_interval),
-                with_interval(outcome.test_accuracy, outcome.test_interval),
+                _judged(outcome),
             ]
         )
     header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
@@ -29,6 +30,13 @@ def show_result(result: Result, terminal: Terminal) -> None:
     terminal.say(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
     terminal.say(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
     terminal.say(f"{result.seconds:.0f} seconds in all.")
+
+
+def _judged(outcome: Outcome) -> str:
+    """What the phase made of the test split; a search shows it to its winner alone."""
+    if outcome.test_accuracy is None or outcome.test_interval is None:
+        return "–"
+    return with_interval(outcome.test_accuracy, outcome.test_interval)
 
 
 def show_evaluation(evaluation: Evaluation, terminal: Terminal) -> None:

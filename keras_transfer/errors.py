@@ -5,6 +5,7 @@ KerasTransferError          what a front door catches and prints without a trace
 ├── DataError               pictures, labels or splits cannot be used as they are
 ├── WeightsError            pretrained weights are missing or do not fit the trunk
 ├── RunError                a run folder cannot be written, read or resumed
+│   └── DivergedError       training left the finite numbers
 └── ExportError             an exported artefact does not agree with its model
 """
 
@@ -43,6 +44,10 @@ class WeightsError(KerasTransferError):
 
 class RunError(KerasTransferError):
     """A run folder cannot be written, read or resumed."""
+
+
+class DivergedError(RunError):
+    """Training left the finite numbers."""
 
 
 class ExportError(KerasTransferError):

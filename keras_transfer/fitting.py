@@ -4,7 +4,7 @@ After each phase the validation predictions are compared, picture by picture, wi
 phase before. The gain must exceed noise, or the weights go back to where they were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import keras
@@ -32,8 +32,9 @@ class Outcome:
     """What one phase did to the classifier, as `metrics.json` has it.
 
     `gain` is the accuracy gained on validation over the classifier as it was before, `gain_error`
-    its paired standard error; both None for the first phase. Intervals are 95 % (Wilson). Test
-    figures are for the report only: no decision sees them.
+    its paired standard error; both None for the first phase. Intervals are 95 % (Wilson), losses
+    in nats, without label smoothing. Test figures are for the report only: no decision sees them;
+    they are None where the test split is empty.
     """
 
     name: str
@@ -43,22 +44,31 @@ class Outcome:
     num_trainable: int
     val_accuracy: float
     val_interval: tuple[float, float]
-    test_accuracy: float
-    test_interval: tuple[float, float]
+    val_loss: float
+    test_accuracy: float | None
+    test_interval: tuple[float, float] | None
+    test_loss: float | None
     gain: float | None
     gain_error: float | None
     kept: bool
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def prepare_classifier(spec: RunSpec, class_names: Sequence[str]) -> Classifier:
+def prepare_classifier(
+    spec: RunSpec,
+    class_names: Sequence[str],
+    *,
+    build: Callable[..., Classifier] = build_classifier,
+) -> Classifier:
     """The spec's classifier before any training.
+
+    `build` is `build_classifier`, or a `Rebuilder` for whoever trains many.
 
     Raises:
         SpecError: an unknown backbone or stage, in the model or in a phase, or too small pictures.
         WeightsError: the trunk's weights are missing or do not fit.
     """
-    classifier = build_classifier(
+    classifier = build(
         spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
     )
     for number, phase in enumerate(spec.phases):
@@ -72,11 +82,15 @@ def fit_phases(
     *,
     narrator: Narrator,
     run: RunFolder | None = None,
+    num_epochs: int | None = None,
 ) -> list[Outcome]:
     """Train every phase of the spec and leave the classifier at the best of them.
 
     Args:
         supply: what every phase reads.
+        num_epochs: stop when all phases together have trained for so many epochs. A phase that is
+            cut off is judged as it stands; called again with more epochs and the same `run`, it
+            goes on as if it had never stopped.
         run: where to keep checkpoints; what an interrupted run left there is taken up.
 
     Raises:
@@ -87,9 +101,15 @@ def fit_phases(
     finished = Checkpoint(run, "finished") if run else None
     outcomes = _take_up(finished, classifier, narrator)
     for number in range(len(outcomes), len(spec.phases)):
+        left = None if num_epochs is None else num_epochs - sum(o.epochs for o in outcomes)
+        if left is not None and left < 1:
+            break
         saver = Checkpoint(run, f"phase-{number}") if run else None
-        outcomes.append(_fit_one(classifier, supply, number, outcomes, narrator, saver))
-        if finished and saver:
+        outcome, is_finished = _fit_one(
+            classifier, supply, number, outcomes, narrator, saver=saver, num_epochs=left
+        )
+        outcomes.append(outcome)
+        if finished and saver and is_finished:
             finished.save(_state(classifier, spec, outcomes))
             saver.discard()
     return outcomes
@@ -101,8 +121,11 @@ def _fit_one(
     number: int,
     outcomes: list[Outcome],
     narrator: Narrator,
+    *,
     saver: Checkpoint | None,
-) -> Outcome:
+    num_epochs: int | None,
+) -> tuple[Outcome, bool]:
+    """Train and judge one phase; whether it came to its end."""
     phase = supply.spec.phases[number]
     data, part = supply.for_phase(classifier, number)
     predictor = keras.Model(part.input, part.output)
@@ -117,47 +140,59 @@ def _fit_one(
             data,
             part=part,
             label_smoothing=data.spec.training.label_smoothing,
+            num_epochs=num_epochs,
             saver=saver,
             callbacks=callbacks,
         )
-    val = data.predict(predictor, data.splits.val)
-    test = data.predict(predictor, data.splits.test)
+    judged = {"val": data.splits.val, "test": data.splits.test}
+    answers = {name: data.predict(predictor, rows) for name, rows in judged.items() if len(rows)}
+    val = answers["val"]
     gain = paired_gain(labels, val_before, val) if val_before is not None else None
     errors = data.spec.training.rollback_errors
     pays = gain is None or gain.difference > max(0.0, errors * gain.standard_error)
     kept = pays or not data.spec.training.rollback
-    outcome = _outcome(result, data, val, test, gain=gain, kept=kept)
+    figures = {name: _judge(data, judged[name], answers[name]) for name in answers}
+    outcome = _outcome(result, figures, gain=gain, kept=kept)
     narrator.say(_verdict(outcome, pays=pays))
     if not kept:
         assign_weights(variables, weights_before)
-    return outcome
+    return outcome, result.is_finished
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """How well rows are named: the share, its interval and the log loss."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    loss: float
+
+
+def _judge(data: SplitData, rows: np.ndarray, probabilities: np.ndarray) -> _Figures:
+    labels = data.examples.labels[rows]
+    right = int(np.sum(probabilities.argmax(axis=1) == labels))
+    of_label = probabilities[np.arange(len(rows)), labels].astype(np.float64)
+    # Probabilities are float32: what underflows is as small as such a number can be.
+    loss = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()
+    return _Figures(right / len(rows), wilson(right, len(rows)), float(loss))
 
 
 def _outcome(
-    result: PhaseResult,
-    data: SplitData,
-    val: np.ndarray,
-    test: np.ndarray,
-    *,
-    gain: Gain | None,
-    kept: bool,
+    result: PhaseResult, figures: Mapping[str, _Figures], *, gain: Gain | None, kept: bool
 ) -> Outcome:
-    def hits(rows: np.ndarray, probabilities: np.ndarray) -> tuple[float, tuple[float, float]]:
-        right = int(np.sum(probabilities.argmax(axis=1) == data.examples.labels[rows]))
-        return right / len(rows), wilson(right, len(rows))
-
-    val_accuracy, val_interval = hits(data.splits.val, val)
-    test_accuracy, test_interval = hits(data.splits.test, test)
+    val, test = figures["val"], figures.get("test")
     return Outcome(
         name=result.name,
         epochs=result.epochs,
         best_epoch=result.best_epoch,
         seconds=result.seconds,
         num_trainable=result.num_trainable,
-        val_accuracy=val_accuracy,
-        val_interval=val_interval,
-        test_accuracy=test_accuracy,
-        test_interval=test_interval,
+        val_accuracy=val.accuracy,
+        val_interval=val.interval,
+        val_loss=val.loss,
+        test_accuracy=test.accuracy if test else None,
+        test_interval=test.interval if test else None,
+        test_loss=test.loss if test else None,
         gain=gain.difference if gain else None,
         gain_error=gain.standard_error if gain else None,
         kept=kept,

@@ -83,11 +83,29 @@ def build_classifier(
         SpecError: unknown backbone or stage, or an image too small for the trunk.
         WeightsError: the trunk's weights are missing or do not fit.
     """
+    inputs, trunk = put_trunk(spec, image_size=image_size, seed=seed)
+    return put_head(spec, inputs, trunk, class_names=class_names, seed=seed)
+
+
+def put_trunk(spec: ModelSpec, *, image_size: int, seed: int) -> tuple[keras.KerasTensor, Trunk]:
+    """Input and trunk of a classifier; see `build_classifier`."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
     trunk = build_trunk(
         get_backbone(spec.backbone), inputs, last_stage=spec.last_stage, weights=spec.weights
     )
+    return inputs, trunk
+
+
+def put_head(
+    spec: ModelSpec,
+    inputs: keras.KerasTensor,
+    trunk: Trunk,
+    *,
+    class_names: Sequence[str],
+    seed: int,
+) -> Classifier:
+    """A classifier of a new head on a trunk that stands on `inputs`; see `build_classifier`."""
     head = _head_layers(spec, num_classes=len(class_names), seed=seed)
     outputs = trunk.output
     for layer in head:

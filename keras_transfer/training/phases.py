@@ -41,6 +41,7 @@ class PhaseResult:
     seconds: float
     num_trainable: int
     history: tuple[dict[str, float], ...]
+    is_finished: bool
 
 
 def apply_phase(classifier: Classifier, phase: PhaseSpec) -> int:
@@ -97,6 +98,7 @@ def train_phase(
     *,
     part: keras.Model | None = None,
     label_smoothing: float = 0.0,
+    num_epochs: int | None = None,
     saver: Saver | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> PhaseResult:
@@ -107,6 +109,8 @@ def train_phase(
     Args:
         part: the part of the classifier, over its own layers, that maps `data` to logits; None
             for all of it.
+        num_epochs: stop after this many of the phase's epochs, its schedule left as it is; None
+            trains them all.
         saver: keeps the state after every epoch and hands back that of an interrupted phase.
         callbacks: for display; they see epochs counted from 0 within the phase.
     """
@@ -121,14 +125,14 @@ def train_phase(
         label_smoothing=label_smoothing,
     )
     progress = Progress(classifier, phase, model, saver=saver)
-    first = progress.resume()
-    if not progress.stopped and first < phase.epochs:
+    first, last = progress.resume(), min(phase.epochs, num_epochs or phase.epochs)
+    if not progress.stopped and first < last:
         model.fit(
-            data.training(first, phase.epochs),
+            data.training(first, last),
             validation_data=data.validation(),
             steps_per_epoch=data.steps_per_epoch,
             initial_epoch=first,
-            epochs=phase.epochs,
+            epochs=last,
             callbacks=[progress, *callbacks],
             shuffle=False,
             verbose=0,
@@ -141,4 +145,5 @@ def train_phase(
         seconds=progress.seconds_before + time.perf_counter() - started,
         num_trainable=num_trainable,
         history=tuple(progress.history),
+        is_finished=progress.stopped or len(progress.history) == phase.epochs,
     )

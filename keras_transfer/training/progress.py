@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_transfer.errors import RunError
+from keras_transfer.errors import DivergedError
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import PhaseSpec
@@ -56,7 +56,7 @@ def assign_weights(variables: list[keras.Variable], values: Arrays) -> None:
 
 def _check_finite(row: dict[str, float], phase: PhaseSpec, epoch: int) -> None:
     if not np.isfinite([row["loss"], row["val_loss"]]).all():
-        raise RunError(
+        raise DivergedError(
             f"training diverged in epoch {epoch + 1} of phase {phase.name!r}",
             expected="a finite loss",
             received=f"loss {row['loss']}, validation loss {row['val_loss']}",

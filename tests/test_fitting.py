@@ -1,0 +1,92 @@
+"""Phases trained for a number of epochs go on later as if they had never stopped."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from feature_sources import make_source, make_splits
+from small_models import make_classifier, weights_by_stage
+
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.features.store import Store
+from keras_transfer.fitting import fit_phases
+from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
+from keras_transfer.supply import Supply
+from keras_transfer.terminal import Silent
+
+HEAD = PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2)
+TAIL = PhaseSpec(name="fine-tune", epochs=3, unfreeze="last", learning_rate=1e-3, layer_decay=0.7)
+SPEC = RunSpec(
+    views=ViewSpec(count=2),
+    phases=(HEAD, TAIL),
+    training=TrainingSpec(rollback=False),
+    cache=CacheSpec(mode="on", precision="float32"),
+)
+
+
+def train(tmp_path, run=None, num_epochs=None, splits=None):
+    keras.utils.clear_session()
+    narrator = Silent()
+    supply = Supply(
+        SPEC,
+        make_source(views=SPEC.views),
+        splits or make_splits(),
+        store=Store(tmp_path / "store"),
+        narrator=narrator,
+    )
+    classifier = make_classifier("mobilenet_0.25", seed=SPEC.seed)
+    outcomes = fit_phases(classifier, supply, narrator=narrator, run=run, num_epochs=num_epochs)
+    return classifier, outcomes
+
+
+def without_times(outcome):
+    values = json.loads(json.dumps(dataclasses.asdict(outcome)))
+    del values["seconds"]
+    for row in values["history"]:
+        del row["seconds"]
+    return values
+
+
+@pytest.mark.parametrize("steps", [(2, 3, 99), (4, 5, 6)])
+def test_a_training_in_steps_of_epochs_is_the_training_at_once(steps, tmp_path):
+    whole, expected = train(tmp_path)
+    run = RunFolder.create(tmp_path / "run")
+    run.checkpoint_folder.mkdir()
+    for number, num_epochs in enumerate(steps):
+        stepwise, outcomes = train(tmp_path, run, num_epochs)
+        assert sum(outcome.epochs for outcome in outcomes) == min(num_epochs, 6), number
+    assert list(map(without_times, outcomes)) == list(map(without_times, expected))
+    theirs = weights_by_stage(whole)
+    for stage, values in weights_by_stage(stepwise).items():
+        for one, other in zip(values, theirs[stage], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_phase_cut_off_is_judged_as_it_stands_and_keeps_its_schedule(tmp_path):
+    _, (whole,) = train(tmp_path, num_epochs=3)
+    _, (part,) = train(tmp_path, num_epochs=2)
+    assert part.epochs == 2
+    assert [row["learning_rate"] for row in part.history] == [
+        row["learning_rate"] for row in whole.history[:2]
+    ]
+    best = max(range(2), key=lambda epoch: part.history[epoch]["val_accuracy"])
+    assert part.val_accuracy == pytest.approx(part.history[best]["val_accuracy"])
+
+
+def test_no_test_split_is_no_test_figure(tmp_path):
+    splits = make_splits()
+    _, judged = train(tmp_path, num_epochs=1)
+    bare = dataclasses.replace(splits, test=splits.test[:0])
+    _, outcomes = train(tmp_path, num_epochs=1, splits=bare)
+    assert outcomes[0].test_accuracy is None
+    assert outcomes[0].test_interval is None
+    assert outcomes[0].test_loss is None
+    assert outcomes[0].val_loss == judged[0].val_loss > 0
+    assert judged[0].test_loss != judged[0].val_loss
+
+
+def test_losses_are_those_of_the_labels_without_smoothing(tmp_path):
+    _, (outcome,) = train(tmp_path, num_epochs=1)
+    assert outcome.val_loss == pytest.approx(outcome.history[0]["val_loss"], rel=1e-5)
