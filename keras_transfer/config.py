@@ -16,6 +16,9 @@ from keras_transfer.conversion import Typed, build, nearest, raise_unknown
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import PretrainSpec, RunSpec
 
+_SPACE = "search.space"
+"""The one field whose own names have dots."""
+
 Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 
 
@@ -108,7 +111,7 @@ def override(spec: Spec, changes: Mapping[str, Any]) -> Spec:
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     target: Any = values
-    *parents, last = dotted.split(".")
+    *parents, last = _split(dotted)
     for depth, name in enumerate(parents):
         target = _step_into(target, name, ".".join(parents[: depth + 1]))
     if isinstance(target, list):
@@ -118,9 +121,17 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
             received=f"{dotted}={value!r}",
             fix="set its fields one by one",
         )
-    if not isinstance(target, dict) or last not in target:
+    is_open = ".".join(parents) == _SPACE
+    if not isinstance(target, dict) or (last not in target and not is_open):
         raise_unknown(dotted, last, list(target) if isinstance(target, dict) else [])
     target[last] = value
+
+
+def _split(dotted: str) -> list[str]:
+    """Names from the top down; below `search.space` the rest is one name."""
+    if dotted.startswith(f"{_SPACE}."):
+        return [*_SPACE.split("."), dotted.removeprefix(f"{_SPACE}.")]
+    return dotted.split(".")
 
 
 def _step_into(target: Any, name: str, dotted: str) -> Any:
@@ -214,5 +225,6 @@ def describe_fields(cls: type = RunSpec, prefix: str = "") -> Iterator[tuple[str
             text = field.metadata["help"]
             if typing.get_origin(hint) is typing.Literal:
                 text += f" ({' | '.join(typing.get_args(hint))})"
-            default = "none" if field.default is None else str(field.default)
+            empty = field.default is None or field.default is dataclasses.MISSING
+            default = "none" if empty else str(field.default)
             yield f"{prefix}{field.name}", default, text

@@ -14,6 +14,11 @@ from typing import Any
 from keras_transfer.errors import SpecError
 
 
+def option(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A spec's field with its documentation and its inclusive range."""
+    return dataclasses.field(default=default, metadata={"help": text, "low": low, "high": high})
+
+
 class Typed(str):
     """A value as the user typed it: what it means depends on the field it is meant for."""
 
@@ -88,12 +93,21 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
             _convert(entry, arguments[0], f"{name}.{number}", where)
             for number, entry in enumerate(value)
         )
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            _raise_type(name, "a table", value, where)
+        return {
+            key: _convert(entry, arguments[1], f"{name}.{key}", where)
+            for key, entry in value.items()
+        }
+    if hint is Any:
+        return value
     if origin is typing.Literal:
         if value not in arguments:
             _raise_choice(name, value, arguments)
         return value
     if origin is types.UnionType:
-        return None if value is None else _convert(value, arguments[0], name, where)
+        return None if value in (None, "none") else _convert(value, arguments[0], name, where)
     return _convert_plain(value, hint, name, where)
 
 

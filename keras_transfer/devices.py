@@ -24,6 +24,15 @@ def set_up(spec: DeviceSpec, *, seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how Python, TensorFlow or JAX say that memory ran out."""
+    import tensorflow as tf
+
+    if isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
+        return True
+    return type(error).__name__ == "XlaRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+
+
 @contextlib.contextmanager
 def forgetting_graphs() -> Iterator[None]:
     """Let go of the training graphs that were traced inside, and of their variables with them.

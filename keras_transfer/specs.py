@@ -7,12 +7,10 @@ so a spec that exists is a spec that makes sense. Only the standard library is i
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-
-def option(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with its documentation and its inclusive range."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
+from keras_transfer.conversion import option
+from keras_transfer.search_spec import SearchSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +202,7 @@ class RunSpec:
     training: TrainingSpec = field(default_factory=TrainingSpec)
     devices: DeviceSpec = field(default_factory=DeviceSpec)
     cache: CacheSpec = field(default_factory=CacheSpec)
+    search: SearchSpec = field(default_factory=SearchSpec)
 
     @property
     def num_trials(self) -> int:

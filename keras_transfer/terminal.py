@@ -3,10 +3,12 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -15,6 +17,16 @@ if TYPE_CHECKING:
 
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table in words: a title, a header, rows of as many texts, and what is said below."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
 
 
 class Narrator(Protocol):
@@ -30,6 +42,9 @@ class Narrator(Protocol):
         self, title: str, epochs: int, steps_per_epoch: int
     ) -> contextlib.AbstractContextManager[list["keras.callbacks.Callback"]]:
         """Callbacks that show the epochs of one phase while the block runs."""
+
+    def showing(self, read: Callable[[], Sheet]) -> contextlib.AbstractContextManager[None]:
+        """Show what `read` returns while the block runs, about once a second."""
 
 
 class Silent:
@@ -52,6 +67,11 @@ class Silent:
     ) -> Iterator[list["keras.callbacks.Callback"]]:
         """Watch nothing."""
         yield []
+
+    @contextlib.contextmanager
+    def showing(self, read: Callable[[], Sheet]) -> Iterator[None]:  # noqa: ARG002
+        """Show nothing."""
+        yield
 
 
 class Terminal:
@@ -102,6 +122,20 @@ class Terminal:
                 )
             ]
 
+    @contextlib.contextmanager
+    def showing(self, read: Callable[[], Sheet]) -> Iterator[None]:
+        """A table that changes in place, and is gone when the block ends."""
+        if not self._changes_in_place:
+            yield
+            return
+        with Live(
+            get_renderable=lambda: _table(read()),
+            console=self.console,
+            refresh_per_second=1,
+            transient=True,
+        ):
+            yield
+
     @staticmethod
     def counted(items: Iterable[Item], count: Callable[[int, int], None]) -> Iterator[Item]:
         """Pass items on and count them, their total being unknown."""
@@ -113,18 +147,7 @@ class Terminal:
         self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
     ) -> None:
         """Print a table; the first column is text, the others are figures."""
-        table = Table(
-            title=_escaped(title),
-            caption=_escaped(caption) or None,
-            title_justify="left",
-            caption_justify="left",
-            box=SIMPLE_HEAD,
-        )
-        for number, name in enumerate(header):
-            table.add_column(name, justify="left" if number == 0 else "right")
-        for row in rows:
-            table.add_row(*map(_escaped, row))
-        self.console.print(table)
+        self.console.print(_table(Sheet(title, header, rows, caption)))
 
     def _progress(self) -> Progress:
         return Progress(
@@ -135,7 +158,28 @@ class Terminal:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
+            # Into a file or a pipe they would leave nothing but empty lines.
+            disable=not self._changes_in_place,
         )
+
+    @property
+    def _changes_in_place(self) -> bool:
+        return self.console.is_terminal or self.console.is_jupyter
+
+
+def _table(sheet: Sheet) -> Table:
+    table = Table(
+        title=_escaped(sheet.title),
+        caption=_escaped(sheet.caption) or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for number, name in enumerate(sheet.header):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in sheet.rows:
+        table.add_row(*map(_escaped, row))
+    return table
 
 
 def _escaped(text: str) -> str:

@@ -5,6 +5,7 @@ import sys
 
 VERBS = {
     "train": "train a classifier, judge it and export it",
+    "tune": "search for better values of a spec's fields",
     "evaluate": "judge a run on its own test split or on other pictures",
     "predict": "classify files and folders with a run",
     "export": "write a run's model as a SavedModel again",

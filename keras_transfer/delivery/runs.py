@@ -7,8 +7,9 @@
     model.keras        the classifier            figures/          PNG
     export/1/          the SavedModel            checkpoint/       while training only
 
-A folder is a run as soon as it holds spec.json, and complete when it holds metrics.json. That of
-a study of many runs begins alike; it is complete when it holds study.json.
+A folder is a run as soon as it holds spec.json, and complete when it holds metrics.json. Those of
+a study of many runs and of a search begin alike; they are complete when they hold study.json or
+search.json.
 """
 
 import csv
@@ -104,6 +105,10 @@ class RunFolder:
         return self.path / "study.json"
 
     @property
+    def search_file(self) -> Path:
+        return self.path / "search.json"
+
+    @property
     def history_file(self) -> Path:
         return self.path / "history.csv"
 
@@ -133,8 +138,10 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run, or the study, came to its end."""
-        return self.metrics_file.is_file() or self.study_file.is_file()
+        """Whether the run, the study or the search came to its end."""
+        return any(
+            file.is_file() for file in (self.metrics_file, self.study_file, self.search_file)
+        )
 
     def replacing(self, name: str) -> AbstractContextManager[Path]:
         """Write one artefact beside its place: `with run.replacing("model.keras") as path: …`.

@@ -16,19 +16,27 @@ DEFAULT_PARENT = Path("saved_models")
 
 
 def start_run(
-    spec: RunSpec, *, output: str | Path | None = None, resume: bool = False
+    spec: RunSpec,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    suffix: str | None = None,
 ) -> RunFolder:
-    """Make the folder of a run or of a study, or enter the one to resume.
+    """Make the folder of a run, of a study or of a search, or enter the one to resume.
 
     Args:
         output: the folder; by default the next free `saved_models/<name>`, `<name>-2` … for a new
-            run, and the latest of them to resume. A study is called `<name>-study`.
+            run, and the latest of them to resume.
+        suffix: put behind the name of the default folder; None is '-study' for a study and nothing
+            for a run.
 
     Raises:
         RunError: the folder cannot be used, or the run to resume is finished or was started with
             another spec.
     """
-    name = spec.name if spec.num_trials == 1 else f"{spec.name}-study"
+    if suffix is None:
+        suffix = "-study" if spec.num_trials > 1 else ""
+    name = f"{spec.name}{suffix}"
     if resume:
         run = RunFolder.create(output or latest(DEFAULT_PARENT, name), resume=True)
         check_same_spec(load_spec(run.spec_file), spec, run)

@@ -22,7 +22,7 @@ from keras_transfer.narration import describe_cache
 from keras_transfer.planning import Pool
 from keras_transfer.specs import RunSpec
 from keras_transfer.supply import Supply
-from keras_transfer.terminal import Narrator
+from keras_transfer.terminal import Narrator, Sheet
 from keras_transfer.transfer import Data
 
 ONE_RUN = {"folds": 1, "seeds": 1, "halvings": 0}
@@ -191,3 +191,7 @@ class Aside:
     ) -> AbstractContextManager[list[keras.callbacks.Callback]]:
         """The listener's own, with the trial's name."""
         return self.narrator.watching(f"{self.name}: {title}", epochs, steps_per_epoch)
+
+    def showing(self, read: Callable[[], Sheet]) -> AbstractContextManager[None]:
+        """The listener's own."""
+        return self.narrator.showing(read)

@@ -24,7 +24,9 @@ def assert_equal(one, other):
             np.testing.assert_array_equal(value, expected)
     names = [v.path for v in one.model.variables]
     assert names == [v.path for v in other.model.variables]
-    assert [v.trainable for v in one.model.variables] == [v.trainable for v in other.model.variables]
+    assert [v.trainable for v in one.model.variables] == [
+        v.trainable for v in other.model.variables
+    ]
 
 
 def spoil(classifier):

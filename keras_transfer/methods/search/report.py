@@ -1,0 +1,120 @@
+"""What a search leaves: search.json, a page to look at, TensorBoard's logs, and a closing table."""
+
+from dataclasses import asdict
+from typing import Any
+
+from keras_transfer.closing import describe_parity
+from keras_transfer.methods.search.board import abbreviated, shown
+from keras_transfer.methods.search.record import ranked
+from keras_transfer.methods.search.searching import SearchResult
+from keras_transfer.methods.search.winner import BEST_SPEC, WINNER, Comparison, spread
+from keras_transfer.terminal import Terminal
+
+_NUM_SHOWN = 10
+
+
+def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = None) -> None:
+    """Write search.html, the logs, and in the end search.json, which says that all is complete.
+
+    `against_plain` is what `plain.measure_plain` returns.
+    """
+    found.run.write_json("search.json", describe_search(found, against_plain))
+
+
+def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of search.json: trials, cost, winner, comparison. Seconds are wall time."""
+    winner, search = found.winner, found.spec.search
+    test = winner.result.test
+    content: dict[str, Any] = {
+        "tuner": search.tuner,
+        "objective": search.objective,
+        "folds": found.spec.folds,
+        "seconds": {
+            "search": found.search_seconds,
+            "total": found.seconds,
+            "trials": sum(trial.seconds for trial in found.trials),
+        },
+        "num_failed": sum(not trial.is_scored for trial in found.trials),
+        "winner": {
+            "name": winner.trial.name,
+            "values": winner.trial.values,
+            "score": winner.training.figures[search.objective],
+            **winner.training.figures,
+            "keeps_weights": winner.keeps_weights,
+            "test": {"accuracy": test.accuracy, "interval": list(test.intervals["accuracy"])},
+        },
+        "default": winner.default.figures,
+        "refits": None,
+        "trials": [asdict(trial) for trial in found.trials],
+    }
+    if winner.comparison:
+        content["refits"] = {
+            **asdict(winner.comparison),
+            "exceeds_noise": winner.comparison.exceeds_noise,
+        }
+    if against_plain:
+        plain = against_plain["run_seconds"]
+        content["against_plain"] = {**against_plain, "ratio": found.seconds / plain}
+    return content
+
+
+def show_search(found: SearchResult, terminal: Terminal) -> None:
+    """Print the best trials, the winner beside the spec as it was, and where everything is."""
+    names = list(found.spec.search.space)
+    best = ranked(found.trials, higher_is_better=found.spec.search.objective == "val_accuracy")
+    rows = [
+        [
+            trial.name,
+            *(shown(trial.values[name]) if name in trial.values else "" for name in names),
+            f"{trial.epochs}",
+            f"{100 * (trial.val_accuracy or 0):.1f}",
+            f"{trial.val_loss:.3f}",
+            f"{trial.seconds:.1f}",
+        ]
+        for trial in best[:_NUM_SHOWN]
+    ]
+    header = ["trial", *abbreviated(names), "epochs", "validation, %", "log loss", "seconds"]
+    num_trials, num_failed = len(found.trials), len(found.trials) - len(best)
+    caption = f"the best of {num_trials} trials, {num_failed} of which failed"
+    terminal.table(f"Search {found.run.path}", header, rows, caption=caption)
+    for sentence in describe_winner(found):
+        terminal.say(sentence)
+    terminal.say(describe_parity(found.winner.result.parity))
+    path = found.run.path
+    terminal.say(f"Winner {path / WINNER}, again with python -m pipelines.train {path / BEST_SPEC}")
+    terminal.say(f"Page {path / 'search.html'}, all figures {path / 'search.json'}")
+
+
+def describe_winner(found: SearchResult) -> list[str]:
+    """What the search found, whether it is more than noise, and what it cost, in sentences."""
+    winner = found.winner
+    test = winner.result.test
+    values = ", ".join(f"{name}={shown(value)}" for name, value in winner.trial.values.items())
+    low, high = test.intervals["accuracy"]
+    sentences = [
+        f"The winner is trial {winner.trial.name} ({values}): validation accuracy "
+        f"{winner.training.val_accuracy:.1%}, where the spec as it was has "
+        f"{winner.default.val_accuracy:.1%}.",
+        f"On the test split, which no trial has seen, it names {test.accuracy:.1%} right "
+        f"({low:.1%} to {high:.1%}).",
+    ]
+    if winner.comparison:
+        sentences.insert(1, _describe_comparison(winner.comparison))
+    if not winner.keeps_weights:
+        sentences.append("Its model was trained anew on the run's own split: folds have many.")
+    sentences.append(
+        f"{len(found.trials)} trials took {found.search_seconds:.0f} s, with winner and "
+        f"comparison {found.seconds:.0f} s."
+    )
+    return sentences
+
+
+def _describe_comparison(comparison: Comparison) -> str:
+    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in comparison.interval)
+    gain = f"{100 * comparison.difference:+.1f}".replace("-", "−")
+    verdict = "more than noise" if comparison.exceeds_noise else "within noise"
+    return (
+        f"Trained with {len(comparison.seeds)} other seeds it reaches "
+        f"{spread(comparison.winner)}, the spec as it was {spread(comparison.default)}: {gain} "
+        f"points ({low} to {high}), {verdict}."
+    )

@@ -1,0 +1,166 @@
+"""KerasTuner at the bench: its oracles propose, its loop asks, and a trial is a training of ours.
+
+What a failure means is decided here, since KerasTuner by itself goes on after anything: numbers
+that are not finite and memory that ran out fail their trial, every other error ends the search.
+"""
+
+import contextlib
+import io
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import keras_tuner
+
+from keras_transfer.devices import is_out_of_memory
+from keras_transfer.errors import DivergedError, RunError
+from keras_transfer.methods.search.bench import Bench, Training
+from keras_transfer.methods.search.book import Begun, Book
+from keras_transfer.methods.search.record import COMPLETED, FAILED, SearchTrial
+from keras_transfer.methods.search.space import declare, values_of
+from keras_transfer.specs import RunSpec
+from keras_transfer.terminal import Narrator
+
+_MOST_ATTEMPTS: Final = 3
+"""A trial whose process was killed so often has failed: memory may have run out."""
+
+_NO_LIMIT: Final = 10**9
+"""Failed trials in a row that KerasTuner puts up with: we count them in the end."""
+
+Watch = Callable[[Begun], Narrator]
+
+
+def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
+    """The proposer that `spec.search` names; `num_epochs` are those of a whole training."""
+    search = spec.search
+    parameters = keras_tuner.HyperParameters()
+    declare(parameters, spec)
+    direction = "max" if search.objective == "val_accuracy" else "min"
+    common: dict[str, Any] = {
+        "objective": keras_tuner.Objective(search.objective, direction),
+        "hyperparameters": parameters,
+        "allow_new_entries": False,
+        # KerasTuner takes 0 for no seed at all.
+        "seed": search.seed + 1,
+        "max_consecutive_failed_trials": _NO_LIMIT,
+    }
+    oracles = keras_tuner.oracles
+    if search.tuner == "hyperband":
+        oracle = oracles.HyperbandOracle(
+            max_epochs=num_epochs,
+            factor=search.hyperband_factor,
+            hyperband_iterations=search.hyperband_iterations,
+            **common,
+        )
+    else:
+        kinds = {
+            "random": oracles.RandomSearchOracle,
+            "bayesian": oracles.BayesianOptimizationOracle,
+            "grid": oracles.GridSearchOracle,
+        }
+        oracle = kinds[search.tuner](max_trials=search.trials, **common)
+    oracle.verbose = 0
+    return oracle
+
+
+class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
+    """Runs the oracle's trials at a bench and keeps a book of them."""
+
+    def __init__(self, oracle: keras_tuner.Oracle, bench: Bench, book: Book, *, watch: Watch):
+        """`watch` makes the narrator of a trial that begins."""
+        self._bench, self._book, self._watch = bench, book, watch
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().__init__(oracle, directory=str(book.folder.path), project_name="oracle")
+
+    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
+        """Train with the trial's values; its figures, by the names that objectives have."""
+        proposed = trial.hyperparameters.values
+        values = values_of(self._bench.original, proposed)
+        spec = self._bench.vary(values)
+        begun = self._book.begin(trial.trial_id, spec, values, worker=self.tuner_id)
+        whole = sum(phase.epochs for phase in spec.phases)
+        num_epochs = proposed.get("tuner/epochs", whole)
+        try:
+            _check_attempts(begun)
+            training = self._bench.train(spec, num_epochs=num_epochs, narrator=self._watch(begun))
+        except KeyboardInterrupt:
+            self._book.drop(begun.name)
+            raise
+        except Exception as error:
+            if not (isinstance(error, DivergedError | _KilledError) or is_out_of_memory(error)):
+                raise keras_tuner.errors.FatalError(str(error)) from error
+            self._book.end(_ended(begun, num_epochs / whole, error=error))
+            raise keras_tuner.errors.FailedTrialError(str(error)) from error
+        objective = self._bench.original.search.objective
+        self._book.end(_ended(begun, num_epochs / whole, training=training, objective=objective))
+        return training.figures
+
+
+class _KilledError(RunError):
+    """The process died in this trial again and again."""
+
+
+def _check_attempts(begun: Begun) -> None:
+    if begun.attempt > _MOST_ATTEMPTS:
+        raise _KilledError(
+            f"the process was killed in trial {begun.name} {_MOST_ATTEMPTS} times",
+            expected="a trial that ends",
+            received="no result",
+            fix="if memory ran out, lower training.batch_size or the largest values of the space",
+        )
+
+
+def _ended(
+    begun: Begun,
+    share: float,
+    *,
+    training: Training | None = None,
+    objective: str = "",
+    error: Exception | None = None,
+) -> SearchTrial:
+    """A trial's record, of its training or of the error that failed it."""
+    return SearchTrial(
+        name=begun.name,
+        values=begun.values,
+        status=COMPLETED if training else FAILED,
+        score=training.figures[objective] if training else None,
+        val_accuracy=training.val_accuracy if training else None,
+        val_loss=training.val_loss if training else None,
+        epochs=training.epochs if training else 0,
+        seconds=time.time() - begun.started,
+        started=begun.started,
+        worker=begun.worker,
+        cause=f"{type(error).__name__}: {error}" if error else "",
+        share=share,
+    )
+
+
+def run_tuner(tuner: SearchTuner, oracle: keras_tuner.Oracle, *, seconds: float) -> None:
+    """Search until the oracle has no more trials, or until none may begin any more.
+
+    As a worker, asks the chief; as the chief, answers workers until all have left.
+
+    Args:
+        seconds: how long trials may begin, infinity for no limit.
+
+    Raises:
+        Exception: whatever ended a trial and was not its own fault.
+    """
+
+    def close() -> None:
+        # The oracle then tells everybody, its own loop included, that the search has ended.
+        oracle.max_trials = max(1, len(oracle.trials))
+
+    timer = threading.Timer(seconds, close) if math.isfinite(seconds) else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        tuner.search()
+    except keras_tuner.errors.FatalError as fatal:
+        raise (fatal.__cause__ or fatal) from None
+    finally:
+        if timer:
+            timer.cancel()

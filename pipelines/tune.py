@@ -1,0 +1,69 @@
+"""Tune: search for better values of a spec's fields, at about the cost of one training.
+
+    python -m pipelines.tune quickstart
+    python -m pipelines.tune flowers data.path=my_photos search.trials=40 search.time_budget=20m
+    python -m pipelines.tune flowers data.path=my_photos search.tuner=hyperband --workers 4
+    python -m pipelines.tune saved_models/flowers-search --resume
+
+What may vary is the table [search.space] of the spec, or said here:
+
+    search.space.model.dropout={values=[0.1,0.3]}
+    search.space.phases.0.learning_rate={low=1e-4,high=1e-2,sampling="log"}
+
+Only validation is compared; the winner alone sees the test split. It comes as a run of its own in
+the folder `winner`, with best.toml to train it again, search.html to look at and search.json.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_transfer.config import spec_to_dict
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.delivery.starting import start_run
+from keras_transfer.devices import chatter_to
+from keras_transfer.specs import RunSpec
+from pipelines.arguments import add_spec_arguments, main_of, make_parser, positive, read_spec
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = make_parser("tune", str(__doc__), fields=True)
+    add_spec_arguments(parser)
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write to (default: saved_models/<name>-search)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted search")
+    parser.add_argument(
+        "--workers", type=positive, default=1, metavar="N", help="processes that train (default: 1)"
+    )
+    parser.add_argument("--print-spec", action="store_true", help="print the resolved spec as JSON")
+    arguments = parser.parse_intermixed_args(argv)
+    spec = read_spec(arguments)
+    if arguments.print_spec:
+        sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
+        return
+    # Whoever names a folder to resume means that folder.
+    named = arguments.preset if arguments.resume and Path(arguments.preset).is_dir() else None
+    output = arguments.output or named
+    run = start_run(spec, output=output, resume=arguments.resume, suffix="-search")
+    with chatter_to(run.log_file):
+        _search(spec, run, num_workers=arguments.workers)
+
+
+# Imports TensorFlow, and only then, so that its start-up goes to the log.
+def _search(spec: RunSpec, run: RunFolder, *, num_workers: int) -> None:
+    from keras_transfer.methods.search.report import show_search, write_search
+    from keras_transfer.methods.search.searching import run_search
+    from keras_transfer.terminal import Terminal
+
+    terminal = Terminal()
+    found = run_search(spec, run, num_workers=num_workers, narrator=terminal)
+    write_search(found)
+    show_search(found, terminal)
+
+
+main = main_of(_run)
+
+if __name__ == "__main__":
+    sys.exit(main())
