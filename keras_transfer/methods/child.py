@@ -5,13 +5,15 @@ would pay for each other. Arguments and answers travel as JSON; whatever the cal
 traceback if it dies, go to a log.
 """
 
+import contextlib
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +23,100 @@ from keras_transfer.errors import KerasTransferError, RunError
 _SHOWN_LINES = 15
 
 
+class Child:
+    """A module's function at work in a process of its own.
+
+    `ended` and `was_killed` (by a signal, not by an error of its own) can be asked at any time.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        /,
+        *,
+        title: str,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        **arguments: Any,
+    ):
+        """Start it.
+
+        Args:
+            function: takes and returns JSON values only.
+            title: what the call is, for the error.
+            log: the child's output is added to this file.
+            environment: variables beside those of this process.
+        """
+        self._title, self._log = title, log
+        self._scratch = tempfile.TemporaryDirectory()
+        self._reply = Path(self._scratch.name) / "answer.json"
+        target = f"{function.__module__}:{function.__qualname__}"
+        with log.open("ab") as stream:
+            self._start = stream.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, target, str(self._reply)],
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
+                env={**os.environ, **(environment or {})},
+            )
+        assert self._process.stdin
+        # A child that died at once has closed its end; how it died is told by `answer`.
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(json.dumps(arguments).encode())
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to its end, good or bad."""
+        return self._process.poll() is not None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it."""
+        return self.ended and self._process.returncode < 0
+
+    @property
+    def ending(self) -> str:
+        """The signal or status that it ended with."""
+        status = self._process.returncode
+        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def answer(self) -> Any:
+        """Wait for the end; what the function returned.
+
+        Raises:
+            KerasTransferError: the very error that the function raised.
+            RunError: the child ended without an answer; `received` has the end of its traceback.
+        """
+        status = self._process.wait()
+        reply = json.loads(self._reply.read_text()) if status == 0 else None
+        self._scratch.cleanup()
+        if reply is None:
+            with self._log.open("rb") as stream:
+                stream.seek(self._start)
+                raise _crash(self._title, self.ending, stream.read())
+        if "error" in reply:
+            raise getattr(errors, reply["error"])(**reply["parts"])
+        return reply["value"]
+
+    def stop(self) -> None:
+        """End it if it has not ended by itself."""
+        if not self.ended:
+            self._process.kill()
+            self._process.wait()
+        self._scratch.cleanup()
+
+
 def in_child(function: Callable[..., Any], /, *, title: str, log: Path, **arguments: Any) -> Any:
     """Call a module's function with these arguments in a process of its own and wait for it.
 
-    Args:
-        function: takes and returns JSON values only.
-        title: what the call is, for the error.
-        log: the child's output is added to this file.
-
-    Raises:
-        KerasTransferError: the very error that the function raised.
-        RunError: the child ended without an answer; `received` has the end of its traceback.
+    Arguments, answer and errors are those of `Child`.
     """
-    target = f"{function.__module__}:{function.__qualname__}"
-    with tempfile.TemporaryDirectory() as scratch, log.open("ab") as stream:
-        answer = Path(scratch) / "answer.json"
-        start = log.stat().st_size
-        child = subprocess.run(
-            [sys.executable, "-m", __name__, target, str(answer)],
-            input=json.dumps(arguments).encode(),
-            stdout=stream,
-            stderr=stream,
-            check=False,
-        )
-        reply = json.loads(answer.read_text()) if child.returncode == 0 else None
-    if reply is None:
-        raise _crash(title, child.returncode, log.read_bytes()[start:])
-    if "error" in reply:
-        raise getattr(errors, reply["error"])(**reply["parts"])
-    return reply["value"]
+    child = Child(function, title=title, log=log, **arguments)
+    try:
+        return child.answer()
+    finally:
+        child.stop()
 
 
 def peak_mb() -> float:
@@ -69,9 +136,8 @@ def peak_mb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def _crash(title: str, status: int, output: bytes) -> RunError:
+def _crash(title: str, ended: str, output: bytes) -> RunError:
     lines = output.decode("utf-8", "replace").strip().splitlines()
-    ended = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     tail = "".join(f"\n    {line}" for line in lines[-_SHOWN_LINES:])
     return RunError(
         f"{title} crashed",
