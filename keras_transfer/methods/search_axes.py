@@ -14,7 +14,7 @@ from keras_transfer.evaluation.drawing import FAINT, GRID, INK, shown
 from keras_transfer.methods.search_record import CHOICE, LINEAR, LOG, Search, SearchTrial
 
 SHADES = LinearSegmentedColormap.from_list(
-    "scores", [(0.0, "#cdd7e1"), (0.5, "#a3c1e0"), (0.8, "#3b6fb6"), (1.0, "#132849")]
+    "scores", [(0.0, "#bac8d6"), (0.5, "#94b6db"), (0.8, "#3b6fb6"), (1.0, "#132849")]
 )
 """From the worst score to the best; most contrast is near the best, where most trials are."""
 

@@ -51,7 +51,7 @@ def draw_parallel(search: Search) -> str:
     ys = np.stack(
         [*(places(axis, trials) for axis in axes_of_values), _score_places(scores, trials)]
     )
-    figure = new_figure(max(_WIDTH, _AXIS_INCHES * len(ys)), 5.4)
+    figure = new_figure(_width(len(ys)), 5.4)
     axes = figure.subplots()
     for trial, line in sorted(zip(trials, ys.T, strict=True), key=lambda p: _is_winner(search, p)):
         _draw_line(axes, line, trial, shade(scores, trial.result) if trial.is_scored else FAINT)
@@ -63,6 +63,11 @@ def draw_parallel(search: Search) -> str:
     axes.set_ylim(-0.02, 1.02)
     axes.set_axis_off()
     return inline_svg(figure, "parallel", description="Values and score of every trial, as lines")
+
+
+def _width(num_axes: int) -> float:
+    """In inches: wider than the page where there are many axes, narrower where there are few."""
+    return max(_AXIS_INCHES * num_axes, min(_WIDTH, 1.5 + 1.75 * num_axes))
 
 
 def _is_winner(search: Search, pair: tuple[SearchTrial, np.ndarray]) -> bool:
@@ -184,7 +189,7 @@ def _draw_panel(axes: Axes, search: Search, axis: Axis) -> None:
     share /= max(share.max(), 1)
     xs, ys = places(axis, trials), _score_places(scores, trials)
     colours = [
-        to_rgba(shade(scores, trial.result), 0.35 + 0.6 * part)
+        to_rgba(shade(scores, trial.result), 0.5 + 0.45 * part)
         for trial, part in zip(trials, share, strict=True)
     ]
     axes.scatter(xs, ys, s=8 + 34 * share, c=colours, linewidth=0, zorder=2)

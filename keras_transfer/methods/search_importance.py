@@ -143,7 +143,7 @@ def _judge(
 
 
 def draw_importance(importance: Importance) -> str:
-    """Bars with standard deviations as SVG; pale ones cannot be told from none.
+    """Bars with standard deviations as SVG; pale ones lie within two of none.
 
     Raises:
         ValueError: there is nothing meaningful to draw.
@@ -154,7 +154,7 @@ def draw_importance(importance: Importance) -> str:
     figure = new_figure(9, 0.8 + 0.4 * len(names))
     axes = figure.subplots()
     colours = [
-        FAINT if name == EPOCHS else TRAIN if mean > spread else "#b9cde6"
+        FAINT if name == EPOCHS else TRAIN if mean > 2 * spread else "#b9cde6"
         for name, mean, spread in zip(names, means, spreads, strict=True)
     ]
     rows = range(len(names))

@@ -122,7 +122,7 @@ def _figures(search: Search) -> list[_Figure]:
     bars = draw_importance(importance) if importance.is_meaningful else None
     explained = (
         f"{importance.verdict} Bars: how much of R² is lost once a parameter is shuffled, with "
-        "standard deviations; pale ones cannot be told from none."
+        "standard deviations; pale ones lie within two of none."
     )
     return [
         _Figure(
