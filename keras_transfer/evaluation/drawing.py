@@ -3,6 +3,7 @@
 Figures are built without pyplot, which keeps global state and would look for a screen.
 """
 
+import re
 import warnings
 from pathlib import Path
 
@@ -44,3 +45,16 @@ def shown(name: str, length: int = 24) -> str:
         tail = length // 3
         printable = f"{printable[: length - tail - 1]}…{printable[-tail:]}"
     return printable.replace("$", r"\$")
+
+
+def broken(name: str, length: int = 15) -> str:
+    """A dotted name over several lines of about `length` characters, as `shown` shows them.
+
+    Lines end behind dots and underscores; a word without any that is longer loses its middle.
+    """
+    lines = [""]
+    for word in re.findall(r"[^._]*[._]|[^._]+", name):
+        if lines[-1] and len(lines[-1] + word) > length:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(shown(line, length) for line in lines)

@@ -5,8 +5,11 @@ from typing import Any
 
 from keras_transfer.closing import describe_parity
 from keras_transfer.methods.search.board import abbreviated, shown
-from keras_transfer.methods.search.record import ranked
+from keras_transfer.methods.search.logs import write_logs
+from keras_transfer.methods.search.page import write_page
+from keras_transfer.methods.search.record import Search, ranked
 from keras_transfer.methods.search.searching import SearchResult
+from keras_transfer.methods.search.space import choices, scales
 from keras_transfer.methods.search.winner import BEST_SPEC, WINNER, Comparison, spread
 from keras_transfer.terminal import Terminal
 
@@ -18,7 +21,34 @@ def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = 
 
     `against_plain` is what `plain.measure_plain` returns.
     """
+    spec = found.spec
+    search = Search(
+        trials=found.trials,
+        scales=scales(spec),
+        choices=choices(spec),
+        objective=spec.search.objective,
+        higher_is_better=spec.search.objective == "val_accuracy",
+        winner=found.winner.trial.name,
+    )
+    sentences = describe_winner(found)
+    write_page(
+        found.run, search, title=f"Search {spec.name}", sentences=sentences, facts=_facts(found)
+    )
+    write_logs(found.run, search)
     found.run.write_json("search.json", describe_search(found, against_plain))
+
+
+def _facts(found: SearchResult) -> list[tuple[str, str]]:
+    spec, splits = found.spec, found.run.read_json("splits.json")["rows"]
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
+    return [
+        ("pictures", sizes),
+        ("classes", f"{len(found.records.class_names)}"),
+        ("backbone", f"{spec.model.backbone} at {spec.data.image_size} px"),
+        ("tuner", spec.search.tuner),
+        ("trials", f"{len(found.trials)}"),
+        ("judged on", f"{spec.folds} folds" if spec.folds > 1 else "the validation split"),
+    ]
 
 
 def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -> dict[str, Any]:

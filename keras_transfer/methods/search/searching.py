@@ -1,6 +1,6 @@
 """A search: many trainings of one spec with other values, on features that are stored once.
 
-    spec and its space → bench (pictures, splits, store) → trials by KerasTuner → winner → report
+spec and its space → bench (pictures, splits, store) → trials by KerasTuner → winner → report
 """
 
 import shutil
