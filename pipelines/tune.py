@@ -14,9 +14,12 @@ Only validation is compared; the winner alone sees the test split. It comes as a
 the folder `winner`, with best.toml to train it again, search.html to look at and search.json.
 """
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keras_transfer.config import spec_to_dict
@@ -25,6 +28,8 @@ from keras_transfer.delivery.starting import start_run
 from keras_transfer.devices import chatter_to
 from keras_transfer.specs import RunSpec
 from pipelines.arguments import add_spec_arguments, main_of, make_parser, positive, read_spec
+
+_NUM_PLAIN = 2
 
 
 def _run(argv: Sequence[str] | None) -> None:
@@ -37,9 +42,17 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_argument(
         "--workers", type=positive, default=1, metavar="N", help="processes that train (default: 1)"
     )
+    parser.add_argument(
+        "--against-plain",
+        action="store_true",
+        help="begin with an empty store, and time one plain Keras training and two trials of a "
+        "plain KerasTuner search beside",
+    )
     parser.add_argument("--print-spec", action="store_true", help="print the resolved spec as JSON")
     arguments = parser.parse_intermixed_args(argv)
     spec = read_spec(arguments)
+    if arguments.against_plain and spec.cache.folder:
+        parser.error("--against-plain begins with an empty store: leave cache.folder out")
     if arguments.print_spec:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
@@ -48,19 +61,45 @@ def _run(argv: Sequence[str] | None) -> None:
     output = arguments.output or named
     run = start_run(spec, output=output, resume=arguments.resume, suffix="-search")
     with chatter_to(run.log_file):
-        _search(spec, run, num_workers=arguments.workers)
+        if arguments.against_plain:
+            with _empty_store(run):
+                _search(spec, run, num_workers=arguments.workers, num_plain=_NUM_PLAIN)
+        else:
+            _search(spec, run, num_workers=arguments.workers)
+
+
+@contextlib.contextmanager
+def _empty_store(run: RunFolder) -> Iterator[None]:
+    """Nothing computed before helps; workers inherit the variable."""
+    before = os.environ.get("KERAS_TRANSFER_HOME")
+    with tempfile.TemporaryDirectory(dir=run.path) as home:
+        os.environ["KERAS_TRANSFER_HOME"] = home
+        try:
+            yield
+        finally:
+            os.environ.pop("KERAS_TRANSFER_HOME")
+            if before is not None:
+                os.environ["KERAS_TRANSFER_HOME"] = before
 
 
 # Imports TensorFlow, and only then, so that its start-up goes to the log.
-def _search(spec: RunSpec, run: RunFolder, *, num_workers: int) -> None:
-    from keras_transfer.methods.search.report import show_search, write_search
+def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int = 0) -> None:
+    from keras_transfer.methods.search.plain import measure_plain
+    from keras_transfer.methods.search.report import (
+        describe_against_plain,
+        show_search,
+        write_search,
+    )
     from keras_transfer.methods.search.searching import run_search
     from keras_transfer.terminal import Terminal
 
     terminal = Terminal()
     found = run_search(spec, run, num_workers=num_workers, narrator=terminal)
-    write_search(found)
+    plain = measure_plain(spec, run, num_trials=num_plain, narrator=terminal) if num_plain else None
+    write_search(found, against_plain=plain)
     show_search(found, terminal)
+    if plain:
+        terminal.say(describe_against_plain(found, plain))
 
 
 main = main_of(_run)

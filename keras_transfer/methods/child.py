@@ -125,15 +125,31 @@ def peak_mb() -> float:
     Everything resident counts: Python, TensorFlow and its arrays, and mapped files as far as they
     were in memory. Memory on an accelerator does not.
     """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not `getrusage`: on Linux a child inherits the peak of the parent that started it.
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024 / 1e6
+    # Not `getrusage`: on Linux a child inherits the peak of the parent that started it.
+    if fields := _status():
+        return _megabytes(fields["VmHWM"])
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def resident_mb() -> float:
+    """The resident memory of this process now, in 10^6 bytes; elsewhere than on Linux its peak."""
+    fields = _status()
+    return _megabytes(fields["VmRSS"]) if fields else peak_mb()
+
+
+def _status() -> dict[str, str]:
+    """What Linux knows of this process, by name; nothing elsewhere."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return {}
+    return dict(line.split(":", 1) for line in status.read_text().splitlines())
+
+
+def _megabytes(text: str) -> float:
+    return int(text.split()[0]) * 1024 / 1e6
 
 
 def _crash(title: str, ended: str, output: bytes) -> RunError:

@@ -47,30 +47,31 @@ def survey(spec: dict[str, Any], scratch: str, num_seeds: int) -> dict[str, dict
     """
     first = spec_from_dict(spec)
     set_up(first.devices, seed=first.seed)
-    num_pictures = _lay_out(first, scratch, num_seeds)
+    num_pictures = lay_out(first, scratch, num_seeds)
     return {"num_pictures": num_pictures, "limits": _measure_limits(first, scratch)}
 
 
-def _lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
+def lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
     """Folders of links, `<scratch>/splits-<seed>`, to the very splits that `load_data` draws."""
     with tempfile.TemporaryDirectory(dir=scratch) as aside:
         store = Store(Path(aside))
         records = audit(read_records(spec.data), spec.data, store=store, narrator=Silent()).records
     for seed in range(spec.seed, spec.seed + num_seeds):
         splits = make_splits(records, spec.data, seed=seed)
-        folder = _splits_folder(scratch, seed)
+        folder = splits_folder(scratch, seed)
         link_splits(records, splits, folder, max_megapixels=spec.data.max_megapixels)
         (folder / "hash").write_text(manifest(splits, records)["hash"])
     return {split: len(getattr(splits, split)) for split in NAMES}
 
 
-def _splits_folder(scratch: str, seed: int) -> Path:
+def splits_folder(scratch: str, seed: int) -> Path:
+    """Where `lay_out` puts the splits of a seed."""
     return Path(scratch) / f"splits-{seed}"
 
 
 def _measure_limits(spec: RunSpec, scratch: str) -> dict[str, float]:
     """Images a second of decoding with resizing alone, and of the frozen layers alone."""
-    train = _splits_folder(scratch, spec.seed) / "train"
+    train = splits_folder(scratch, spec.seed) / "train"
     files = sorted(train.glob("*/*"), key=lambda file: file.name)
     batch_size = min(spec.training.batch_size, len(files))
     # The first call also traces the decoder.
@@ -125,7 +126,7 @@ def run_plain(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
 
 def _run_plain(spec: RunSpec, scratch: str, name: str) -> Lap:
     watch = Stopwatch()
-    folder = _splits_folder(scratch, spec.seed)
+    folder = splits_folder(scratch, spec.seed)
     with watch.timing(SETUP):
         set_up(spec.devices, seed=spec.seed)
         training, validation, test = (
@@ -144,7 +145,7 @@ def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
     """A lap of this package, with nothing stored beforehand."""
     with tempfile.TemporaryDirectory(dir=scratch) as cold:
         seeded = override(spec_from_dict(spec), {"cache.folder": str(Path(cold) / "store")})
-        splits_hash = (_splits_folder(scratch, seeded.seed) / "hash").read_text()
+        splits_hash = (splits_folder(scratch, seeded.seed) / "hash").read_text()
         return asdict(_run_ours(seeded, Path(cold), name, splits_hash=splits_hash))
 
 

@@ -16,7 +16,8 @@ class SearchTrial:
     `values` maps dotted fields of the spec to a float, int, str or bool. `score` is the value of
     the objective, None for a failed trial, whose `cause` says why. `epochs` counts all epochs
     trained, `share` is what part of a whole training was asked for (Hyperband asks for less than 1
-    of most trials); `started` is in seconds since 1970.
+    of most trials); `started` is in seconds since 1970; `resident_mb` is what the process then held
+    in memory, 10^6 bytes.
     """
 
     name: str
@@ -31,6 +32,7 @@ class SearchTrial:
     worker: str
     cause: str = ""
     share: float = 1.0
+    resident_mb: float = 0.0
 
     @property
     def ended(self) -> float:

@@ -1,6 +1,7 @@
 """What a search leaves: search.json, a page to look at, TensorBoard's logs, and a closing table."""
 
 from dataclasses import asdict
+from statistics import mean
 from typing import Any
 
 from keras_transfer.closing import describe_parity
@@ -14,6 +15,8 @@ from keras_transfer.methods.search.winner import BEST_SPEC, WINNER, Comparison, 
 from keras_transfer.terminal import Terminal
 
 _NUM_SHOWN = 10
+_WARM = 10
+"""Trials after which a process has all that it will need."""
 
 
 def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = None) -> None:
@@ -83,9 +86,28 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
             "exceeds_noise": winner.comparison.exceeds_noise,
         }
     if against_plain:
-        plain = against_plain["run_seconds"]
-        content["against_plain"] = {**against_plain, "ratio": found.seconds / plain}
+        content["against_plain"] = {**against_plain, **_ratios(found, against_plain)}
     return content
+
+
+def _ratios(found: SearchResult, plain: dict[str, Any]) -> dict[str, float]:
+    """Times of one plain training: ours, all in all, and a plain search of as many trials."""
+    plain_search = mean(plain["trial_seconds"]) * len(found.trials)
+    return {
+        "ratio": found.seconds / plain["run_seconds"],
+        "plain_search_ratio": plain_search / plain["run_seconds"],
+    }
+
+
+def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
+    """What the search cost, in plain trainings, in one sentence."""
+    ratios = _ratios(found, plain)
+    return (
+        f"One plain training of the spec takes {plain['run_seconds']:.0f} s; this search of "
+        f"{len(found.trials)} trials took {ratios['ratio']:.2g} times as long, and a plain search "
+        f"of as many would take {ratios['plain_search_ratio']:.2g} times as long (by "
+        f"{len(plain['trial_seconds'])} of them, {mean(plain['trial_seconds']):.0f} s each)."
+    )
 
 
 def show_search(found: SearchResult, terminal: Terminal) -> None:
@@ -132,11 +154,22 @@ def describe_winner(found: SearchResult) -> list[str]:
         sentences.insert(1, _describe_comparison(winner.comparison))
     if not winner.keeps_weights:
         sentences.append("Its model was trained anew on the run's own split: folds have many.")
-    sentences.append(
-        f"{len(found.trials)} trials took {found.search_seconds:.0f} s, with winner and "
-        f"comparison {found.seconds:.0f} s."
+    return [*sentences, _describe_cost(found)]
+
+
+def _describe_cost(found: SearchResult) -> str:
+    """Seconds, and whether memory grew; what grows for ever shows after the first few trials."""
+    trials = found.trials
+    text = (
+        f"{len(trials)} trials took {found.search_seconds:.0f} s, with winner and comparison "
+        f"{found.seconds:.0f} s"
     )
-    return sentences
+    if len(trials) > _WARM and len({trial.worker for trial in trials}) == 1:
+        text += (
+            f"; {trials[_WARM - 1].resident_mb:,.0f} MB of memory after {_WARM} trials, "
+            f"{trials[-1].resident_mb:,.0f} MB after the last"
+        )
+    return f"{text}."
 
 
 def _describe_comparison(comparison: Comparison) -> str:

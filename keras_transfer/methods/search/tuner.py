@@ -16,6 +16,7 @@ import keras_tuner
 
 from keras_transfer.devices import is_out_of_memory
 from keras_transfer.errors import DivergedError, RunError
+from keras_transfer.methods.child import resident_mb
 from keras_transfer.methods.search.bench import Bench, Training
 from keras_transfer.methods.search.book import Begun, Book
 from keras_transfer.methods.search.record import COMPLETED, FAILED, SearchTrial
@@ -134,6 +135,7 @@ def _ended(
         worker=begun.worker,
         cause=f"{type(error).__name__}: {error}" if error else "",
         share=share,
+        resident_mb=resident_mb(),
     )
 
 
