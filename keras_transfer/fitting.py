@@ -83,6 +83,7 @@ def fit_phases(
     narrator: Narrator,
     run: RunFolder | None = None,
     num_epochs: int | None = None,
+    save_seconds: float = 0.0,
 ) -> list[Outcome]:
     """Train every phase of the spec and leave the classifier at the best of them.
 
@@ -91,6 +92,7 @@ def fit_phases(
         num_epochs: stop when all phases together have trained for so many epochs. A phase that is
             cut off is judged as it stands; called again with more epochs and the same `run`, it
             goes on as if it had never stopped.
+        save_seconds: between two checkpoints of a phase at least; 0 keeps every epoch.
         run: where to keep checkpoints; what an interrupted run left there is taken up.
 
     Raises:
@@ -106,7 +108,14 @@ def fit_phases(
             break
         saver = Checkpoint(run, f"phase-{number}") if run else None
         outcome, is_finished = _fit_one(
-            classifier, supply, number, outcomes, narrator, saver=saver, num_epochs=left
+            classifier,
+            supply,
+            number,
+            outcomes,
+            narrator,
+            saver=saver,
+            num_epochs=left,
+            save_seconds=save_seconds,
         )
         outcomes.append(outcome)
         if finished and saver and is_finished:
@@ -124,6 +133,7 @@ def _fit_one(
     *,
     saver: Checkpoint | None,
     num_epochs: int | None,
+    save_seconds: float,
 ) -> tuple[Outcome, bool]:
     """Train and judge one phase; whether it came to its end."""
     phase = supply.spec.phases[number]
@@ -142,6 +152,7 @@ def _fit_one(
             label_smoothing=data.spec.training.label_smoothing,
             num_epochs=num_epochs,
             saver=saver,
+            save_seconds=save_seconds,
             callbacks=callbacks,
         )
     judged = {"val": data.splits.val, "test": data.splits.test}

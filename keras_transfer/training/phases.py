@@ -100,6 +100,7 @@ def train_phase(
     label_smoothing: float = 0.0,
     num_epochs: int | None = None,
     saver: Saver | None = None,
+    save_seconds: float = 0.0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
@@ -111,7 +112,8 @@ def train_phase(
             for all of it.
         num_epochs: stop after this many of the phase's epochs, its schedule left as it is; None
             trains them all.
-        saver: keeps the state after every epoch and hands back that of an interrupted phase.
+        saver: keeps the state and hands back that of an interrupted phase.
+        save_seconds: between two saves at least; 0 saves after every epoch.
         callbacks: for display; they see epochs counted from 0 within the phase.
     """
     started = time.perf_counter()
@@ -124,7 +126,7 @@ def train_phase(
         steps_per_epoch=data.steps_per_epoch,
         label_smoothing=label_smoothing,
     )
-    progress = Progress(classifier, phase, model, saver=saver)
+    progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)
     first, last = progress.resume(), min(phase.epochs, num_epochs or phase.epochs)
     if not progress.stopped and first < last:
         model.fit(

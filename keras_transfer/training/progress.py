@@ -68,9 +68,19 @@ class Progress(keras.callbacks.Callback):
     """Watches the epochs of one phase; knows the best of them and when to stop."""
 
     def __init__(
-        self, classifier: Classifier, phase: PhaseSpec, model: keras.Model, *, saver: Saver | None
+        self,
+        classifier: Classifier,
+        phase: PhaseSpec,
+        model: keras.Model,
+        *,
+        saver: Saver | None,
+        save_seconds: float = 0.0,
     ):
-        """`model` is the compiled part of the classifier that is about to be fitted."""
+        """`model` is the compiled part of the classifier that is about to be fitted.
+
+        The state is saved after the last epoch, and after any other that ends `save_seconds` or
+        more after the save before it.
+        """
         super().__init__()
         self.phase, self.saver = phase, saver
         self.variables = changing_variables(classifier, phase)
@@ -81,6 +91,7 @@ class Progress(keras.callbacks.Callback):
         self.stopped = False
         self.seconds_before = 0.0
         self._epoch_started = 0.0
+        self._save_seconds, self._saved_at = save_seconds, time.perf_counter()
         self.set_model(model)
 
     def resume(self) -> int:
@@ -126,8 +137,13 @@ class Progress(keras.callbacks.Callback):
         self.stopped = 0 < patience <= epoch - self.best_epoch
         if self.stopped:
             self.model.stop_training = True
-        if self.saver:
+        if self.saver and self._is_due(epoch):
             self.saver.save(self._state())
+            self._saved_at = time.perf_counter()
+
+    def _is_due(self, epoch: int) -> bool:
+        is_last = self.stopped or epoch + 1 == self.params["epochs"]
+        return is_last or time.perf_counter() - self._saved_at >= self._save_seconds
 
     def _learning_rate(self) -> float:
         optimizer = self.model.optimizer

@@ -30,6 +30,9 @@ from keras_transfer.supply import Supply
 from keras_transfer.terminal import Narrator
 from keras_transfer.transfer import Data
 
+_SAVE_SECONDS = 10.0
+"""A killed trial loses so much at most; writing every epoch takes a tenth of a short one."""
+
 
 @dataclass(frozen=True, eq=False)
 class Training:
@@ -173,6 +176,7 @@ class Bench:
                 narrator=narrator,
                 run=self.state(spec, fold),
                 num_epochs=num_epochs,
+                save_seconds=_SAVE_SECONDS,
             )
         accuracy, loss = _figures(outcomes)
         if not math.isfinite(loss):

@@ -68,8 +68,13 @@ class Book:
 
     def ended(self) -> list[SearchTrial]:
         """All trials that have a result, by name."""
-        found = (self._read(name, _RESULT) for name in self._names())
-        return [SearchTrial(**values) for values in found if values]
+        found = (self.result(name) for name in self._names())
+        return [trial for trial in found if trial]
+
+    def result(self, name: str) -> SearchTrial | None:
+        """How a trial ended, None if it did not."""
+        values = self._read(name, _RESULT)
+        return SearchTrial(**values) if values else None
 
     def running(self) -> list[tuple[Begun, str]]:
         """Trials that have begun and not ended, and how far they are."""

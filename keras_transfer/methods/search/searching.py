@@ -3,6 +3,7 @@
 spec and its space → bench (pictures, splits, store) → trials by KerasTuner → winner → report
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -72,11 +73,13 @@ def run_search(
         RunError: every trial failed, or the folder cannot be written.
         Exception: whatever ended a trial and was not its own fault.
     """
-    check_search(spec)
     started = time.perf_counter()
     narrator = narrator or Terminal()
     run = run or start_run(spec, suffix=SUFFIX)
-    with vacated_on_refusal(run), open_bench(spec, run, narrator=narrator) as bench:
+    with contextlib.ExitStack() as held:
+        held.enter_context(vacated_on_refusal(run))
+        check_search(spec)
+        bench = held.enter_context(open_bench(spec, run, narrator=narrator))
         book = Book(run)
         with watching_book(book, spec, narrator):
             if num_workers > 1:

@@ -5,8 +5,10 @@ Alone, as a worker that a chief hands trials to, or as the chief: KerasTuner's v
 """
 
 import contextlib
+import gc
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -109,6 +111,25 @@ def _values(spec: RunSpec, field: str) -> Sequence[str]:
 def run_trials(bench: Bench, book: Book) -> None:
     """Let KerasTuner search at the bench, in the role that its variables give this process."""
     search = bench.original.search
+    if search.tuner == "grid" and not is_worker():
+        # KerasTuner 1.4.8 cannot go on with a grid (its issue 1055). Begun anew it proposes the
+        # same trials in the same order, and those that ended are read from the book.
+        shutil.rmtree(book.folder.path / "oracle", ignore_errors=True)
     oracle = make_oracle(bench.original, num_epochs=bench.num_epochs)
     tuner = SearchTuner(oracle, bench, book, watch=lambda begun: TrialNarrator(book, begun))
-    run_tuner(tuner, oracle, seconds=parse_duration(search.time_budget))
+    with _old_things_left_alone():
+        run_tuner(tuner, oracle, seconds=parse_duration(search.time_budget))
+
+
+@contextlib.contextmanager
+def _old_things_left_alone() -> Iterator[None]:
+    """Let Python look for garbage among what trials make, not among all that TensorFlow is.
+
+    Each look takes a quarter of a second otherwise, and each trial causes some.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

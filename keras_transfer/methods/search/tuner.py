@@ -80,6 +80,9 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         proposed = trial.hyperparameters.values
         values = values_of(self._bench.original, proposed)
         spec = self._bench.vary(values)
+        known = self._book.result(trial.trial_id)
+        if known and known.values == values:
+            return _figures(known)
         begun = self._book.begin(trial.trial_id, spec, values, worker=self.tuner_id)
         whole = sum(phase.epochs for phase in spec.phases)
         num_epochs = proposed.get("tuner/epochs", whole)
@@ -95,8 +98,16 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             self._book.end(_ended(begun, num_epochs / whole, error=error))
             raise keras_tuner.errors.FailedTrialError(str(error)) from error
         objective = self._bench.original.search.objective
-        self._book.end(_ended(begun, num_epochs / whole, training=training, objective=objective))
-        return training.figures
+        ended = _ended(begun, num_epochs / whole, training=training, objective=objective)
+        self._book.end(ended)
+        return _figures(ended)
+
+
+def _figures(ended: SearchTrial) -> dict[str, float]:
+    """What KerasTuner is told of a trial that ended, now or before the search was interrupted."""
+    if ended.val_accuracy is None or ended.val_loss is None:
+        raise keras_tuner.errors.FailedTrialError(ended.cause)
+    return {"val_accuracy": ended.val_accuracy, "val_loss": ended.val_loss}
 
 
 class _KilledError(RunError):

@@ -97,7 +97,7 @@ def crown(
     if original.search.refits:
         comparison = _compare(spec, bench, original.search.refits, narrator)
     best = override(spec, {"name": f"{original.name}-{WINNER}"})
-    write_best_spec(run, best, trial)
+    write_best_spec(run, best, trial=trial.name)
     result = _make_run(best, bench.state(spec).checkpoint_folder, run, aside)
     return Winner(
         trial, best, training, default, comparison, result, keeps_weights=original.folds == 1
@@ -136,9 +136,9 @@ def _share_right(trainings: Sequence[Training]) -> np.ndarray:
     return np.mean(told, axis=0)
 
 
-def write_best_spec(run: RunFolder, best: RunSpec, trial: SearchTrial) -> None:
+def write_best_spec(run: RunFolder, best: RunSpec, *, trial: str) -> None:
     """Write best.toml: every field that is not at its default, so that `train` does it again."""
-    head = f"# Trial {trial.name}: python -m pipelines.train {run.path / BEST_SPEC}\n"
+    head = f"# Trial {trial}: python -m pipelines.train {run.path / BEST_SPEC}\n"
     run.write_text(BEST_SPEC, head + tomli_w.dumps(_changed(best)))
 
 

@@ -1,0 +1,290 @@
+"""A search is honest: values arrive, only validation chooses, failures are what they are."""
+
+import dataclasses
+import math
+import tomllib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from searches import DROPOUT, RATE, SPACE, Listener, read_json, search
+
+from keras_transfer.config import load_spec, override
+from keras_transfer.delivery.starting import start_run
+from keras_transfer.errors import RunError, SpecError, WeightsError
+from keras_transfer.methods.search import bench as bench_room
+from keras_transfer.methods.search.report import describe_winner, write_search
+from keras_transfer.methods.search.taking_part import open_bench
+from keras_transfer.methods.search.winner import write_best_spec
+from keras_transfer.methods.studying import run_study
+from keras_transfer.terminal import Silent
+from keras_transfer.transfer import run_transfer
+
+
+@pytest.fixture(scope="module")
+def found(small_spec, tmp_path_factory):
+    result = search(override(small_spec, {"search.refits": 2}), tmp_path_factory.mktemp("s") / "a")
+    write_search(result)
+    return result
+
+
+def test_values_arrive_in_the_spec_of_every_trial(found):
+    specs = [read_json(path) for path in sorted(found.run.path.glob("trials/*/spec.json"))]
+    arrived = {(s["phases"][0]["learning_rate"], s["model"]["dropout"]) for s in specs}
+    assert arrived == {(r, d) for r in SPACE[RATE]["values"] for d in SPACE[DROPOUT]["values"]}
+    assert len(found.trials) == len(specs) == 6
+    for trial, spec in zip(found.trials, specs, strict=True):
+        assert trial.values == {
+            RATE: spec["phases"][0]["learning_rate"],
+            DROPOUT: spec["model"]["dropout"],
+        }
+    # A rate of a thirtieth trains another head.
+    assert len({trial.val_loss for trial in found.trials}) >= 3
+
+
+def test_search_json_says_what_was_found(found):
+    content = read_json(found.run.search_file)
+    scores = [trial["score"] for trial in content["trials"]]
+    assert content["winner"]["score"] == max(scores)
+    best = [t for t in content["trials"] if t["score"] == max(scores)]
+    winner = min(best, key=lambda t: t["val_loss"])
+    assert content["winner"]["name"] == winner["name"]
+    assert content["num_failed"] == 0
+    assert content["seconds"]["search"] < content["seconds"]["total"]
+    refits = content["refits"]
+    assert refits["seeds"] == [1, 2]
+    means = [np.mean(refits[side]) for side in ("winner", "default")]
+    assert refits["difference"] == pytest.approx(means[0] - means[1])
+    low, high = refits["interval"]
+    assert low <= refits["difference"] <= high
+    assert refits["exceeds_noise"] == (low > 0)
+    assert any("other seeds" in sentence for sentence in describe_winner(found))
+
+
+def test_the_folder_holds_what_it_should_and_nothing_half_done(found):
+    names = {path.name for path in found.run.path.iterdir()}
+    assert names == {
+        "best.toml",
+        "class_names.json",
+        "environment.json",
+        "oracle",
+        "search.html",
+        "search.json",
+        "spec.json",
+        "splits.json",
+        "tensorboard",
+        "trials",
+        "winner",
+    }
+    assert found.run.is_complete
+    page = (found.run.path / "search.html").read_text()
+    assert all(trial.name in page for trial in found.trials)
+
+
+def test_the_winner_is_a_run_with_the_weights_of_its_trial(found):
+    winner = found.winner.result.run
+    assert winner.is_complete
+    metrics = read_json(winner.metrics_file)
+    assert metrics["phases"][-1]["val_accuracy"] == found.winner.trial.val_accuracy
+    assert metrics["phases"][-1]["val_loss"] == found.winner.trial.val_loss
+    assert metrics["phases"][-1]["test_accuracy"] is None
+    rows = read_json(winner.path / "splits.json")["rows"]
+    assert metrics["test"]["num_examples"] == len(rows["test"])
+    assert metrics["export"]["label_agreement"] == 1.0
+    assert found.winner.keeps_weights
+
+
+def test_best_toml_trains_the_winner_again(found, tmp_path):
+    spec = load_spec(found.run.path / "best.toml")
+    assert spec == found.winner.spec
+    assert not spec.search.space
+    again = run_transfer(spec, start_run(spec, output=tmp_path / "again"), narrator=Silent())
+    assert again.outcomes[-1].val_loss == found.winner.trial.val_loss
+    assert again.test.accuracy == found.winner.result.test.accuracy
+    for one, other in zip(
+        again.classifier.model.get_weights(),
+        found.winner.result.classifier.model.get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_best_toml_keeps_what_toml_has_no_word_for(small_spec, tmp_path):
+    spec = override(small_spec, {"views.count": None, "cache.mode": "off", "search.space": {}})
+    spec = override(spec, {"search.tuner": "bayesian", "search.refits": 3})
+    run = start_run(spec, output=tmp_path / "run")
+    write_best_spec(run, spec, trial="0007")
+    assert tomllib.loads((run.path / "best.toml").read_text())["views"]["count"] == "none"
+    assert load_spec(run.path / "best.toml") == spec
+
+
+def test_no_trial_can_see_the_test_split(small_spec, tmp_path):
+    for folds in (1, 3):
+        spec = override(small_spec, {"folds": folds})
+        run = start_run(spec, output=tmp_path / f"{folds}", suffix="-search")
+        with open_bench(spec, run, narrator=Silent()) as bench:
+            seen = [rows for s in bench.splits for rows in (s.train, s.val, s.test)]
+            assert len(bench.data.splits.test) > 0
+            assert not np.intersect1d(np.concatenate(seen), bench.data.splits.test).size
+            if folds > 1:
+                held_out = np.concatenate([s.test for s in bench.splits])
+                assert len(held_out) == 300 - len(bench.data.splits.test)
+
+
+def test_folds_judge_by_the_pictures_that_each_held_out(small_spec, tmp_path):
+    spec = override(
+        small_spec,
+        {"folds": 3, "search.space": {RATE: {"values": [1e-2, 3e-2]}}},
+    )
+    found = search(spec, tmp_path / "folds")
+    trained = override(spec, found.winner.trial.values)
+    run = start_run(trained, output=tmp_path / "study")
+    study = run_study(trained, run, narrator=Silent())
+    right = sum(result.num_right for result in study.results)
+    assert found.winner.trial.val_accuracy == pytest.approx(
+        right / sum(result.num_held_out for result in study.results)
+    )
+    assert not found.winner.keeps_weights
+    assert found.winner.comparison is None
+
+
+def test_a_programming_error_stops_the_search_with_itself(small_spec, tmp_path, monkeypatch):
+    calls = []
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        raise TypeError("this is nobody's fault but ours")
+
+    monkeypatch.setattr(bench_room, "fit_phases", broken)
+    with pytest.raises(TypeError, match="nobody's fault but ours"):
+        search(small_spec, tmp_path / "s")
+    assert len(calls) == 1
+
+
+def test_trials_that_diverge_or_run_out_of_memory_fail_and_the_search_goes_on(
+    small_spec, tmp_path, monkeypatch
+):
+    real = bench_room.fit_phases
+
+    def scarce(classifier, supply, **kwargs):
+        if supply.spec.model.dropout == 0.3 and supply.spec.phases[0].learning_rate == 1e-2:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return real(classifier, supply, **kwargs)
+
+    monkeypatch.setattr(bench_room, "fit_phases", scarce)
+    spec = override(small_spec, {"search.space": {**SPACE, RATE: {"values": [1e-2, 1e38]}}})
+    listener = Listener()
+    found = search(spec, tmp_path / "s", listener)
+    by_values = {(t.values[RATE], t.values[DROPOUT]): t for t in found.trials}
+    assert len(found.trials) == 4
+    assert by_values[1e-2, 0.0].is_scored
+    assert "OOM" in by_values[1e-2, 0.3].cause
+    assert "diverged" in by_values[1e38, 0.0].cause
+    assert found.winner.trial is by_values[1e-2, 0.0]
+    assert sum("failed" in sentence for sentence in listener.said) == 3
+    write_search(found)
+    assert read_json(found.run.search_file)["num_failed"] == 3
+
+
+def test_all_failed_is_an_error_that_names_the_first_cause(small_spec, tmp_path):
+    spec = override(small_spec, {"search.space": {RATE: {"values": [1e38, 2e38]}}})
+    with pytest.raises(RunError, match=r"all 2 trials of the search failed(.|\n)*diverged"):
+        search(spec, tmp_path / "s")
+
+
+def test_wrong_values_are_told_before_any_picture_is_read(small_spec, tmp_path):
+    stages = {"phases.0.unfreeze": {"values": ["head", "stage4"]}}
+    with pytest.raises(SpecError, match="stage4"):
+        search(override(small_spec, {"search.space": stages}), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    weights = {"model.weights": {"values": ["none", "nowhere.h5"]}}
+    with pytest.raises(WeightsError, match=r"nowhere\.h5"):
+        search(override(small_spec, {"search.space": weights}), tmp_path / "s")
+    with pytest.raises(SpecError, match="seeds=2"):
+        search(override(small_spec, {"seeds": 2}), tmp_path / "s")
+    with pytest.raises(SpecError, match="20m"):
+        search(override(small_spec, {"search.time_budget": "20 minutes"}), tmp_path / "s")
+
+
+def test_a_time_budget_ends_the_search_with_the_best_so_far(small_spec, tmp_path):
+    found = search(override(small_spec, {"search.time_budget": "0.001s"}), tmp_path / "s")
+    assert 1 <= len(found.trials) < 6
+    assert found.winner.result.run.is_complete
+
+
+def test_an_interrupted_search_goes_on_to_identical_scores(
+    found, small_spec, tmp_path, monkeypatch
+):
+    real, calls = bench_room.fit_phases, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(bench_room, "fit_phases", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(small_spec, tmp_path / "s")
+    done = search(small_spec, tmp_path / "s", resume=True)
+    assert [t.val_loss for t in done.trials] == [t.val_loss for t in found.trials]
+    assert [t.values for t in done.trials] == [t.values for t in found.trials]
+    # Two ended before and the third was begun; four are left, then the winner and the spec itself.
+    assert len(calls) == 3 + 4 + 2
+    write_search(done)
+    with pytest.raises(RunError, match="finished"):
+        search(small_spec, tmp_path / "s", resume=True)
+
+
+def test_hyperband_continues_trainings_and_ends_where_a_whole_one_does(small_spec, tmp_path):
+    spec = make_two_phases(small_spec)
+    found = search(spec, tmp_path / "s")
+    total = 3
+    assert {t.epochs for t in found.trials} == {1, 3}
+    assert {t.share for t in found.trials} == {1 / 3, 1.0}
+    whole = [t for t in found.trials if t.epochs == total]
+    assert found.winner.trial in whole
+    straight = override(spec, {**found.winner.trial.values, "search.space": {}, "name": "x"})
+    again = run_transfer(straight, start_run(straight, output=tmp_path / "x"), narrator=Silent())
+    last = [outcome for outcome in again.outcomes if outcome.kept][-1]
+    assert last.val_loss == found.winner.trial.val_loss
+    # A later round of the same values trains what the earlier one had not.
+    oracle = sorted(found.run.path.glob("oracle/trial_*/trial.json"))
+    continued = [
+        read_json(path)["hyperparameters"]["values"]
+        for path in oracle
+        if "tuner/trial_id" in read_json(path)["hyperparameters"]["values"]
+    ]
+    assert continued
+
+
+def make_two_phases(spec):
+    head = dataclasses.asdict(spec.phases[0])
+    tail = {**head, "name": "fine-tune", "unfreeze": "last", "learning_rate": 1e-3, "epochs": 1}
+    return override(
+        spec,
+        {
+            "phases": [head, tail],
+            "search.tuner": "hyperband",
+            "search.space": {RATE: {"low": 1e-3, "high": 1e-1, "sampling": "log"}},
+        },
+    )
+
+
+# With the same score everywhere there is no length to fit.
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("tuner", "objective"), [("random", "val_loss"), ("bayesian", "val_accuracy")]
+)
+def test_other_tuners_propose_as_many_trials_as_asked_for(tuner, objective, small_spec, tmp_path):
+    space = {RATE: {"low": 1e-3, "high": 1e-1, "sampling": "log"}}
+    search_for = {"search.tuner": tuner, "search.trials": 4, "search.objective": objective}
+    spec = override(small_spec, {**search_for, "search.space": space})
+    found = search(spec, tmp_path / "s")
+    if objective == "val_loss":
+        assert found.winner.trial.score == min(t.val_loss for t in found.trials)
+    assert len(found.trials) == 4
+    rates = [t.values[RATE] for t in found.trials]
+    assert all(1e-3 <= rate <= 1e-1 for rate in rates)
+    assert len(set(rates)) == 4
+    assert all(math.isfinite(t.resident_mb) and t.resident_mb > 100 for t in found.trials)

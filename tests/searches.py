@@ -1,0 +1,54 @@
+"""Small searches over real digits, as several tests run them."""
+
+import json
+
+from keras_transfer.config import override
+from keras_transfer.delivery.starting import start_run
+from keras_transfer.methods.search.searching import SearchResult, run_search
+from keras_transfer.specs import (
+    CacheSpec,
+    DataSpec,
+    ModelSpec,
+    PhaseSpec,
+    RunSpec,
+    TrainingSpec,
+    ViewSpec,
+)
+from keras_transfer.terminal import Silent
+
+RATE, DROPOUT = "phases.0.learning_rate", "model.dropout"
+SPACE = {RATE: {"values": [1e-3, 1e-2, 3e-2]}, DROPOUT: {"values": [0.0, 0.3]}}
+
+
+class Listener(Silent):
+    """Remembers what is said."""
+
+    def __init__(self):
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def make_spec(folder, cache, **changes) -> RunSpec:
+    """A grid of six heads on a random trunk."""
+    spec = RunSpec(
+        name="small",
+        data=DataSpec(path=str(folder), image_size=32, resize="squash"),
+        views=ViewSpec(count=2),
+        model=ModelSpec(backbone="vgg16", last_stage="stage1", weights="none"),
+        phases=(PhaseSpec(name="frozen", epochs=2),),
+        training=TrainingSpec(rollback=False),
+        cache=CacheSpec(folder=str(cache), precision="float32"),
+    )
+    search = {"search.tuner": "grid", "search.refits": 0, "search.space": SPACE}
+    return override(spec, {**search, **changes})
+
+
+def search(spec: RunSpec, output, narrator=None, *, resume: bool = False, **given) -> SearchResult:
+    run = start_run(spec, output=output, resume=resume, suffix="-search")
+    return run_search(spec, run, narrator=narrator or Silent(), **given)
+
+
+def read_json(path):
+    return json.loads(path.read_text())
