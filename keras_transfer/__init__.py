@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_transfer.delivery.starting import start_run as start_run
     from keras_transfer.errors import KerasTransferError as KerasTransferError
     from keras_transfer.fitting import fit_phases as fit_phases
+    from keras_transfer.methods.search.hypermodel import TransferHyperModel as TransferHyperModel
     from keras_transfer.models.classifier import build_classifier as build_classifier
     from keras_transfer.shelf import open_store as open_store
     from keras_transfer.specs import DataSpec as DataSpec
@@ -50,6 +51,7 @@ _HOMES = {
     "fitting": ("fit_phases",),
     "shelf": ("open_store",),
     "supply": ("Supply",),
+    "methods.search.hypermodel": ("TransferHyperModel",),
     "models.classifier": ("build_classifier",),
     "specs": (
         "DataSpec",
@@ -76,6 +78,7 @@ __all__ = [
     "Supply",
     "Terminal",
     "TrainingSpec",
+    "TransferHyperModel",
     "ViewSpec",
     "build_classifier",
     "export_proven",

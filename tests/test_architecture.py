@@ -15,6 +15,7 @@ LEVELS = {
     "keras_transfer.specs": 0,
     "keras_transfer.labels": 0,
     "keras_transfer.conversion": 0,
+    "keras_transfer.search_spec": 0,
     "keras_transfer.config": 0,
     "keras_transfer.home": 0,
     "keras_transfer.devices": 1,
@@ -45,7 +46,7 @@ LEVELS = {
     "keras_transfer.transfer": 5,
     "keras_transfer.judging": 5,
     "keras_transfer.closing": 5,
-    "keras_transfer": 5,
+    "keras_transfer": 6,
     "keras_transfer.methods": 6,
     "pipelines": 7,
 }

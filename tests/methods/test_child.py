@@ -2,13 +2,14 @@
 
 import os
 import textwrap
+import time
 
 import numpy as np
 import pytest
 
 from keras_transfer.config import load_spec
 from keras_transfer.errors import RunError, SpecError
-from keras_transfer.methods.child import in_child, peak_mb
+from keras_transfer.methods.child import Child, in_child, peak_mb, resident_mb
 
 
 def test_answer_comes_back(tmp_path):
@@ -46,3 +47,27 @@ def test_peak_memory_grows_here_and_is_not_inherited(tmp_path):
     assert peak_mb() > before + 100
     assert in_child(peak_mb, title="it", log=tmp_path / "log") < 100
     del filled
+
+
+def test_a_child_can_be_asked_stopped_and_given_variables(tmp_path):
+    child = Child(
+        os.getenv, title="it", log=tmp_path / "log", environment={"GIVEN": "this"}, key="GIVEN"
+    )
+    assert child.answer() == "this"
+    assert child.ended
+    assert not child.was_killed
+    sleeper = Child(time.sleep, title="it", log=tmp_path / "log", seconds=60)
+    assert not sleeper.ended
+    sleeper.stop()
+    assert sleeper.was_killed
+    assert sleeper.ending == "signal SIGKILL"
+
+
+def test_resident_memory_goes_up_and_down_and_peak_memory_only_up():
+    before = resident_mb()
+    block = np.ones(25_000_000)
+    held = resident_mb()
+    assert held > before + 190
+    del block
+    assert resident_mb() < held - 150
+    assert peak_mb() >= held

@@ -9,6 +9,7 @@ Trials train on stored features, in the spec's phases, and never see the test sp
 
 import dataclasses
 import tempfile
+import weakref
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.runs import RunFolder
@@ -29,8 +29,8 @@ from keras_transfer.methods.search.space import check_space, declare, values_of
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RunSpec
-from keras_transfer.terminal import Narrator, Terminal
-from keras_transfer.transfer import load_data
+from keras_transfer.terminal import Narrator, Silent, Terminal
+from keras_transfer.transfer import Data, load_data
 
 
 class TransferHyperModel(keras_tuner.HyperModel):
@@ -57,7 +57,8 @@ class TransferHyperModel(keras_tuner.HyperModel):
             splits: which rows train and validate; by default drawn as a run of the spec would.
             folder: where trainings are kept until they go on. Workers on several machines must
                 share it; by default a temporary one, gone when the hypermodel is.
-            narrator: who is told of progress; by default the terminal.
+            narrator: who is told what was read and split; by default the terminal. Of trials the
+                tuner tells.
 
         Raises:
             SpecError: the spec or its space cannot be searched.
@@ -73,25 +74,25 @@ class TransferHyperModel(keras_tuner.HyperModel):
                 fix="leave these fields out, or search with `python -m pipelines.tune`",
             )
         narrator = narrator or Terminal()
-        self._held = ExitStack()
-        folder = folder or self._held.enter_context(tempfile.TemporaryDirectory())
+        held = ExitStack()
+        weakref.finalize(self, held.close)
+        folder = folder or held.enter_context(tempfile.TemporaryDirectory())
         set_up(spec.devices, seed=spec.seed)
         records = read_records(spec.data)
         settled = settle(spec, len(records.items), narrator=narrator)
-        store = self._held.enter_context(open_store(settled, narrator=narrator))
+        store = held.enter_context(open_store(settled, narrator=narrator))
         data = load_data(settled, records, store=store, narrator=narrator)
         if splits is not None:
             data = dataclasses.replace(data, splits=splits)
         self._bench = Bench(
             settled, data, store=store, states=RunFolder(Path(folder)), narrator=narrator
         )
-        self._narrator = narrator
         self._built: tuple[Classifier, RunSpec] | None = None
 
     @property
-    def records(self) -> Records:
-        """The pictures, and the class names in the order of the logits."""
-        return self._bench.data.records
+    def data(self) -> Data:
+        """The pictures, their classes in the order of the logits, and how they are split."""
+        return self._bench.data
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The classifier that the proposed values describe, uncompiled and untrained."""
@@ -99,7 +100,7 @@ class TransferHyperModel(keras_tuner.HyperModel):
         spec = self._bench.vary(values_of(self._bench.original, hp.values))
         set_up(spec.devices, seed=spec.seed)
         # Each with a trunk of its own: whoever asks for the best two models gets two.
-        classifier = prepare_classifier(spec, self.records.class_names)
+        classifier = prepare_classifier(spec, self.data.records.class_names)
         self._built = classifier, spec
         return classifier.model
 
@@ -134,7 +135,7 @@ class TransferHyperModel(keras_tuner.HyperModel):
             raise keras_tuner.errors.FatalTypeError("fit takes the model that was built last")
         classifier, spec = self._built
         try:
-            fit = self._bench.fit(classifier, spec, self._narrator, num_epochs=epochs)
+            fit = self._bench.fit(classifier, spec, Silent(), num_epochs=epochs)
         except Exception as error:
             kind = keras_tuner.errors.FatalError
             if isinstance(error, DivergedError) or is_out_of_memory(error):
