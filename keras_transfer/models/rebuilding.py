@@ -31,7 +31,9 @@ class _Kept:
     def restore(self) -> None:
         """Back to how it was, for the trunk and for whoever draws the next random number."""
         for variable, value in zip(_variables(self.trunk), self.weights, strict=True):
-            variable.assign(value)
+            # Looking is quicker than writing, and most trainings leave most of the trunk as it is.
+            if not np.array_equal(variable, value):
+                variable.assign(value)
         for layers in self.trunk.stages.values():
             for layer in layers:
                 layer.trainable = True
