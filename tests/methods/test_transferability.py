@@ -165,8 +165,9 @@ def test_leep_bears_a_source_class_that_nobody_is_given():
     assert leep(with_empty, labels) == pytest.approx(leep(answers, labels), abs=1e-12)
 
 
-def test_hits_are_those_of_estimators_that_never_saw_the_fold():
-    features, labels = make_features(90, 8)
+@pytest.mark.parametrize("width", [8, 150])
+def test_hits_are_those_of_estimators_that_never_saw_the_fold(width):
+    features, labels = make_features(90, width)
     folds = np.zeros(90, int)
     for number, (_, out) in enumerate(StratifiedKFold(5).split(features, labels)):
         folds[out] = number
@@ -177,7 +178,7 @@ def test_hits_are_those_of_estimators_that_never_saw_the_fold():
         out = folds == fold
         score = accuracy_score(labels[out], probe.predict(features[out]))
         assert hits[out].mean() == pytest.approx(score)
-    assert hits.mean() > 0.7
+    assert hits.mean() > (0.7 if width == 8 else 0.4)
     # A copy in its own fold would make every neighbour right.
     copies = np.vstack([features, features])
     twice, both = np.tile(labels, 2), np.tile(folds, 2)
