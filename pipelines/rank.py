@@ -67,14 +67,20 @@ def _run(argv: Sequence[str] | None) -> None:
     spec, ranking = read_words(arguments.words)
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
     with chatter_to(folder.log_file), vacated_on_refusal(folder):
-        from keras_transfer.methods.rank_sheet import TITLE, describe_agreement, write_ranking
+        from keras_transfer.methods.rank_sheet import (
+            TITLE,
+            describe_agreement,
+            narrow,
+            write_ranking,
+        )
         from keras_transfer.methods.ranking import rank
         from keras_transfer.terminal import Terminal
 
         terminal = Terminal()
         result = rank(spec, ranking, narrator=terminal)
         sheet = write_ranking(result, folder)
-        terminal.table(TITLE, sheet.header, sheet.rows, caption="accuracies in %, 95 % intervals")
+        caption = "accuracies in % and 95 % intervals"
+        terminal.table(TITLE, *narrow(sheet), caption=caption)
         if sheet.finals:
             terminal.table("The finals", *sheet.finals, caption="validation accuracy in %")
             terminal.say(describe_agreement(result))

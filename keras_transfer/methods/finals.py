@@ -65,6 +65,8 @@ def run_finals(
     specs, racing = dict(chosen), [name for name, _ in chosen]
     with tempfile.TemporaryDirectory(prefix="finals-") as scratch:
         for rung, share in enumerate(_SHARES, 1):
+            if len(racing) == 1 and share < 1:
+                continue  # Nobody is left to be compared with.
             num_epochs = math.ceil(share * total)
             for number, name in enumerate(racing):
                 started = time.perf_counter()

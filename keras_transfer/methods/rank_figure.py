@@ -8,7 +8,7 @@ from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -32,6 +32,10 @@ _PLACES = [
     for x, y in ((distance, 5), (-distance, 5), (distance, -5), (-distance, -5))
 ] + [(x, y) for y in (22, -22, 36, -36, 50, -50) for x in (8, -8)]
 """Where a name may stand, in points from its dot, the best places first."""
+
+
+Line = tuple[float, float, float, float]
+"""Left and right in ms, bottom and top in accuracy, of what runs along an axis."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,13 @@ def draw_ranking(
     )
     figure.legend(loc="outside lower left", ncols=3, frameon=False, labelcolor=INK, fontsize=9)
     figure.suptitle(fill(headline, 118), color=INK, fontsize=9.5, x=0.01, ha="left")
+    lines = [(*axes.get_xlim(), control, control)]
+    if max_latency_ms is not None:
+        lines.append((max_latency_ms, max_latency_ms, *axes.get_ylim()))
     # Names can be kept apart only where everything else has its final place.
     canvas.draw()
     figure.set_layout_engine("none")
-    _write_names(axes, dots, control, canvas)
+    _write_names(axes, dots, lines, canvas)
     save(figure, file)
 
 
@@ -133,22 +140,24 @@ def _set_axes(
     axes.spines[["left", "bottom"]].set_color(FAINT)
 
 
-def _write_names(axes: Axes, dots: Sequence[Dot], control: float, canvas: FigureCanvasAgg) -> None:
+def _write_names(
+    axes: Axes, dots: Sequence[Dot], lines: Sequence[Line], canvas: FigureCanvasAgg
+) -> None:
     """Each name at the first place where it covers no dot, no line and no other name."""
-    taken = list(_boxes_of(axes, dots, control))
+    taken = list(_boxes_of(axes, dots, lines))
     inside = axes.get_window_extent()
     # The recommended one chooses first.
     for dot in sorted(dots, key=lambda dot: (not dot.recommended, -dot.accuracy)):
         for place in _PLACES:
             label = _write(axes, dot, place)
-            box = label.get_window_extent(canvas.get_renderer())
+            box = _box_of(label, canvas)
             free = not any(box.overlaps(other) for other in taken)
             if free and inside.x0 <= box.x0 and box.x1 <= inside.x1 and box.y0 >= inside.y0:
                 break
             label.remove()
         else:
             label = _write(axes, dot, _PLACES[0])
-            box = label.get_window_extent(canvas.get_renderer())
+            box = _box_of(label, canvas)
         taken.append(box)
 
 
@@ -168,9 +177,15 @@ def _write(axes: Axes, dot: Dot, place: tuple[int, int]) -> Annotation:
     )
 
 
-def _boxes_of(axes: Axes, dots: Sequence[Dot], control: float) -> Iterator[Bbox]:
+def _box_of(label: Annotation, canvas: FigureCanvasAgg) -> Bbox:
+    """Of the words alone: an annotation's own extent has its line as well, down to the dot."""
+    label.update_positions(canvas.get_renderer())
+    return Text.get_window_extent(label, canvas.get_renderer())
+
+
+def _boxes_of(axes: Axes, dots: Sequence[Dot], others: Sequence[Line]) -> Iterator[Bbox]:
     """What names must not cover, in pixels."""
-    lines = [(*axes.get_xlim(), control, control)]
+    lines = list(others)
     for dot in dots:
         lines.append((dot.latency_ms, dot.latency_ms, *dot.interval))
         lines.append((dot.latency_ms, dot.latency_ms, dot.accuracy, dot.accuracy))

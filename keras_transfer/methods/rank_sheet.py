@@ -58,13 +58,35 @@ def write_ranking(ranking: Ranking, folder: RunFolder) -> Sheet:
     return sheet
 
 
+def narrow(sheet: Sheet) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for a terminal of 80 columns.
+
+    Without throughput, and with rounded intervals, of accuracies only, below their values.
+    """
+
+    def broken(name: str) -> str:
+        return name.replace(" to ", "\n  to ").replace(", ", ",\n  ")
+
+    def cell(text: str) -> str:
+        value, _, interval = text.rstrip(")").partition(" (")
+        ends = [f"{float(end):.0f}" for end in interval.split("–") if "…" not in interval and end]
+        return "\n".join([value, "–".join(ends)]) if ends else value
+
+    left_out = sheet.header.index("images/s")
+    header = [title.removeprefix("linear ").removesuffix("-score") for title in sheet.header]
+    rows = [[broken(row[0]), *map(cell, row[1:])] for row in sheet.rows]
+    for cells in (header, *rows):
+        del cells[left_out]
+    return header, rows
+
+
 def describe(ranking: Ranking, advice: Advice) -> Sheet:
     """Put a ranking and its advice into words."""
     metrics = [metric for metric in METRICS if metric in ranking.control]
     header = ["", "ms", "images/s", "MB", *(METRICS[metric] for metric in metrics)]
-    rows = [_row(entry, metrics, entry.name == advice.recommended) for entry in ranking.entries]
+    rows = [_row(entry, metrics) for entry in ranking.entries]
     control = {metric: Score(value) for metric, value in ranking.control.items()}
-    rows.append(["noise (control)", "", "", "", *_cells(control, metrics)])
+    rows.append(["noise, the control", "", "", "", *_cells(control, metrics)])
     computed = sum(entry.tally.num_computed for entry in ranking.entries)
     found = sum(entry.tally.num_found for entry in ranking.entries)
     pictures = (
@@ -75,9 +97,9 @@ def describe(ranking: Ranking, advice: Advice) -> Sheet:
     return Sheet(sentences, header, rows, _describe_finals(ranking) if ranking.finals else None)
 
 
-def _row(entry: Ranked, metrics: Sequence[str], recommended: bool) -> list[str]:
+def _row(entry: Ranked, metrics: Sequence[str]) -> list[str]:
     return [
-        ("▸ " if recommended else "") + entry.name,
+        entry.name,
         three_digits(entry.speed.latency_ms),
         three_digits(entry.speed.images_per_second),
         three_digits(entry.size_mb),
@@ -96,7 +118,7 @@ def _cells(scores: dict[str, Score], metrics: Sequence[str]) -> list[str]:
         text = _number(scale * value, digits)
         if interval:
             low, high = (_number(scale * end, digits) for end in interval)
-            text += f" ({low} to {high})" if metric not in SHARES else f" ({low}–{high})"
+            text += f" ({low}…{high})" if metric not in SHARES else f" ({low}–{high})"
         cells.append(text)
     return cells
 

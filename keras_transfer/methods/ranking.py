@@ -9,6 +9,7 @@ same store: a second ranking computes none, and `train` finds the plain views of
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,9 +117,7 @@ def rank(spec: RunSpec, ranking: RankSpec, *, narrator: Narrator) -> Ranking:
             precisions = [tally.choice.precision for tally in tallies]
             speeds = rate_cuts([entrant.cut for entrant in entrants], precisions)
         judged = Judged(data.examples.labels[rows], folds, ranking.neighbours, spec.seed)
-        # Matrices are small: several threads of NumPy's algebra wait for each other, on cores that
-        # are shared a hundred times longer than one works.
-        with _timed(seconds, "metrics"), threadpool_limits(1):
+        with _timed(seconds, "metrics"):
             entries, control = _judge(entrants, features, tallies, speeds, judged)
         finals: tuple[Final, ...] = ()
         if ranking.race:
@@ -194,25 +193,32 @@ def _judge(
     judged: Judged,
 ) -> tuple[list[Ranked], dict[str, float]]:
     """All candidates, best first, and the control's values."""
-    entries, all_answers = [], []
-    for entrant, own, tally, speed in zip(entrants, features, tallies, speeds, strict=True):
-        answers = entrant.source.answers(own) if entrant.source else None
-        if answers is not None:
-            all_answers.append(answers)
-        scores, hits = score(own, judged, answers=answers)
-        entry = Ranked(
-            name=entrant.candidate.name,
-            spec=entrant.candidate.spec,
-            num_features=own.shape[1],
-            num_parameters=entrant.num_parameters,
-            speed=speed,
-            scores=scores,
-            hits=hits,
-            tally=tally,
-        )
-        entries.append(entry)
+    answers = [
+        entrant.source.answers(own) if entrant.source else None
+        for entrant, own in zip(entrants, features, strict=True)
+    ]
     width = max(own.shape[1] for own in features)
-    control = score_control(width, judged, answers=all_answers)
+    given = [one for one in answers if one is not None]
+    # Matrices are small: several threads of NumPy's algebra wait for each other, on cores that are
+    # shared a hundred times longer than one works. So each candidate has one.
+    with threadpool_limits(1), ThreadPoolExecutor() as pool:
+        control = pool.submit(score_control, width, judged, answers=given)
+        scored = pool.map(lambda own, one: score(own, judged, answers=one), features, answers)
+        entries = [
+            Ranked(
+                name=entrant.candidate.name,
+                spec=entrant.candidate.spec,
+                num_features=own.shape[1],
+                num_parameters=entrant.num_parameters,
+                speed=speed,
+                scores=scores,
+                hits=hits,
+                tally=tally,
+            )
+            for entrant, own, tally, speed, (scores, hits) in zip(
+                entrants, features, tallies, speeds, scored, strict=True
+            )
+        ]
     # Of equals the faster one goes first.
     entries.sort(key=lambda entry: (-entry.scores["probe"].value, entry.speed.latency_ms))
-    return entries, control
+    return entries, control.result()

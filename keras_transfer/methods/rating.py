@@ -20,9 +20,9 @@ from keras_transfer.planning import find_cuts
 from keras_transfer.specs import ModelSpec, PhaseSpec
 
 _NUM_ROUNDS = 5
-_MOST_ROUNDS, _ENOUGH_SECONDS = 15, 0.2
+_MOST_ROUNDS, _ENOUGH_SECONDS = 15, 0.1
 _BATCH_SIZE, _SMALL_BATCH_SIZE = 32, 8
-_SLOW_MS = 60.0
+_SLOW_MS = 20.0
 """One picture that takes longer keeps all cores busy by itself: smaller batches tell as much."""
 
 
@@ -83,32 +83,31 @@ def rate_cuts(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[Speed]:
     """
     prefixes = [Prefix([c], precision=p) for c, p in zip(cuts, precisions, strict=True)]
 
-    def medians(batch_sizes: Sequence[int]) -> list[float]:
+    def medians(batch_sizes: Sequence[int], *, fewest: int) -> list[float]:
         calls: list[Callable[[], Any]] = []
         for cut, prefix, size in zip(cuts, prefixes, batch_sizes, strict=True):
             shape = (size, *cut.model.input_shape[1:])
             pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
             calls.append(functools.partial(prefix, pixels, size))
-        return [median(seconds) for seconds in take_turns(calls)]
+        return [median(seconds) for seconds in take_turns(calls, fewest=fewest)]
 
-    latencies = [1000 * seconds for seconds in medians([1] * len(cuts))]
+    latencies = [1000 * seconds for seconds in medians([1] * len(cuts), fewest=4)]
     sizes = [_SMALL_BATCH_SIZE if ms > _SLOW_MS else _BATCH_SIZE for ms in latencies]
     return [
         Speed(latency, size / seconds, size)
-        for latency, size, seconds in zip(latencies, sizes, medians(sizes), strict=True)
+        for latency, size, seconds in zip(latencies, sizes, medians(sizes, fewest=1), strict=True)
     ]
 
 
-def take_turns(calls: Sequence[Callable[[], Any]]) -> list[list[float]]:
-    """Seconds of calls, round after round; who has had enough leaves.
+def take_turns(calls: Sequence[Callable[[], Any]], *, fewest: int = 4) -> list[list[float]]:
+    """Seconds of calls, round after round; who has had enough leaves, but none before `fewest`.
 
-    What the first call traces and lays out does not count, except for calls so slow that they are
-    made once only, beside which it is little.
+    What the first call lays out does not count, unless it stays the only one.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(1 + _MOST_ROUNDS):
         for call, taken in zip(calls, seconds, strict=True):
-            if sum(taken) < _ENOUGH_SECONDS:
+            if len(taken) < fewest or sum(taken) < _ENOUGH_SECONDS:
                 taken.append(_seconds(call))
     return [taken[1:] or taken for taken in seconds]
 

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from scipy.stats import t as student
 
-from keras_transfer.evaluation.intervals import Interval, bootstrap
+from keras_transfer.evaluation.intervals import Interval, wilson
 from keras_transfer.methods.transferability import (
     h_score,
     knn_hits,
@@ -66,13 +66,10 @@ def score(
         answers: of a source classifier, [N, Z]; LEEP and NCE are left out without them.
     """
     hits = find_hits(features, judged)
-    names = list(hits)
-    table = np.stack([hits[name] for name in names], axis=1).astype(np.float64)
-    num = len(table)
-    lows, highs = bootstrap(lambda counts: counts @ table / num, num, seed=judged.seed)
+    # Wilson's, because a bootstrap of pictures that are all named right knows no doubt.
     scores = {
-        name: Score(float(hits[name].mean()), (float(low), float(high)))
-        for name, low, high in zip(names, lows, highs, strict=True)
+        name: Score(float(own.mean()), wilson(int(own.sum()), len(own)))
+        for name, own in hits.items()
     }
     for name, metric in (("log_me", log_me), ("h_score", h_score)):
         value = metric(features, judged.labels)

@@ -198,5 +198,7 @@ def _narrowed(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndar
     if known.shape[1] <= len(known):
         return known, asked
     basis, energies = _spectrum(np.asarray(known, np.float64))
+    if not len(energies):
+        return known, asked
     axes = known.T @ (basis / np.sqrt(energies))
     return known @ axes, asked @ axes

@@ -187,6 +187,15 @@ def test_hits_are_those_of_estimators_that_never_saw_the_fold(width):
     assert knn_hits(copies, twice, apart, neighbours=1).all()
 
 
+@pytest.mark.parametrize("width", [3, 300])
+def test_dead_features_are_worth_no_more_than_the_commonest_class(width):
+    labels = np.array([0] * 30 + [1] * 20)
+    folds, dead = np.arange(50) % 5, np.zeros((50, width), np.float32)
+    assert probe_hits(dead, labels, folds).mean() == pytest.approx(0.6)
+    assert knn_hits(dead, labels, folds, neighbours=5).shape == (50,)
+    assert h_score(dead, labels) == 0
+
+
 def test_neighbours_go_by_direction_and_are_no_more_than_there_are():
     labels = np.arange(40) % 2
     angle = np.where(labels, 0.2, 1.2)
