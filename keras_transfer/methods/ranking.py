@@ -122,11 +122,7 @@ def rank(spec: RunSpec, ranking: RankSpec, *, narrator: Narrator) -> Ranking:
         finals: tuple[Final, ...] = ()
         if ranking.race:
             with _timed(seconds, "race"):
-                cache = {"cache.mode": settled.cache.mode}
-                chosen = [
-                    (entry.name, override(entry.spec, cache))
-                    for entry in entries[: ranking.finalists]
-                ]
+                chosen = _with_cache(entries[: ranking.finalists], settled)
                 finals = run_finals(chosen, data, store=store, narrator=narrator)
     unreliable, worthless = doubt(control, {entry.name: entry.scores for entry in entries})
     return Ranking(
@@ -142,6 +138,12 @@ def rank(spec: RunSpec, ranking: RankSpec, *, narrator: Narrator) -> Ranking:
         seconds=seconds,
         finals=finals,
     )
+
+
+def _with_cache(entries: Sequence[Ranked], settled: RunSpec) -> list[tuple[str, RunSpec]]:
+    """Names and specs of finalists, which store features only if the ranking does."""
+    cache = {"cache.mode": settled.cache.mode}
+    return [(entry.name, override(entry.spec, cache)) for entry in entries]
 
 
 @contextlib.contextmanager
