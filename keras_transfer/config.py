@@ -219,7 +219,7 @@ def describe_fields(cls: type = RunSpec, prefix: str = "") -> Iterator[tuple[str
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             yield from describe_fields(hint, f"{prefix}{field.name}.")
-        elif typing.get_origin(hint) is tuple:
+        elif typing.get_origin(hint) is tuple and isinstance(typing.get_args(hint)[0], type):
             yield from describe_fields(typing.get_args(hint)[0], f"{prefix}{field.name}.N.")
         else:
             text = field.metadata["help"]

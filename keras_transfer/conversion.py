@@ -107,8 +107,15 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
             _raise_choice(name, value, arguments)
         return value
     if origin is types.UnionType:
-        return None if value in (None, "none") else _convert(value, arguments[0], name, where)
+        hint = _alternative(value, arguments)
+        return None if value in (None, "none") else _convert(value, hint, name, where)
     return _convert_plain(value, hint, name, where)
+
+
+def _alternative(value: Any, hints: Sequence[Any]) -> Any:
+    """Which of a union's types a value is meant for: a table for the one that has fields."""
+    tables = [hint for hint in hints if dataclasses.is_dataclass(hint)]
+    return tables[0] if tables and isinstance(value, Mapping) else hints[0]
 
 
 def _convert_plain(value: Any, hint: type, name: str, where: str) -> Any:

@@ -11,6 +11,7 @@ VERBS = {
     "export": "write a run's model as a SavedModel again",
     "probe": "tell what pretrained weights are worth with few labels",
     "cache": "list, check or remove what earlier runs computed and kept",
+    "rank": "tell which pretrained trunk suits these pictures",
     "rates": "measure how fast the frozen layers of backbones run here",
     "race": "measure what the feature store gains on these pictures",
     "pretrain": "make the embedded weights of a trunk",

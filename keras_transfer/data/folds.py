@@ -30,7 +30,7 @@ def make_folds(
             `spec.train_size` does not fit.
     """
     pool = np.setdiff1d(np.arange(len(records.items)), apart)
-    fold_of_row = _draw_folds(records, pool, num_folds, seed)
+    fold_of_row = draw_folds(records, pool, num_folds, seed=seed)
     results = []
     for fold in range(num_folds):
         held_out, rest = pool[fold_of_row == fold], pool[fold_of_row != fold]
@@ -44,8 +44,12 @@ def make_folds(
     return tuple(results)
 
 
-def _draw_folds(records: Records, pool: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """The fold of every pool row, int64 from 0."""
+def draw_folds(records: Records, pool: np.ndarray, num_folds: int, *, seed: int) -> np.ndarray:
+    """The fold of every pool row, int64 from 0; groups and exact copies are kept whole.
+
+    Raises:
+        DataError: a class has fewer pictures than there are folds.
+    """
     items = [records.items[row] for row in pool]
     labels = np.array(records.labels(), np.int64)[pool]
     units = carving.find_units([item.digest for item in items], [item.group for item in items])

@@ -1,11 +1,11 @@
-"""Rates: how fast a backbone's frozen layers run on this machine, as Keras has them and as ours.
+"""Rates: how fast backbones' frozen layers run on this machine, as Keras has them and as ours.
 
-All ways take turns, batch by batch, so that a slow moment of the machine hits them alike.
+All that is compared takes turns, batch by batch: a slow moment of the machine hits all alike.
 """
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -15,10 +15,15 @@ import numpy as np
 
 from keras_transfer.features.prefix import Prefix, half_precision
 from keras_transfer.models.classifier import HEAD, build_classifier
+from keras_transfer.models.cuts import Cut
 from keras_transfer.planning import find_cuts
 from keras_transfer.specs import ModelSpec, PhaseSpec
 
 _NUM_ROUNDS = 5
+_MOST_ROUNDS, _ENOUGH_SECONDS = 15, 0.1
+_BATCH_SIZE, _SMALL_BATCH_SIZE = 32, 8
+_SLOW_MS = 20.0
+"""One picture that takes longer keeps all cores busy by itself: smaller batches tell as much."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,57 @@ def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
         prefix = Prefix([cut], precision=precision)
         ways.append(functools.partial(prefix, batch_size=batch_size))
     # The first call traces and lays out weights.
-    rounds = [[_seconds(way, pixels) for way in ways] for _ in range(1 + _NUM_ROUNDS)][1:]
+    calls = [functools.partial(way, pixels) for way in ways]
+    rounds = [[_seconds(call) for call in calls] for _ in range(1 + _NUM_ROUNDS)][1:]
     return Rates(*(batch_size / median(seconds) for seconds in zip(*rounds, strict=True)))
 
 
-def _seconds(way: Callable[[np.ndarray], Any], pixels: np.ndarray) -> float:
+@dataclass(frozen=True)
+class Speed:
+    """Of frozen layers as features are computed: medians, for one picture and in batches."""
+
+    latency_ms: float
+    images_per_second: float
+    batch_size: int
+
+
+def rate_cuts(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[Speed]:
+    """Measure what lies below the cuts of several classifiers, each in its precision.
+
+    In batches of 32, of 8 where one picture takes very long.
+    """
+    prefixes = [Prefix([c], precision=p) for c, p in zip(cuts, precisions, strict=True)]
+
+    def medians(batch_sizes: Sequence[int], *, fewest: int) -> list[float]:
+        calls: list[Callable[[], Any]] = []
+        for cut, prefix, size in zip(cuts, prefixes, batch_sizes, strict=True):
+            shape = (size, *cut.model.input_shape[1:])
+            pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            calls.append(functools.partial(prefix, pixels, size))
+        return [median(seconds) for seconds in take_turns(calls, fewest=fewest)]
+
+    latencies = [1000 * seconds for seconds in medians([1] * len(cuts), fewest=4)]
+    sizes = [_SMALL_BATCH_SIZE if ms > _SLOW_MS else _BATCH_SIZE for ms in latencies]
+    return [
+        Speed(latency, size / seconds, size)
+        for latency, size, seconds in zip(latencies, sizes, medians(sizes, fewest=1), strict=True)
+    ]
+
+
+def take_turns(calls: Sequence[Callable[[], Any]], *, fewest: int = 4) -> list[list[float]]:
+    """Seconds of calls, round after round; who has had enough leaves, but none before `fewest`.
+
+    What the first call lays out does not count, unless it stays the only one.
+    """
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(1 + _MOST_ROUNDS):
+        for call, taken in zip(calls, seconds, strict=True):
+            if len(taken) < fewest or sum(taken) < _ENOUGH_SECONDS:
+                taken.append(_seconds(call))
+    return [taken[1:] or taken for taken in seconds]
+
+
+def _seconds(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
-    way(pixels)
+    call()
     return time.perf_counter() - started

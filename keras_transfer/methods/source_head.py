@@ -1,0 +1,128 @@
+"""The head a trunk was pretrained with: its answers for the source's classes, from stored features.
+
+Trunks come without their top. Where a file of the whole network is at hand, the layers above its
+global pooling are applied to the pooled features of a ranking: the trunk runs no second time.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_transfer.backbones.record import Backbone
+from keras_transfer.errors import SpecError, WeightsError
+from keras_transfer.models.classifier import Classifier
+from keras_transfer.specs import ModelSpec
+
+_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class SourceHead:
+    """From features pooled by their mean to the probabilities of the source's classes."""
+
+    model: keras.Model
+
+    def answers(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [N, Z] for features [N, D]."""
+        shaped = np.asarray(features, np.float32).reshape(-1, *self.model.input_shape[1:])
+        starts = range(0, len(shaped), _BATCH_SIZE)
+        return np.concatenate(
+            [self.model.predict_on_batch(shaped[at : at + _BATCH_SIZE]) for at in starts]
+        )
+
+
+def load_source_head(classifier: Classifier, spec: ModelSpec, file: Path) -> SourceHead:
+    """Build the whole network of a trunk, load it, and take what lies above its global pooling.
+
+    Args:
+        classifier: whose trunk must have the very weights that the file has below the pooling.
+        spec: the classifier's.
+        file: HDF5 weights of the `keras.applications` network with its top, for 1,000 classes.
+
+    Raises:
+        SpecError: the network's top does not start with a global mean, or the features of `spec`
+            are others than those it was trained on.
+        WeightsError: the file is missing, damaged or of another network.
+    """
+    backbone = classifier.trunk.backbone
+    _check_features(classifier, spec)
+    constructor = getattr(keras.applications, backbone.constructor)
+    network = constructor(include_top=True, weights=None, **backbone.arguments)
+    pooling = _find_pooling(network, backbone)
+    if not file.is_file():
+        raise WeightsError(
+            f"there are no source_weights of {backbone.name}",
+            expected="an HDF5 file of the network with its top (include_top=True)",
+            received=f"no such file: {file.absolute()}",
+            fix="correct the path, or leave source_weights out to do without LEEP and NCE",
+        )
+    _load(network, backbone, file)
+    _check_same_trunk(keras.Model(network.input, pooling.input), classifier, file)
+    return SourceHead(keras.Model(pooling.output, network.output))
+
+
+def _check_features(classifier: Classifier, spec: ModelSpec) -> None:
+    backbone = classifier.trunk.backbone
+    whole = classifier.trunk.last_stage == backbone.stage_names[-1]
+    if whole and spec.pooling == "avg":
+        return
+    raise SpecError(
+        f"source_weights of {backbone.name} cannot be asked with these features",
+        expected="the mean of the whole trunk's output, which its top was trained on "
+        "(model.pooling=avg, no last_stage)",
+        received=f"model.pooling={spec.pooling}, last_stage={classifier.trunk.last_stage}",
+        fix="leave source_weights out to do without LEEP and NCE, or last_stage to keep the trunk "
+        "whole",
+    )
+
+
+def _load(network: keras.Model, backbone: Backbone, file: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns where layers keep their random weights.
+            warnings.simplefilter("error", UserWarning)
+            network.load_weights(file)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, UserWarning) as error:
+        raise WeightsError(
+            f"{file} does not hold {backbone.name} with its top",
+            expected=f"{network.count_params():,} numbers in {len(network.weights)} arrays, saved "
+            "with include_top=True for 1,000 classes",
+            received=str(error).splitlines()[0][:200],
+            fix="give a file of this very network, or leave source_weights out",
+        ) from error
+
+
+def _find_pooling(network: keras.Model, backbone: Backbone) -> keras.layers.Layer:
+    """The last global mean, through which the top hangs on the trunk."""
+    for layer in reversed(network.layers):
+        if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+            return layer
+    raise SpecError(
+        f"the top of {backbone.name} does not start with a global mean",
+        expected="a network that pools its last feature map, such as a ResNet or a MobileNet",
+        received=f"{backbone.name}, whose first dense layer sees every place of the map",
+        fix="leave source_weights out to do without LEEP and NCE",
+    )
+
+
+def _check_same_trunk(below: keras.Model, classifier: Classifier, file: Path) -> None:
+    """Raise WeightsError unless the file's trunk is the candidate's, number by number."""
+    backbone = classifier.trunk.backbone
+    theirs = [
+        np.asarray(variable)
+        for layer in below.layers
+        if type(layer).__name__ not in backbone.leave_out
+        for variable in layer.variables
+    ]
+    ours = [np.asarray(v) for layer in classifier.trunk.layers for v in layer.variables]
+    same = len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+    if not same:
+        raise WeightsError(
+            f"{file} was not trained with the weights of this {backbone.name}",
+            expected="the same trunk below the top as the candidate's weights are",
+            received="another one: the top would answer for features it has never seen",
+            fix="give the files with and without the top that were published together",
+        )

@@ -1,0 +1,95 @@
+"""Rank: which pretrained trunk suits these pictures, before any of them is fine-tuned?
+
+    python -m pipelines.rank data.path=my_photos 'backbones=["resnet50", "mobilenet_v2"]'
+    python -m pipelines.rank quickstart 'backbones=["resnet50", "vgg16"]' max_latency_ms=50
+
+Every candidate's frozen layers see every training and validation picture once; test pictures are
+left out. Features are scored by a linear probe and by nearest neighbours on held-out pictures, and
+by LogME and the H-score, beside noise as a control; latency, throughput and size are measured. A
+sentence recommends the fastest of those that cannot be told from the best within the limits.
+Writes rank.json, rank.md and rank.png. What was computed is stored where `train` looks for it.
+
+The preset may be left out: it is flowers then. `folds` here are those of the probe.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+from keras_transfer.config import describe_fields, load_spec, override, parse_assignments
+from keras_transfer.conversion import build
+from keras_transfer.delivery.runs import RunFolder, next_free
+from keras_transfer.delivery.starting import DEFAULT_PARENT, vacated_on_refusal
+from keras_transfer.devices import chatter_to
+from keras_transfer.specs import RankSpec, RunSpec
+from pipelines.arguments import PRESETS, main_of, make_parser
+
+DEFAULT_PRESET = "flowers"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("rank", str(__doc__), fields=True)
+    lines = ["fields of the ranking:"]
+    for name, default, text in describe_fields(RankSpec):
+        lines.append(f"  {name + '=' + default:44} {text}")
+    parser.epilog = "\n".join([*lines, "", str(parser.epilog)])
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="[preset] key=value",
+        help="a preset, spec file or run folder, then fields of the ranking and of the run",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write to (default: saved_models/rank-<name>)"
+    )
+    return parser
+
+
+def read_words(words: Sequence[str]) -> tuple[RunSpec, RankSpec]:
+    """What is ranked on which pictures; fields of the ranking go before those of the run.
+
+    Raises:
+        SpecError: a field is unknown, ill-typed or out of range.
+    """
+    preset, *rest = words if "=" not in words[0] else (DEFAULT_PRESET, *words)
+    changes = parse_assignments(rest)
+    ours = {field.name for field in fields(RankSpec)}
+    ranking = build(
+        RankSpec, {name: text for name, text in changes.items() if name in ours}, "", "the ranking"
+    )
+    others = {name: text for name, text in changes.items() if name not in ours}
+    return override(load_spec(preset, presets=PRESETS), others), ranking
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_intermixed_args(argv)
+    spec, ranking = read_words(arguments.words)
+    folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
+    with chatter_to(folder.log_file), vacated_on_refusal(folder):
+        from keras_transfer.methods.rank_sheet import (
+            TITLE,
+            describe_agreement,
+            narrow,
+            write_ranking,
+        )
+        from keras_transfer.methods.ranking import rank
+        from keras_transfer.terminal import Terminal
+
+        terminal = Terminal()
+        result = rank(spec, ranking, narrator=terminal)
+        sheet = write_ranking(result, folder)
+        caption = "accuracies in % and 95 % intervals"
+        terminal.table(TITLE, *narrow(sheet), caption=caption)
+        if sheet.finals:
+            terminal.table("The finals", *sheet.finals, caption="validation accuracy in %")
+            terminal.say(describe_agreement(result))
+        for sentence in sheet.sentences:
+            terminal.say(sentence)
+        terminal.say(f"Written to {folder.path}: rank.json, rank.md and rank.png")
+
+
+main = main_of(_run)
+
+if __name__ == "__main__":
+    sys.exit(main())
