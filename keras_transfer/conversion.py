@@ -108,7 +108,9 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
         return value
     if origin is types.UnionType:
         hint = _alternative(value, arguments)
-        return None if value in (None, "none") else _convert(value, hint, name, where)
+        # TOML has no word for nothing. Where texts are wanted, 'none' is one of them.
+        is_none = value is None or (value == "none" and hint is not str)
+        return None if is_none else _convert(value, hint, name, where)
     return _convert_plain(value, hint, name, where)
 
 

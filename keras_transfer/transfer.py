@@ -121,8 +121,8 @@ def _check_single(spec: RunSpec) -> None:
             "a study of several trainings is not one run",
             expected="folds=1, seeds=1 and halvings=0",
             received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
-            fix="call keras_transfer.methods.studying.run_study(spec), or the verb `train`, which "
-            "does",
+            fix="call keras_transfer.methods.study.studying.run_study(spec), or the verb `train`, "
+            "which does",
         )
 
 

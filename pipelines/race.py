@@ -38,8 +38,8 @@ def _run(argv: Sequence[str] | None) -> None:
     spec = read_spec(arguments)
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"race-{spec.name}"))
     with chatter_to(folder.log_file), vacated_on_refusal(folder):
-        from keras_transfer.methods.race_sheet import TITLE, write_race
-        from keras_transfer.methods.racing import race
+        from keras_transfer.methods.race.racing import race
+        from keras_transfer.methods.race.sheet import TITLE, write_race
         from keras_transfer.terminal import Terminal
 
         terminal = Terminal()

@@ -67,13 +67,13 @@ def _run(argv: Sequence[str] | None) -> None:
     spec, ranking = read_words(arguments.words)
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
     with chatter_to(folder.log_file), vacated_on_refusal(folder):
-        from keras_transfer.methods.rank_sheet import (
+        from keras_transfer.methods.rank.ranking import rank
+        from keras_transfer.methods.rank.sheet import (
             TITLE,
             describe_agreement,
             narrow,
             write_ranking,
         )
-        from keras_transfer.methods.ranking import rank
         from keras_transfer.terminal import Terminal
 
         terminal = Terminal()

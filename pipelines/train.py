@@ -71,8 +71,8 @@ def _train(spec: RunSpec, run: RunFolder) -> None:
 
 
 def _study(spec: RunSpec, run: RunFolder) -> None:
-    from keras_transfer.methods.study_report import show_study
-    from keras_transfer.methods.studying import run_study
+    from keras_transfer.methods.study.report import show_study
+    from keras_transfer.methods.study.studying import run_study
     from keras_transfer.terminal import Terminal
 
     terminal = Terminal()

@@ -155,12 +155,15 @@ def test_every_import_of_another_package_is_declared():
     import sys
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {entry.split(">")[0].split("[")[0].lower() for entry in project["dependencies"]}
+    declared = {
+        entry.split(">")[0].split("[")[0].lower().replace("_", "-")
+        for entry in project["dependencies"]
+    }
     distributions = importlib.metadata.packages_distributions()
     for name, path in NAMES.items():
         for imported in _imports(path, inside_functions=True):
             top = imported.split(".")[0]
             if top in sys.stdlib_module_names or top in ("keras_transfer", "pipelines"):
                 continue
-            providers = {provider.lower() for provider in distributions.get(top, [])}
+            providers = {p.lower().replace("_", "-") for p in distributions.get(top, [])}
             assert providers & declared, f"{name} imports {top}, which is not declared"

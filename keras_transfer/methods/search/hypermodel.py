@@ -24,7 +24,7 @@ from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.devices import is_out_of_memory, set_up
 from keras_transfer.errors import DivergedError, SpecError
 from keras_transfer.fitting import prepare_classifier
-from keras_transfer.methods.search.bench import Bench
+from keras_transfer.methods.bench import Bench
 from keras_transfer.methods.search.space import check_space, declare, values_of
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.shelf import open_store, settle

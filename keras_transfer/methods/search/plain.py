@@ -16,8 +16,8 @@ from keras_transfer.config import override, spec_from_dict, spec_to_dict
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.devices import set_up
 from keras_transfer.methods.child import in_child
-from keras_transfer.methods.contestants import lay_out, run_plain, splits_folder
-from keras_transfer.methods.plain_recipe import PlainRecipe, build_plain, fit_plain, read_split
+from keras_transfer.methods.race.contestants import lay_out, run_plain, splits_folder
+from keras_transfer.methods.race.plain_recipe import PlainRecipe, build_plain, fit_plain, read_split
 from keras_transfer.methods.search.space import declare, values_of
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator

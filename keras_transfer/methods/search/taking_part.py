@@ -20,7 +20,7 @@ from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.devices import set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.fitting import prepare_classifier
-from keras_transfer.methods.search.bench import Bench
+from keras_transfer.methods.bench import Bench
 from keras_transfer.methods.search.board import TrialNarrator
 from keras_transfer.methods.search.book import Book
 from keras_transfer.methods.search.tuner import SearchTuner, make_oracle, run_tuner

@@ -16,8 +16,8 @@ import keras_tuner
 
 from keras_transfer.devices import is_out_of_memory
 from keras_transfer.errors import DivergedError, RunError
+from keras_transfer.methods.bench import Bench, Training
 from keras_transfer.methods.child import resident_mb
-from keras_transfer.methods.search.bench import Bench, Training
 from keras_transfer.methods.search.book import Begun, Book
 from keras_transfer.methods.search.record import COMPLETED, FAILED, SearchTrial
 from keras_transfer.methods.search.space import declare, values_of

@@ -20,9 +20,9 @@ from keras_transfer.config import override, spec_to_dict
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run
 from keras_transfer.evaluation.intervals import Interval
-from keras_transfer.methods.search.bench import Bench, Training
+from keras_transfer.methods.bench import Bench, Training
 from keras_transfer.methods.search.record import SearchTrial, ranked
-from keras_transfer.methods.trials import Aside
+from keras_transfer.methods.study.trials import Aside
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator
 from keras_transfer.transfer import Result, run_transfer

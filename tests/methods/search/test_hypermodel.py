@@ -10,7 +10,7 @@ from searches import DROPOUT, RATE, Listener
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.methods.search import bench as bench_room
+from keras_transfer.methods import bench as bench_room
 from keras_transfer.methods.search.hypermodel import TransferHyperModel
 
 

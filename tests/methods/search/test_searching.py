@@ -12,11 +12,11 @@ from searches import DROPOUT, RATE, SPACE, Listener, read_json, search
 from keras_transfer.config import load_spec, override
 from keras_transfer.delivery.starting import start_run
 from keras_transfer.errors import RunError, SpecError, WeightsError
-from keras_transfer.methods.search import bench as bench_room
+from keras_transfer.methods import bench as bench_room
 from keras_transfer.methods.search.report import describe_winner, write_search
 from keras_transfer.methods.search.taking_part import open_bench
 from keras_transfer.methods.search.winner import write_best_spec
-from keras_transfer.methods.studying import run_study
+from keras_transfer.methods.study.studying import run_study
 from keras_transfer.terminal import Silent
 from keras_transfer.transfer import run_transfer
 

@@ -22,17 +22,17 @@ from keras_transfer.devices import set_up
 from keras_transfer.features.extraction import Tally, extract
 from keras_transfer.features.source import Request
 from keras_transfer.features.store import Store
-from keras_transfer.methods.candidates import Entrant, make_candidates, prepare
-from keras_transfer.methods.finals import Final, run_finals
-from keras_transfer.methods.rating import Speed, rate_cuts
-from keras_transfer.methods.scoring import (
+from keras_transfer.methods.rank.candidates import Entrant, make_candidates, prepare
+from keras_transfer.methods.rank.finals import Final, run_finals
+from keras_transfer.methods.rank.scoring import (
     Judged,
     Score,
     doubt,
     score,
     score_control,
 )
-from keras_transfer.methods.trials import ONE_RUN
+from keras_transfer.methods.rating import Speed, rate_cuts
+from keras_transfer.methods.study.trials import ONE_RUN
 from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RankSpec, RunSpec
 from keras_transfer.terminal import Narrator

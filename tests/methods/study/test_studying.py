@@ -16,8 +16,8 @@ from keras_transfer.devices import set_up
 from keras_transfer.errors import DataError, RunError, SpecError
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.fitting import fit_phases
-from keras_transfer.methods.study import Study
-from keras_transfer.methods.studying import run_study
+from keras_transfer.methods.study.study import Study
+from keras_transfer.methods.study.studying import run_study
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.shelf import open_store
 from keras_transfer.specs import (

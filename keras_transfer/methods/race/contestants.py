@@ -24,8 +24,8 @@ from keras_transfer.features.prefix import choose
 from keras_transfer.features.store import Store
 from keras_transfer.fitting import Outcome, fit_phases, prepare_classifier
 from keras_transfer.methods.child import peak_mb
-from keras_transfer.methods.laps import EXTRACTION, READING, SETUP, TEST, Lap, Stopwatch
-from keras_transfer.methods.plain_recipe import build_plain, fit_plain, link_splits, read_split
+from keras_transfer.methods.race.laps import EXTRACTION, READING, SETUP, TEST, Lap, Stopwatch
+from keras_transfer.methods.race.plain_recipe import build_plain, fit_plain, link_splits, read_split
 from keras_transfer.planning import find_cuts
 from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RunSpec

@@ -8,7 +8,7 @@ from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.config import override
 from keras_transfer.conversion import nearest
 from keras_transfer.errors import SpecError
-from keras_transfer.methods.source_head import SourceHead, load_source_head
+from keras_transfer.methods.rank.source_head import SourceHead, load_source_head
 from keras_transfer.models.classifier import HEAD, Classifier, build_classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.planning import find_cuts

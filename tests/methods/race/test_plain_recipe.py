@@ -15,7 +15,7 @@ from keras_transfer.config import override
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import NAMES, Splits, make_splits
-from keras_transfer.methods.plain_recipe import (
+from keras_transfer.methods.race.plain_recipe import (
     augmentation,
     build_plain,
     class_weight,

@@ -7,7 +7,8 @@ from typing import Any
 
 from keras_transfer.delivery.environment import describe_environment
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.methods.laps import (
+from keras_transfer.methods.race.figure import draw_race
+from keras_transfer.methods.race.laps import (
     EXTRACTION,
     OURS,
     PLAIN,
@@ -22,8 +23,7 @@ from keras_transfer.methods.laps import (
     stage_seconds,
     total_seconds,
 )
-from keras_transfer.methods.race_figure import draw_race
-from keras_transfer.methods.racing import Race
+from keras_transfer.methods.race.racing import Race
 
 TITLE = "The plain Keras recipe and this package, side by side"
 _COUNTS = (

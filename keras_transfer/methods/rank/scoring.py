@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from keras_transfer.evaluation.intervals import Interval, wilson
-from keras_transfer.methods.transferability import (
+from keras_transfer.methods.rank.transferability import (
     h_score,
     knn_hits,
     leep,

@@ -16,9 +16,9 @@ from pathlib import Path
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.errors import SpecError
 from keras_transfer.methods.child import in_child
-from keras_transfer.methods.contestants import run_ours, run_plain, survey
-from keras_transfer.methods.laps import OURS, PLAIN, STAGES, TOTAL, Lap, Limits
-from keras_transfer.methods.plain_recipe import left_out
+from keras_transfer.methods.race.contestants import run_ours, run_plain, survey
+from keras_transfer.methods.race.laps import OURS, PLAIN, STAGES, TOTAL, Lap, Limits
+from keras_transfer.methods.race.plain_recipe import left_out
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator
 

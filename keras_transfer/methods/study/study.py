@@ -10,7 +10,7 @@ from keras_transfer.data.records import Records
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.evaluation.intervals import Interval, wilson
 from keras_transfer.evaluation.size_figure import SizePoint
-from keras_transfer.methods.trials import TrialResult
+from keras_transfer.methods.study.trials import TrialResult
 from keras_transfer.specs import RunSpec
 
 

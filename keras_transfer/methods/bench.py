@@ -20,7 +20,7 @@ from keras_transfer.devices import forgetting_graphs, set_up
 from keras_transfer.errors import DivergedError
 from keras_transfer.features.store import Store
 from keras_transfer.fitting import Outcome, fit_phases, prepare_classifier
-from keras_transfer.methods.trials import ONE_RUN
+from keras_transfer.methods.study.trials import ONE_RUN
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.rebuilding import Rebuilder
 from keras_transfer.planning import Pool

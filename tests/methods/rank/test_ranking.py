@@ -11,14 +11,14 @@ from PIL import Image
 from keras_transfer.config import override
 from keras_transfer.conversion import build
 from keras_transfer.errors import DataError, SpecError, WeightsError
-from keras_transfer.methods.advice import advise
-from keras_transfer.methods.candidates import make_candidates, prepare
-from keras_transfer.methods.finals import Final, agreement
-from keras_transfer.methods.rank_figure import Dot, draw_ranking, find_front
-from keras_transfer.methods.rank_sheet import describe
-from keras_transfer.methods.ranking import Ranking, rank
+from keras_transfer.methods.rank.advice import advise
+from keras_transfer.methods.rank.candidates import make_candidates, prepare
+from keras_transfer.methods.rank.figure import Dot, draw_ranking, find_front
+from keras_transfer.methods.rank.finals import Final, agreement
+from keras_transfer.methods.rank.ranking import Ranking, rank
+from keras_transfer.methods.rank.scoring import Score, doubt, spread_over_halves
+from keras_transfer.methods.rank.sheet import describe
 from keras_transfer.methods.rating import Speed, take_turns
-from keras_transfer.methods.scoring import Score, doubt, spread_over_halves
 from keras_transfer.planning import Pool
 from keras_transfer.shelf import open_store
 from keras_transfer.specs import (

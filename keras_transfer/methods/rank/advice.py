@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_transfer.evaluation.intervals import Interval, bootstrap
-from keras_transfer.methods.ranking import Ranked, Ranking
-from keras_transfer.methods.scoring import METRICS
+from keras_transfer.methods.rank.ranking import Ranked, Ranking
+from keras_transfer.methods.rank.scoring import METRICS
 
 
 @dataclass(frozen=True)

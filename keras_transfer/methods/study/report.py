@@ -8,7 +8,7 @@ import numpy as np
 from keras_transfer.closing import with_interval
 from keras_transfer.evaluation.predictions import prediction_columns, prediction_rows
 from keras_transfer.evaluation.size_figure import draw_accuracy_by_size
-from keras_transfer.methods.study import Group, Study, spread
+from keras_transfer.methods.study.study import Group, Study, spread
 from keras_transfer.terminal import Terminal
 
 

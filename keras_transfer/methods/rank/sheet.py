@@ -9,11 +9,11 @@ from typing import Any
 from keras_transfer.config import spec_to_dict
 from keras_transfer.delivery.environment import describe_environment
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.methods.advice import Advice, advise, keeps_limits, three_digits
-from keras_transfer.methods.finals import agreement
-from keras_transfer.methods.rank_figure import Dot, draw_ranking
-from keras_transfer.methods.ranking import Ranked, Ranking
-from keras_transfer.methods.scoring import METRICS, SHARES, Score
+from keras_transfer.methods.rank.advice import Advice, advise, keeps_limits, three_digits
+from keras_transfer.methods.rank.figure import Dot, draw_ranking
+from keras_transfer.methods.rank.finals import agreement
+from keras_transfer.methods.rank.ranking import Ranked, Ranking
+from keras_transfer.methods.rank.scoring import METRICS, SHARES, Score
 
 TITLE = "Trunks for these pictures, before any fine-tuning"
 _LEGEND = (

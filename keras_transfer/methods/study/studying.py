@@ -20,9 +20,16 @@ from keras_transfer.devices import set_up
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.features.store import Store
 from keras_transfer.fitting import prepare_classifier
-from keras_transfer.methods.study import Study, TrialDone
-from keras_transfer.methods.study_report import write_study
-from keras_transfer.methods.trials import Aside, Trial, TrialResult, plan_trials, pools, run_trial
+from keras_transfer.methods.study.report import write_study
+from keras_transfer.methods.study.study import Study, TrialDone
+from keras_transfer.methods.study.trials import (
+    Aside,
+    Trial,
+    TrialResult,
+    plan_trials,
+    pools,
+    run_trial,
+)
 from keras_transfer.narration import describe_model
 from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RunSpec

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.methods.laps import Lap, Limits, compare
-from keras_transfer.methods.race_figure import draw_race
-from keras_transfer.methods.race_sheet import describe
+from keras_transfer.methods.race.figure import draw_race
+from keras_transfer.methods.race.laps import Lap, Limits, compare
+from keras_transfer.methods.race.sheet import describe
 from pipelines import arguments, race
 
 WORDS = ["flowers", "data.image_size=32", "data.train_size=60", "model.weights=none"]

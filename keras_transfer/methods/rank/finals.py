@@ -7,27 +7,21 @@ Judged on validation alone. How the outcome agrees with what each metric foretol
 weighted Kendall tau, which says little about two or three.
 """
 
-import dataclasses
 import math
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 from scipy.stats import weightedtau
 
-from keras_transfer.config import override
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.devices import forgetting_graphs, set_up
 from keras_transfer.evaluation.intervals import Interval, wilson
 from keras_transfer.features.store import Store
-from keras_transfer.fitting import fit_phases, prepare_classifier
-from keras_transfer.methods.trials import Aside
-from keras_transfer.specs import PhaseSpec, RunSpec
-from keras_transfer.supply import Supply
+from keras_transfer.methods.bench import Bench
+from keras_transfer.methods.study.trials import Aside
+from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator
 from keras_transfer.transfer import Data
 
@@ -62,73 +56,37 @@ def run_finals(
     """
     total = sum(phase.epochs for phase in chosen[0][1].phases)
     reached: dict[str, Final] = {}
-    specs, racing = dict(chosen), [name for name, _ in chosen]
+    racing, num_val = [name for name, _ in chosen], len(data.splits.val)
     with tempfile.TemporaryDirectory(prefix="finals-") as scratch:
+        # A bench trains on from where the rung before ended, and never sees the test split.
+        benches = {
+            name: Bench(spec, data, store=store, states=RunFolder(Path(scratch)), narrator=narrator)
+            for name, spec in chosen
+        }
         for rung, share in enumerate(_SHARES, 1):
             if len(racing) == 1 and share < 1:
                 continue  # Nobody is left to be compared with.
             num_epochs = math.ceil(share * total)
-            for number, name in enumerate(racing):
-                started = time.perf_counter()
-                folder = Path(scratch) / f"{rung}-{number}"
-                accuracy = _train(
-                    name, specs[name], num_epochs, data, folder, store=store, narrator=narrator
+            for name in racing:
+                training = benches[name].train(
+                    benches[name].spec, num_epochs=num_epochs, narrator=Aside(narrator, name)
                 )
-                seconds = time.perf_counter() - started
                 before = reached[name].seconds if name in reached else 0.0
-                interval = wilson(round(accuracy * len(data.splits.val)), len(data.splits.val))
-                reached[name] = Final(name, rung, num_epochs, accuracy, interval, before + seconds)
+                reached[name] = Final(
+                    name,
+                    rung,
+                    training.epochs,
+                    training.val_accuracy,
+                    wilson(round(training.val_accuracy * num_val), num_val),
+                    before + training.seconds,
+                )
                 narrator.say(
-                    f"Rung {rung}, {name}: validation accuracy {accuracy:.1%} after {num_epochs} "
-                    f"of {total} epochs, {seconds:.0f} s."
+                    f"Rung {rung}, {name}: validation accuracy {training.val_accuracy:.1%} after "
+                    f"{training.epochs} of {total} epochs, {training.seconds:.0f} s."
                 )
             racing.sort(key=lambda name: -reached[name].val_accuracy)
             racing = racing[: math.ceil(len(racing) / 2)]
     return tuple(sorted(reached.values(), key=lambda one: (-one.rung, -one.val_accuracy)))
-
-
-def _train(
-    name: str,
-    spec: RunSpec,
-    num_epochs: int,
-    data: Data,
-    folder: Path,
-    *,
-    store: Store,
-    narrator: Narrator,
-) -> float:
-    """The validation accuracy after the first epochs of all phases, trained in `folder`.
-
-    Every rung trains from the start: features are stored, so that costs the tail alone.
-    """
-    # Otherwise Keras keeps something of every model. It resets the dtype policy as well.
-    keras.utils.clear_session()
-    spec = override(spec, {"phases": _first_epochs(spec.phases, num_epochs)})
-    set_up(spec.devices, seed=spec.seed)
-    # Training tells the test accuracy of every phase. Here nobody may see the test pictures.
-    splits = dataclasses.replace(data.splits, test=data.splits.val)
-    aside = Aside(narrator, name)
-    supply = Supply(spec, data.source, splits, store=store, narrator=aside)
-    classifier = prepare_classifier(spec, data.records.class_names)
-    with forgetting_graphs():
-        run = RunFolder.create(folder)
-        run.checkpoint_folder.mkdir()
-        outcomes = fit_phases(classifier, supply, narrator=aside, run=run)
-    return [outcome.val_accuracy for outcome in outcomes if outcome.kept][-1]
-
-
-def _first_epochs(phases: Sequence[PhaseSpec], num_epochs: int) -> list[dict[str, object]]:
-    """The phases that begin within the first epochs, the last of them cut short."""
-    first = []
-    for phase in phases:
-        if num_epochs > 0:
-            epochs = min(phase.epochs, num_epochs)
-            # A phase of one epoch may be all warm-up, a longer one may not.
-            warmup = min(phase.warmup_epochs, epochs - 1 if epochs > 1 else epochs)
-            short = dataclasses.replace(phase, epochs=epochs, warmup_epochs=float(warmup))
-            first.append(dataclasses.asdict(short))
-        num_epochs -= phase.epochs
-    return first
 
 
 def agreement(

@@ -19,7 +19,7 @@ from keras_transfer.evaluation.drawing import (
     save,
     shown,
 )
-from keras_transfer.methods.laps import (
+from keras_transfer.methods.race.laps import (
     EXTRACTION,
     OURS,
     READING,
