@@ -10,6 +10,8 @@ What may vary is the table [search.space] of the spec, or said here:
     search.space.model.dropout={values=[0.1,0.3]}
     search.space.phases.0.learning_rate={low=1e-4,high=1e-2,sampling="log"}
 
+Several machines share a disk, --output and three variables; see the README.
+
 Only validation is compared; the winner alone sees the test split. It comes as a run of its own in
 the folder `winner`, with best.toml to train it again, search.html to look at and search.json.
 """
@@ -26,6 +28,7 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run
 from keras_transfer.devices import chatter_to
+from keras_transfer.methods.search.roles import is_worker, wait_for_chief
 from keras_transfer.specs import RunSpec
 from pipelines.arguments import add_spec_arguments, main_of, make_parser, positive, read_spec
 
@@ -59,6 +62,11 @@ def _run(argv: Sequence[str] | None) -> None:
     # Whoever names a folder to resume means that folder.
     named = arguments.preset if arguments.resume and Path(arguments.preset).is_dir() else None
     output = arguments.output or named
+    if is_worker():
+        run = wait_for_chief(spec, output)
+        with chatter_to(run.path / f"{os.environ['KERASTUNER_TUNER_ID']}.log"):
+            _work(spec, run)
+        return
     run = start_run(spec, output=output, resume=arguments.resume, suffix="-search")
     with chatter_to(run.log_file):
         if arguments.against_plain:
@@ -82,7 +90,14 @@ def _empty_store(run: RunFolder) -> Iterator[None]:
                 os.environ["KERAS_TRANSFER_HOME"] = before
 
 
-# Imports TensorFlow, and only then, so that its start-up goes to the log.
+# What follows imports TensorFlow, and only then, so that its start-up goes to the log.
+def _work(spec: RunSpec, run: RunFolder) -> None:
+    from keras_transfer.methods.search.taking_part import take_part
+    from keras_transfer.terminal import Terminal
+
+    take_part(spec, run, narrator=Terminal())
+
+
 def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int = 0) -> None:
     from keras_transfer.methods.search.plain import measure_plain
     from keras_transfer.methods.search.report import (

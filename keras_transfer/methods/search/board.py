@@ -6,7 +6,8 @@ Everything shown is read from the book, so that it does not matter which process
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -105,6 +106,18 @@ class TrialNarrator(Silent):
     def say(self, text: str) -> None:
         """Log one sentence."""
         logging.getLogger("keras_transfer").info(f"trial {self.begun.name}: {text}")
+
+    @contextlib.contextmanager
+    def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """Notes the count about once a second."""
+        noted = [time.monotonic()]
+
+        def count(done: int, total: int) -> None:
+            if time.monotonic() - noted[0] >= _SECONDS:
+                noted[0] = time.monotonic()
+                self.book.note(self.begun.name, f"{title} {done:,}/{total:,}")
+
+        yield count
 
     @contextlib.contextmanager
     def watching(

@@ -1,12 +1,7 @@
-"""Taking part in a search: the bench set up, and trials run in the role this process has.
-
-Alone, as a worker that a chief hands trials to, or as the chief: KerasTuner's variables say which
-(`KERASTUNER_TUNER_ID`, `KERASTUNER_ORACLE_IP`, `KERASTUNER_ORACLE_PORT`).
-"""
+"""Taking part in a search: the bench set up, and trials run in the role this process has."""
 
 import contextlib
 import gc
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,7 +18,13 @@ from keras_transfer.fitting import prepare_classifier
 from keras_transfer.methods.bench import Bench
 from keras_transfer.methods.search.board import TrialNarrator
 from keras_transfer.methods.search.book import Book
-from keras_transfer.methods.search.tuner import SearchTuner, make_oracle, run_tuner
+from keras_transfer.methods.search.roles import is_worker
+from keras_transfer.methods.search.tuner import (
+    SearchTuner,
+    hand_out_again,
+    make_oracle,
+    run_tuner,
+)
 from keras_transfer.models.rebuilding import Rebuilder
 from keras_transfer.narration import describe_model
 from keras_transfer.shelf import open_store, settle
@@ -32,13 +33,6 @@ from keras_transfer.terminal import Narrator
 from keras_transfer.transfer import load_data
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def is_worker() -> bool:
-    """Whether this process only runs trials that a chief hands out."""
-    return "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in os.environ.get(
-        "KERASTUNER_TUNER_ID", ""
-    )
 
 
 def parse_duration(text: str) -> float:
@@ -117,6 +111,8 @@ def run_trials(bench: Bench, book: Book) -> None:
         shutil.rmtree(book.folder.path / "oracle", ignore_errors=True)
     oracle = make_oracle(bench.original, num_epochs=bench.num_epochs)
     tuner = SearchTuner(oracle, bench, book, watch=lambda begun: TrialNarrator(book, begun))
+    if not is_worker():
+        hand_out_again(oracle)
     with _old_things_left_alone():
         run_tuner(tuner, oracle, seconds=parse_duration(search.time_budget))
 

@@ -66,6 +66,15 @@ def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
     return oracle
 
 
+def hand_out_again(oracle: keras_tuner.Oracle) -> None:
+    """Give trials that a killed search has left to whoever asks first.
+
+    KerasTuner keeps them for workers of the same names, and for ever: there may be fewer now.
+    """
+    oracle._retry_queue.extend(trial.trial_id for trial in oracle.ongoing_trials.values())
+    oracle.ongoing_trials.clear()
+
+
 class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
     """Runs the oracle's trials at a bench and keeps a book of them."""
 
@@ -77,30 +86,41 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
         """Train with the trial's values; its figures, by the names that objectives have."""
+        try:
+            ended = self._run(trial)
+        except Exception as error:
+            raise keras_tuner.errors.FatalError(str(error)) from error
+        return _figures(ended)
+
+    def _run(self, trial: Any) -> SearchTrial:
         proposed = trial.hyperparameters.values
         values = values_of(self._bench.original, proposed)
         spec = self._bench.vary(values)
         known = self._book.result(trial.trial_id)
         if known and known.values == values:
-            return _figures(known)
+            return known
         begun = self._book.begin(trial.trial_id, spec, values, worker=self.tuner_id)
         whole = sum(phase.epochs for phase in spec.phases)
         num_epochs = proposed.get("tuner/epochs", whole)
         try:
             _check_attempts(begun)
             training = self._bench.train(spec, num_epochs=num_epochs, narrator=self._watch(begun))
-        except KeyboardInterrupt:
-            self._book.drop(begun.name)
-            raise
-        except Exception as error:
-            if not (isinstance(error, DivergedError | _KilledError) or is_out_of_memory(error)):
-                raise keras_tuner.errors.FatalError(str(error)) from error
-            self._book.end(_ended(begun, num_epochs / whole, error=error))
-            raise keras_tuner.errors.FailedTrialError(str(error)) from error
-        objective = self._bench.original.search.objective
-        ended = _ended(begun, num_epochs / whole, training=training, objective=objective)
+        except BaseException as error:
+            if not _is_its_own_fault(error):
+                # It was stopped, not killed: that says nothing against it.
+                self._book.drop(begun.name)
+                raise
+            ended = _ended(begun, num_epochs / whole, error=error)
+        else:
+            objective = self._bench.original.search.objective
+            ended = _ended(begun, num_epochs / whole, training=training, objective=objective)
         self._book.end(ended)
-        return _figures(ended)
+        return ended
+
+
+def _is_its_own_fault(error: BaseException) -> bool:
+    """Whether an error fails its trial alone, so that others may do better."""
+    return isinstance(error, DivergedError | _KilledError) or is_out_of_memory(error)
 
 
 def _figures(ended: SearchTrial) -> dict[str, float]:
@@ -130,7 +150,7 @@ def _ended(
     *,
     training: Training | None = None,
     objective: str = "",
-    error: Exception | None = None,
+    error: BaseException | None = None,
 ) -> SearchTrial:
     """A trial's record, of its training or of the error that failed it."""
     return SearchTrial(

@@ -161,6 +161,15 @@ def test_a_programming_error_stops_the_search_with_itself(small_spec, tmp_path, 
     assert len(calls) == 1
 
 
+def test_values_that_contradict_each_other_end_the_search(small_spec, tmp_path):
+    space = {
+        "phases.0.warmup_epochs": {"values": [1.0, 3.0]},
+        "phases.0.epochs": {"values": [4, 2]},
+    }
+    with pytest.raises(SpecError, match="all warm-up"):
+        search(override(small_spec, {"phases.0.epochs": 4, "search.space": space}), tmp_path / "s")
+
+
 def test_trials_that_diverge_or_run_out_of_memory_fail_and_the_search_goes_on(
     small_spec, tmp_path, monkeypatch
 ):
