@@ -18,7 +18,7 @@ from keras_transfer.methods.search.record import SearchTrial, ranked
 from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator, Sheet, Silent
 
-_NUM_BEST: Final = 5
+_NUM_BEST: Final = 3
 _SECONDS: Final = 1.0
 """Between two looks into the book."""
 
@@ -63,37 +63,49 @@ def describe_trial(trial: SearchTrial) -> str:
 
 def shown(value: Any) -> str:
     """A value of the space as people write it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def make_sheet(
+    title: str,
+    names: Sequence[str],
+    best: Sequence[SearchTrial],
+    running: Sequence[tuple[Begun, str]] = (),
+    *,
+    caption: str,
+) -> Sheet:
+    """A column for each trial, a row for each parameter and figure: many of them fit a terminal."""
+    columns = [
+        [
+            *_cells(trial.values, names),
+            f"{100 * (trial.val_accuracy or 0):.1f}",
+            f"{trial.val_loss:.3f}",
+            f"{trial.epochs}",
+            f"{trial.seconds:.1f}",
+        ]
+        for trial in best
+    ]
+    columns += [
+        [*_cells(begun.values, names), "…", "…", progress or "building", "…"]
+        for begun, progress in running
+    ]
+    labels = [*names, "validation, %", "log loss", "epochs", "seconds"]
+    rows = [[label, *cells] for label, *cells in zip(labels, *columns, strict=True)]
+    header = ["trial", *(trial.name for trial in best), *(begun.name for begun, _ in running)]
+    return Sheet(title, header, rows, caption)
 
 
 def _read(book: Book, spec: RunSpec) -> Sheet:
     ended, running = book.ended(), book.running()
     best = ranked(ended, higher_is_better=spec.search.objective == "val_accuracy")[:_NUM_BEST]
-    names = list(spec.search.space)
-    header = ["trial", *abbreviated(names), "epochs", "accuracy", "log loss"]
-    rows = [[t.name, *_cells(t.values, names), f"{t.epochs}", *_figures(t)] for t in best]
-    rows += [
-        [begun.name, *_cells(begun.values, names), progress or "building", "…", "…"]
-        for begun, progress in running
-    ]
     failed = sum(not trial.is_scored for trial in ended)
-    caption = f"{len(ended)} trials done, {failed} of them failed; above the best and the running"
-    return Sheet(f"Search {book.folder.path}", header, rows, caption)
-
-
-def abbreviated(names: Sequence[str]) -> list[str]:
-    """Last parts of dotted names, as many as it takes to tell them apart, free to be wrapped."""
-    parts = [name.replace("_", " ").split(".") for name in names]
-    lasts = [part[-1] for part in parts]
-    return [part[-1] if lasts.count(part[-1]) == 1 else ".".join(part[-2:]) for part in parts]
+    caption = f"{len(ended)} trials done, {failed} of them failed; the best and the running ones"
+    names = list(spec.search.space)
+    return make_sheet(f"Search {book.folder.path}", names, best, running, caption=caption)
 
 
 def _cells(values: dict[str, Any], names: Sequence[str]) -> list[str]:
     return [shown(values[name]) if name in values else "" for name in names]
-
-
-def _figures(trial: SearchTrial) -> list[str]:
-    return [f"{trial.val_accuracy or 0:.1%}", f"{trial.val_loss or 0:.3f}"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from keras_transfer.closing import describe_parity
-from keras_transfer.methods.search.board import abbreviated, shown
+from keras_transfer.methods.search.board import make_sheet, shown
 from keras_transfer.methods.search.logs import write_logs
 from keras_transfer.methods.search.page import write_page
 from keras_transfer.methods.search.record import Search, ranked
@@ -14,7 +14,7 @@ from keras_transfer.methods.search.space import choices, scales
 from keras_transfer.methods.search.winner import BEST_SPEC, WINNER, Comparison, spread
 from keras_transfer.terminal import Terminal
 
-_NUM_SHOWN = 10
+_NUM_SHOWN = 5
 _WARM = 10
 """Trials after which a process has all that it will need."""
 
@@ -91,10 +91,11 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
 
 
 def _ratios(found: SearchResult, plain: dict[str, Any]) -> dict[str, float]:
-    """Times of one plain training: ours, all in all, and a plain search of as many trials."""
+    """In plain trainings: our trials, all that we did, and a plain search of as many trials."""
     plain_search = mean(plain["trial_seconds"]) * len(found.trials)
     return {
-        "ratio": found.seconds / plain["run_seconds"],
+        "ratio": found.search_seconds / plain["run_seconds"],
+        "total_ratio": found.seconds / plain["run_seconds"],
         "plain_search_ratio": plain_search / plain["run_seconds"],
     }
 
@@ -103,32 +104,25 @@ def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
     """What the search cost, in plain trainings, in one sentence."""
     ratios = _ratios(found, plain)
     return (
-        f"One plain training of the spec takes {plain['run_seconds']:.0f} s; this search of "
-        f"{len(found.trials)} trials took {ratios['ratio']:.2g} times as long, and a plain search "
-        f"of as many would take {ratios['plain_search_ratio']:.2g} times as long (by "
-        f"{len(plain['trial_seconds'])} of them, {mean(plain['trial_seconds']):.0f} s each)."
+        f"One plain training of the spec takes {plain['run_seconds']:.0f} s. The "
+        f"{len(found.trials)} trials of this search took {ratios['ratio']:.2g} times as long, all "
+        f"in all {ratios['total_ratio']:.2g} times; a plain search of as many would take "
+        f"{ratios['plain_search_ratio']:.2g} times as long (by {len(plain['trial_seconds'])} of "
+        f"them, {mean(plain['trial_seconds']):.0f} s each)."
     )
 
 
 def show_search(found: SearchResult, terminal: Terminal) -> None:
     """Print the best trials, the winner beside the spec as it was, and where everything is."""
-    names = list(found.spec.search.space)
     best = ranked(found.trials, higher_is_better=found.spec.search.objective == "val_accuracy")
-    rows = [
-        [
-            trial.name,
-            *(shown(trial.values[name]) if name in trial.values else "" for name in names),
-            f"{trial.epochs}",
-            f"{100 * (trial.val_accuracy or 0):.1f}",
-            f"{trial.val_loss:.3f}",
-            f"{trial.seconds:.1f}",
-        ]
-        for trial in best[:_NUM_SHOWN]
-    ]
-    header = ["trial", *abbreviated(names), "epochs", "validation, %", "log loss", "seconds"]
     num_trials, num_failed = len(found.trials), len(found.trials) - len(best)
-    caption = f"the best of {num_trials} trials, {num_failed} of which failed"
-    terminal.table(f"Search {found.run.path}", header, rows, caption=caption)
+    sheet = make_sheet(
+        f"Search {found.run.path}",
+        list(found.spec.search.space),
+        best[:_NUM_SHOWN],
+        caption=f"the best of {num_trials} trials, {num_failed} of which failed",
+    )
+    terminal.table(sheet.title, sheet.header, sheet.rows, caption=sheet.caption)
     for sentence in describe_winner(found):
         terminal.say(sentence)
     terminal.say(describe_parity(found.winner.result.parity))

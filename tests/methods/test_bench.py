@@ -1,0 +1,80 @@
+"""One bench, many trainings: each as if it were alone, and none of them leaves anything behind."""
+
+import gc
+
+import keras
+import pytest
+from searches import DROPOUT, RATE, make_spec
+
+from keras_transfer.config import override
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.delivery.starting import start_run
+from keras_transfer.methods.bench import Bench
+from keras_transfer.methods.child import resident_mb
+from keras_transfer.methods.search.taking_part import open_bench
+from keras_transfer.terminal import Silent
+from keras_transfer.transfer import run_transfer
+
+
+@pytest.fixture(scope="module")
+def small_spec(digits_folder, tmp_path_factory):
+    return make_spec(digits_folder, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def bench(small_spec, tmp_path):
+    run = start_run(small_spec, output=tmp_path / "search", suffix="-search")
+    with open_bench(small_spec, run, narrator=Silent()) as opened:
+        yield opened
+
+
+def test_a_training_after_others_is_the_training_of_a_run(bench, tmp_path):
+    head = {"name": "frozen", "epochs": 1}
+    tail = {**head, "name": "fine-tune", "unfreeze": "last", "learning_rate": 1e-2}
+    # This one moves the trunk, which the next must find as it was.
+    bench.train(bench.vary({"phases": [head, tail]}))
+    spec = bench.vary({RATE: 3e-2, "model.head": "mlp"})
+    training = bench.train(spec, tell_each=True)
+    run = run_transfer(spec, start_run(spec, output=tmp_path / "run"), narrator=Silent())
+    assert training.val_loss == run.outcomes[-1].val_loss
+    assert training.val_accuracy == run.outcomes[-1].val_accuracy
+    assert training.right is not None
+    assert training.right.mean() == pytest.approx(training.val_accuracy)
+    assert run.outcomes[-1].test_accuracy is not None
+
+
+def test_equal_specs_share_a_training_and_others_do_not(bench):
+    spec = bench.vary({RATE: 3e-2})
+    first = bench.train(spec)
+    again = bench.train(override(spec, {RATE: 0.03}))
+    assert again.figures == first.figures
+    assert again.seconds < first.seconds
+    assert bench.state(spec).path == bench.state(bench.vary({RATE: 0.03})).path
+    assert bench.state(spec).path != bench.state(bench.vary({DROPOUT: 0.3})).path
+    assert isinstance(bench.state(spec), RunFolder)
+
+
+def test_features_are_computed_once_for_all_trainings(bench):
+    first = bench.train(bench.vary({DROPOUT: 0.1, "views.policy": "strong"}))
+    second = bench.train(bench.vary({DROPOUT: 0.2, "views.policy": "strong", RATE: 1e-2}))
+    assert first.views_computed > 0
+    assert second.views_computed == 0
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(bench: Bench):
+    def train(first: int, last: int) -> None:
+        for number in range(first, last):
+            bench.train(bench.vary({RATE: 1e-3 * (1 + number)}))
+
+    train(0, 10)
+    gc.collect()
+    before, models = resident_mb(), _num_models()
+    train(10, 30)
+    gc.collect()
+    assert _num_models() <= models
+    assert resident_mb() < 1.05 * before
+
+
+def _num_models() -> int:
+    return sum(isinstance(item, keras.Model) for item in gc.get_objects())
