@@ -21,9 +21,6 @@ from keras_transfer.specs import ModelSpec, PhaseSpec
 
 _NUM_ROUNDS = 5
 _MOST_ROUNDS, _ENOUGH_SECONDS = 15, 0.1
-_BATCH_SIZE, _SMALL_BATCH_SIZE = 32, 8
-_SLOW_MS = 20.0
-"""One picture that takes longer keeps all cores busy by itself: smaller batches tell as much."""
 
 
 @dataclass(frozen=True)
@@ -67,36 +64,17 @@ def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
     return Rates(*(batch_size / median(seconds) for seconds in zip(*rounds, strict=True)))
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Of frozen layers as features are computed: medians, for one picture and in batches."""
+def latencies_ms(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[float]:
+    """Milliseconds that one picture takes to the cuts of several classifiers, medians.
 
-    latency_ms: float
-    images_per_second: float
-    batch_size: int
-
-
-def rate_cuts(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[Speed]:
-    """Measure what lies below the cuts of several classifiers, each in its precision.
-
-    In batches of 32, of 8 where one picture takes very long.
+    As features are computed, each in its precision.
     """
-    prefixes = [Prefix([c], precision=p) for c, p in zip(cuts, precisions, strict=True)]
-
-    def medians(batch_sizes: Sequence[int], *, fewest: int) -> list[float]:
-        calls: list[Callable[[], Any]] = []
-        for cut, prefix, size in zip(cuts, prefixes, batch_sizes, strict=True):
-            shape = (size, *cut.model.input_shape[1:])
-            pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-            calls.append(functools.partial(prefix, pixels, size))
-        return [median(seconds) for seconds in take_turns(calls, fewest=fewest)]
-
-    latencies = [1000 * seconds for seconds in medians([1] * len(cuts), fewest=4)]
-    sizes = [_SMALL_BATCH_SIZE if ms > _SLOW_MS else _BATCH_SIZE for ms in latencies]
-    return [
-        Speed(latency, size / seconds, size)
-        for latency, size, seconds in zip(latencies, sizes, medians(sizes, fewest=1), strict=True)
-    ]
+    calls: list[Callable[[], Any]] = []
+    for cut, precision in zip(cuts, precisions, strict=True):
+        shape = (1, *cut.model.input_shape[1:])
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        calls.append(functools.partial(Prefix([cut], precision=precision), pixels, 1))
+    return [1000 * median(seconds) for seconds in take_turns(calls)]
 
 
 def take_turns(calls: Sequence[Callable[[], Any]], *, fewest: int = 4) -> list[list[float]]:

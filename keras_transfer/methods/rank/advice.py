@@ -37,7 +37,7 @@ def advise(ranking: Ranking) -> Advice:
     best = within[0]
     behind = _compare(best, ranking.entries, seed=ranking.spec.seed)
     level = [entry for entry in within if entry is best or behind[entry.name][1][0] <= 0]
-    chosen = min(level, key=lambda entry: entry.speed.latency_ms)
+    chosen = min(level, key=lambda entry: entry.latency_ms)
     sentence = _recommend(chosen, best, level, behind)
     first = ranking.entries[0]
     if first is not best:
@@ -52,7 +52,7 @@ def advise(ranking: Ranking) -> Advice:
 def keeps_limits(entry: Ranked, ranking: Ranking) -> bool:
     """Whether a candidate is fast and small enough; without limits every one is."""
     limits = ranking.ranking
-    fast = limits.max_latency_ms is None or entry.speed.latency_ms <= limits.max_latency_ms
+    fast = limits.max_latency_ms is None or entry.latency_ms <= limits.max_latency_ms
     return fast and (limits.max_size_mb is None or entry.size_mb <= limits.max_size_mb)
 
 
@@ -97,7 +97,7 @@ def _are(number: int) -> str:
 def _describe(entry: Ranked) -> str:
     return (
         f"{100 * entry.scores['probe'].value:.1f} % by a linear probe, "
-        f"{three_digits(entry.speed.latency_ms)} ms a picture, {three_digits(entry.size_mb)} MB"
+        f"{three_digits(entry.latency_ms)} ms a picture, {three_digits(entry.size_mb)} MB"
     )
 
 
@@ -111,12 +111,12 @@ def _nobody(ranking: Ranking) -> str:
         )
         if value is not None
     ]
-    fastest = min(ranking.entries, key=lambda entry: entry.speed.latency_ms)
+    fastest = min(ranking.entries, key=lambda entry: entry.latency_ms)
     smallest = min(ranking.entries, key=lambda entry: entry.num_parameters)
     first = ranking.entries[0]
     return (
         f"No candidate keeps {' and '.join(asked)}: the fastest is {fastest.name} with "
-        f"{three_digits(fastest.speed.latency_ms)} ms, the smallest {smallest.name} with "
+        f"{three_digits(fastest.latency_ms)} ms, the smallest {smallest.name} with "
         f"{three_digits(smallest.size_mb)} MB. Without limits {first.name} would be first "
         f"({_describe(first)})."
     )

@@ -31,7 +31,7 @@ from keras_transfer.methods.rank.scoring import (
     score,
     score_control,
 )
-from keras_transfer.methods.rating import Speed, rate_cuts
+from keras_transfer.methods.rating import latencies_ms
 from keras_transfer.methods.study.trials import ONE_RUN
 from keras_transfer.shelf import open_store, settle
 from keras_transfer.specs import RankSpec, RunSpec
@@ -43,6 +43,7 @@ from keras_transfer.transfer import Data, load_data
 class Ranked:
     """One candidate: what it is, what it costs and how its features score.
 
+    `latency_ms` is what one picture takes through the frozen layers, as features are computed.
     `hits` tells by metric which of the ranked pictures were named right, bool [N].
     """
 
@@ -50,10 +51,15 @@ class Ranked:
     spec: RunSpec
     num_features: int
     num_parameters: int
-    speed: Speed
+    latency_ms: float
     scores: dict[str, Score]
     hits: dict[str, np.ndarray]
     tally: Tally
+
+    @property
+    def images_per_second(self) -> float:
+        """Through the frozen layers in batches, as it was measured before they were used."""
+        return self.tally.choice.rate
 
     @property
     def size_mb(self) -> float:
@@ -115,10 +121,10 @@ def rank(spec: RunSpec, ranking: RankSpec, *, narrator: Narrator) -> Ranking:
             features, tallies = _extract(entrants, data, rows, settled, store, narrator)
         with _timed(seconds, "timing"):
             precisions = [tally.choice.precision for tally in tallies]
-            speeds = rate_cuts([entrant.cut for entrant in entrants], precisions)
+            latencies = latencies_ms([entrant.cut for entrant in entrants], precisions)
         judged = Judged(data.examples.labels[rows], folds, ranking.neighbours, spec.seed)
         with _timed(seconds, "metrics"):
-            entries, control = _judge(entrants, features, tallies, speeds, judged)
+            entries, control = _judge(entrants, features, tallies, latencies, judged)
         finals: tuple[Final, ...] = ()
         if ranking.race:
             with _timed(seconds, "race"):
@@ -191,7 +197,7 @@ def _judge(
     entrants: Sequence[Entrant],
     features: Sequence[np.ndarray],
     tallies: Sequence[Tally],
-    speeds: Sequence[Speed],
+    latencies: Sequence[float],
     judged: Judged,
 ) -> tuple[list[Ranked], dict[str, float]]:
     """All candidates, best first, and the control's values."""
@@ -212,15 +218,15 @@ def _judge(
                 spec=entrant.candidate.spec,
                 num_features=own.shape[1],
                 num_parameters=entrant.num_parameters,
-                speed=speed,
+                latency_ms=latency_ms,
                 scores=scores,
                 hits=hits,
                 tally=tally,
             )
-            for entrant, own, tally, speed, (scores, hits) in zip(
-                entrants, features, tallies, speeds, scored, strict=True
+            for entrant, own, tally, latency_ms, (scores, hits) in zip(
+                entrants, features, tallies, latencies, scored, strict=True
             )
         ]
     # Of equals the faster one goes first.
-    entries.sort(key=lambda entry: (-entry.scores["probe"].value, entry.speed.latency_ms))
+    entries.sort(key=lambda entry: (-entry.scores["probe"].value, entry.latency_ms))
     return entries, control.result()

@@ -19,7 +19,7 @@ TITLE = "Trunks for these pictures, before any fine-tuning"
 _LEGEND = (
     "Linear probe and k-NN: accuracy in % on pictures held out in turn, with 95 % intervals; "
     "LogME, H-score, LEEP and NCE: higher is better, comparable within a column only. ms: one "
-    "picture through the frozen layers, images/s: batches of them, medians, all taking turns. MB: "
+    "picture through the frozen layers, images/s: batches of them, measured before features were computed. MB: "
     "the trunk's weights in float32. The control is noise, which must come last in every column."
 )
 
@@ -100,8 +100,8 @@ def describe(ranking: Ranking, advice: Advice) -> Sheet:
 def _row(entry: Ranked, metrics: Sequence[str]) -> list[str]:
     return [
         entry.name,
-        three_digits(entry.speed.latency_ms),
-        three_digits(entry.speed.images_per_second),
+        three_digits(entry.latency_ms),
+        three_digits(entry.images_per_second),
         three_digits(entry.size_mb),
         *_cells(entry.scores, metrics),
     ]
@@ -167,7 +167,7 @@ def _dot(entry: Ranked, advice: Advice) -> Dot:
     probe = entry.scores["probe"]
     interval = probe.interval or (probe.value, probe.value)
     recommended = entry.name == advice.recommended
-    return Dot(entry.name, entry.speed.latency_ms, probe.value, interval, recommended)
+    return Dot(entry.name, entry.latency_ms, probe.value, interval, recommended)
 
 
 def _figures(ranking: Ranking, advice: Advice, seconds: dict[str, float]) -> dict[str, Any]:
@@ -202,7 +202,8 @@ def _figures_of(entry: Ranked, ranking: Ranking, advice: Advice) -> dict[str, An
         "num_features": entry.num_features,
         "num_parameters": entry.num_parameters,
         "size_mb": entry.size_mb,
-        **asdict(entry.speed),
+        "latency_ms": entry.latency_ms,
+        "images_per_second": entry.images_per_second,
         "precision": entry.tally.choice.precision,
         "scores": {metric: asdict(score) for metric, score in entry.scores.items()},
         "behind_best": difference,

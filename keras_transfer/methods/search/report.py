@@ -158,11 +158,17 @@ def _describe_cost(found: SearchResult) -> str:
         f"{len(trials)} trials took {found.search_seconds:.0f} s, with winner and comparison "
         f"{found.seconds:.0f} s"
     )
-    if len(trials) > _WARM and len({trial.worker for trial in trials}) == 1:
-        text += (
-            f"; {trials[_WARM - 1].resident_mb:,.0f} MB of memory after {_WARM} trials, "
-            f"{trials[-1].resident_mb:,.0f} MB after the last"
-        )
+    for worker in sorted({trial.worker for trial in trials}):
+        held = [
+            trial.resident_mb
+            for trial in sorted(trials, key=lambda trial: trial.started)
+            if trial.worker == worker
+        ]
+        if len(held) > _WARM:
+            text += (
+                f"; {worker} held {held[_WARM - 1]:,.0f} MB of memory after {_WARM} trials, "
+                f"{held[-1]:,.0f} MB after {len(held)}"
+            )
     return f"{text}."
 
 

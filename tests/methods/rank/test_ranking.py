@@ -18,7 +18,7 @@ from keras_transfer.methods.rank.finals import Final, agreement
 from keras_transfer.methods.rank.ranking import Ranking, rank
 from keras_transfer.methods.rank.scoring import Score, doubt, spread_over_halves
 from keras_transfer.methods.rank.sheet import describe
-from keras_transfer.methods.rating import Speed, take_turns
+from keras_transfer.methods.rating import take_turns
 from keras_transfer.planning import Pool
 from keras_transfer.shelf import open_store
 from keras_transfer.specs import (
@@ -85,9 +85,9 @@ def test_trained_features_come_first_and_noise_last(ranked):
             low, high = score.interval
             assert low < score.value <= high, metric
         assert entry.scores["probe"].value == entry.hits["probe"].mean()
-        assert entry.speed.latency_ms > 0
+        assert entry.latency_ms > 0
     assert best.size_mb == pytest.approx(1_735_488 * 4 / 1e6)
-    assert best.speed.latency_ms > other.speed.latency_ms
+    assert best.latency_ms > other.latency_ms
 
 
 def test_each_picture_is_computed_once_and_those_of_the_test_split_never(
@@ -124,7 +124,7 @@ def test_a_later_training_finds_what_the_ranking_computed(ranked):
 
 def with_speeds(ranking: Ranking, latencies, **limits) -> Ranking:
     entries = tuple(
-        dataclasses.replace(entry, speed=Speed(ms, 1000 / ms, 32))
+        dataclasses.replace(entry, latency_ms=ms)
         for entry, ms in zip(ranking.entries, latencies, strict=True)
     )
     limits = dataclasses.replace(ranking.ranking, **limits)
