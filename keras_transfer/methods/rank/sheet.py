@@ -20,7 +20,8 @@ _LEGEND = (
     "Linear probe and k-NN: accuracy in % on pictures held out in turn, with 95 % intervals; "
     "LogME, H-score, LEEP and NCE: higher is better, comparable within a column only. ms: one "
     "picture through the frozen layers, images/s: batches of them, measured before features were "
-    "computed. MB: the trunk's weights in float32. The control is noise, which must come last in every column."
+    "computed. MB: the trunk's weights in float32. The control is noise, which must come last in "
+    "every column."
 )
 
 
