@@ -176,7 +176,8 @@ def _table(sheet: Sheet) -> Table:
         box=SIMPLE_HEAD,
     )
     for number, name in enumerate(sheet.header):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        # Names that do not fit are folded: cut off, two of them could be the same.
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
     for row in sheet.rows:
         table.add_row(*map(_escaped, row))
     return table

@@ -43,7 +43,7 @@ def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = 
 
 def _facts(found: SearchResult) -> list[tuple[str, str]]:
     spec, splits = found.spec, found.run.read_json("splits.json")["rows"]
-    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items() if rows)
     return [
         ("pictures", sizes),
         ("classes", f"{len(found.records.class_names)}"),
