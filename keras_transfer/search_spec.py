@@ -22,7 +22,9 @@ class ParameterSpec:
     values: tuple[Any, ...] | None = option(None, "texts, numbers or booleans to choose from")
     low: Any = option(None, "smallest value")
     high: Any = option(None, "largest value")
-    step: Any = option(None, "distance of the values that are tried (none = any between)")
+    step: Any = option(
+        None, "distance of the values that are tried, with 'log' their factor (none = any between)"
+    )
     sampling: Literal["linear", "log"] = option(
         "linear", "'log' draws as many from 0.001 to 0.01 as from 0.01 to 0.1"
     )

@@ -67,11 +67,14 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
             "total": found.seconds,
             "trials": sum(trial.seconds for trial in found.trials),
         },
+        "num_trials_before_resume": found.num_before,
+        "is_better_than_default": winner.is_better_than_default,
         "num_failed": sum(not trial.is_scored for trial in found.trials),
         "winner": {
             "name": winner.trial.name,
             "values": winner.trial.values,
             "score": winner.training.figures[search.objective],
+            "trial_score": winner.trial.score,
             **winner.training.figures,
             "keeps_weights": winner.keeps_weights,
             "test": {"accuracy": test.accuracy, "interval": list(test.intervals["accuracy"])},
@@ -146,6 +149,13 @@ def describe_winner(found: SearchResult) -> list[str]:
     ]
     if winner.comparison:
         sentences.insert(1, _describe_comparison(winner.comparison))
+    if winner.trial.share < 1:
+        sentences.append(
+            f"The search ended before any trial had trained to its end; this one, at "
+            f"{winner.trial.score:.3g} after {winner.trial.epochs} epochs, was trained on."
+        )
+    if not winner.is_better_than_default:
+        sentences.insert(1, "No trial did better than the spec as it was: keep that.")
     if not winner.keeps_weights:
         sentences.append("Its model was trained anew on the run's own split: folds have many.")
     return [*sentences, _describe_cost(found)]
@@ -157,6 +167,7 @@ def _describe_cost(found: SearchResult) -> str:
     text = (
         f"{len(trials)} trials took {found.search_seconds:.0f} s, with winner and comparison "
         f"{found.seconds:.0f} s"
+        + (f", {found.num_before} that ended before left out" if found.num_before else "")
     )
     for worker in sorted({trial.worker for trial in trials}):
         held = [

@@ -29,13 +29,18 @@ SUFFIX: Final = "-search"
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """A finished search. Seconds are wall time: of all trials together, and from start to end."""
+    """A finished search.
+
+    Seconds are wall time since the search was begun or resumed: until its last trial ended, and
+    until all was done. `num_before` trials had ended before that.
+    """
 
     spec: RunSpec
     run: RunFolder
     records: Records
     trials: tuple[SearchTrial, ...]
     winner: Winner
+    num_before: int
     search_seconds: float
     seconds: float
 
@@ -81,6 +86,7 @@ def run_search(
         check_search(spec)
         bench = held.enter_context(open_bench(spec, run, narrator=narrator))
         book = Book(run)
+        num_before = len(book.ended())
         with watching_book(book, spec, narrator):
             if num_workers > 1:
                 run_workers(run, num_workers, narrator=narrator)
@@ -93,15 +99,19 @@ def run_search(
     shutil.rmtree(run.checkpoint_folder)
     seconds = time.perf_counter() - started
     records = bench.data.records
-    return SearchResult(spec, run, records, tuple(trials), winner, search_seconds, seconds)
+    return SearchResult(
+        spec, run, records, tuple(trials), winner, num_before, search_seconds, seconds
+    )
 
 
 def _check_some_scored(trials: Sequence[SearchTrial]) -> None:
     if not any(trial.is_scored for trial in trials):
         causes = [trial.cause for trial in trials if trial.cause]
+        all_of_them = f"all {len(trials)} trials" if len(trials) > 1 else "the only trial"
         raise RunError(
-            f"all {len(trials)} trials of the search failed",
+            f"{all_of_them} of the search failed",
             expected="at least one trial with a finite score",
-            received=causes[0] if causes else "no trial",
+            # The first sentence says what; the rest of it is advice to somebody else.
+            received=causes[0].splitlines()[0] if causes else "no trial",
             fix="mend what the first failure names, and search anew",
         )

@@ -1,5 +1,6 @@
 """The space of a search: which fields of the spec vary, checked at once, in KerasTuner's terms."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -58,10 +59,28 @@ def _check_form(name: str, parameter: ParameterSpec) -> None:
             raise _wrong(name, "values of one kind, each of them once", _shown(parameter))
         return
     ends = [parameter.low, parameter.high]
-    if any(_kind(end) != "number" for end in ends) or not ends[0] < ends[1]:
-        raise _wrong(name, "two numbers, low below high", _shown(parameter))
+    if not all(_is_finite(end) for end in ends) or not ends[0] < ends[1]:
+        raise _wrong(name, "two finite numbers, low below high", _shown(parameter))
     if parameter.sampling == "log" and ends[0] <= 0:
         raise _wrong(name, "low above 0 with sampling = 'log'", _shown(parameter))
+    _check_step(name, parameter)
+
+
+def _check_step(name: str, parameter: ParameterSpec) -> None:
+    step, low, high = parameter.step, parameter.low, parameter.high
+    if step is None:
+        return
+    whole = isinstance(low, int) and isinstance(high, int)
+    if not _is_finite(step) or (whole and not isinstance(step, int)):
+        raise _wrong(name, "a number as step, whole where low and high are", _shown(parameter))
+    if parameter.sampling == "log" and not 1 < step <= high / low:
+        raise _wrong(name, "a step above 1 with sampling = 'log': a factor", _shown(parameter))
+    if parameter.sampling == "linear" and not 0 < step <= high - low:
+        raise _wrong(name, "a step above 0 and at most high − low", _shown(parameter))
+
+
+def _is_finite(value: Any) -> bool:
+    return _kind(value) == "number" and math.isfinite(value)
 
 
 def _kind(value: Any) -> str:

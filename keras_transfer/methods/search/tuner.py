@@ -191,7 +191,9 @@ def run_tuner(tuner: SearchTuner, oracle: keras_tuner.Oracle, *, seconds: float)
         timer.daemon = True
         timer.start()
     try:
-        tuner.search()
+        # KerasTuner prints the traceback of every failed trial; the book has its cause.
+        with contextlib.redirect_stderr(io.StringIO()):
+            tuner.search()
     except keras_tuner.errors.FatalError as fatal:
         raise (fatal.__cause__ or fatal) from None
     finally:

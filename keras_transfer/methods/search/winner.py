@@ -65,6 +65,7 @@ class Winner:
     comparison: Comparison | None
     result: Result
     keeps_weights: bool
+    is_better_than_default: bool
 
 
 def choose(trials: Sequence[SearchTrial], objective: str) -> SearchTrial:
@@ -99,8 +100,19 @@ def crown(
     best = override(spec, {"name": f"{original.name}-{WINNER}"})
     write_best_spec(run, best, trial=trial.name)
     result = _make_run(best, bench.state(spec).checkpoint_folder, run, aside)
+    sign = 1 if original.search.objective == "val_accuracy" else -1
+    gain = sign * (
+        training.figures[original.search.objective] - default.figures[original.search.objective]
+    )
     return Winner(
-        trial, best, training, default, comparison, result, keeps_weights=original.folds == 1
+        trial,
+        best,
+        training,
+        default,
+        comparison,
+        result,
+        keeps_weights=original.folds == 1,
+        is_better_than_default=gain > 0,
     )
 
 

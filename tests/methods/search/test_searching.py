@@ -218,6 +218,10 @@ def test_wrong_values_are_told_before_any_picture_is_read(small_spec, tmp_path):
 def test_a_time_budget_ends_the_search_with_the_best_so_far(small_spec, tmp_path):
     found = search(override(small_spec, {"search.time_budget": "0.001s"}), tmp_path / "s")
     assert 1 <= len(found.trials) < 6
+    told = " ".join(describe_winner(found))
+    # The grid's first trial is the spec as it was.
+    assert not found.winner.is_better_than_default
+    assert "keep that" in told
     assert found.winner.result.run.is_complete
 
 
@@ -240,6 +244,8 @@ def test_an_interrupted_search_goes_on_to_identical_scores(
     assert [t.values for t in done.trials] == [t.values for t in found.trials]
     # Two ended before and the third was begun; four are left, then the winner and the spec itself.
     assert len(calls) == 3 + 4 + 2
+    assert done.num_before == 2
+    assert "2 that ended before left out" in describe_winner(done)[-1]
     write_search(done)
     with pytest.raises(RunError, match="finished"):
         search(small_spec, tmp_path / "s", resume=True)
