@@ -32,6 +32,7 @@ def check_space(spec: RunSpec) -> None:
         _check_form(name, parameter)
         for value in _extremes(parameter):
             override(spec, {name: value})
+        _check_step(spec, name, parameter)
 
 
 def _check_field(spec: RunSpec, name: str) -> None:
@@ -63,16 +64,15 @@ def _check_form(name: str, parameter: ParameterSpec) -> None:
         raise _wrong(name, "two finite numbers, low below high", _shown(parameter))
     if parameter.sampling == "log" and ends[0] <= 0:
         raise _wrong(name, "low above 0 with sampling = 'log'", _shown(parameter))
-    _check_step(name, parameter)
 
 
-def _check_step(name: str, parameter: ParameterSpec) -> None:
+def _check_step(spec: RunSpec, name: str, parameter: ParameterSpec) -> None:
     step, low, high = parameter.step, parameter.low, parameter.high
     if step is None:
         return
-    whole = isinstance(low, int) and isinstance(high, int)
-    if not _is_finite(step) or (whole and not isinstance(step, int)):
-        raise _wrong(name, "a number as step, whole where low and high are", _shown(parameter))
+    is_whole = isinstance(_field(override(spec, {name: low}), name), int)
+    if not _is_finite(step) or (is_whole and not isinstance(step, int)):
+        raise _wrong(name, "a number as step, whole for a whole field", _shown(parameter))
     if parameter.sampling == "log" and not 1 < step <= high / low:
         raise _wrong(name, "a step above 1 with sampling = 'log': a factor", _shown(parameter))
     if parameter.sampling == "linear" and not 0 < step <= high - low:

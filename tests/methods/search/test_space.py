@@ -17,7 +17,7 @@ GOOD = {
     "phases.1.unfreeze": {"values": ["stage5", "stage4"]},
     "phases.1.layer_decay": {"low": 0.5, "high": 1.0},
     "training.batch_size": {"low": 16, "high": 64, "step": 16},
-    "training.label_smoothing": {"low": 0.0, "high": 0.2},
+    "training.label_smoothing": {"low": 0, "high": 0.2, "step": 0.1},
     "views.policy": {"values": ["none", "light", "strong"]},
     "model.head": {"values": ["linear", "mlp"]},
     "model.last_stage": {"values": ["", "stage4"]},
@@ -50,7 +50,7 @@ def with_space(space, **changes) -> RunSpec:
         ({"model.dropout": {"low": 0.1, "high": 0.5, "step": -0.1}}, "step above 0"),
         ({"model.dropout": {"low": 0.1, "high": 0.5, "step": 5}}, "at most high"),
         ({"model.dropout": {"low": 0.1, "high": 0.5, "step": "x"}}, "a number as step"),
-        ({"training.batch_size": {"low": 8, "high": 16, "step": 0.5}}, "whole where low and high"),
+        ({"training.batch_size": {"low": 8, "high": 16, "step": 0.5}}, "whole for a whole field"),
         (
             {"model.dropout": {"low": 0.1, "high": 0.5, "step": 1e-4, "sampling": "log"}},
             "a factor",
