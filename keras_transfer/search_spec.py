@@ -56,3 +56,8 @@ class SearchSpec:
         default_factory=dict,
         metadata={"help": "a table: dotted field = {values = [...]} or {low = ..., high = ...}"},
     )
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the objective goes."""
+        return self.objective == "val_accuracy"

@@ -205,6 +205,11 @@ class RunSpec:
     search: SearchSpec = field(default_factory=SearchSpec)
 
     @property
+    def num_epochs(self) -> int:
+        """Of all phases together, if none stops early."""
+        return sum(phase.epochs for phase in self.phases)
+
+    @property
     def num_trials(self) -> int:
         """How often training runs at most; more than once makes it a study."""
         return self.folds * self.seeds * (self.halvings + 1)

@@ -68,12 +68,10 @@ def _run(argv: Sequence[str] | None) -> None:
             _work(spec, run)
         return
     run = start_run(spec, output=output, resume=arguments.resume, suffix="-search")
-    with chatter_to(run.log_file):
-        if arguments.against_plain:
-            with _empty_store(run):
-                _search(spec, run, num_workers=arguments.workers, num_plain=_NUM_PLAIN)
-        else:
-            _search(spec, run, num_workers=arguments.workers)
+    num_plain = _NUM_PLAIN if arguments.against_plain else 0
+    store = _empty_store(run) if arguments.against_plain else contextlib.nullcontext()
+    with chatter_to(run.log_file), store:
+        _search(spec, run, num_workers=arguments.workers, num_plain=num_plain)
 
 
 @contextlib.contextmanager
@@ -98,7 +96,7 @@ def _work(spec: RunSpec, run: RunFolder) -> None:
     take_part(spec, run, narrator=Terminal())
 
 
-def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int = 0) -> None:
+def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int) -> None:
     from keras_transfer.methods.search.plain import measure_plain
     from keras_transfer.methods.search.report import (
         describe_against_plain,

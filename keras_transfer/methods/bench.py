@@ -86,11 +86,6 @@ class Bench:
         self._pool = Pool.of(*self.splits)
         self._rebuild = Rebuilder()
 
-    @property
-    def num_epochs(self) -> int:
-        """Of all phases of a whole training."""
-        return sum(phase.epochs for phase in self.spec.phases)
-
     def vary(self, values: Mapping[str, Any]) -> RunSpec:
         """The bench's spec with these values.
 

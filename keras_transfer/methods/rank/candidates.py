@@ -1,18 +1,21 @@
 """Candidates of a ranking: from names to networks with weights, before any picture is read."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.config import override
 from keras_transfer.conversion import nearest
 from keras_transfer.errors import SpecError
+from keras_transfer.fitting import prepare_classifier
 from keras_transfer.methods.rank.source_head import SourceHead, load_source_head
-from keras_transfer.models.classifier import HEAD, Classifier, build_classifier
+from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.planning import find_cuts
 from keras_transfer.specs import CandidateSpec, PhaseSpec, RankSpec, RunSpec
+
+_HEAD_ONLY = PhaseSpec(unfreeze=HEAD)
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,9 @@ def prepare(
     entrants = []
     for candidate in candidates:
         spec = candidate.spec
-        classifier = build_classifier(
-            spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
-        )
-        for number, phase in enumerate(spec.phases if race else ()):
-            classifier.from_stage(phase.unfreeze, field=f"phases.{number}.unfreeze")
-        (cut,) = find_cuts(classifier, [PhaseSpec(unfreeze=HEAD)], 0).values()
+        trained = spec if race else replace(spec, phases=(_HEAD_ONLY,))
+        classifier = prepare_classifier(trained, class_names)
+        (cut,) = find_cuts(classifier, [_HEAD_ONLY], 0).values()
         source = None
         if candidate.source_weights is not None:
             source = load_source_head(

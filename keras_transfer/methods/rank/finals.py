@@ -54,7 +54,7 @@ def run_finals(
     Source: K. Jamieson and A. Talwalkar, "Non-stochastic best arm identification and
     hyperparameter optimization", AISTATS 2016.
     """
-    total = sum(phase.epochs for phase in chosen[0][1].phases)
+    total = chosen[0][1].num_epochs
     reached: dict[str, Final] = {}
     racing, num_val = [name for name, _ in chosen], len(data.splits.val)
     with tempfile.TemporaryDirectory(prefix="finals-") as scratch:

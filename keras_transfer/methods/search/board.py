@@ -52,13 +52,18 @@ def watching_book(book: Book, spec: RunSpec, narrator: Narrator) -> Iterator[Non
 
 def describe_trial(trial: SearchTrial) -> str:
     """How one trial ended, in one sentence."""
-    values = ", ".join(f"{name}={shown(value)}" for name, value in trial.values.items())
+    values = describe_values(trial)
     if not trial.is_scored or trial.val_accuracy is None:
         return f"Trial {trial.name} failed ({values}): {trial.cause.splitlines()[0]}"
     return (
         f"Trial {trial.name}: validation accuracy {trial.val_accuracy:.1%}, log loss "
         f"{trial.val_loss:.3f}, {trial.epochs} epochs in {trial.seconds:.1f} s ({values})."
     )
+
+
+def describe_values(trial: SearchTrial) -> str:
+    """What a trial was given, as overrides are written."""
+    return ", ".join(f"{name}={shown(value)}" for name, value in trial.values.items())
 
 
 def shown(value: Any) -> str:
@@ -97,7 +102,7 @@ def make_sheet(
 
 def _read(book: Book, spec: RunSpec) -> Sheet:
     ended, running = book.ended(), book.running()
-    best = ranked(ended, higher_is_better=spec.search.objective == "val_accuracy")[:_NUM_BEST]
+    best = ranked(ended, higher_is_better=spec.search.higher_is_better)[:_NUM_BEST]
     failed = sum(not trial.is_scored for trial in ended)
     caption = f"{len(ended)} trials done, {failed} of them failed; the best and the running ones"
     names = list(spec.search.space)

@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from keras_transfer.closing import describe_parity
-from keras_transfer.methods.search.board import make_sheet, shown
+from keras_transfer.methods.search.board import describe_values, make_sheet
 from keras_transfer.methods.search.logs import write_logs
 from keras_transfer.methods.search.page import write_page
 from keras_transfer.methods.search.record import Search, ranked
@@ -30,7 +30,7 @@ def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = 
         scales=scales(spec),
         choices=choices(spec),
         objective=spec.search.objective,
-        higher_is_better=spec.search.objective == "val_accuracy",
+        higher_is_better=spec.search.higher_is_better,
         winner=found.winner.trial.name,
     )
     sentences = describe_winner(found)
@@ -117,7 +117,7 @@ def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
 
 def show_search(found: SearchResult, terminal: Terminal) -> None:
     """Print the best trials, the winner beside the spec as it was, and where everything is."""
-    best = ranked(found.trials, higher_is_better=found.spec.search.objective == "val_accuracy")
+    best = ranked(found.trials, higher_is_better=found.spec.search.higher_is_better)
     num_trials, num_failed = len(found.trials), len(found.trials) - len(best)
     sheet = make_sheet(
         f"Search {found.run.path}",
@@ -138,11 +138,10 @@ def describe_winner(found: SearchResult) -> list[str]:
     """What the search found, whether it is more than noise, and what it cost, in sentences."""
     winner = found.winner
     test = winner.result.test
-    values = ", ".join(f"{name}={shown(value)}" for name, value in winner.trial.values.items())
     low, high = test.intervals["accuracy"]
     sentences = [
-        f"The winner is trial {winner.trial.name} ({values}): validation accuracy "
-        f"{winner.training.val_accuracy:.1%}, where the spec as it was has "
+        f"The winner is trial {winner.trial.name} ({describe_values(winner.trial)}): validation "
+        f"accuracy {winner.training.val_accuracy:.1%}, where the spec as it was has "
         f"{winner.default.val_accuracy:.1%}.",
         f"On the test split, which no trial has seen, it names {test.accuracy:.1%} right "
         f"({low:.1%} to {high:.1%}).",

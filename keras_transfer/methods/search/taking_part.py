@@ -109,7 +109,7 @@ def run_trials(bench: Bench, book: Book) -> None:
         # KerasTuner 1.4.8 cannot go on with a grid (its issue 1055). Begun anew it proposes the
         # same trials in the same order, and those that ended are read from the book.
         shutil.rmtree(book.folder.path / "oracle", ignore_errors=True)
-    oracle = make_oracle(bench.original, num_epochs=bench.num_epochs)
+    oracle = make_oracle(bench.original, num_epochs=bench.spec.num_epochs)
     tuner = SearchTuner(oracle, bench, book, watch=lambda begun: TrialNarrator(book, begun))
     if not is_worker():
         hand_out_again(oracle)

@@ -38,7 +38,7 @@ def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
     search = spec.search
     parameters = keras_tuner.HyperParameters()
     declare(parameters, spec)
-    direction = "max" if search.objective == "val_accuracy" else "min"
+    direction = "max" if search.higher_is_better else "min"
     common: dict[str, Any] = {
         "objective": keras_tuner.Objective(search.objective, direction),
         "hyperparameters": parameters,
@@ -100,7 +100,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         if known and known.values == values:
             return known
         begun = self._book.begin(trial.trial_id, spec, values, worker=self.tuner_id)
-        whole = sum(phase.epochs for phase in spec.phases)
+        whole = spec.num_epochs
         num_epochs = proposed.get("tuner/epochs", whole)
         try:
             _check_attempts(begun)

@@ -68,7 +68,7 @@ class Winner:
     is_better_than_default: bool
 
 
-def choose(trials: Sequence[SearchTrial], objective: str) -> SearchTrial:
+def choose(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> SearchTrial:
     """The best of the trials that trained longest: scores of shorter ones are not theirs yet.
 
     Args:
@@ -76,7 +76,7 @@ def choose(trials: Sequence[SearchTrial], objective: str) -> SearchTrial:
     """
     longest = max(trial.share for trial in trials if trial.is_scored)
     finalists = [trial for trial in trials if trial.share == longest]
-    return ranked(finalists, higher_is_better=objective == "val_accuracy")[0]
+    return ranked(finalists, higher_is_better=higher_is_better)[0]
 
 
 def crown(
@@ -88,7 +88,7 @@ def crown(
         RunError, ExportError: as a run would.
     """
     original = bench.original
-    trial = choose(trials, original.search.objective)
+    trial = choose(trials, higher_is_better=original.search.higher_is_better)
     spec = bench.vary(trial.values)
     narrator.say(f"Trial {trial.name} is the best.")
     aside = Aside(narrator, f"trial {trial.name}")
@@ -100,7 +100,7 @@ def crown(
     best = override(spec, {"name": f"{original.name}-{WINNER}"})
     write_best_spec(run, best, trial=trial.name)
     result = _make_run(best, bench.state(spec).checkpoint_folder, run, aside)
-    sign = 1 if original.search.objective == "val_accuracy" else -1
+    sign = 1 if original.search.higher_is_better else -1
     gain = sign * (
         training.figures[original.search.objective] - default.figures[original.search.objective]
     )
