@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from keras_transfer.data.sources import read_records as read_records
     from keras_transfer.delivery.prediction import load_run as load_run
     from keras_transfer.delivery.prediction import predict_files as predict_files
-    from keras_transfer.delivery.proof import export_proven as export_proven
+    from keras_transfer.delivery.saved_model.proof import export_proven as export_proven
     from keras_transfer.delivery.starting import start_run as start_run
     from keras_transfer.errors import KerasTransferError as KerasTransferError
     from keras_transfer.fitting import fit_phases as fit_phases
@@ -45,7 +45,7 @@ _HOMES = {
     "config": ("load_spec", "override"),
     "data.sources": ("read_records",),
     "delivery.prediction": ("load_run", "predict_files"),
-    "delivery.proof": ("export_proven",),
+    "delivery.saved_model.proof": ("export_proven",),
     "delivery.starting": ("start_run",),
     "errors": ("KerasTransferError",),
     "fitting": ("fit_phases",),

@@ -1,6 +1,6 @@
 """The closing table of a run."""
 
-from keras_transfer.delivery.parity import Parity
+from keras_transfer.delivery.saved_model.proof import AS_TRAINED, Proof
 from keras_transfer.evaluation.metrics import Evaluation
 from keras_transfer.fitting import Outcome
 from keras_transfer.terminal import Terminal
@@ -25,7 +25,7 @@ def show_result(result: Result, terminal: Terminal) -> None:
     caption = "accuracy in %, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
     terminal.say(_describe_figures(result.test))
-    terminal.say(describe_parity(result.parity))
+    terminal.say(describe_proof(result.proof))
     path = result.run.path
     terminal.say(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
     terminal.say(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
@@ -55,13 +55,30 @@ def show_evaluation(evaluation: Evaluation, terminal: Terminal) -> None:
     terminal.say(_describe_figures(evaluation))
 
 
-def describe_parity(parity: Parity) -> str:
-    """How well artefact and model agree, in one sentence."""
-    return (
+def describe_proof(proof: Proof) -> str:
+    """How well artefact and model agree, and what the way that was kept is worth."""
+    parity = proof.parity
+    sentences = [
         f"Export proven in a process without Keras: on {parity.num_files} test files "
         f"{parity.label_agreement:.0%} of the labels agree, probabilities within "
         f"{parity.max_abs_difference:.1e}."
-    )
+    ]
+    trained = proof.ways[0]
+    for way in proof.ways[1:]:
+        shares = [
+            f"{way.milliseconds[size] / trained.milliseconds[size]:.2f} × for {size}"
+            for size in way.milliseconds
+        ]
+        kept = "kept" if way == proof.kept else "disagreed" if way.parity is None else "not faster"
+        sentences.append(
+            f"The network {way.name} in {way.precision} takes of the trained one's time "
+            f"{', '.join(shares)}: {kept}."
+            if shares
+            else f"The network {way.name} in {way.precision} cannot be served: left out."
+        )
+    if proof.kept.name == AS_TRAINED:
+        sentences.append("It is served as it was trained.")
+    return " ".join(sentences)
 
 
 def _describe_figures(test: Evaluation) -> str:

@@ -10,9 +10,8 @@ from keras_transfer.config import override
 from keras_transfer.data.audit import audit, pixels_recipe
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
-from keras_transfer.delivery.parity import Parity
 from keras_transfer.delivery.prediction import LoadedRun, labels_in_order, load_run
-from keras_transfer.delivery.proof import export_proven
+from keras_transfer.delivery.saved_model.proof import Proof, export_proven
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
 from keras_transfer.shelf import open_store
@@ -35,7 +34,7 @@ def evaluate_run(run_path: str | Path, data_path: str | None, *, narrator: Narra
     return evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
 
 
-def export_run(run_path: str | Path, *, narrator: Narrator) -> tuple[Path, Parity]:
+def export_run(run_path: str | Path, *, narrator: Narrator) -> tuple[Path, Proof]:
     """Export the run's model under the next version number, proven on its test split.
 
     Raises:
@@ -47,7 +46,7 @@ def export_run(run_path: str | Path, *, narrator: Narrator) -> tuple[Path, Parit
     export_folder = run.folder.path / "export"
     versions = [int(path.name) for path in export_folder.glob("*") if path.name.isdigit()]
     folder = export_folder / str(max(versions, default=0) + 1)
-    parity = export_proven(
+    proof = export_proven(
         run.model,
         folder,
         spec=run.spec,
@@ -55,7 +54,7 @@ def export_run(run_path: str | Path, *, narrator: Narrator) -> tuple[Path, Parit
         files=[records.file(row) for row in range(len(records.items))],
         probabilities=probabilities,
     )
-    return folder, parity
+    return folder, proof
 
 
 def _predict_labelled(

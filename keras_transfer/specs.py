@@ -176,6 +176,17 @@ class CacheSpec:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """How a trained model leaves for its servers."""
+
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "what the exported trunk may compute in; bfloat16 is kept only where it agrees and is "
+        "measured faster",
+    )
+
+
 TWO_PHASES = (
     PhaseSpec(name="frozen", epochs=15, unfreeze="head", learning_rate=1e-3),
     PhaseSpec(name="fine-tune", epochs=10, unfreeze="last", learning_rate=1e-4, layer_decay=0.7),
@@ -203,6 +214,7 @@ class RunSpec:
     devices: DeviceSpec = field(default_factory=DeviceSpec)
     cache: CacheSpec = field(default_factory=CacheSpec)
     search: SearchSpec = field(default_factory=SearchSpec)
+    export: ExportSpec = field(default_factory=ExportSpec)
 
     @property
     def num_epochs(self) -> int:

@@ -17,13 +17,13 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
     arguments = parser.parse_args(argv)
     with chatter_to(scratch_log()):
-        from keras_transfer.closing import describe_parity
+        from keras_transfer.closing import describe_proof
         from keras_transfer.judging import export_run
         from keras_transfer.terminal import Terminal
 
         terminal = Terminal()
-        folder, parity = export_run(arguments.run, narrator=terminal)
-        terminal.say(describe_parity(parity))
+        folder, proof = export_run(arguments.run, narrator=terminal)
+        terminal.say(describe_proof(proof))
         terminal.say(f"SavedModel {folder}")
 
 

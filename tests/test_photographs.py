@@ -38,7 +38,7 @@ def test_ants_and_bees_train_export_and_predict(
     assert result.test.num_examples == 153
     # Chance is 0.54; pretrained features of this small trunk are far from it.
     assert result.test.accuracy > 0.75
-    assert result.parity.max_abs_difference <= 1e-5
+    assert result.proof.parity.max_abs_difference <= 1e-5
 
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"not a picture")

@@ -192,9 +192,9 @@ def test_evaluate_verb_writes_the_figures_where_told(result, tmp_path, capsys):
 
 
 def test_export_again_gets_the_next_version_and_its_proof(result):
-    folder, parity = export_run(result.run.path, narrator=Silent())
+    folder, proof = export_run(result.run.path, narrator=Silent())
     assert folder.name == "2"
-    assert parity.label_agreement == 1.0
+    assert proof.parity.label_agreement == 1.0
     assert (result.run.export_folder / "saved_model.pb").is_file()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from keras_transfer.models.cuts import Cut
+from keras_transfer.models.cuts import Cut, is_random_state
 from keras_transfer.models.folding import fold
 
 AGREEMENT: Final = 0.999
@@ -87,6 +87,8 @@ class Prefix:
 
     def __init__(self, cuts: Sequence[Cut], *, precision: str):
         model = keras.Model(cuts[0].model.input, [cut.tensor for cut in cuts])
+        # Folding would drop it, and features must be what training saw.
+        assert not any(map(is_random_state, model.variables)), "a random layer below a cut"
         self._run = _compile(fold(model, dtype=precision))
 
     def __call__(self, pixels: np.ndarray, batch_size: int) -> list[np.ndarray]:

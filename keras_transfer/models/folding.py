@@ -37,12 +37,12 @@ def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
     outputs have it; `Preprocess` computes in float32, because half precision would round pixels.
     Folded weights are computed in float64 and then rounded once.
 
-    The copy is not trainable. A random layer is refused: features must be a function of the
-    picture alone.
+    The copy is not trainable. Dropout and other layers that only draw random numbers are gone:
+    outside training they hand on what they get.
     """
-    assert not any(map(is_random_state, model.variables)), "a random layer"
     absorbed = _absorbed(model)
     passed_by = {norm.name for norm in absorbed.values()}
+    passed_by |= {layer.name for layer in model.layers if _only_draws(layer)}
 
     def call(layer: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if layer.name in passed_by:
@@ -64,6 +64,11 @@ def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
             layer.set_weights(_weights(model.get_layer(layer.name), norm))
     folded.trainable = False
     return folded
+
+
+def _only_draws(layer: keras.layers.Layer) -> bool:
+    """Whether all it holds is the state of a random generator, as a dropout's."""
+    return bool(layer.variables) and all(map(is_random_state, layer.variables))
 
 
 def _absorbed(model: keras.Model) -> dict[str, keras.layers.BatchNormalization]:

@@ -70,7 +70,7 @@ def make_classifier() -> Callable[..., keras.Model]:
         x = layers.Conv2D(64, 3, strides=4, dtype=dtype)(x)
         x = layers.BatchNormalization(dtype=dtype)(x)
         x = layers.Activation("relu", dtype=dtype)(x)
-        x = layers.Flatten(dtype=dtype)(x)
+        x = layers.Flatten(name="pooling", dtype=dtype)(x)
         x = layers.Dropout(0.5, dtype=dtype)(x)
         outputs = layers.Dense(len(class_names), dtype="float32", name="logits")(x)
         return keras.Model(inputs, outputs, name=model_name(class_names))

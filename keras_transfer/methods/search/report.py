@@ -4,7 +4,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from keras_transfer.closing import describe_parity
+from keras_transfer.closing import describe_proof
 from keras_transfer.methods.search.board import describe_values, make_sheet
 from keras_transfer.methods.search.logs import write_logs
 from keras_transfer.methods.search.page import write_page
@@ -128,7 +128,7 @@ def show_search(found: SearchResult, terminal: Terminal) -> None:
     terminal.table(sheet.title, sheet.header, sheet.rows, caption=sheet.caption)
     for sentence in describe_winner(found):
         terminal.say(sentence)
-    terminal.say(describe_parity(found.winner.result.parity))
+    terminal.say(describe_proof(found.winner.result.proof))
     path = found.run.path
     terminal.say(f"Winner {path / WINNER}, again with python -m pipelines.train {path / BEST_SPEC}")
     terminal.say(f"Page {path / 'search.html'}, all figures {path / 'search.json'}")

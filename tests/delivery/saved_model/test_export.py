@@ -10,14 +10,24 @@ import tensorflow as tf
 from keras_transfer.data.images import load_encoded
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.delivery.class_list import read_label_files
-from keras_transfer.delivery.export import export_saved_model
-from keras_transfer.delivery.parity import TOLERANCES
+from keras_transfer.delivery.contract import Contract
 from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.delivery.saved_model.export import export_saved_model
+from keras_transfer.delivery.saved_model.network import as_trained
+from keras_transfer.delivery.saved_model.parity import TOLERANCES
+from keras_transfer.delivery.saved_model.proof import export_proven
 from keras_transfer.errors import DataError, ExportError, RunError
+from keras_transfer.specs import RunSpec
+
+
+def contract(class_names, *, resize: str = "crop") -> Contract:
+    return Contract(
+        name="m", class_names=class_names, image_size=32, resize=resize, max_megapixels=1
+    )
 
 
 def export(model: keras.Model, folder: Path, class_names, *, resize: str = "crop") -> Path:
-    export_saved_model(model, folder, class_names=class_names, image_size=32, resize=resize)
+    export_saved_model(as_trained(model), folder, contract(class_names, resize=resize))
     return folder
 
 
@@ -124,7 +134,14 @@ def test_export_of_a_mixed_precision_model_answers_in_float32(
 
 def test_export_refuses_another_order_of_classes(classifier, class_names, tmp_path: Path):
     with pytest.raises(DataError, match="other classes, or in another order"):
-        export(classifier, tmp_path / "1", class_names[::-1])
+        export_proven(
+            classifier,
+            tmp_path / "1",
+            spec=RunSpec(),
+            class_names=class_names[::-1],
+            files=[Path("a.jpg")],
+            probabilities=np.eye(3)[:1],
+        )
     assert list(tmp_path.iterdir()) == []
 
 

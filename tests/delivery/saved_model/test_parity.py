@@ -1,5 +1,6 @@
 """The proof of an export: it passes for the model itself and fails for anything else."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.delivery.class_list import write_label_files
-from keras_transfer.delivery.export import export_saved_model
-from keras_transfer.delivery.parity import check_parity
+from keras_transfer.delivery.contract import Contract
 from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.delivery.saved_model.export import export_saved_model
+from keras_transfer.delivery.saved_model.network import as_trained
+from keras_transfer.delivery.saved_model.parity import check_parity
 from keras_transfer.errors import DataError, ExportError
 
 
@@ -27,7 +29,10 @@ def pixels(files: list[Path]) -> np.ndarray:
 
 
 def export(model: keras.Model, folder: Path, class_names) -> Path:
-    export_saved_model(model, folder, class_names=class_names, image_size=32, resize="crop")
+    terms = Contract(
+        name="m", class_names=class_names, image_size=32, resize="crop", max_megapixels=1
+    )
+    export_saved_model(as_trained(model), folder, terms)
     return folder
 
 
@@ -75,7 +80,7 @@ def test_parity_fails_for_classes_in_another_order(
     with pytest.raises(ExportError, match=r"labels\.txt of the exported model lists other"):
         check_parity(folder, files, expected, class_names, max_megapixels=1)
     # The same once more with label files that hide it.
-    write_label_files(folder, class_names)
+    dataclasses.replace(Contract.read(folder), class_names=class_names).write(folder)
     with pytest.raises(ExportError, match="the output class_names"):
         check_parity(folder, files, expected, class_names, max_megapixels=1)
 
