@@ -8,6 +8,7 @@ VERBS = {
     "tune": "search for better values of a spec's fields",
     "evaluate": "judge a run on its own test split or on other pictures",
     "predict": "classify files and folders with a run",
+    "explain": "show where a run sees the classes in pictures",
     "export": "write a run's model as a SavedModel again",
     "probe": "tell what pretrained weights are worth with few labels",
     "cache": "list, check or remove what earlier runs computed and kept",

@@ -148,7 +148,7 @@ def forward_pixels(
     """
     rows = np.arange(len(pixels)) if rows is None else rows
     outputs = np.empty((len(rows), *model.output_shape[1:]), np.float32)
-    with _full_float32():
+    with full_float32():
         for start in range(0, len(rows), batch_size):
             batch = pixels[rows[start : start + batch_size]].astype(np.float32)
             size = len(batch)
@@ -209,7 +209,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """Switch off TensorFloat-32, with which GPUs round float32 products to ten bits.
 
     An exported model is held to its model's probabilities to five digits, on any device.

@@ -1,0 +1,59 @@
+"""Explain: show where a finished run sees the classes in files, folders or a list of pictures.
+
+python -m pipelines.explain saved_models/flowers photo.jpg more_photos/ --output explanations
+python -m pipelines.explain saved_models/flowers photo.jpg --class tulips --output tulips
+
+FOLDER gets explain.html to look at, explain.csv, and a picture with its heat map for each file.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_transfer.delivery.atomic import check_vacant
+from keras_transfer.devices import chatter_to
+from pipelines.arguments import main_of, make_parser, scratch_log
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = make_parser("explain", str(__doc__))
+    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder or - for stdin")
+    parser.add_argument(
+        "--output", metavar="FOLDER", default="explanations", help="new folder to write"
+    )
+    parser.add_argument(
+        "--class", metavar="NAME", dest="class_name", help="explain this class, not the likeliest"
+    )
+    arguments = parser.parse_args(argv)
+    output = Path(arguments.output)
+    check_vacant(output)
+    with chatter_to(scratch_log()):
+        from keras_transfer.delivery.explaining import explain_files
+        from keras_transfer.delivery.explanation_files import PAGE, write_explanations
+        from keras_transfer.delivery.prediction import load_run
+        from keras_transfer.delivery.prediction_files import expand_paths
+        from keras_transfer.terminal import Terminal
+
+        terminal = Terminal()
+        files = expand_paths(arguments.paths, sys.stdin)
+        loaded = load_run(arguments.run)
+        with terminal.counting("explaining") as count:
+            rows = explain_files(loaded, files, class_name=arguments.class_name)
+            summary = write_explanations(
+                terminal.counted(rows, count),
+                output,
+                name=loaded.spec.name,
+                class_names=loaded.class_names,
+            )
+        labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
+        terminal.table(f"Pictures: {summary.num_explained:,}", ["label", "pictures"], labels)
+        if summary.num_bad:
+            terminal.say(f"{summary.num_bad:,} files could not be read: see the error column.")
+        terminal.say(f"To look at: {output / PAGE}")
+
+
+main = main_of(_run)
+
+if __name__ == "__main__":
+    sys.exit(main())
