@@ -11,7 +11,11 @@ import pytest
 from PIL import Image
 
 from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.config import spec_to_dict
+from keras_transfer.delivery.prediction import LoadedRun, load_run
+from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.labels import model_name
+from keras_transfer.specs import DataSpec, RunSpec
 
 
 @pytest.fixture
@@ -84,3 +88,25 @@ def classifier(
 ) -> keras.Model:
     """A float32 classifier of `class_names`; tests must leave its weights as they are."""
     return make_classifier(class_names)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    classifier: keras.Model,
+    class_names: tuple[str, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of a run of `classifier`, as far as a run is needed to ask its model."""
+    folder = RunFolder.create(tmp_path_factory.mktemp("saved_models") / "run")
+    spec = RunSpec(data=DataSpec(image_size=32, resize="pad", max_megapixels=1.0))
+    folder.write_json("spec.json", spec_to_dict(spec))
+    folder.write_class_names(class_names)
+    with folder.replacing("model.keras") as path:
+        classifier.save(path)
+    return folder.path
+
+
+@pytest.fixture(scope="session")
+def run(finished: Path) -> LoadedRun:
+    """That run, loaded."""
+    return load_run(finished)

@@ -31,22 +31,6 @@ from keras_transfer.specs import DataSpec, RunSpec
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def finished(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = RunFolder.create(tmp_path_factory.mktemp("saved_models") / "run")
-    spec = RunSpec(data=DataSpec(image_size=32, resize="pad", max_megapixels=1.0))
-    folder.write_json("spec.json", spec_to_dict(spec))
-    folder.write_class_names(class_names)
-    with folder.replacing("model.keras") as path:
-        classifier.save(path)
-    return folder.path
-
-
-@pytest.fixture(scope="module")
-def run(finished: Path) -> LoadedRun:
-    return load_run(finished)
-
-
 def pixels_of(files: list[Path]) -> np.ndarray:
     pictures = read_pixels(files, image_size=32, resize="pad", max_megapixels=1)
     return np.stack([picture.pixels for picture in pictures])
