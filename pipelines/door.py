@@ -9,6 +9,7 @@ VERBS = {
     "evaluate": "judge a run on its own test split or on other pictures",
     "predict": "classify files and folders with a run",
     "export": "write a run's model as a SavedModel again",
+    "serve": "answer pictures over HTTP, as TensorFlow Serving does",
     "probe": "tell what pretrained weights are worth with few labels",
     "cache": "list, check or remove what earlier runs computed and kept",
     "rank": "tell which pretrained trunk suits these pictures",
