@@ -10,6 +10,7 @@ VERBS = {
     "predict": "classify files and folders with a run",
     "explain": "show where a run sees the classes in pictures",
     "export": "write a run's model as a SavedModel again",
+    "serve": "answer pictures over HTTP, as TensorFlow Serving does",
     "probe": "tell what pretrained weights are worth with few labels",
     "cache": "list, check or remove what earlier runs computed and kept",
     "rank": "tell which pretrained trunk suits these pictures",

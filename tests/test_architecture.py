@@ -155,9 +155,10 @@ def test_every_import_of_another_package_is_declared():
     import sys
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
     declared = {
         entry.split(">")[0].split("[")[0].lower().replace("_", "-")
-        for entry in project["dependencies"]
+        for entry in [*project["dependencies"], *(entry for extra in extras for entry in extra)]
     }
     distributions = importlib.metadata.packages_distributions()
     for name, path in NAMES.items():

@@ -5,9 +5,11 @@ spent on it. The few files that TensorFlow would read wrongly or not at all (ani
 bitmaps, transparent WebP) become a PNG without loss; all others pass through untouched.
 """
 
+import contextlib
 import hashlib
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,10 @@ _ORIENTATION_TAG = 0x0112
 
 class UnreadableError(Exception):
     """Why a file is no usable picture, in a few words."""
+
+
+class TooLargeError(UnreadableError):
+    """A picture has more pixels than are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +79,66 @@ def read_encoded(file: Path, *, max_megapixels: float) -> Encoded:
     Raises:
         UnreadableError: the file is missing, empty, no picture, too large, or its header damaged.
     """
-    suffix, data = _read_picture_bytes(file)
+    data = _read_picture_bytes(file)
+    with _telling_damage():
+        image = _open(data, max_megapixels)
+        must_convert = _is_misread_by_tensorflow(image, data)
+        return Encoded(
+            data=_to_png(image) if must_convert else data,
+            digest=hashlib.sha256(data).hexdigest(),
+            converted_from=str(image.format) if must_convert else "",
+            has_alpha="A" in image.mode or "transparency" in image.info,
+            is_rotated=_orientation(image) > 1,
+        )
+
+
+def check_encoded(data: bytes, *, max_megapixels: float) -> bytes:
+    """Look at the header of a picture in memory; returns bytes that TensorFlow decodes rightly.
+
+    Raises:
+        UnreadableError: as `read_encoded`.
+    """
+    _check_kind(data)
+    with _telling_damage():
+        image = _open(data, max_megapixels)
+        return _to_png(image) if _is_misread_by_tensorflow(image, data) else data
+
+
+@contextlib.contextmanager
+def _telling_damage() -> Iterator[None]:
     try:
-        return _inspect(_READERS[suffix](io.BytesIO(data)), data, max_megapixels)
+        yield
     except UnreadableError:
         raise
     except Exception as error:  # Parsers that meet arbitrary bytes may raise anything.
         raise UnreadableError("truncated or damaged") from error
 
 
-def _inspect(image: ImageFile, data: bytes, max_megapixels: float) -> Encoded:
+def _open(data: bytes, max_megapixels: float) -> ImageFile:
+    image = _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data))
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise UnreadableError(f"{width} × {height} px is more than {max_megapixels:g} megapixels")
-    must_convert = _is_misread_by_tensorflow(image, data)
-    return Encoded(
-        data=_to_png(image) if must_convert else data,
-        digest=hashlib.sha256(data).hexdigest(),
-        converted_from=str(image.format) if must_convert else "",
-        has_alpha="A" in image.mode or "transparency" in image.info,
-        is_rotated=_orientation(image) > 1,
-    )
+        raise TooLargeError(f"{width} × {height} px is more than {max_megapixels:g} megapixels")
+    return image
 
 
-def _read_picture_bytes(file: Path) -> tuple[str, bytes]:
-    """Kind and content of a file; only its first bytes are read if it is no picture."""
+def _check_kind(head: bytes) -> None:
+    if not head:
+        raise UnreadableError("empty file")
+    if not sniff(head[:_HEAD_BYTES]):
+        raise UnreadableError(f"not a picture ({FORMATS})")
+
+
+def _read_picture_bytes(file: Path) -> bytes:
+    """Content of a file; only its first bytes are read if it is no picture."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
-            suffix = sniff(head)
-            data = head + stream.read() if suffix else head
+            data = head + stream.read() if sniff(head) else head
     except OSError as error:
         raise UnreadableError((error.strerror or "cannot be opened").lower()) from error
-    if not data:
-        raise UnreadableError("empty file")
-    if not suffix:
-        raise UnreadableError(f"not a picture ({FORMATS})")
-    return suffix, data
+    _check_kind(data)
+    return data
 
 
 def _is_misread_by_tensorflow(image: ImageFile, data: bytes) -> bool:

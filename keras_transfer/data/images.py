@@ -20,6 +20,7 @@ __all__ = [
     "decoder",
     "load_encoded",
     "resize_pixels",
+    "resizer",
 ]
 
 DECODER_VERSION = 1
@@ -117,6 +118,18 @@ def decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
             return decode_and_resize(encoded, image_size=image_size, resize=resize)
 
     return tf.function(decode, autograph=False).get_concrete_function(tf.TensorSpec([], tf.string))
+
+
+@functools.cache
+def resizer(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`resize_pixels` of one uint8 picture [H, W, 3] as a traced function, off any accelerator."""
+
+    def shrink(pixels: tf.Tensor) -> tf.Tensor:
+        with tf.device("/CPU:0"):
+            return resize_pixels(pixels, image_size=image_size, resize=resize)
+
+    specification = tf.TensorSpec([None, None, 3], tf.uint8)
+    return tf.function(shrink, autograph=False).get_concrete_function(specification)
 
 
 def _refuse_palette_bmp(encoded: tf.Tensor) -> tf.Operation:

@@ -1,0 +1,104 @@
+"""One row of a request made ready for the network, and told what is wrong with it otherwise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.encoded import TooLargeError, UnreadableError, check_encoded
+from keras_transfer.data.images import decoder, resizer
+from keras_transfer.delivery.contract import Contract
+from keras_transfer.delivery.serving.protocol import read_bytes
+
+_INT32: Final = np.iinfo(np.int32)
+
+
+class RowError(Exception):
+    """Why a row cannot be answered; `status` is 400, or 422 for a picture that is too large."""
+
+    def __init__(self, message: str, *, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What rows must be under one contract; `max_megapixels` may be stricter than the contract.
+
+    Methods take a JSON value, may be called from any thread, and raise RowError.
+    """
+
+    contract: Contract
+    max_megapixels: float
+
+    def decodable(self, value: Any) -> bytes:
+        """An encoded picture whose header was checked, as TensorFlow decodes it rightly."""
+        try:
+            return check_encoded(read_bytes(value), max_megapixels=self.max_megapixels)
+        except TooLargeError as error:
+            raise RowError(str(error), status=422) from error
+        except UnreadableError as error:
+            hint = '; are its bytes put as {"b64": "…"}?' if isinstance(value, str) else ""
+            raise RowError(f"{error}{hint}") from error
+        except ValueError as error:
+            raise RowError(str(error)) from error
+
+    def decoded(self, value: Any) -> np.ndarray:
+        """The square uint8 [S, S, 3] of an encoded picture."""
+        return self.square_of(self.decodable(value))
+
+    def square_of(self, encoded: bytes) -> np.ndarray:
+        """The square of bytes that `decodable` returned."""
+        decode = decoder(self.contract.image_size, self.contract.resize)
+        return _run(decode, tf.constant(encoded))
+
+    def resized(self, value: Any) -> np.ndarray:
+        """The square uint8 [S, S, 3] of nested lists [H, W, 3] of whole numbers 0-255."""
+        pixels = _pixels(value)
+        height, width, _ = pixels.shape
+        if height * width > self.max_megapixels * 1e6:
+            raise RowError(
+                f"{width} × {height} px is more than {self.max_megapixels:g} megapixels", status=422
+            )
+        return _run(resizer(self.contract.image_size, self.contract.resize), tf.constant(pixels))
+
+    def square(self, value: Any) -> np.ndarray:
+        """The square itself, as nested lists [S, S, 3] of whole numbers 0-255."""
+        pixels = _pixels(value)
+        expected = (self.contract.image_size, self.contract.image_size, 3)
+        if pixels.shape != expected:
+            raise RowError(f"must have the shape {expected}, received {pixels.shape}")
+        return pixels
+
+    def class_index(self, value: Any) -> int:
+        """A column of the probabilities; anything below 0 stands for the likeliest class."""
+        num_classes = len(self.contract.class_names)
+        if type(value) is not int or not _INT32.min <= value < num_classes:
+            raise RowError(f"class_index must be a whole number below {num_classes}, or -1")
+        return value
+
+
+def _run(function: Callable[[tf.Tensor], tf.Tensor], argument: tf.Tensor) -> np.ndarray:
+    try:
+        square: np.ndarray = function(argument).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise RowError("truncated or damaged") from error
+    return square
+
+
+def _pixels(value: Any) -> np.ndarray:
+    """Nested lists [H, W, 3] as uint8, of whole numbers only: floats of 0-1 would be nonsense."""
+    wanted = "must be nested lists [height, width, 3] of whole numbers 0-255"
+    try:
+        pixels = np.array(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RowError(f"{wanted}, received lists of unequal lengths") from error
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise RowError(f"{wanted}, received the shape {pixels.shape}")
+    # NumPy would take true and false for 1 and 0.
+    kinds = {type(x) for row in value for pixel in row for x in pixel}
+    if kinds != {int} or pixels.dtype.kind != "i" or pixels.min() < 0 or pixels.max() > 255:
+        raise RowError(f"{wanted}, received other numbers or values")
+    return pixels.astype(np.uint8)

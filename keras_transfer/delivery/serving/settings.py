@@ -1,0 +1,62 @@
+"""What a server is told: where it listens, what it batches and how much it takes on at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_transfer.errors import ExportError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One server's terms.
+
+    `folder` holds the numbered versions. `max_queue` counts pictures that were admitted and not
+    answered yet; `max_megapixels` is None for what the artefact's contract allows. Bodies may
+    take `body_seconds` to arrive.
+    """
+
+    folder: Path
+    name: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8501
+    max_batch: int = 32
+    max_wait_ms: float = 2.0
+    max_queue: int = 256
+    max_instances: int = 128
+    max_body_megabytes: float = 32.0
+    max_megapixels: float | None = None
+    body_seconds: float = 30.0
+    poll_seconds: float = 2.0
+    grace_seconds: int = 20
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest accepted body of a request."""
+        return int(self.max_body_megabytes * 1e6)
+
+
+def version_folders(folder: Path) -> dict[int, Path]:
+    """The versions in a folder by number; whatever is no plain number is none."""
+    found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        # 'isdecimal' accepts other alphabets' digits, and '007' would be a second name for '7'.
+        if path.name.isascii() and path.name.isdecimal() and str(int(path.name)) == path.name:
+            found[int(path.name)] = path
+    return found
+
+
+def find_export_folder(given: Path) -> Path:
+    """The folder of versions that a run folder, or the folder itself, stands for.
+
+    Raises:
+        ExportError: there is no exported version in it.
+    """
+    for folder in (given / "export", given):
+        if any((path / "saved_model.pb").is_file() for path in version_folders(folder).values()):
+            return folder
+    raise ExportError(
+        f"there is no exported model in {given}",
+        expected="a run folder, or a folder of versions, such as saved_models/flowers/export",
+        received="a folder without one" if given.is_dir() else "no such folder",
+        fix="train or export first, and give the folder that was written",
+    )

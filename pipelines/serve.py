@@ -1,0 +1,94 @@
+"""Serve: answer pictures over HTTP, in TensorFlow Serving's REST protocol.
+
+    python -m pipelines.serve saved_models/flowers
+    python -m pipelines.serve saved_models/flowers --port 8080 --max-batch 64
+
+Requests are those of https://www.tensorflow.org/tfx/serving/api_rest, so clients move to
+TensorFlow Serving as they are:
+
+    curl -d '{"instances": [{"b64": "…"}]}' http://127.0.0.1:8501/v1/models/flowers:predict
+
+Pictures are checked before they are decoded, and those of concurrent requests go through the
+network together. The newest version in the folder answers; a newer one takes over without a failed
+request. /healthz, /readyz, /metrics, /card and /openapi.json tell the rest. SIGTERM ends it, once
+everything that was begun is answered.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_transfer.delivery.serving.settings import Settings, find_export_folder
+from keras_transfer.devices import chatter_to
+from pipelines.arguments import main_of, make_parser, positive, scratch_log
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("serve", str(__doc__))
+    parser.formatter_class = _Formatter
+    parser.add_argument("run", metavar="RUN", help="run folder, or a folder of exported versions")
+    add = parser.add_argument
+    add("--name", default=Settings.name, help="the model's name in URLs (default: the run's)")
+    add("--host", default=Settings.host, help="address to listen on")
+    add("--port", type=int, default=Settings.port, help="port to listen on, 0 for any free one")
+    add("--max-batch", type=positive, default=Settings.max_batch, help="pictures in a batch")
+    add(
+        "--max-wait-ms",
+        type=float,
+        default=Settings.max_wait_ms,
+        help="how long a batch waits for pictures that are being decoded",
+    )
+    add("--max-queue", type=positive, default=Settings.max_queue, help="pictures under way: 429")
+    add(
+        "--max-instances",
+        type=positive,
+        default=Settings.max_instances,
+        help="pictures in a request: 422",
+    )
+    add(
+        "--max-body-megabytes",
+        type=float,
+        default=Settings.max_body_megabytes,
+        help="size of a request: 413",
+    )
+    add("--max-megapixels", type=float, help="size of a picture: 422 (default: the run's)")
+    add("--body-seconds", type=float, default=Settings.body_seconds, help="to send a body: 408")
+    add(
+        "--poll-seconds",
+        type=float,
+        default=Settings.poll_seconds,
+        help="how often to look for a newer version",
+    )
+    add(
+        "--grace-seconds",
+        type=positive,
+        default=Settings.grace_seconds,
+        help="to finish what was begun when told to stop",
+    )
+    return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the description, and tells defaults."""
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    given = vars(_parser().parse_args(argv))
+    settings = Settings(folder=find_export_folder(Path(given.pop("run"))), **given)
+    with chatter_to(scratch_log()):
+        from keras_transfer.delivery.serving.server import serve
+        from keras_transfer.terminal import Terminal
+
+        # What goes wrong while nobody looks is said where the server was started.
+        logging.getLogger("keras_transfer.delivery.serving").addHandler(
+            logging.StreamHandler(sys.stderr)
+        )
+        serve(settings, say=Terminal().say)
+
+
+main = main_of(_run)
+
+if __name__ == "__main__":
+    sys.exit(main())
