@@ -87,7 +87,8 @@ class Service:
             RefusedError: 503 while no version is loaded.
         """
         with self.versions.holding(self.versions.name) as version:
-            return version.card
+            # Under the name that requests have to use, which --name may have changed.
+            return {**version.card, "name": self.versions.name}
 
     def check_ready(self) -> None:
         """Raise RefusedError, 503, while no version is loaded or the server is stopping."""
