@@ -21,7 +21,8 @@ SIDE: Final = 384
 _FEW_PIXELS: Final = 64
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 _DARKER: Final = 0.65
-_LEAST, _MORE = 0.2, 0.55
+# With less, low heat would be darker than none where the picture is white.
+_LEAST, _MORE = 0.3, 0.45
 
 _MARGIN, _GAP = 20, 12
 _HEAD, _FOOT = 44, 40

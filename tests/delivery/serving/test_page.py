@@ -197,7 +197,7 @@ def test_chosen_picture_gets_the_model_s_classes_and_heat(watched, address, mode
     painted = canvas(page, 1)
     smooth = Image.fromarray(heat).resize(painted.shape[1::-1], Image.Resampling.BICUBIC)
     strength = np.clip(np.asarray(smooth), 0, 1)
-    np.testing.assert_allclose(painted[..., 3] / 255, 0.2 + 0.55 * strength, rtol=0, atol=0.01)
+    np.testing.assert_allclose(painted[..., 3] / 255, 0.3 + 0.45 * strength, rtol=0, atol=0.01)
     hottest, coldest = strength > 0.99, strength < 0.01
     assert painted[hottest][:, :3].mean() > 180 > 30 > painted[coldest][:, :3].mean()
     assert watched.complaints == []
@@ -243,7 +243,7 @@ def test_keyboard_alone_reaches_another_class(watched, address, model, photos: P
     _, heat = expected(model, file, column)
     after = canvas(page, 1)
     smooth = np.asarray(Image.fromarray(heat).resize(after.shape[1::-1], Image.Resampling.BICUBIC))
-    wanted = 0.2 + 0.55 * np.clip(smooth, 0, 1)
+    wanted = 0.3 + 0.45 * np.clip(smooth, 0, 1)
     np.testing.assert_allclose(after[..., 3] / 255, wanted, rtol=0, atol=0.01)
     assert np.abs(after.astype(int) - before).max() > 20
     label = page.locator(".picture [role=img]").get_attribute("aria-label")
