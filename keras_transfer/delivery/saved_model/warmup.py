@@ -39,14 +39,14 @@ def write_warmup(export_folder: Path, files: Sequence[Path], contract: Contract)
     """
     rows = np.unique(np.linspace(0, len(files) - 1, _NUM_PICTURES).round().astype(int))
     encoded = [load_encoded(files[row], max_megapixels=contract.max_megapixels) for row in rows]
-    square = decoder(contract.image_size, contract.resize)(tf.constant(encoded[0])).numpy()
+    square = decoder(contract.image_size, contract.resize)(tf.constant(encoded[0]))
     requests = [
         _request(contract, BYTES, image_bytes=tf.constant(_filled(encoded, size)))
         for size in BATCH_SIZES
     ]
     requests += [
-        _request(contract, RESIZED, pixels=tf.stack([square])),
-        _request(contract, PIXELS, pixels=tf.stack([square])),
+        _request(contract, RESIZED, pixels=square[tf.newaxis]),
+        _request(contract, PIXELS, pixels=square[tf.newaxis]),
         _request(
             contract, EXPLAIN, image_bytes=tf.constant(encoded[:1]), class_index=tf.constant([-1])
         ),
