@@ -10,8 +10,10 @@ from keras_transfer.config import override
 from keras_transfer.data.audit import audit, pixels_recipe
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
+from keras_transfer.delivery.card import make_card
+from keras_transfer.delivery.delivering import deliver, next_version
 from keras_transfer.delivery.prediction import LoadedRun, labels_in_order, load_run
-from keras_transfer.delivery.saved_model.proof import Proof, export_proven
+from keras_transfer.delivery.saved_model.proof import Proof
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
 from keras_transfer.shelf import open_store
@@ -42,15 +44,16 @@ def export_run(run_path: str | Path, *, narrator: Narrator) -> tuple[Path, Proof
         ExportError: artefact and model disagree.
     """
     run = load_run(run_path)
-    records, _, probabilities = _predict_labelled(run, None, narrator)
-    export_folder = run.folder.path / "export"
-    versions = [int(path.name) for path in export_folder.glob("*") if path.name.isdigit()]
-    folder = export_folder / str(max(versions, default=0) + 1)
-    proof = export_proven(
+    records, labels, probabilities = _predict_labelled(run, None, narrator)
+    test = evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
+    rows = run.folder.read_json("splits.json")["rows"]
+    counts = {name: len(entries) for name, entries in rows.items()}
+    folder = next_version(run.folder.export_folder)
+    proof = deliver(
         run.model,
         folder,
         spec=run.spec,
-        class_names=run.class_names,
+        card=make_card(run.spec, run.model, run.class_names, test, counts),
         files=[records.file(row) for row in range(len(records.items))],
         probabilities=probabilities,
     )

@@ -1,6 +1,6 @@
 """The corridor: one spec walks through the rooms once, left to right.
 
-    spec → read_records → build_classifier → load_data → fit_phases → judge → export_proven
+    spec → read_records → build_classifier → load_data → fit_phases → judge → deliver
 
 `run_transfer` is these calls in a row. A notebook may make them one by one.
 """
@@ -17,9 +17,11 @@ from keras_transfer.data.audit import audit, pixels_recipe
 from keras_transfer.data.pipeline import Examples
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
-from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
+from keras_transfer.data.splits import NAMES, Splits, make_splits, manifest, read_manifest
+from keras_transfer.delivery.card import make_card
+from keras_transfer.delivery.delivering import deliver
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.saved_model.proof import Proof, export_proven
+from keras_transfer.delivery.saved_model.proof import Proof
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
 from keras_transfer.errors import SpecError
@@ -187,11 +189,12 @@ def _deliver(
     write_test(run, data.records, rows, data.examples, test=test, probabilities=probabilities)
     with run.replacing("model.keras") as path:
         classifier.save(path)
-    return export_proven(
+    counts = {name: len(getattr(data.splits, name)) for name in NAMES}
+    return deliver(
         classifier.model,
-        run.export_folder,
+        run.export_folder / "1",
         spec=spec,
-        class_names=data.records.class_names,
+        card=make_card(spec, classifier.model, data.records.class_names, test, counts),
         files=[data.records.file(row) for row in rows],
         probabilities=probabilities,
     )

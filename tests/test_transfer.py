@@ -90,7 +90,7 @@ def test_run_folder_holds_everything_and_nothing_half_done(result):
     assert not list(result.run.path.rglob("*partial*"))
     assert not result.run.checkpoint_folder.exists()
     assert len(list(result.run.figures_folder.glob("*.png"))) == 4
-    labels = (result.run.export_folder / "labels.txt").read_text().splitlines()
+    labels = (result.run.export_folder / "1" / "labels.txt").read_text().splitlines()
     assert labels == [f"digit_{number}" for number in range(10)]
 
 
@@ -102,7 +102,9 @@ def test_metrics_name_phases_test_and_export(result):
     low, high = metrics["test"]["interval"]
     assert low <= metrics["test"]["accuracy"] <= high
     assert metrics["export"]["label_agreement"] == 1.0
-    assert metrics["export"]["max_abs_difference"] <= 1e-5
+    proof = read_json(result.run.export_folder / "1" / "proof.json")
+    assert proof["max_abs_difference"] <= 1e-5
+    assert proof["num_files"] == metrics["export"]["num_files"]
 
 
 def test_predictions_agree_with_metrics_and_with_the_splits(result):
@@ -195,7 +197,7 @@ def test_export_again_gets_the_next_version_and_its_proof(result):
     folder, proof = export_run(result.run.path, narrator=Silent())
     assert folder.name == "2"
     assert proof.parity.label_agreement == 1.0
-    assert (result.run.export_folder / "saved_model.pb").is_file()
+    assert (result.run.export_folder / "1" / "saved_model.pb").is_file()
 
 
 def test_phase_that_gains_nothing_is_undone(digits_folder, tmp_path):

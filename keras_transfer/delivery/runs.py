@@ -134,7 +134,7 @@ class RunFolder:
 
     @property
     def export_folder(self) -> Path:
-        return self.path / "export" / "1"
+        return self.path / "export"
 
     @property
     def is_complete(self) -> bool:

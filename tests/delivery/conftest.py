@@ -57,6 +57,32 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def odd_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real photograph in every unusual kind of file, and in sizes at the edge."""
+    from sklearn.datasets import load_sample_images
+
+    folder = tmp_path_factory.mktemp("odd_photos")
+    photo = Image.fromarray(load_sample_images().images[0]).crop((100, 50, 231, 147))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo.convert("L").save(folder / "grey.png")
+    photo.convert("LA").save(folder / "grey_alpha.png")
+    photo.convert("P").save(folder / "palette.png")
+    photo.convert("P").save(folder / "palette.bmp")
+    photo.convert("1").save(folder / "two_colours.png")
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    photo.convert("RGBA").save(folder / "alpha.webp", lossless=True)
+    wide = np.asarray(photo.convert("L"), np.uint16) * 257
+    Image.fromarray(wide).save(folder / "sixteen_bit.png")
+    photo.save(folder / "rotated.jpg", exif=turned)
+    photo.save(folder / "progressive.jpg", progressive=True)
+    photo.save(folder / "moving.gif", save_all=True, append_images=[photo.rotate(180)])
+    for width, height in ((1, 1), (1, 97), (131, 3), (33, 31)):
+        photo.resize((width, height)).save(folder / f"{width}_by_{height}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def class_names() -> tuple[str, ...]:
     """Not sorted, not ASCII, with a space and with the name of a column."""
     return ("temple", "naïve flower", "path")

@@ -72,7 +72,7 @@ def test_waiting_ends_when_the_holder_is_killed_or_with_ctrl_c(tmp_path, recipe,
     for waiter in waiters:
         assert waiter.stdout.readline().startswith("Waiting for another process")
     waiters[0].send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in waiters[0].communicate(timeout=5)[1]
+    assert "KeyboardInterrupt" in waiters[0].communicate(timeout=60)[1]
     assert waiters[1].poll() is None
     holder.kill()
     assert waiters[1].stdout.readline() == "holding\n"

@@ -112,7 +112,8 @@ def test_fold_says_the_same_with_few_norms_left(network):
     truth = np.asarray(in_float64(model)(pixels))
     assert difference(fold(model, dtype="float64")(pixels), truth) < 1e-12
     folded = fold(model)
-    assert difference(folded(pixels), truth) < 1e-6
+    # Float32's own rounding: networks without any norm to fold are off by as much.
+    assert difference(folded(pixels), truth) < 3e-6
     assert len(norm_names(model)) == part.num_norms
     assert len(norms_left(model, folded)) == part.num_left
 
@@ -208,7 +209,12 @@ def test_fold_leaves_the_original_and_the_random_state_alone(tmp_path):
         np.testing.assert_array_equal(np.array(new), old)
 
 
-def test_fold_refuses_a_random_layer():
+def test_fold_leaves_out_what_only_draws_random_numbers():
     toy = toy_network()
-    with pytest.raises(AssertionError, match="random"):
-        fold(keras.Model(toy.input, keras.layers.Dropout(0.5)(toy.output)))
+    noisy = keras.layers.GaussianNoise(0.9)(keras.layers.Dropout(0.5)(toy.output))
+    model = keras.Model(toy.input, noisy)
+    folded = fold(model)
+    assert not [v for v in folded.variables if "seed" in v.path]
+    pixels = random_pixels(model)
+    assert difference(folded(pixels), np.asarray(model(pixels))) < 1e-6
+    assert difference(folded(pixels, training=True), np.asarray(model(pixels))) < 1e-6

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from keras_transfer.delivery.atomic import replacing
+from keras_transfer.delivery.card import Card
 from keras_transfer.delivery.contract import Contract
 from keras_transfer.delivery.saved_model.export import export_saved_model
 from keras_transfer.delivery.saved_model.network import Network, as_trained, frozen
@@ -30,6 +31,7 @@ from keras_transfer.delivery.saved_model.parity import (
     judge_answers,
 )
 from keras_transfer.delivery.saved_model.served_alone import Answers, serve_alone
+from keras_transfer.delivery.saved_model.warmup import write_warmup
 from keras_transfer.errors import ExportError
 from keras_transfer.labels import check_class_order
 from keras_transfer.specs import RunSpec
@@ -90,6 +92,7 @@ def export_proven(
     class_names: Sequence[str],
     files: Sequence[Path],
     probabilities: np.ndarray,
+    card: Card | None = None,
 ) -> Proof:
     """Write the SavedModel, compare it with the model on test files, and only then let it appear.
 
@@ -97,6 +100,7 @@ def export_proven(
         folder: its last part is the version, such as export/1; an earlier export is replaced.
         files: the test split's.
         probabilities: float32 [N, C], the model's, row by row for `files`.
+        card: written beside the artefact, with its version and precision.
 
     Raises:
         ExportError: the artefact cannot be served by TensorFlow alone, or does not agree.
@@ -135,6 +139,10 @@ def export_proven(
         _keep(path, folders, folders[tried.index(kept)])
         content = json.dumps(proof.to_dict(), indent=2) + "\n"
         (path / PROOF_FILE).write_text(content, encoding="utf-8")
+        write_warmup(path, chosen, contract)
+        if card is not None:
+            version = int(folder.name)
+            dataclasses.replace(card, version=version, precision=kept.precision).write(path)
     return proof
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from keras_transfer.data.images import load_encoded
 from keras_transfer.errors import ExportError
 
 _SCRIPT: Final = Path(__file__).with_name("serve_check.py")
-_LINES_OF_STDERR: Final = 12
+_LINES: Final = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +83,9 @@ def _run(
                 process.kill()
                 raise
         if process.returncode != 0:
-            raise cannot_be_served(
-                export_folders[0], f"exit status {process.returncode}:\n{_last_words(stderr)}"
-            )
+            stderr.seek(0)
+            words = _last_lines(stderr.read().decode(errors="replace"))
+            raise cannot_be_served(export_folders[0], f"exit status {process.returncode}:{words}")
 
 
 def _send(process: subprocess.Popen, files: Iterable[Path], *, max_megapixels: float) -> None:
@@ -104,17 +104,15 @@ def _send(process: subprocess.Popen, files: Iterable[Path], *, max_megapixels: f
 def _read(scratch: Path, number: int, seconds: dict[str, dict[str, list[float]]]) -> Answers | str:
     words = scratch / f"{number}.txt"
     if words.exists():
-        lines = words.read_text(encoding="utf-8").strip().splitlines()
-        return "\n".join(lines[-_LINES_OF_STDERR:])
+        return _last_lines(words.read_text(encoding="utf-8"))
     own = {int(size): by_number[str(number)] for size, by_number in seconds.items()}
     with np.load(scratch / f"{number}.npz") as content:
         return Answers(**content, seconds=own)
 
 
-def _last_words(stderr: BinaryIO) -> str:
-    stderr.seek(0)
-    lines = stderr.read().decode(errors="replace").strip().splitlines()
-    return "\n".join(f"    {line}" for line in lines[-_LINES_OF_STDERR:])
+def _last_lines(text: str) -> str:
+    lines = text.strip().splitlines()[-_LINES:]
+    return "".join(f"\n    {line}" for line in lines)
 
 
 def cannot_be_served(folder: Path, received: str) -> ExportError:

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_transfer.data.images import load_encoded
 from keras_transfer.data.reading import read_pixels
@@ -16,6 +18,7 @@ from keras_transfer.delivery.saved_model.export import export_saved_model
 from keras_transfer.delivery.saved_model.network import as_trained
 from keras_transfer.delivery.saved_model.parity import TOLERANCES
 from keras_transfer.delivery.saved_model.proof import export_proven
+from keras_transfer.delivery.saved_model.signatures import ACCELERATOR_ALIAS
 from keras_transfer.errors import DataError, ExportError, RunError
 from keras_transfer.specs import RunSpec
 
@@ -111,6 +114,55 @@ def test_export_has_no_random_operation(exported: Path, signatures):
         operations |= {node.op for node in nodes}
     assert "Conv2D" in operations
     assert [name for name in operations if "Random" in name or "Rng" in name] == []
+
+
+def test_best_classes_come_with_their_names(signatures, class_names, photos: Path):
+    encoded, _ = encoded_and_pixels(sorted(photos.iterdir())[:8])
+    answer = signatures["serving_default"](image_bytes=encoded)
+    order = np.argsort(-answer["probabilities"].numpy(), axis=1)
+    names = [[name.decode() for name in row] for row in answer["top_class_names"].numpy()]
+    assert names == [[class_names[column] for column in row] for row in order]
+    best = np.take_along_axis(answer["probabilities"].numpy(), order, axis=1)
+    np.testing.assert_array_equal(answer["top_probabilities"], best)
+
+
+def test_accelerators_find_a_function_without_strings_by_its_alias(exported: Path, signatures):
+    content = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes())
+    (graph,) = content.meta_graphs
+    aliased = [
+        name
+        for name, alias in graph.meta_info_def.function_aliases.items()
+        if alias == ACCELERATOR_ALIAS
+    ]
+    library = {f.signature.name: f for f in graph.graph_def.library.function}
+    assert aliased
+    for name in aliased:
+        arguments = [*library[name].signature.input_arg, *library[name].signature.output_arg]
+        assert all(argument.type != types_pb2.DT_STRING for argument in arguments)
+    served = signatures["serving_resized"]
+    assert served.inputs[0].shape.as_list() == [None, 32, 32, 3]
+    assert all(tensor.dtype != tf.string for tensor in served.outputs)
+
+
+def test_explanations_are_the_square_the_network_sees_and_a_map_of_it(
+    signatures, classifier, photos: Path
+):
+    encoded, pixels = encoded_and_pixels(sorted(photos.iterdir())[:5])
+    answer = signatures["serving_explain"](
+        image_bytes=encoded, class_index=tf.constant([-1, 0, 1, 2, -1])
+    )
+    squares = [tf.io.decode_png(png).numpy() for png in answer["square_bytes"]]
+    np.testing.assert_array_equal(squares, pixels)
+    np.testing.assert_allclose(
+        answer["probabilities"], predict_pixels(classifier, pixels), atol=1e-6
+    )
+    size = classifier.get_layer("pooling").input.shape[1]
+    assert answer["heat_map"].shape == (5, size, size)
+    likeliest = int(answer["probabilities"][0].numpy().argmax())
+    again = signatures["serving_explain"](
+        image_bytes=encoded[:1], class_index=tf.constant([likeliest])
+    )
+    np.testing.assert_allclose(again["heat_map"][0], answer["heat_map"][0], atol=1e-6)
 
 
 def test_export_keeps_the_class_list_beside_it(exported: Path, class_names):

@@ -1,0 +1,75 @@
+"""Warm-up requests: real pictures that TensorFlow Serving asks a new version about first.
+
+The first request of each signature and batch size builds kernels and takes many times as long as
+the next. TensorFlow Serving replays assets.extra/tf_serving_warmup_requests, a TFRecord file of
+`PredictionLog` records, while a version is loading.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from keras_transfer.data.images import decoder, load_encoded
+from keras_transfer.delivery.contract import Contract
+from keras_transfer.delivery.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
+
+WARMUP_FILE: Final = Path("assets.extra", "tf_serving_warmup_requests")
+BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32)
+"""What servers fill batches up to; a kernel is built for each."""
+
+_NUM_PICTURES: Final = 4
+"""How many different test pictures are stored, at most; larger batches repeat them."""
+
+
+def write_warmup(export_folder: Path, files: Sequence[Path], contract: Contract) -> int:
+    """Write requests for all signatures: every batch size for pictures, one for the others.
+
+    Args:
+        files: test pictures; a few, spread evenly, are taken.
+
+    Returns:
+        The number of requests.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    rows = np.unique(np.linspace(0, len(files) - 1, _NUM_PICTURES).round().astype(int))
+    encoded = [load_encoded(files[row], max_megapixels=contract.max_megapixels) for row in rows]
+    square = decoder(contract.image_size, contract.resize)(tf.constant(encoded[0]))
+    requests = [
+        _request(contract, BYTES, image_bytes=tf.constant(_filled(encoded, size)))
+        for size in BATCH_SIZES
+    ]
+    requests += [
+        _request(contract, RESIZED, pixels=square[tf.newaxis]),
+        _request(contract, PIXELS, pixels=square[tf.newaxis]),
+        _request(
+            contract, EXPLAIN, image_bytes=tf.constant(encoded[:1]), class_index=tf.constant([-1])
+        ),
+    ]
+    file = export_folder / WARMUP_FILE
+    file.parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for request in requests:
+            writer.write(request.SerializeToString())
+    return len(requests)
+
+
+def _filled(encoded: list[bytes], size: int) -> list[bytes]:
+    return [encoded[number % len(encoded)] for number in range(size)]
+
+
+def _request(
+    contract: Contract, signature: str, **inputs: tf.Tensor
+) -> prediction_log_pb2.PredictionLog:
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = contract.name
+    request.model_spec.signature_name = signature
+    for name, tensor in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(tensor))
+    log = prediction_log_pb2.PredictLog(request=request)
+    return prediction_log_pb2.PredictionLog(predict_log=log)

@@ -1,0 +1,76 @@
+"""The network as it is served: frozen like trained, nothing random left, and heat maps by hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_transfer.delivery.saved_model.network import as_trained, frozen, grad_cam, heat_map
+from keras_transfer.models.classifier import build_classifier
+from keras_transfer.specs import ModelSpec
+
+
+def classifier(**changes) -> keras.Model:
+    spec = ModelSpec(**{"backbone": "mobilenet_0.25", "weights": "none"} | changes)
+    names = ("ant", "bee", "wasp")
+    return build_classifier(spec, image_size=32, class_names=names, seed=0).model
+
+
+@pytest.fixture
+def pixels() -> tf.Tensor:
+    return tf.constant(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)), tf.uint8)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_0.25", "efficientnet_b0"])
+def test_frozen_answers_like_trained_and_holds_only_the_heads_variables(backbone, pixels):
+    model = classifier(backbone=backbone, dropout=0.5)
+    trained, served = as_trained(model), frozen(model, precision="float32")
+    np.testing.assert_allclose(served.logits(pixels), trained.logits(pixels), atol=1e-5)
+    assert [variable.shape for variable in served.variables] == [
+        variable.shape for variable in model.get_layer("logits").weights
+    ]
+
+
+def test_frozen_in_half_precision_answers_nearly_like_trained(pixels):
+    model = classifier()
+    served = frozen(model, precision="bfloat16").logits(pixels)
+    assert served.dtype == tf.float32
+    exact = as_trained(model).logits(pixels)
+    assert 0 < np.abs(served - exact).max() < 0.05
+
+
+def test_grad_cam_is_the_class_activation_map_of_pooling_and_a_dense_layer():
+    """CAM / (h · w), by its definition, for every class."""
+    generator = np.random.default_rng(1)
+    features = generator.normal(size=(2, 5, 4, 7)).astype(np.float32)
+    kernel = generator.normal(size=(7, 3)).astype(np.float32)
+
+    def head(values: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(values, axis=(1, 2)) @ kernel
+
+    for column in range(3):
+        found = grad_cam(head, tf.constant(features), tf.fill([2], column))
+        by_hand = np.einsum("bhwk,k->bhw", features, kernel[:, column]) / (5 * 4)
+        np.testing.assert_allclose(found, by_hand, atol=1e-6)
+    best = (features.mean(axis=(1, 2)) @ kernel).argmax(axis=1)
+    np.testing.assert_array_equal(
+        grad_cam(head, tf.constant(features), tf.constant([-1, -1])),
+        grad_cam(head, tf.constant(features), tf.constant(best, tf.int32)),
+    )
+
+
+def test_heat_map_reaches_one_and_is_zero_where_nothing_speaks_for_the_class():
+    signed = np.array([[[-2.0, 1.0], [4.0, 0.0]], [[-1.0, -2.0], [-3.0, -0.5]]], np.float32)
+    shown = heat_map(tf.constant(signed)).numpy()
+    np.testing.assert_array_equal(shown[0], [[0, 0.25], [1, 0]])
+    np.testing.assert_array_equal(shown[1], np.zeros((2, 2)))
+
+
+def test_head_of_every_kind_has_a_gradient(pixels):
+    for changes in ({"pooling": "max"}, {"pooling": "flatten"}, {"head": "mlp"}):
+        served = frozen(classifier(**changes), precision="float32")
+        features = served.trunk(tf.cast(pixels, tf.float32))
+        signed = grad_cam(served.head, features, tf.constant([0, 1, 2]))
+        assert signed.shape == features.shape[:3]
+        assert np.isfinite(signed).all()
+        assert np.abs(signed).max() > 0
