@@ -2,6 +2,7 @@
 
     python -m pipelines.serve saved_models/flowers
     python -m pipelines.serve saved_models/flowers --port 8080 --max-batch 64
+    python -m pipelines.serve saved_models/flowers --measure
 
 Requests are those of https://www.tensorflow.org/tfx/serving/api_rest, so clients move to
 TensorFlow Serving as they are:
@@ -15,9 +16,11 @@ everything that was begun is answered.
 """
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from keras_transfer.delivery.serving.settings import Settings, find_export_folder
@@ -54,7 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         help="size of a request: 413",
     )
     add("--max-megapixels", type=float, help="size of a picture: 422 (default: the run's)")
-    add("--body-seconds", type=float, default=Settings.body_seconds, help="to send a body: 408")
+    add(
+        "--request-seconds",
+        type=float,
+        default=Settings.request_seconds,
+        help="for a request to arrive: 408",
+    )
     add(
         "--poll-seconds",
         type=float,
@@ -67,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         default=Settings.grace_seconds,
         help="to finish what was begun when told to stop",
     )
+    add("--measure", action="store_true", help="do not serve: measure, and write serving.json")
+    add(
+        "--pictures", metavar="DIR", help="pictures to measure with (default: the run's test split)"
+    )
+    add("--seconds", type=float, default=2.0, help="of each of 28 measurements")
     return parser
 
 
@@ -75,9 +88,15 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    given = vars(_parser().parse_args(argv))
-    settings = Settings(folder=find_export_folder(Path(given.pop("run"))), **given)
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = vars(_parser().parse_args(words))
+    run, pictures, seconds = (given.pop(name) for name in ("run", "pictures", "seconds"))
+    is_measured = given.pop("measure")
+    settings = Settings(folder=find_export_folder(Path(run)), **given)
     with chatter_to(scratch_log()):
+        if is_measured:
+            _measure(Path(run), settings, pictures, seconds)
+            return
         from keras_transfer.delivery.serving.server import serve
         from keras_transfer.terminal import Terminal
 
@@ -86,6 +105,24 @@ def _run(argv: Sequence[str] | None) -> None:
             logging.StreamHandler(sys.stderr)
         )
         serve(settings, say=Terminal().say)
+
+
+def _measure(run: Path, settings: Settings, pictures: str | None, seconds: float) -> None:
+    from keras_transfer.delivery.atomic import replacing
+    from keras_transfer.delivery.prediction_files import expand_paths
+    from keras_transfer.delivery.serving.measuring import describe, find_pictures, measure
+    from keras_transfer.terminal import Terminal
+
+    terminal = Terminal()
+    command = [sys.executable, "-m", "pipelines.serve", str(run), "--port", "0"]
+    for field in ("max_batch", "max_wait_ms"):
+        command += [f"--{field.replace('_', '-')}", str(getattr(settings, field))]
+    files = list(expand_paths([pictures], sys.stdin)) if pictures else find_pictures(run)
+    measured = measure(command, settings.folder, files, seconds=seconds, say=terminal.say)
+    terminal.table("Serving", ["", "", "beside"], describe(measured))
+    with replacing(run / "serving.json") as path:
+        path.write_text(json.dumps(asdict(measured), indent=2) + "\n", encoding="utf-8")
+    terminal.say(f"Figures: {run / 'serving.json'}")
 
 
 main = main_of(_run)

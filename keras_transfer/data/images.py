@@ -16,6 +16,7 @@ from keras_transfer.errors import DataError
 __all__ = [
     "DECODER_VERSION",
     "EXTENSIONS",
+    "batch_decoder",
     "decode_and_resize",
     "decoder",
     "load_encoded",
@@ -118,6 +119,20 @@ def decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
             return decode_and_resize(encoded, image_size=image_size, resize=resize)
 
     return tf.function(decode, autograph=False).get_concrete_function(tf.TensorSpec([], tf.string))
+
+
+@functools.cache
+def batch_decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`decoder` for many pictures at once, string [B] to uint8 [B, S, S, 3]; one bad fails all."""
+    decode = decoder(image_size, resize)
+
+    def decode_all(encoded: tf.Tensor) -> tf.Tensor:
+        square = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
+        with tf.device("/CPU:0"):
+            return tf.map_fn(decode, encoded, fn_output_signature=square)
+
+    specification = tf.TensorSpec([None], tf.string)
+    return tf.function(decode_all, autograph=False).get_concrete_function(specification)
 
 
 @functools.cache

@@ -1,27 +1,23 @@
-"""From a request's rows to its answer: decoded by threads, batched with others, put in order."""
+"""From a request's rows to its answer: queued with others' rows, and put in order again."""
 
 import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from keras_transfer.delivery.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
-from keras_transfer.delivery.serving.batching import Batcher, Rows
 from keras_transfer.delivery.serving.pictures import RowError
 from keras_transfer.delivery.serving.protocol import RefusedError, Request
-from keras_transfer.delivery.serving.version import Version
+from keras_transfer.delivery.serving.version import Rows, Version
 
 _log = logging.getLogger(__name__)
 
-_NUM_DECODERS: Final = 2
-
 
 class Answering:
-    """Threads that answer requests, and the count of pictures they have taken on.
+    """Answers requests, and counts the pictures it has taken on.
 
     Args:
         max_queue: pictures that may be taken on and not answered yet.
@@ -30,7 +26,7 @@ class Answering:
     def __init__(self, max_queue: int):
         self.num_pictures = 0
         self._max_queue = max_queue
-        self._decoders = ThreadPoolExecutor(_NUM_DECODERS, thread_name_prefix="decode")
+        # One at a time: a heat map's gradients take memory, and classifying goes on beside it.
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
     async def answer(self, version: Version, request: Request) -> dict[str, list[Any]]:
@@ -40,136 +36,104 @@ class Answering:
             RefusedError: 400 or 422 for the first bad row that was found, 429 with too many
                 pictures under way, 503 if the network failed.
         """
-        with self._admitted(request.num_rows):
-            if request.signature == EXPLAIN:
-                return await self._explain(version, request)
-            prepare = {
-                BYTES: version.pictures.decoded,
-                PIXELS: version.pictures.resized,
-                RESIZED: version.pictures.square,
-            }[request.signature]
-            (column,) = request.columns.values()
-            if request.signature != BYTES:
-                _check_equal_sizes(request, column)
-            rows = await self._classify(version.batcher, request, column, prepare)
-            if request.signature == RESIZED:
-                return {name: [row[name].tolist() for row in rows] for name in rows[0]}
-            return version.named(rows)
-
-    def close(self) -> None:
-        """End the threads; whatever still waits for them is not answered."""
-        self._decoders.shutdown(cancel_futures=True)
-        self._explainer.shutdown(cancel_futures=True)
-
-    @contextmanager
-    def _admitted(self, num_rows: int) -> Iterator[None]:
+        num_rows = request.num_rows
         # Only the event loop's thread comes here.
         if self.num_pictures + num_rows > self._max_queue:
             raise RefusedError(
                 429,
-                f"{self.num_pictures} pictures are waiting, of at most {self._max_queue}",
+                f"{self.num_pictures} pictures are under way, of at most {self._max_queue}",
                 headers={"Retry-After": "1"},
             )
         self.num_pictures += num_rows
         try:
-            yield
+            if request.signature == EXPLAIN:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._explainer, _explain, version, request)
+            return await self._classify(version, request)
         finally:
             self.num_pictures -= num_rows
 
-    async def _classify(
-        self,
-        batcher: Batcher,
-        request: Request,
-        column: Sequence[Any],
-        prepare: Callable[[Any], Any],
-    ) -> list[Rows]:
-        collected = _Collected(len(column))
+    def close(self) -> None:
+        """End the thread; whatever still waits for it is not answered."""
+        self._explainer.shutdown(cancel_futures=True)
 
-        def make_ready(row: int) -> None:
-            try:
-                square = None if collected.is_done else _told(prepare, request, row, column[row])
-            except RefusedError as error:
-                square = None
-                collected.put(row, error)
-            if square is None:
-                batcher.expect(-1)
-            else:
-                batcher.submit(square, functools.partial(collected.put, row))
-
-        batcher.expect(len(column))
-        for row in range(len(column)):
-            self._decoders.submit(make_ready, row)
-        return await collected.rows
-
-    async def _explain(self, version: Version, request: Request) -> dict[str, list[Any]]:
-        loop = asyncio.get_running_loop()
-        pictures, columns = version.pictures, request.columns
-        indices = [
-            _told(pictures.class_index, request, row, value)
-            for row, value in enumerate(columns["class_index"])
-        ]
-
-        def check(value: Any) -> bytes:
-            encoded = pictures.decodable(value)
-            pictures.square_of(encoded)
-            return encoded
-
-        encoded = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._decoders, _told, check, request, row, value)
-                for row, value in enumerate(columns["image_bytes"])
+    async def _classify(self, version: Version, request: Request) -> dict[str, list[Any]]:
+        pictures = version.pictures
+        read: dict[str, Callable[[Any], Any]] = {
+            BYTES: pictures.decodable,
+            PIXELS: pictures.resized,
+            RESIZED: pictures.square,
+        }
+        (column,) = request.columns.values()
+        if request.signature != BYTES:
+            _check_equal_sizes(request, column)
+        collected = _Collected(request)
+        for row, value in enumerate(column):
+            version.batcher.submit(
+                functools.partial(read[request.signature], value),
+                functools.partial(collected.put, row),
             )
-        )
-        try:
-            return await loop.run_in_executor(self._explainer, version.explain, encoded, indices)
-        except Exception as error:  # Said in the log; a client is told no more than that.
-            raise _failed(error) from error
+        rows = await collected.rows
+        if request.signature == RESIZED:
+            return {name: [row[name].tolist() for row in rows] for name in rows[0]}
+        return version.named(rows)
 
 
 class _Collected:
     """The rows of one answer, put in from any thread; `rows` is awaited in the event loop's."""
 
-    def __init__(self, num_rows: int):
+    def __init__(self, request: Request):
+        self._request = request
         self._loop = asyncio.get_running_loop()
         self.rows: asyncio.Future[list[Rows]] = self._loop.create_future()
-        self.is_done = False
-        self._found: list[Any] = [None] * num_rows
-        self._missing = num_rows
+        self._found: list[Any] = [None] * request.num_rows
+        self._missing = request.num_rows
+        self._is_done = False
         self._lock = threading.Lock()
 
-    def put(self, row: int, value: Rows | BaseException) -> None:
+    def put(self, row: int, result: Rows | Exception) -> None:
         """Take a row, or what became of it instead: the first error is the request's."""
         with self._lock:
-            if self.is_done:
+            if self._is_done:
                 return
-            self._found[row] = value
+            self._found[row] = result
             self._missing -= 1
-            self.is_done = self._missing == 0 or isinstance(value, BaseException)
-            if self.is_done:
-                self._loop.call_soon_threadsafe(self._finish, value)
+            self._is_done = self._missing == 0 or isinstance(result, Exception)
+            if not self._is_done:
+                return
+        error = _refusal(self._request, row, result) if isinstance(result, Exception) else None
+        self._loop.call_soon_threadsafe(self._finish, error)
 
-    def _finish(self, last: Rows | BaseException) -> None:
+    def _finish(self, error: RefusedError | None) -> None:
         if self.rows.done():  # Nobody waits any more.
             return
-        if isinstance(last, RefusedError):
-            self.rows.set_exception(last)
-        elif isinstance(last, BaseException):
-            self.rows.set_exception(_failed(last))
+        if error is not None:
+            self.rows.set_exception(error)
         else:
             self.rows.set_result(self._found)
 
 
-def _told(prepare: Callable[[Any], Any], request: Request, row: int, value: Any) -> Any:
-    """What `prepare` makes of a row's value; errors name the row."""
+def _explain(version: Version, request: Request) -> dict[str, list[Any]]:
+    """Heat maps of a request's rows, each of which is checked on its own before."""
+    pictures, encoded, indices = version.pictures, [], []
+    columns = zip(request.columns["image_bytes"], request.columns["class_index"], strict=True)
+    for row, (value, class_index) in enumerate(columns):
+        try:
+            indices.append(pictures.class_index(class_index))
+            encoded.append(pictures.decodable(value))
+            pictures.square_of(encoded[-1])
+        except Exception as error:
+            raise _refusal(request, row, error) from error
     try:
-        return prepare(value)
-    except RowError as error:
-        raise RefusedError(error.status, f"{request.label(row)}: {error}") from error
+        return version.explain(encoded, indices)
     except Exception as error:
-        raise _failed(error) from error
+        raise _refusal(request, 0, error) from error
 
 
-def _failed(error: BaseException) -> RefusedError:
+def _refusal(request: Request, row: int, error: Exception) -> RefusedError:
+    """What a client is told of an error: its own in full, others are said in the log."""
+    if isinstance(error, RowError):
+        return RefusedError(error.status, f"{request.label(row)}: {error}")
     _log.error("the model failed: %s", error, exc_info=error)
     return RefusedError(503, "The model failed; the server's log says why")
 
@@ -188,6 +152,8 @@ def _check_equal_sizes(request: Request, column: Sequence[Any]) -> None:
 
 def _outer_size(value: Any) -> tuple[int, ...]:
     """Height and width of nested lists."""
+    if isinstance(value, dict):
+        raise RefusedError(400, "Pixels must be nested lists, received an object")
     if not isinstance(value, list) or not value:
         return ()
     return (len(value), len(value[0])) if isinstance(value[0], list) else (len(value),)

@@ -9,11 +9,13 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.convertors import Convertor, StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from keras_transfer.delivery.serving import schemas
 from keras_transfer.delivery.serving.metrics import Counted
@@ -50,6 +52,21 @@ class VersionConvertor(Convertor[int]):
         return str(value)
 
 
+class PlainRoute(APIRoute):
+    """A route whose endpoint gets the request and the path's parameters, and nothing is injected.
+
+    FastAPI looks for dependencies in every request, for as long as a small network needs.
+    """
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; what another method gets is FastAPI's matter."""
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        response = await self.endpoint(Request(scope, receive), **scope["path_params"])
+        await response(scope, receive, send)
+
+
 def build_app(service: Service) -> FastAPI:
     """The ASGI application of a service, which it starts and stops."""
 
@@ -71,6 +88,7 @@ def build_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     _add_errors(app)
+    _add_predict_routes(app, service)  # First: routes are looked through in their order.
     _add_model_routes(app, service)
     _add_other_routes(app, service)
     app.add_middleware(Counted, metrics=service.metrics)
@@ -100,6 +118,28 @@ def _add_errors(app: FastAPI) -> None:
         return json_response({"error": "Internal error; the server's log says what"}, status=500)
 
 
+def _add_predict_routes(app: FastAPI, service: Service) -> None:
+    answer = schemas.RowAnswer | schemas.ColumnAnswer
+    described: dict[str, Any] = {
+        "response_model": answer,
+        "responses": _errors(400, 404, 408, 413, 415, 422, 429, 503),
+        "openapi_extra": {"requestBody": _body_schema()},
+        "methods": ["POST"],
+        "route_class_override": PlainRoute,
+    }
+
+    async def predict(request: Request, name: str) -> Response:
+        """Classify pictures, or explain how they are classified."""
+        return await service.predict(request, name, None)
+
+    async def version_predict(request: Request, name: str, version: int) -> Response:
+        """Classify pictures with one version."""
+        return await service.predict(request, name, version)
+
+    app.router.add_api_route(f"{_MODEL}:predict", predict, **described)
+    app.router.add_api_route(f"{_VERSION}:predict", version_predict, **described)
+
+
 def _add_model_routes(app: FastAPI, service: Service) -> None:
     @app.get(_MODEL, response_model=schemas.ModelStatus, responses=_errors(404))
     async def model_status(name: str) -> Response:
@@ -122,23 +162,6 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
     async def version_metadata(name: str, version: int) -> Response:
         """Tell what one version's signatures take and return."""
         return json_response(service.metadata(name, version))
-
-    answer = schemas.RowAnswer | schemas.ColumnAnswer
-    described: dict[str, Any] = {
-        "response_model": answer,
-        "responses": _errors(400, 404, 408, 413, 415, 422, 429, 503),
-        "openapi_extra": {"requestBody": _body_schema()},
-    }
-
-    @app.post(f"{_MODEL}:predict", **described)
-    async def predict(request: Request, name: str) -> Response:
-        """Classify pictures, or explain how they are classified."""
-        return await service.predict(request, name, None)
-
-    @app.post(f"{_VERSION}:predict", **described)
-    async def version_predict(request: Request, name: str, version: int) -> Response:
-        """Classify pictures with one version."""
-        return await service.predict(request, name, version)
 
 
 def _add_other_routes(app: FastAPI, service: Service) -> None:

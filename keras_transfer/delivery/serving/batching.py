@@ -1,7 +1,7 @@
-"""Dynamic batching: squares of concurrent requests go through the network together.
+"""Dynamic batching: pictures of concurrent requests are decoded and classified together.
 
-A worker takes whatever waits, up to the largest batch. It waits for more only while other pictures
-are being decoded, and never longer than `max_wait`: a lone picture is answered at once.
+A worker takes whatever waits, up to the largest batch. It waits for more only while another batch
+is under way, and never longer than `max_wait`: a lone picture is answered at once.
 """
 
 import threading
@@ -9,36 +9,34 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
-
-import numpy as np
-
-Rows = dict[str, np.ndarray]
-"""Outputs by name, [B, …], or one row of them."""
+from typing import Any, Final
 
 NUM_WORKERS: Final = 2
-"""Batches under way at once: while one is copied, the other runs."""
+"""Batches under way at once: while one is decoded, the other goes through the network."""
+
+Done = Callable[[Any], None]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Item:
-    square: np.ndarray
-    done: Callable[[Rows | BaseException], None]
+    picture: Any
+    done: Done
     since: float
 
 
 class Batcher:
-    """A queue of squares before one network.
+    """A queue of pictures before one network.
 
     Args:
-        run: maps uint8 [B, S, S, 3] to outputs [B, …]; B is one of `sizes`.
-        sizes: accepted batch sizes, ascending; batches are filled up with black squares.
+        run: maps B pictures to B results, one of which may be what became of it instead.
+        sizes: sizes of batches, ascending, the first being 1; others would have TensorFlow build
+            kernels anew, and more of them than it keeps.
         on_batch: told the number of pictures in each batch.
     """
 
     def __init__(
         self,
-        run: Callable[[np.ndarray], Rows],
+        run: Callable[[list[Any]], Sequence[Any]],
         *,
         sizes: Sequence[int],
         max_wait: float,
@@ -46,7 +44,7 @@ class Batcher:
     ):
         self._run, self._sizes, self._max_wait, self._on_batch = run, sizes, max_wait, on_batch
         self._queue: deque[_Item] = deque()
-        self._coming = 0
+        self._num_busy = 0
         self._is_closed = False
         self._changed = threading.Condition()
         self._workers = [
@@ -56,21 +54,16 @@ class Batcher:
         for worker in self._workers:
             worker.start()
 
-    def expect(self, number: int) -> None:
-        """So many pictures are on their way; each must end in `submit` or `expect(-1)`."""
+    def submit(self, picture: Any, done: Done) -> None:
+        """Queue a picture; `done` gets its result, or what the whole batch failed with."""
         with self._changed:
-            self._coming += number
-            if self._coming == 0:
-                self._changed.notify()
-
-    def submit(self, square: np.ndarray, done: Callable[[Rows | BaseException], None]) -> None:
-        """Queue a picture; `done` gets its rows, or what the network failed with."""
-        with self._changed:
-            self._coming -= 1
-            self._queue.append(_Item(square, done, time.monotonic()))
-            # Waking a worker for every picture of a growing batch would cost more than it gains.
-            if self._coming == 0 or len(self._queue) in (1, self._sizes[-1]):
-                self._changed.notify()
+            if not self._is_closed:
+                self._queue.append(_Item(picture, done, time.monotonic()))
+                # Waking a worker for every picture of a growing batch costs more than it gains.
+                if len(self._queue) in (1, self._sizes[-1]):
+                    self._changed.notify()
+                return
+        done(RuntimeError("the queue is closed"))
 
     def close(self) -> None:
         """Finish the batches under way and end the workers; what is queued still fails."""
@@ -86,46 +79,44 @@ class Batcher:
 
     def _work(self) -> None:
         while items := self._take():
-            self._answer(items)
+            self._on_batch(len(items))
+            results: Sequence[Any]
+            try:
+                results = self._run([item.picture for item in items])
+            except Exception as error:  # Whatever it is, those who wait must hear of it.
+                results = [error] * len(items)
+            for item, result in zip(items, results, strict=True):
+                item.done(result)
+            with self._changed:
+                self._num_busy -= 1
+                self._changed.notify()
 
     def _take(self) -> list[_Item]:
         with self._changed:
-            while True:
-                while not self._queue:
-                    if self._is_closed:
-                        return []
-                    self._changed.wait()
-                left = self._queue[0].since + self._max_wait - time.monotonic()
-                if left <= 0 or not self._coming or len(self._queue) >= self._sizes[-1]:
-                    break
-                self._changed.wait(left)
-            taken = min(len(self._queue), self._sizes[-1])
-            items = [self._queue.popleft() for _ in range(taken)]
+            while not self._is_due():
+                if self._is_closed and not self._queue:
+                    return []
+                self._changed.wait(self._max_wait if self._queue else None)
+            size = max(size for size in self._sizes if size <= len(self._queue))
+            items = [self._queue.popleft() for _ in range(size)]
+            self._num_busy += 1
             if self._queue:
                 self._changed.notify()
             return items
 
-    def _answer(self, items: list[_Item]) -> None:
-        self._on_batch(len(items))
-        try:
-            outputs = self._run(self._filled_up([item.square for item in items]))
-        except Exception as error:  # Whatever the network fails with, those who wait must hear it.
-            for item in items:
-                item.done(error)
-            return
-        for number, item in enumerate(items):
-            item.done({name: rows[number] for name, rows in outputs.items()})
-
-    def _filled_up(self, squares: list[np.ndarray]) -> np.ndarray:
-        size = next(size for size in self._sizes if size >= len(squares))
-        batch = np.zeros((size, *squares[0].shape), np.uint8)
-        np.stack(squares, out=batch[: len(squares)])
-        return batch
+    def _is_due(self) -> bool:
+        if not self._queue:
+            return False
+        is_full = len(self._queue) >= self._sizes[-1]
+        waited = time.monotonic() - self._queue[0].since
+        return is_full or not self._num_busy or waited >= self._max_wait
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """Powers of two up to the largest batch, and that itself."""
-    sizes = [1]
-    while sizes[-1] < max_batch:
-        sizes.append(min(2 * sizes[-1], max_batch))
-    return tuple(sizes)
+    """1, 2, 3, 4, 6, 8, 12, 16, 24 … and the largest."""
+    sizes = {max_batch}
+    size = 1
+    while size < max_batch:
+        sizes |= {size, min(size * 3 // 2, max_batch)}
+        size *= 2
+    return tuple(sorted(sizes))

@@ -1,8 +1,5 @@
 """Bodies of requests, read within limits: never more in memory than was said, whatever is sent."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
@@ -16,57 +13,51 @@ _CLOSE: Final = {"Connection": "close"}
 
 
 class Bodies:
-    """Reads bodies of at most `max_bytes` that arrive within `seconds`."""
+    """Reads bodies of at most `max_bytes`, and counts those that are held in memory."""
 
-    def __init__(self, *, max_bytes: int, seconds: float):
-        self._max_bytes, self._seconds = max_bytes, seconds
-        self._held = 0
+    def __init__(self, *, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._num_held = 0
 
-    @contextlib.asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, counted as held while the block runs.
+    async def read(self, request: Request) -> bytes:
+        """The body; it counts as held until it is handed to `release`.
 
         Raises:
-            RefusedError: 413 too large, 415 compressed, 408 too slow, 429 with too many others.
+            RefusedError: 413 too large, 415 compressed, 429 with too many others.
             ClientDisconnect: it ended before its end.
         """
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.strip().lower() not in ("", "identity"):
-            raise RefusedError(
-                415,
-                f"Content-Encoding {encoding[:40]!r} is refused, send plain JSON",
-                headers=_CLOSE,
-            )
-        chunks: list[bytes] = []
+            words = f"Content-Encoding {encoding[:40]!r} is refused, send plain JSON"
+            raise RefusedError(415, words, headers=_CLOSE)
+        body = bytearray()
         try:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    await self._receive(request, chunks)
-            except TimeoutError as error:
-                words = f"The body did not arrive within {self._seconds:g} s"
-                raise RefusedError(408, words, headers=_CLOSE) from error
-            yield b"".join(chunks)
-        finally:
-            self._held -= sum(map(len, chunks))
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = message.get("body", b""), message.get("more_body", False)
+                await self._check_room(request, len(body) + len(chunk), len(chunk), more)
+                body += chunk
+                self._num_held += len(chunk)
+        except BaseException:
+            self.release(body)
+            raise
+        return bytes(body)
 
-    async def _receive(self, request: Request, chunks: list[bytes]) -> None:
-        size = 0
-        more = True
-        while more:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunk, more = message.get("body", b""), message.get("more_body", False)
-            size += len(chunk)
-            if size > self._max_bytes:
-                await self._discard(request, more)
-                limit = self._max_bytes / 1e6
-                raise RefusedError(413, f"The body has more than {limit:g} MB", headers=_CLOSE)
-            if self._held + len(chunk) > _NUM_LARGEST * self._max_bytes:
-                words = "Too many large bodies at once"
-                raise RefusedError(429, words, headers={"Retry-After": "1"} | _CLOSE)
-            chunks.append(chunk)
-            self._held += len(chunk)
+    def release(self, body: bytes | bytearray) -> None:
+        """Forget a body."""
+        self._num_held -= len(body)
+
+    async def _check_room(self, request: Request, size: int, added: int, more: bool) -> None:
+        if size > self._max_bytes:
+            await self._discard(request, more)
+            limit = self._max_bytes / 1e6
+            raise RefusedError(413, f"The body has more than {limit:g} MB", headers=_CLOSE)
+        if self._num_held + added > _NUM_LARGEST * self._max_bytes:
+            words = "Too many large bodies at once"
+            raise RefusedError(429, words, headers={"Retry-After": "1"} | _CLOSE)
 
     async def _discard(self, request: Request, more: bool) -> None:
         """Let a client that is not far over the limit finish: else it may not hear the answer."""

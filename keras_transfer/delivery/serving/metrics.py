@@ -48,7 +48,7 @@ class Metrics:
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
-        self._requests.labels(route, str(status)).inc()
+        self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
     def page(self) -> bytes:

@@ -1,6 +1,7 @@
 """The server as a process: its socket, its signals and its end."""
 
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -34,7 +35,7 @@ def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         build_app(service),
         loop="uvloop",
-        http=Connection,
+        http=functools.partial(Connection, request_seconds=settings.request_seconds),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,

@@ -28,7 +28,7 @@ class Service:
             waiting=lambda: self.answering.num_pictures, version=lambda: self.versions.number or 0
         )
         self.versions = Versions(settings, say=say, on_batch=self.metrics.count_batch)
-        self.bodies = Bodies(max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
+        self.bodies = Bodies(max_bytes=settings.max_body_bytes)
         self.max_instances = settings.max_instances
         self.is_stopping = False
 
@@ -38,13 +38,16 @@ class Service:
         Raises:
             RefusedError: with the status that says why not.
         """
-        async with self.bodies.read(request) as body:
+        body = await self.bodies.read(request)
+        try:
             with self.versions.holding(name, number) as version:
                 asked = parse_request(body, version.inputs)
                 if asked.num_rows > self.max_instances:
                     words = f"{asked.num_rows} rows are more than {self.max_instances}"
                     raise RefusedError(422, words)
                 columns = await self.answering.answer(version, asked)
+        finally:
+            self.bodies.release(body)
         try:
             return json_response(write_answer(columns, in_rows=asked.in_rows))
         except ValueError as error:

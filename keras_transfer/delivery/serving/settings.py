@@ -11,8 +11,8 @@ class Settings:
     """One server's terms.
 
     `folder` holds the numbered versions. `max_queue` counts pictures that were admitted and not
-    answered yet; `max_megapixels` is None for what the artefact's contract allows. Bodies may
-    take `body_seconds` to arrive.
+    answered yet; `max_megapixels` is None for what the artefact's contract allows. Requests may
+    take `request_seconds` to arrive.
     """
 
     folder: Path
@@ -25,7 +25,7 @@ class Settings:
     max_instances: int = 128
     max_body_megabytes: float = 32.0
     max_megapixels: float | None = None
-    body_seconds: float = 30.0
+    request_seconds: float = 30.0
     poll_seconds: float = 2.0
     grace_seconds: int = 20
 

@@ -13,10 +13,13 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from keras_transfer.delivery.contract import Contract
 from keras_transfer.delivery.saved_model.export import MODEL_FILE
 from keras_transfer.delivery.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
-from keras_transfer.delivery.serving.batching import Batcher, Rows, batch_sizes
-from keras_transfer.delivery.serving.pictures import Pictures
+from keras_transfer.delivery.serving.batching import Batcher, batch_sizes
+from keras_transfer.delivery.serving.pictures import Pictures, Ready
 from keras_transfer.delivery.serving.settings import Settings
 from keras_transfer.errors import ExportError
+
+Rows = dict[str, np.ndarray]
+"""One picture's outputs of `serving_resized` by name."""
 
 CARD_FILE: Final = "card.json"
 _EXPLAINED_AT_ONCE: Final = 8
@@ -53,11 +56,11 @@ class Version:
             if name in known
         }
         self._check(folder)
-        self.sizes = batch_sizes(settings.max_batch)
-        self._warm_up()
+        sizes = batch_sizes(settings.max_batch)
+        self._warm_up(sizes)
         self.batcher = Batcher(
-            self._classify,
-            sizes=self.sizes,
+            self._answer,
+            sizes=sizes,
             max_wait=settings.max_wait_ms / 1e3,
             on_batch=on_batch,
         )
@@ -93,9 +96,17 @@ class Version:
         self.batcher.close()
         del self._loaded
 
-    def _classify(self, squares: np.ndarray) -> Rows:
+    def _answer(self, read: list[Callable[[], Ready]]) -> list[Rows | Exception]:
+        """Outputs of `serving_resized` for each picture, or what became of it instead."""
+        squares = self.pictures.squares(read)
+        good = [square for square in squares if not isinstance(square, Exception)]
+        answers = iter(self._classify(np.stack(good)) if good else ())
+        return [square if isinstance(square, Exception) else next(answers) for square in squares]
+
+    def _classify(self, squares: np.ndarray) -> list[Rows]:
         served = self._loaded.signatures[RESIZED](pixels=tf.constant(squares))
-        return {name: rows.numpy() for name, rows in served.items()}
+        columns = [rows.numpy() for rows in served.values()]
+        return [dict(zip(served, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def _check(self, folder: Path) -> None:
         size, num_classes = self.contract.image_size, len(self.contract.class_names)
@@ -113,21 +124,14 @@ class Version:
                 fix="export again",
             )
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, sizes: Sequence[int]) -> None:
         """Let TensorFlow build its kernels, so that no request has to wait for them."""
         size = self.contract.image_size
-        for batch_size in self.sizes:
-            self._classify(np.zeros((batch_size, size, size, 3), np.uint8))
         png = tf.io.encode_png(np.zeros((size, size, 3), np.uint8)).numpy()
-        self.pictures.square_of(self.pictures.decodable({"b64": _in_base64(png)}))
+        for batch_size in sizes:
+            self._answer([lambda: png] * batch_size)
         if EXPLAIN in self.inputs:
             self.explain([png], [-1])
-
-
-def _in_base64(data: bytes) -> str:
-    import base64
-
-    return base64.b64encode(data).decode("ascii")
 
 
 def _load(folder: Path) -> Any:

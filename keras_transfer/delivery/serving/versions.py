@@ -72,7 +72,8 @@ class Versions:
     def stop(self) -> None:
         """End the watching, and let go of the version that answers."""
         self._stop.set()
-        self._watcher.join()
+        if self._watcher.is_alive():
+            self._watcher.join()
         if self._current is not None:
             self._current.version.close()
 
