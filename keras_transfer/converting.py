@@ -90,6 +90,8 @@ def convert_run(
         tried = ways.of_formats(formats, path)
         if compare:
             others = ways.to_compare_with(run.folder.model_file, export_folder, scratch)
+            own = {way.name for way in tried}
+            others = [way for way in others if way.name not in own]
             tried = [*others, *tried, *ways.in_bfloat16(formats, path)]
         bench = ways.Bench(
             contract=contract,

@@ -20,7 +20,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from keras_transfer.delivery.formats.answering import INPUT
 
-_KINDS: Final = ["Conv", "MatMul", "Gemm", "MaxPool", "Add", "Relu", "Concat"]
+_KINDS: Final = ["Conv", "MatMul", "Gemm", "MaxPool", "Add", "Relu", "Clip", "Concat"]
 _BATCH_SIZE: Final = 4
 
 

@@ -18,8 +18,6 @@ MARKDOWN_FILE: Final = "formats.md"
 PLAIN: Final = "model.export"
 """Name of the row that the others are compared with."""
 
-_HEADER: Final = ("MB", "agree %", "max |Δp|", "accuracy %")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -57,10 +55,17 @@ def write_sheet(
 
 
 def sheet(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Sheet:
-    """The table for the terminal."""
+    """The table for a terminal of 80 columns; the files have more."""
     timed = any(row.latencies for row in rows)
-    header = ["format", *_HEADER, *(_timing_header() if timed else [])]
-    return Sheet(title, header, [_cells(row, timed=timed) for row in rows], " ".join(notes))
+    sizes = (BATCH_SIZES[0], BATCH_SIZES[-1])
+    header = ["format", "MB", "agree", "|Δp|", "accuracy"]
+    if timed:
+        header += [*(f"ms of {size}" for size in sizes), "img/s"]
+    cells = [
+        _folded(_cells(row, sizes if timed else ()), refused=bool(row.refusal)) for row in rows
+    ]
+    legend = "Labels that agree and accuracy in %; milliseconds: median, 95th percentile below."
+    return Sheet(title, header, cells, " ".join([legend, *notes] if timed else notes))
 
 
 def against_plain(rows: Sequence[Row]) -> list[str]:
@@ -72,10 +77,11 @@ def against_plain(rows: Sequence[Row]) -> list[str]:
     sentences = []
     for size in BATCH_SIZES:
         best = min(others, key=lambda row: row.latencies[size].p50)
-        sentences.append(
-            f"Batch {size}: {best.name} is fastest, at {_share(best, plain, size)} of the time of "
-            f"{PLAIN}."
-        )
+        shares = f"{_share(best, plain, size)} the time of {PLAIN}"
+        ours = next((row for row in others if row.name == "SavedModel"), None)
+        if ours is not None and ours is not best:
+            shares += f"; SavedModel {_share(ours, plain, size)}"
+        sentences.append(f"Batches of {size}: {best.name} is fastest, {shares}.")
     return sentences
 
 
@@ -90,38 +96,38 @@ def _as_json(row: Row) -> dict[str, Any]:
     return content | {"pictures_per_second": row.per_second()}
 
 
-def _timing_header() -> list[str]:
-    return [
-        *(f"ms, batch {size}\np50 / p95" for size in BATCH_SIZES),
-        f"pictures/s\nbatch {BATCH_SIZES[-1]}",
-    ]
-
-
-def _cells(row: Row, *, timed: bool) -> list[str]:
-    cells = [row.name + (" (refused)" if row.refusal else ""), f"{row.megabytes:.1f}"]
-    if row.agreement is None:
-        cells += ["–"] * 3
-    else:
-        found = row.agreement
-        low, high = found.accuracy_interval
-        cells += [
+def _cells(row: Row, sizes: Sequence[int]) -> list[str]:
+    """Name, size, agreement and accuracy; where ways were timed, latencies and pictures/s."""
+    found = row.agreement
+    cells = [row.name, f"{row.megabytes:.1f}", *["–"] * 3]
+    if found is not None:
+        low, high = (100 * end for end in found.accuracy_interval)
+        cells[2:] = [
             f"{100 * found.label_agreement:.1f}",
             f"{found.max_abs_difference:.1e}",
-            f"{100 * found.accuracy:.1f} ({100 * low:.1f}–{100 * high:.1f})",
+            f"{100 * found.accuracy:.1f} ({low:.1f}–{high:.1f})",
         ]
-    if timed:
-        for size in BATCH_SIZES:
-            latency = row.latencies.get(size)
-            cells.append(f"{latency.p50:.1f} / {latency.p95:.1f}" if latency else "–")
+    for size in sizes:
+        latency = row.latencies.get(size)
+        cells.append(f"{latency.p50:.1f} / {latency.p95:.1f}" if latency else "–")
+    if sizes:
         rates = row.per_second()
-        cells.append(f"{rates[BATCH_SIZES[-1]]:.1f}" if rates else "–")
+        cells.append(f"{rates[sizes[-1]]:.0f}" if rates else "–")
     return cells
 
 
+def _folded(cells: list[str], *, refused: bool) -> list[str]:
+    """The same with what is less important on a line of its own."""
+    name, *figures = (cell.replace(" (", "\n").replace(" / ", "\n").rstrip(")") for cell in cells)
+    return [f"{name}\nrefused" if refused else name, *figures]
+
+
 def _markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
-    header = ["format", *_HEADER, *(text.replace("\n", ", ") for text in _timing_header())]
+    header = ["format", "MB", "labels that agree, %", "max abs Δp", "accuracy, %"]
+    header += [f"ms for {size}, p50 / p95" for size in BATCH_SIZES]
+    header.append(f"pictures/s in batches of {BATCH_SIZES[-1]}")
     table = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    table += [_cells(row, timed=True) for row in rows]
+    table += [_cells(row, BATCH_SIZES) for row in rows]
     refused = [f"- {row.name} is refused: {row.refusal}" for row in rows if row.refusal]
     lines = ["# Formats", "", *(f"| {' | '.join(cells)} |" for cells in table), ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes), *refused, ""])

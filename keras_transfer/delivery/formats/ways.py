@@ -21,8 +21,8 @@ from keras_transfer.delivery.formats.timing import num_processors, time_in_turns
 from keras_transfer.errors import ExportError
 from keras_transfer.terminal import Narrator
 
-SAVED_MODEL: Final = "serving_resized"
-KERAS: Final = "keras (model.predict_on_batch)"
+SAVED_MODEL: Final = "SavedModel"
+KERAS: Final = "keras"
 _ONEDNN: Final = "TF_ENABLE_ONEDNN_OPTS"
 _UNITS_FOR_BFLOAT16: Final = ("avx512_bf16", "amx_bf16")
 
@@ -66,18 +66,18 @@ def in_bfloat16(formats: Sequence[Format], folder: Path) -> list[Way]:
     if not has_bfloat16():
         return []
     return [
-        replace(way, name=f"{way.name} in bfloat16", precision="dynamic", hint=BFLOAT16)
+        replace(way, name=f"{way.name} bfloat16", precision="dynamic", hint=BFLOAT16)
         for way in of_formats(formats, folder)
         if way.name == "openvino"
     ]
 
 
 def to_compare_with(model_file: Path, export_folder: Path, scratch: Path) -> list[Way]:
-    """Keras's own export, without and with oneDNN, the SavedModel, and the model in Keras."""
+    """Keras's own export, without and with oneDNN, our SavedModel, and the model in Keras."""
     plain, served = scratch / PLAIN_FOLDER, Contract.read(export_folder).precision
     return [
         Way(name=PLAIN, path=plain, kind=PLAIN_KIND, environment={_ONEDNN: "0"}),
-        Way(name=f"{PLAIN} with oneDNN", path=plain, kind=PLAIN_KIND, environment={_ONEDNN: "1"}),
+        Way(name=f"{PLAIN} oneDNN", path=plain, kind=PLAIN_KIND, environment={_ONEDNN: "1"}),
         Way(
             name=SAVED_MODEL,
             path=export_folder,
@@ -136,8 +136,8 @@ def notes(*, timed: bool) -> list[str]:
         said.append(
             f"Timed in turns, each with {num_processors()} threads, uint8 squares in and "
             "probabilities out, on a machine on which nothing else should compute meanwhile. "
-            f"{PLAIN} takes float pixels and is as TensorFlow runs it by default on processors "
-            "without AVX-512 VNNI: without oneDNN."
+            f"{PLAIN} is Keras's own and takes float pixels; it runs without oneDNN, as TensorFlow "
+            "decides on processors without AVX-512 VNNI. SavedModel is serving_resized."
         )
         said.append(
             "OpenVINO computes in float32"
