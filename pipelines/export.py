@@ -1,22 +1,45 @@
 """Export: write a run's model as a SavedModel again, proven like the first one.
 
     python -m pipelines.export saved_models/flowers
+    python -m pipelines.export saved_models/flowers --formats all --compare
 
-The new version gets the next number under export/; none is overwritten.
+The new version gets the next number under export/; none is overwritten. Other formats land under
+formats/ with the same number.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keras_transfer.devices import chatter_to
 from pipelines.arguments import main_of, make_parser, scratch_log
+
+if TYPE_CHECKING:
+    from keras_transfer.terminal import Terminal
 
 
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser("export", str(__doc__))
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
+    parser.add_argument(
+        "--formats",
+        metavar="LIST",
+        help="also write other formats: all, or onnx, litert_int8 … with commas between",
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="time all formats in turns (with --formats)"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.compare and arguments.formats is None:
+        parser.error("--compare needs --formats, such as --formats all")
     with chatter_to(scratch_log()):
+        from keras_transfer.delivery.formats.table import check_libraries, parse_formats
+
+        # Before anything is written.
+        if arguments.formats is not None:
+            check_libraries(parse_formats(arguments.formats))
         from keras_transfer.closing import describe_proof
         from keras_transfer.judging import export_run
         from keras_transfer.terminal import Terminal
@@ -25,6 +48,31 @@ def _run(argv: Sequence[str] | None) -> None:
         folder, proof = export_run(arguments.run, narrator=terminal)
         terminal.say(describe_proof(proof))
         terminal.say(f"SavedModel {folder}")
+        if arguments.formats is not None:
+            _convert(arguments, folder, terminal)
+
+
+def _convert(arguments: argparse.Namespace, export_folder: Path, terminal: "Terminal") -> None:
+    from keras_transfer.converting import convert_run
+    from keras_transfer.delivery.formats.sheet import against_plain, sheet
+    from keras_transfer.delivery.formats.table import parse_formats
+    from keras_transfer.delivery.formats.ways import notes
+
+    folder, rows = convert_run(
+        arguments.run,
+        export_folder,
+        parse_formats(arguments.formats),
+        compare=arguments.compare,
+        narrator=terminal,
+    )
+    shown = sheet(rows, f"Formats of {arguments.run}", notes(timed=arguments.compare))
+    terminal.table(shown.title, shown.header, shown.rows, caption=shown.caption)
+    for row in rows:
+        if row.refusal:
+            terminal.say(f"{row.name} is refused: {row.refusal}")
+    for sentence in against_plain(rows):
+        terminal.say(sentence)
+    terminal.say(f"Formats {folder}")
 
 
 main = main_of(_run)

@@ -1,54 +1,87 @@
-"""Predict: classify files, folders or a list on standard input with a finished run.
+"""Predict: classify files, folders or a list on standard input with a run or an exported model.
 
 python -m pipelines.predict saved_models/flowers photo.jpg more_photos/ --output predictions.csv
+python -m pipelines.predict saved_models/flowers/formats/1/model.onnx photos/ --output all.parquet
 find / -name '*.jpg' | python -m pipelines.predict saved_models/flowers - --output all.csv
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keras_transfer.delivery.atomic import check_vacant
 from keras_transfer.devices import chatter_to
-from pipelines.arguments import main_of, make_parser, scratch_log
+from pipelines.arguments import main_of, make_parser, positive, scratch_log
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from keras_transfer.delivery.prediction import LoadedRun
+    from keras_transfer.delivery.prediction_output import PredictionSummary
+    from keras_transfer.terminal import Terminal
 
 
 def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser("predict", str(__doc__))
-    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="run folder, SavedModel folder, or .onnx, .tflite, .xml, .keras file",
+    )
     parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder or - for stdin")
     parser.add_argument(
-        "--output", metavar="FILE", default="predictions.csv", help="CSV file to write"
+        "--output", metavar="FILE", default="predictions.csv", help=".csv or .parquet to write"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures per forward pass")
+    parser.add_argument("--batch-size", type=positive, default=32, help="pictures per forward pass")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on behind the rows of a killed process"
+    )
     arguments = parser.parse_args(argv)
     check_vacant(Path(arguments.output))
     with chatter_to(scratch_log()):
-        from keras_transfer.answers import known_answers
-        from keras_transfer.data.audit import pixels_recipe
-        from keras_transfer.delivery.prediction import load_run, predict_files
-        from keras_transfer.delivery.prediction_files import expand_paths, write_predictions
-        from keras_transfer.shelf import open_store
+        from keras_transfer.delivery.prediction import LoadedRun, predict_files
+        from keras_transfer.delivery.prediction_files import expand_paths
+        from keras_transfer.delivery.prediction_output import write_predictions
+        from keras_transfer.delivery.prediction_targets import identify, open_target
         from keras_transfer.terminal import Terminal
 
         terminal = Terminal()
         files = expand_paths(arguments.paths, sys.stdin)
-        loaded = load_run(arguments.run)
-        pixels = pixels_recipe(loaded.spec.data)
-        with open_store(loaded.spec, narrator=terminal) as store:
-            known = known_answers(loaded.model, pixels=pixels, store=store)
+        target = open_target(arguments.target)
+        known = _known(target, terminal) if isinstance(target, LoadedRun) else {}
         with terminal.counting("predicting") as count:
-            rows = predict_files(loaded, files, known=known, batch_size=arguments.batch_size)
             summary = write_predictions(
-                terminal.counted(rows, count),
+                lambda remaining: terminal.counted(
+                    predict_files(target, remaining, known=known, batch_size=arguments.batch_size),
+                    count,
+                ),
+                files,
                 Path(arguments.output),
-                class_names=loaded.class_names,
+                class_names=target.contract.class_names,
+                target=identify(target),
+                resume=arguments.resume,
             )
-        labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
-        terminal.table(f"Pictures: {summary.num_predicted:,}", ["label", "pictures"], labels)
-        if summary.num_bad:
-            terminal.say(f"{summary.num_bad:,} files could not be read: see the error column.")
-        terminal.say(f"Predictions: {arguments.output}")
+        _show(summary, arguments.output, terminal)
+
+
+def _known(run: "LoadedRun", terminal: "Terminal") -> "dict[str, np.ndarray]":
+    from keras_transfer.answers import known_answers
+    from keras_transfer.data.audit import pixels_recipe
+    from keras_transfer.shelf import open_store
+
+    with open_store(run.spec, narrator=terminal) as store:
+        return known_answers(run.model, pixels=pixels_recipe(run.spec.data), store=store)
+
+
+def _show(summary: "PredictionSummary", output: str, terminal: "Terminal") -> None:
+    if summary.num_kept:
+        terminal.say(f"{summary.num_kept:,} rows were there already.")
+    labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
+    terminal.table(f"Pictures: {summary.num_predicted:,}", ["label", "pictures"], labels)
+    if summary.num_bad:
+        terminal.say(f"{summary.num_bad:,} files could not be read: see the error column.")
+    terminal.say(f"Predictions: {output}")
 
 
 main = main_of(_run)

@@ -46,6 +46,7 @@ LEVELS = {
     "keras_transfer.transfer": 5,
     "keras_transfer.judging": 5,
     "keras_transfer.closing": 5,
+    "keras_transfer.converting": 5,
     "keras_transfer": 6,
     "keras_transfer.methods": 6,
     "pipelines": 7,

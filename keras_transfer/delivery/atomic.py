@@ -43,14 +43,19 @@ def replacing(target: Path, *, safe: str = "") -> Iterator[Path]:
         _restore(target.with_name(target.name + _REPLACED))
         _remove(partial)
         yield partial
-        _sync(partial)
-        _move(partial, target)
+        put_in_place(partial, target)
     except Exception as error:
         with contextlib.suppress(OSError):
             _remove(partial)
         if isinstance(error, KerasTransferError) or not (isinstance(error, OSError) or full(error)):
             raise
         raise storage_error(error, target, safe=safe) from error
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Bring what was written beside `target` to the disk, complete, and rename it into place."""
+    _sync(partial)
+    _move(partial, target)
 
 
 def check_vacant(output: Path) -> None:

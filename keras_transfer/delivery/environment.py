@@ -19,6 +19,11 @@ _PACKAGES: Final = (
     "scikit-learn",
     "tensorflow-datasets",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+    "ai-edge-litert",
+    "openvino",
 )
 
 

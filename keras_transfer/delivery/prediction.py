@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import keras
 import numpy as np
@@ -16,12 +17,24 @@ from keras_transfer.conversion import nearest
 from keras_transfer.data.pipeline import Pixels
 from keras_transfer.data.reading import Known, Picture, read_new_pixels
 from keras_transfer.data.records import BadFile, Records
+from keras_transfer.delivery.contract import Contract
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.labels import check_class_order
 from keras_transfer.specs import RunSpec
 
 BATCH_SIZE = 32
+
+
+class Target(Protocol):
+    """What can be asked about pictures: a finished run, or an artefact of any format."""
+
+    @property
+    def contract(self) -> Contract:
+        """How a picture becomes pixels, and what the answers stand for."""
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [B, C] of pixels uint8 [B, S, S, 3], B of 1 or more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +48,15 @@ class LoadedRun:
     class_names: tuple[str, ...]
     spec: RunSpec
     folder: RunFolder
+
+    @property
+    def contract(self) -> Contract:
+        """The terms that the run's artefacts have, too."""
+        return Contract.of(self.spec, self.class_names)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [B, C] of pixels uint8 [B, S, S, 3]."""
+        return predict_pixels(self.model, pixels, batch_size=max(len(pixels), 1))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -80,7 +102,7 @@ def load_run(path: str | Path) -> LoadedRun:
 
 
 def predict_files(
-    run: LoadedRun,
+    target: Target,
     files: Iterable[Path],
     *,
     known: Mapping[str, np.ndarray] | None = None,
@@ -92,28 +114,28 @@ def predict_files(
     endless.
 
     Args:
+        target: from `load_run` or `formats.runtimes.open_runtime`.
         known: probabilities float32 [C] by the digests of files that need not be decoded, from
             `answers.known_answers`.
     """
-    data, known = run.spec.data, known or {}
+    contract, known = target.contract, known or {}
     pictures = read_new_pixels(
         files,
         known=known.__contains__,
-        image_size=data.image_size,
-        resize=data.resize,
-        max_megapixels=data.max_megapixels,
+        image_size=contract.image_size,
+        resize=contract.resize,
+        max_megapixels=contract.max_megapixels,
     )
     while batch := list(itertools.islice(pictures, batch_size)):
-        new = [item for item in batch if isinstance(item, Picture)]
-        pixels = np.stack([item.pixels for item in new]) if new else np.empty((0,))
-        answers = iter(predict_pixels(run.model, pixels, batch_size=batch_size))
+        new = [item.pixels for item in batch if isinstance(item, Picture)]
+        answers = iter(target(np.stack(new)) if new else ())
         for item in batch:
             if isinstance(item, BadFile):
                 yield item
             else:
                 told = isinstance(item, Known)
                 probabilities = known[item.encoded.digest] if told else next(answers)
-                yield _prediction(item.file, probabilities, run.class_names)
+                yield _prediction(item.file, probabilities, contract.class_names)
 
 
 def predict_pixels(

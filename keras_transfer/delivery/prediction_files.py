@@ -1,31 +1,12 @@
-"""Prediction from the command line's side: from words to files, and from answers to a CSV."""
+"""Prediction from the command line's side: from words to files, one by one."""
 
-import csv
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from keras_transfer.data.images import EXTENSIONS
-from keras_transfer.data.records import BadFile
-from keras_transfer.delivery.atomic import replacing
-from keras_transfer.delivery.prediction import Prediction
 from keras_transfer.errors import DataError
-from keras_transfer.evaluation.predictions import probability_columns
-
-
-@dataclass(frozen=True)
-class PredictionSummary:
-    """How many files were answered, by label, and how many could not be read."""
-
-    num_by_label: dict[str, int]
-    num_bad: int
-
-    @property
-    def num_predicted(self) -> int:
-        return sum(self.num_by_label.values())
 
 
 def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
@@ -42,36 +23,6 @@ def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
         if argument != "-":
             _check_argument(argument)
     return _expand(arguments, stdin)
-
-
-def write_predictions(
-    rows: Iterable[Prediction | BadFile], output: Path, *, class_names: Sequence[str]
-) -> PredictionSummary:
-    """Write one CSV row a file, as the answers come: path, label, confidence, error, probabilities.
-
-    A bad file's row has its reason under 'error' and nothing else, so that no input is lost.
-
-    Raises:
-        RunError: the disk is full, or `output` cannot be written.
-    """
-    counts: Counter[str] = Counter()
-    num_bad = 0
-    with (
-        replacing(output) as path,
-        path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label", "confidence", "error", *probability_columns(class_names)])
-        for row in rows:
-            if isinstance(row, BadFile):
-                num_bad += 1
-                writer.writerow([row.path, "", "", row.reason, *[""] * len(class_names)])
-            else:
-                counts[row.label] += 1
-                # float32 prints with as few digits as tell it from its neighbours.
-                confidence = row.probabilities.max()
-                writer.writerow([row.path, row.label, confidence, "", *row.probabilities])
-    return PredictionSummary({name: counts[name] for name in class_names}, num_bad)
 
 
 def _check_argument(argument: str) -> None:

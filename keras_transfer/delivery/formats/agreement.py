@@ -1,0 +1,119 @@
+"""How well an artefact agrees with the model it was made of, and where it is refused."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from keras_transfer.delivery.saved_model.parity import TOLERANCES
+from keras_transfer.evaluation.intervals import Interval, wilson
+
+LEAST_AGREEMENT: Final = 0.95
+"""A quantised artefact is refused where this share of equal labels is out of reach (95 %)."""
+
+_ROUNDING: Final = {"float32": TOLERANCES["float32"], "float16": 1e-2}
+"""Largest accepted |Δ probability| of formats that are not quantised.
+
+Measured on ResNet50 and MobileNet at 224 px: up to 5e-6 in float32 (oneDNN, XNNPACK, MLAS and
+OpenVINO sum in different orders) and 5e-3 with weights in float16.
+"""
+_SUM_TOLERANCE: Final = 0.02
+"""How far quantised probabilities may sum to something else than 1: they are multiples of 1/256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """An artefact beside the model on the same N test pictures; shares are 0-1.
+
+    `refusal` is the reason not to use it, '' where there is none.
+    """
+
+    num_pictures: int
+    label_agreement: float
+    max_abs_difference: float
+    accuracy: float
+    accuracy_interval: Interval
+    refusal: str = ""
+
+
+def agree(
+    answers: np.ndarray,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    *,
+    precision: str,
+    trained_in: str = "float32",
+) -> Agreement:
+    """Compare an artefact's probabilities [N, C] with the model's, and both with the truth [N].
+
+    'float32' and 'float16' are refused where a probability differs by more than rounding does, or a
+    label that is no tie. 'dynamic' and 'int8' have no such bound: they are refused where their
+    accuracy falls below the 95 % interval of the model's, or where it is certain (95 %) that
+    more than one label in twenty changes.
+
+    Args:
+        precision: of the format.
+        trained_in: dtype policy of the model, which moves its own probabilities.
+    """
+    if answers.shape != probabilities.shape or not np.isfinite(answers).all():
+        # Nothing below can be computed.
+        return _nothing(len(labels), f"answers {answers.shape} with values that are no numbers")
+    tops = probabilities.argmax(axis=1)
+    chosen = answers.argmax(axis=1)
+    difference = float(np.abs(answers - probabilities).max())
+    num_right, num_agreeing = int((chosen == labels).sum()), int((chosen == tops).sum())
+    interval = wilson(num_right, len(labels))
+    if precision in _ROUNDING:
+        tolerance = max(_ROUNDING[precision], TOLERANCES[trained_in])
+        rows = np.arange(len(labels))
+        is_tie = probabilities.max(axis=1) - probabilities[rows, chosen] <= 2 * tolerance
+        refusal = _refuse_rounding(difference, tolerance, num_other=int((~is_tie).sum()))
+    else:
+        num_right_before = int((tops == labels).sum())
+        refusal = _refuse_quantised(num_right, num_right_before, num_agreeing, len(labels))
+        off = float(np.abs(answers.sum(axis=1) - 1).max())
+        if off > _SUM_TOLERANCE:
+            refusal = refusal or f"its probabilities sum to something {off:.2g} away from 1"
+    return Agreement(
+        num_pictures=len(labels),
+        label_agreement=num_agreeing / len(labels),
+        max_abs_difference=difference,
+        accuracy=num_right / len(labels),
+        accuracy_interval=interval,
+        refusal=refusal,
+    )
+
+
+def _refuse_rounding(difference: float, tolerance: float, *, num_other: int) -> str:
+    if difference > tolerance:
+        return f"probabilities differ by {difference:.1e}, more than {tolerance:.0e}"
+    return f"{num_other} labels differ that are no ties" if num_other else ""
+
+
+def _refuse_quantised(
+    num_right: int, num_right_before: int, num_agreeing: int, num_pictures: int
+) -> str:
+    low, high = wilson(num_right_before, num_pictures)
+    if num_right / num_pictures < low:
+        return (
+            f"accuracy falls from {num_right_before / num_pictures:.1%} "
+            f"({low:.1%} to {high:.1%}) to {num_right / num_pictures:.1%}, out of its interval"
+        )
+    reach = wilson(num_agreeing, num_pictures)[1]
+    if reach < LEAST_AGREEMENT:
+        return (
+            f"{num_agreeing / num_pictures:.1%} of the labels agree, surely less than "
+            f"{LEAST_AGREEMENT:.0%}"
+        )
+    return ""
+
+
+def _nothing(num_pictures: int, refusal: str) -> Agreement:
+    return Agreement(
+        num_pictures=num_pictures,
+        label_agreement=0.0,
+        max_abs_difference=float("inf"),
+        accuracy=0.0,
+        accuracy_interval=(0.0, 1.0),
+        refusal=refusal,
+    )

@@ -1,0 +1,202 @@
+"""Rows of predictions on their way to a file, in a form that a killed process can go on from.
+
+`CsvRows` appends to a CSV, whose last line may be torn. `ParquetRows` keeps a folder of parts, each
+whole or not there, since a Parquet file cannot be read before its end is written.
+"""
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol
+
+import numpy as np
+
+from keras_transfer.data.records import BadFile
+from keras_transfer.delivery.atomic import put_in_place, replacing
+from keras_transfer.delivery.prediction import Prediction
+from keras_transfer.errors import RunError
+from keras_transfer.evaluation.predictions import probability_columns
+
+Row = Prediction | BadFile
+
+COLUMNS: Final = ("path", "label", "confidence", "error")
+_CSV_CHUNK, _PARQUET_CHUNK = 64, 1024
+_PARTS_IN_A_ROW_GROUP: Final = 64
+
+
+class Rows(Protocol):
+    """Rows in their order: those that are safe already, and those to come.
+
+    `chunk` is how many rows `write` should get at a time: what a kill loses at most.
+    """
+
+    chunk: int
+
+    def kept(self) -> Iterator[tuple[str, str]]:
+        """Path and label ('' for a bad file) of every safe row; read to its end before `write`."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows, safe from a kill when this returns."""
+
+    def finish(self, output: Path) -> None:
+        """Put everything in its place and leave nothing else."""
+
+
+def open_rows(output: Path, partial: Path, class_names: Sequence[str]) -> Rows:
+    """Rows for an output named .csv or .parquet.
+
+    Raises:
+        RunError: it is named otherwise, or pyarrow is not installed.
+    """
+    match output.suffix.lower():
+        case ".csv":
+            return CsvRows(partial, class_names)
+        case ".parquet":
+            return ParquetRows(partial, class_names)
+    raise RunError(
+        f"--output {output} names no kind of table that can be written",
+        expected="a name that ends in .csv or .parquet",
+        received=output.name,
+        fix=f"give --output {output.with_suffix('.csv')}",
+    )
+
+
+class CsvRows:
+    """Rows of a CSV in UTF-8, bytes of names that are no Unicode as they are."""
+
+    chunk = _CSV_CHUNK
+
+    def __init__(self, partial: Path, class_names: Sequence[str]):
+        self._partial, self._num_classes = partial, len(class_names)
+        self._header = [*COLUMNS, *probability_columns(class_names)]
+
+    def kept(self) -> Iterator[tuple[str, str]]:
+        end = 0
+        if self._partial.exists():
+            with self._partial.open("rb") as file:
+                lines = _Lines(file)
+                for number, row in enumerate(csv.reader(lines)):
+                    # A torn line lacks its end or, inside quotes, its columns.
+                    if not lines.is_whole or len(row) != len(self._header):
+                        break
+                    end = lines.num_bytes
+                    if number > 0:
+                        yield row[0], row[1]
+            with self._partial.open("r+b") as file:
+                file.truncate(end)
+        if end == 0:
+            self._append([self._header])
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self._append([self._cells(row) for row in rows])
+
+    def finish(self, output: Path) -> None:
+        put_in_place(self._partial, output)
+
+    def _append(self, rows: Sequence[Sequence[Any]]) -> None:
+        with self._partial.open(
+            "a", newline="", encoding="utf-8", errors="surrogateescape"
+        ) as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+    def _cells(self, row: Row) -> list[Any]:
+        if isinstance(row, BadFile):
+            return [row.path, "", "", row.reason, *[""] * self._num_classes]
+        # float32 prints with as few digits as tell it from its neighbours.
+        return [row.path, row.label, row.probabilities.max(), "", *row.probabilities]
+
+
+class _Lines:
+    """The lines of a file as text, and how many bytes they were."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.num_bytes, self.is_whole = file, 0, True
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            self.num_bytes += len(line)
+            self.is_whole = line.endswith(b"\n")
+            yield line.decode("utf-8", "surrogateescape")
+
+
+class ParquetRows:
+    """Rows of a Parquet file, collected in parts; names that are no Unicode are escaped."""
+
+    chunk = _PARQUET_CHUNK
+
+    def __init__(self, partial: Path, class_names: Sequence[str]):
+        try:
+            import pyarrow
+        except ImportError as error:
+            raise RunError(
+                "Parquet cannot be written",
+                expected="the library of the extra [parquet]",
+                received="no pyarrow",
+                fix='pip install -e ".[parquet]", or give an --output that ends in .csv',
+            ) from error
+        text, number = pyarrow.string(), pyarrow.float32()
+        kinds = [text, text, number, text, *[number] * len(class_names)]
+        names = [*COLUMNS, *probability_columns(class_names)]
+        self._partial = partial
+        self._schema = pyarrow.schema(list(zip(names, kinds, strict=True)))
+
+    def kept(self) -> Iterator[tuple[str, str]]:
+        import pyarrow.parquet
+
+        self._partial.mkdir(parents=True, exist_ok=True)
+        for part in self._parts():
+            table = pyarrow.parquet.read_table(part, columns=["path", "label"])
+            for path, label in zip(*(c.to_pylist() for c in table.columns), strict=True):
+                yield path, label or ""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        import pyarrow.parquet
+
+        with replacing(self._partial / f"{len(self._parts()):08d}.parquet") as path:
+            pyarrow.parquet.write_table(self._table(rows), path)
+
+    def finish(self, output: Path) -> None:
+        import pyarrow.parquet
+
+        parts = self._parts()
+        with replacing(output) as path, pyarrow.parquet.ParquetWriter(path, self._schema) as writer:
+            for start in range(0, len(parts), _PARTS_IN_A_ROW_GROUP):
+                group = parts[start : start + _PARTS_IN_A_ROW_GROUP]
+                tables = [pyarrow.parquet.read_table(part) for part in group]
+                writer.write_table(pyarrow.concat_tables(tables).combine_chunks())
+        shutil.rmtree(self._partial)
+
+    def _parts(self) -> list[Path]:
+        """Whole parts in their order; one that was being written is named otherwise."""
+        return sorted(self._partial.glob("[0-9]*[0-9].parquet"))
+
+    def _table(self, rows: Sequence[Row]) -> Any:
+        import pyarrow
+
+        good = [row if isinstance(row, Prediction) else None for row in rows]
+        columns: list[Any] = [
+            [_escaped(row.path) for row in rows],
+            [row and row.label for row in good],
+            [row and float(row.probabilities.max()) for row in good],
+            [row.reason if isinstance(row, BadFile) else None for row in rows],
+        ]
+        blank = np.full(len(self._schema) - len(COLUMNS), np.nan, np.float32)
+        figures = np.stack([blank if row is None else row.probabilities for row in good])
+        absent = np.array([row is None for row in good])
+        columns += [pyarrow.array(column, mask=absent) for column in figures.T.copy()]
+        arrays = [
+            pyarrow.array(column, field.type) if isinstance(column, list) else column
+            for column, field in zip(columns, self._schema, strict=True)
+        ]
+        return pyarrow.Table.from_arrays(arrays, schema=self._schema)
+
+
+def same_path(kept: str, path: str) -> bool:
+    """Whether a row that was kept stands for this path."""
+    return kept in (path, _escaped(path))
+
+
+def _escaped(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
