@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from keras_transfer.answers import answer
 from keras_transfer.config import override
@@ -36,27 +37,37 @@ def evaluate_run(run_path: str | Path, data_path: str | None, *, narrator: Narra
     return evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
 
 
-def export_run(run_path: str | Path, *, narrator: Narrator) -> tuple[Path, Proof]:
+def export_run(
+    run_path: str | Path, *, narrator: Narrator, precision: str | None = None
+) -> tuple[Path, Proof]:
     """Export the run's model under the next version number, proven on its test split.
+
+    Args:
+        precision: as export.precision; None takes the run's own.
 
     Raises:
         RunError, DataError: the run or its test pictures are not there any more.
         ExportError: artefact and model disagree.
     """
     run = load_run(run_path)
+    spec = override(run.spec, {"export.precision": precision}) if precision else run.spec
     records, labels, probabilities = _predict_labelled(run, None, narrator)
     test = evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
     rows = run.folder.read_json("splits.json")["rows"]
     counts = {name: len(entries) for name, entries in rows.items()}
-    folder = next_version(run.folder.export_folder)
-    proof = deliver(
-        run.model,
-        folder,
-        spec=run.spec,
-        card=make_card(run.spec, run.model, run.class_names, test, counts),
-        files=[records.file(row) for row in range(len(records.items))],
-        probabilities=probabilities,
-    )
+    export_folder = run.folder.export_folder
+    export_folder.mkdir(exist_ok=True)
+    # Whoever exports at the same time gets another number.
+    with FileLock(export_folder / ".lock"):
+        folder = next_version(export_folder)
+        proof = deliver(
+            run.model,
+            folder,
+            spec=spec,
+            card=make_card(spec, run.model, run.class_names, test, counts),
+            files=[records.file(row) for row in range(len(records.items))],
+            probabilities=probabilities,
+        )
     return folder, proof
 
 

@@ -24,6 +24,12 @@ def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser("export", str(__doc__))
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
     parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="what the SavedModel may compute in, if it then agrees and is faster here (default: "
+        "the run's export.precision)",
+    )
+    parser.add_argument(
         "--formats",
         metavar="LIST",
         help="also write other formats: all, or onnx, litert_int8 … with commas between",
@@ -45,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> None:
         from keras_transfer.terminal import Terminal
 
         terminal = Terminal()
-        folder, proof = export_run(arguments.run, narrator=terminal)
+        folder, proof = export_run(arguments.run, narrator=terminal, precision=arguments.precision)
         terminal.say(describe_proof(proof))
         terminal.say(f"SavedModel {folder}")
         if arguments.formats is not None:
