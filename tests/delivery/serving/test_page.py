@@ -117,9 +117,19 @@ class Watched:
         self.page = context.new_page()
         self.hosts: set[str | None] = set()
         self.complaints: list[str] = []
-        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname))
+        self.asked: set[sync_api.Request] = set()
+        self.most_at_once = 0
+        self.page.on("request", self._note)
+        self.page.on("requestfinished", lambda request: self.asked.discard(request))
+        self.page.on("requestfailed", lambda request: self.asked.discard(request))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._heed)
+
+    def _note(self, request: "sync_api.Request") -> None:
+        self.hosts.add(urlsplit(request.url).hostname)
+        if request.url.endswith(":predict"):
+            self.asked.add(request)
+            self.most_at_once = max(self.most_at_once, len(self.asked))
 
     def _heed(self, message: "sync_api.ConsoleMessage") -> None:
         if message.type in ("error", "warning"):
@@ -258,6 +268,7 @@ def test_several_dropped_and_pasted_pictures_are_answered_in_their_order(
     files = sorted(photos.iterdir())[:7]  # one of each kind
     page.dispatch_event("#drop", "drop", {"dataTransfer": transfer(page, *files)})
     watched.answered(7)
+    assert watched.most_at_once <= 2
     assert page.locator(".file-name").all_inner_texts() == [file.name for file in files]
     page.evaluate(
         "data => document.dispatchEvent("
