@@ -11,16 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.delivery.atomic import check_vacant, full, replacing, storage_error
-from keras_transfer.delivery.prediction_rows import Row, Rows, open_rows, same_path
+from keras_transfer.delivery.prediction_rows import SAFE, Row, Rows, open_rows, same_path
 from keras_transfer.errors import KerasTransferError, RunError
-
-_SAFE: Final = "the rows so far are safe, and --resume goes on behind them"
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def write_predictions(
     except Exception as error:
         if isinstance(error, KerasTransferError) or not (isinstance(error, OSError) or full(error)):
             raise
-        raise storage_error(error, output, safe=_SAFE) from error
+        raise storage_error(error, output, safe=SAFE) from error
     return summary
 
 

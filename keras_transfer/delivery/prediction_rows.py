@@ -22,6 +22,8 @@ from keras_transfer.evaluation.predictions import probability_columns
 Row = Prediction | BadFile
 
 COLUMNS: Final = ("path", "label", "confidence", "error")
+SAFE: Final = "the rows so far are safe, and --resume goes on behind them"
+
 _CSV_CHUNK, _PARQUET_CHUNK = 64, 1024
 _PARTS_IN_A_ROW_GROUP: Final = 64
 
@@ -154,14 +156,18 @@ class ParquetRows:
     def write(self, rows: Sequence[Row]) -> None:
         import pyarrow.parquet
 
-        with replacing(self._partial / f"{len(self._parts()):08d}.parquet") as path:
+        part = self._partial / f"{len(self._parts()):08d}.parquet"
+        with replacing(part, safe=SAFE) as path:
             pyarrow.parquet.write_table(self._table(rows), path)
 
     def finish(self, output: Path) -> None:
         import pyarrow.parquet
 
         parts = self._parts()
-        with replacing(output) as path, pyarrow.parquet.ParquetWriter(path, self._schema) as writer:
+        with (
+            replacing(output, safe=SAFE) as path,
+            pyarrow.parquet.ParquetWriter(path, self._schema) as writer,
+        ):
             for start in range(0, len(parts), _PARTS_IN_A_ROW_GROUP):
                 group = parts[start : start + _PARTS_IN_A_ROW_GROUP]
                 tables = [pyarrow.parquet.read_table(part) for part in group]

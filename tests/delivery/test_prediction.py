@@ -22,7 +22,8 @@ from keras_transfer.delivery.prediction import (
     predict_files,
     predict_pixels,
 )
-from keras_transfer.delivery.prediction_files import expand_paths, write_predictions
+from keras_transfer.delivery.prediction_files import expand_paths
+from keras_transfer.delivery.prediction_output import write_predictions
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.specs import DataSpec, RunSpec
@@ -211,7 +212,12 @@ def test_write_predictions_keeps_every_input_and_counts(
 ):
     files = [*sorted(photos.iterdir())[:9], tmp_path / "gone, really.jpg"]
     output = tmp_path / "deep" / "predictions.csv"
-    summary = write_predictions(predict_files(run, files), output, class_names=run.class_names)
+    summary = write_predictions(
+        lambda remaining: predict_files(run, remaining),
+        files,
+        output,
+        class_names=run.class_names,
+    )
     assert (summary.num_predicted, summary.num_bad) == (9, 1)
     assert tuple(summary.num_by_label) == run.class_names
     with output.open(newline="", encoding="utf-8") as file:
@@ -225,14 +231,3 @@ def test_write_predictions_keeps_every_input_and_counts(
     assert rows[9]["label"] == rows[9]["confidence"] == rows[9][columns[0]] == ""
     assert "no such file" in rows[9]["error"]
     assert [path.name for path in output.parent.iterdir()] == ["predictions.csv"]
-
-
-def test_write_predictions_on_a_full_disk_keeps_the_old_file(
-    run: LoadedRun, tmp_path: Path, full_disk
-):
-    output = tmp_path / "predictions.csv"
-    output.write_text("old")
-    rows = (BadFile(f"{number}.jpg", "no such file") for number in range(1000))
-    with full_disk(), pytest.raises(RunError, match="disk is full"):
-        write_predictions(rows, output, class_names=run.class_names)
-    assert output.read_text() == "old"

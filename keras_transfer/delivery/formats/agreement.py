@@ -66,8 +66,10 @@ def agree(
     if precision in _ROUNDING:
         tolerance = max(_ROUNDING[precision], TOLERANCES[trained_in])
         rows = np.arange(len(labels))
-        is_tie = probabilities.max(axis=1) - probabilities[rows, chosen] <= 2 * tolerance
-        refusal = _refuse_rounding(difference, tolerance, num_other=int((~is_tie).sum()))
+        # A tie, which rounding decides, cannot be a disagreement.
+        is_same = probabilities.max(axis=1) - probabilities[rows, chosen] <= 2 * tolerance
+        num_agreeing = int(is_same.sum())
+        refusal = _refuse_rounding(difference, tolerance, len(labels) - num_agreeing)
     else:
         num_right_before = int((tops == labels).sum())
         refusal = _refuse_quantised(num_right, num_right_before, num_agreeing, len(labels))
@@ -84,7 +86,7 @@ def agree(
     )
 
 
-def _refuse_rounding(difference: float, tolerance: float, *, num_other: int) -> str:
+def _refuse_rounding(difference: float, tolerance: float, num_other: int) -> str:
     if difference > tolerance:
         return f"probabilities differ by {difference:.1e}, more than {tolerance:.0e}"
     return f"{num_other} labels differ that are no ties" if num_other else ""

@@ -1,0 +1,60 @@
+"""What the tests of formats share: one small classifier in every format, and its test pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_transfer.data.reading import read_pixels
+from keras_transfer.delivery.contract import Contract
+from keras_transfer.delivery.formats.making import Job, make_formats
+from keras_transfer.delivery.formats.table import FORMATS, check_libraries
+from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.errors import ExportError
+from keras_transfer.terminal import Silent
+
+
+@pytest.fixture(scope="session")
+def pixels(photos: Path) -> np.ndarray:
+    pictures = read_pixels(sorted(photos.iterdir()), image_size=32, resize="crop", max_megapixels=1)
+    return np.stack([picture.pixels for picture in pictures])
+
+
+@pytest.fixture(scope="session")
+def expected(classifier, pixels: np.ndarray) -> np.ndarray:
+    return predict_pixels(classifier, pixels)
+
+
+@pytest.fixture(scope="session")
+def contract(class_names) -> Contract:
+    return Contract(
+        name="tiny", class_names=class_names, image_size=32, resize="crop", max_megapixels=1
+    )
+
+
+@pytest.fixture(scope="session")
+def made(
+    classifier, contract: Contract, pixels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of all formats; beside it `scratch/plain`, Keras's own export."""
+    try:
+        check_libraries(FORMATS.values())
+    except ExportError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "formats").mkdir()
+    (folder / "scratch").mkdir()
+    contract.write(folder / "formats")
+    classifier.save(folder / "model.keras")
+    np.save(folder / "train.npy", pixels)
+    job = Job(
+        model_file=folder / "model.keras",
+        folder=folder / "formats",
+        class_hash=contract.class_hash,
+        formats=tuple(FORMATS),
+        pictures=folder / "train.npy",
+        scratch=folder / "scratch",
+        plain=True,
+    )
+    assert make_formats(job, narrator=Silent()) == {}
+    return folder / "formats"

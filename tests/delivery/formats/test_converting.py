@@ -1,0 +1,145 @@
+"""A real small backbone from its run folder to files of other formats, compared and proven."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_transfer.config import spec_to_dict
+from keras_transfer.converting import convert_run, read_split
+from keras_transfer.data.audit import audit
+from keras_transfer.data.sources import read_records
+from keras_transfer.data.splits import make_splits, manifest
+from keras_transfer.delivery.contract import Contract
+from keras_transfer.delivery.formats.runtimes import open_runtime
+from keras_transfer.delivery.formats.table import FORMATS, check_libraries
+from keras_transfer.delivery.prediction import load_run
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.errors import DataError, ExportError
+from keras_transfer.models.classifier import build_classifier
+from keras_transfer.shelf import open_store
+from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, RunSpec
+from keras_transfer.terminal import Silent
+from pipelines import arguments, export
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def run(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """What a training of a MobileNet would leave, its weights still random."""
+    try:
+        check_libraries(FORMATS.values())
+    except ExportError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("converted")
+    spec = RunSpec(
+        name="digits",
+        data=DataSpec(path=str(digits_folder), image_size=32),
+        model=ModelSpec(backbone="mobilenet_0.25", weights="none", last_stage="stage3"),
+        cache=CacheSpec(folder=str(folder / "cache")),
+    )
+    records = read_records(spec.data)
+    with open_store(spec, narrator=Silent()) as store:
+        records = audit(records, spec.data, store=store, narrator=Silent()).records
+    names = records.class_names
+    made = RunFolder.create(folder / "run")
+    made.write_json("spec.json", spec_to_dict(spec))
+    made.write_class_names(names)
+    made.write_json("splits.json", manifest(make_splits(records, spec.data, seed=0), records))
+    classifier = build_classifier(spec.model, image_size=32, class_names=names, seed=0)
+    with made.replacing("model.keras") as path:
+        classifier.save(path)
+    return made
+
+
+@pytest.mark.slow
+def test_export_writes_formats_beside_the_export_and_compares_them(run: RunFolder, capsys):
+    words = [str(run.path), "--formats", "litert_float32,openvino_int8,keras", "--compare"]
+    assert export.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "Writing openvino_int8 …" in shown
+    assert "Batches of 1: " in shown
+    folder = run.path / "formats" / "1"
+    content = json.loads((folder / "formats.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in content["formats"]}
+    assert list(rows) == [
+        "model.export",
+        "model.export oneDNN",
+        "SavedModel",
+        "litert_float32",
+        "openvino_int8",
+        "keras",
+    ]
+    for name in ("model.export", "SavedModel", "litert_float32", "keras"):
+        row = rows[name]
+        assert row["refusal"] == ""
+        assert row["agreement"]["label_agreement"] == 1
+        assert row["agreement"]["max_abs_difference"] <= 1e-5
+        assert list(row["latencies"]) == ["1", "8", "32"]
+        assert 0 < row["latencies"]["1"]["p50"] <= row["latencies"]["1"]["p95"]
+        assert row["pictures_per_second"]["32"] > 0
+        assert row["megabytes"] > 0
+    table = (folder / "formats.md").read_text(encoding="utf-8")
+    assert all(f"| {name} " in table for name in rows)
+    run_contract = Contract.of(load_run(run.path).spec, run.read_class_names())
+    runtime = open_runtime(folder / "model_float32.tflite")
+    assert runtime.contract == run_contract
+    pictures = read_split(load_run(run.path), "test", 40)
+    np.testing.assert_allclose(
+        runtime(pictures.pixels), load_run(run.path)(pictures.pixels), rtol=0, atol=1e-5
+    )
+    # Nothing is left of what was refused, and nothing half written.
+    kept = {"contract.json", "class_names.json", "labels.txt", "formats.json", "formats.md"}
+    kept |= {"model_float32.tflite", "model.keras"}
+    if not rows["openvino_int8"]["refusal"]:
+        kept |= {"model_int8.xml", "model_int8.bin"}
+    assert {path.name for path in folder.iterdir()} == kept
+    assert [path.name for path in folder.parent.iterdir()] == ["1"]
+
+
+def test_ranges_come_from_the_training_split_and_pictures_must_be_the_same(
+    run: RunFolder, digits_folder: Path
+):
+    loaded = load_run(run.path)
+    listed = run.read_json("splits.json")["rows"]["train"]
+    shown = read_split(loaded, "train", 64)
+    assert shown.pixels.shape == (64, 32, 32, 3)
+    assert set(shown.digests) <= {entry["digest"] for entry in listed}
+    assert len(set(shown.labels)) > 5
+    victim = digits_folder / listed[0]["path"]
+    before = victim.read_bytes()
+    try:
+        victim.write_bytes((digits_folder / listed[1]["path"]).read_bytes())
+        with pytest.raises(DataError, match="train split changed since the run"):
+            read_split(loaded, "train", 64)
+    finally:
+        victim.write_bytes(before)
+
+
+def test_unknown_formats_and_comparing_nothing_are_refused_before_anything_is_written(
+    run: RunFolder, capsys
+):
+    before = sorted(path.name for path in run.path.iterdir())
+    assert export.main([str(run.path), "--formats", "onxx"]) == arguments.USER_ERROR
+    assert "did you mean 'onnx'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        export.main([str(run.path), "--compare"])
+    assert sorted(path.name for path in run.path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_nothing_appears_where_no_format_agrees(run: RunFolder, tmp_path: Path):
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+    model = load_run(copy).model
+    logits = model.get_layer("logits")
+    logits.set_weights([np.full(w.shape, np.nan, np.float32) for w in logits.get_weights()])
+    model.save(copy / "model.keras")
+    with pytest.raises(ExportError, match="no format could be made that agrees") as failure:
+        convert_run(
+            copy, copy / "export" / "7", [FORMATS["onnx"]], compare=False, narrator=Silent()
+        )
+    assert "no numbers" in failure.value.received
+    assert not (copy / "formats" / "7").exists()

@@ -1,0 +1,145 @@
+"""Predictions asked of runs and of artefacts, by the thousand."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_transfer.config import spec_to_dict
+from keras_transfer.delivery.contract import Contract
+from keras_transfer.delivery.prediction import Prediction, predict_files
+from keras_transfer.delivery.prediction_output import write_predictions
+from keras_transfer.delivery.prediction_targets import identify, open_target
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.delivery.saved_model.export import export_saved_model
+from keras_transfer.delivery.saved_model.network import as_trained
+from keras_transfer.errors import ExportError, RunError
+from keras_transfer.specs import DataSpec, RunSpec
+from pipelines import arguments, predict
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, its SavedModel in export/1 and its .keras file beside a contract in formats/1."""
+    run = RunFolder.create(tmp_path_factory.mktemp("saved_models") / "run")
+    spec = RunSpec(data=DataSpec(image_size=32, resize="pad", max_megapixels=1.0))
+    run.write_json("spec.json", spec_to_dict(spec))
+    run.write_class_names(class_names)
+    with run.replacing("model.keras") as path:
+        classifier.save(path)
+    contract = Contract.of(spec, class_names)
+    export_saved_model(as_trained(classifier), run.path / "export" / "1", contract)
+    (run.path / "formats" / "1").mkdir(parents=True)
+    contract.write(run.path / "formats" / "1")
+    shutil.copy(run.model_file, run.path / "formats" / "1")
+    return run.path
+
+
+def test_runs_and_artefacts_answer_alike(folder: Path, photos: Path):
+    files = sorted(photos.iterdir())
+    run, *others = [
+        list(predict_files(open_target(folder / part), files, batch_size=8))
+        for part in ("", "export/1", "formats/1/model.keras")
+    ]
+    assert all(isinstance(row, Prediction) for row in run)
+    for other in others:
+        assert [row.label for row in other] == [row.label for row in run]
+        for row, truth in zip(other, run, strict=True):
+            np.testing.assert_allclose(row.probabilities, truth.probabilities, atol=1e-5)
+
+
+def test_targets_are_told_apart_by_their_weights_and_their_contract(folder: Path, tmp_path: Path):
+    parts = ("", "export/1", "formats/1/model.keras")
+    before = {part: identify(open_target(folder / part)) for part in parts}
+    assert before[""] == before[parts[2]] != before[parts[1]]
+    copy = Path(shutil.copytree(folder, tmp_path / "moved"))
+    assert {part: identify(open_target(copy / part)) for part in parts} == before
+    terms = copy / "formats" / "1" / "contract.json"
+    terms.write_text(terms.read_text().replace('"pad"', '"crop"'))
+    assert identify(open_target(copy / parts[2])) != before[parts[2]]
+
+
+def test_what_is_no_target_is_refused(folder: Path, tmp_path: Path):
+    for nothing in (tmp_path, tmp_path / "gone", folder / "class_names.json"):
+        with pytest.raises(RunError, match="nothing that can be asked"):
+            open_target(nothing)
+    with pytest.raises(ExportError, match="class list beside the model"):
+        open_target(folder / "model.keras")
+
+
+def test_predict_asks_an_artefact_and_goes_on_after_a_kill(
+    folder: Path, photos: Path, tmp_path: Path, capsys
+):
+    output = tmp_path / "out.csv"
+    words = [str(folder / "export" / "1"), str(photos), "--output", str(output)]
+    assert predict.main(words) == 0
+    whole = output.read_text(encoding="utf-8")
+    assert len(whole.splitlines()) == 37
+    assert predict.main(words) == arguments.USER_ERROR
+    assert "exists already" in capsys.readouterr().err
+    # As a kill leaves it: twelve rows, and half of another.
+    words[-1] = str(tmp_path / "b.csv")
+    target = open_target(folder / "export" / "1")
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(
+            _interrupted,
+            sorted(photos.iterdir()),
+            tmp_path / "b.csv",
+            class_names=target.contract.class_names,
+            target=identify(target),
+        )
+    lines = whole.splitlines(keepends=True)
+    torn = "".join(lines[:13]) + lines[13][:20]
+    (tmp_path / "b.csv.partial").write_text(torn, encoding="utf-8")
+    assert predict.main(words) == arguments.USER_ERROR
+    assert "--resume" in capsys.readouterr().err
+    assert predict.main([*words, "--resume"]) == 0
+    assert "12 rows were there already" in capsys.readouterr().out
+    again = (tmp_path / "b.csv").read_text(encoding="utf-8")
+    # Other batches round their last digits otherwise.
+    assert [row.split(",")[:2] for row in again.splitlines()] == [
+        row.split(",")[:2] for row in whole.splitlines()
+    ]
+
+
+def _interrupted(files: Iterator[Path]) -> Iterator[Prediction]:
+    raise KeyboardInterrupt
+    yield  # makes it a generator
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_files(folder: Path, tmp_path: Path):
+    pytest.importorskip("pyarrow")
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("only Linux tells the resident memory of a process")
+    files = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, file in enumerate(files):
+        Image.fromarray(np.full((16, 16, 3), 60 * number, np.uint8)).save(file)
+    target = open_target(folder / "export" / "1")
+    resident: list[int] = []
+
+    def many() -> Iterator[Path]:
+        for number, file in enumerate(itertools.cycle([*files, tmp_path / "gone.png"])):
+            if number in (2_000, 20_000):
+                line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+                resident.append(int(line.split()[1]))
+            if number == 20_000:
+                return
+            yield file
+
+    summary = write_predictions(
+        lambda paths: predict_files(target, paths),
+        many(),
+        tmp_path / "out.parquet",
+        class_names=target.contract.class_names,
+    )
+    assert (summary.num_predicted, summary.num_bad) == (16_000, 4_000)
+    # 18,000 rows of plain Python objects would be more than this.
+    assert resident[1] - resident[0] < 10_000, resident
