@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
 import struct
@@ -87,6 +88,13 @@ async def exchange(
         return 0, None
 
 
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a connection."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 @dataclass(frozen=True)
 class Live:
     """A server in a process of its own."""
@@ -110,7 +118,7 @@ class Live:
             try:
                 return await exchange(reader, writer, http_request(path, body, method=method))
             finally:
-                writer.close()
+                await hang_up(writer)
 
         return asyncio.run(once())
 
