@@ -88,8 +88,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    words = list(sys.argv[1:] if argv is None else argv)
-    given = vars(_parser().parse_args(words))
+    given = vars(_parser().parse_args(argv))
     run, pictures, seconds = (given.pop(name) for name in ("run", "pictures", "seconds"))
     is_measured = given.pop("measure")
     settings = Settings(folder=find_export_folder(Path(run)), **given)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from keras_transfer.delivery.serving.protocol import RefusedError
 from keras_transfer.delivery.serving.settings import Settings, version_folders
 from keras_transfer.delivery.serving.version import Version
+from keras_transfer.errors import KerasTransferError
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +142,8 @@ class Versions:
             version = Version(number, folder, self._settings, on_batch=self._on_batch)
         except Exception as error:  # Whatever is wrong with it, the version that answers stays.
             self._states[number] = State(END, str(error))
-            _log.error("version %d is refused: %s", number, error, exc_info=error)
+            if not isinstance(error, KerasTransferError):
+                _log.error("version %d does not load", number, exc_info=error)
             self._say(f"Version {number} is refused: {error}")
             return False
         with self._changed:

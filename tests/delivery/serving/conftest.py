@@ -1,0 +1,88 @@
+"""What the server's tests share: a run with an export, a client in process, and live servers."""
+
+import contextlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from http_clients import Live
+
+from keras_transfer.config import spec_to_dict
+from keras_transfer.delivery.contract import Contract
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.delivery.saved_model.export import export_saved_model
+from keras_transfer.delivery.saved_model.network import as_trained
+from keras_transfer.specs import DataSpec, RunSpec
+
+SPEC = RunSpec(name="temples", data=DataSpec(image_size=32, resize="crop", max_megapixels=1.0))
+
+
+@pytest.fixture(scope="session")
+def run_folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run called 'temples' with export/1; tests must leave it as it is."""
+    folder = RunFolder.create(tmp_path_factory.mktemp("serving") / "run")
+    folder.write_json("spec.json", spec_to_dict(SPEC))
+    folder.write_class_names(class_names)
+    with folder.replacing("model.keras") as path:
+        classifier.save(path)
+    export_saved_model(as_trained(classifier), folder.export_folder, Contract.of(SPEC, class_names))
+    return folder.path
+
+
+@pytest.fixture(scope="session")
+def export_another(make_classifier, class_names) -> Callable[[Path, float], None]:
+    """Exports a classifier whose biases are set off, so that its answers tell it from others."""
+
+    def export(folder: Path, offset: float) -> None:
+        model = make_classifier(class_names)
+        bias = model.get_layer("logits").bias
+        bias.assign(bias + [offset, 0.0, 0.0])
+        export_saved_model(as_trained(model), folder, Contract.of(SPEC, class_names))
+
+    return export
+
+
+@contextlib.contextmanager
+def _live(folder: Path, *options: str) -> Iterator[Live]:
+    command = [sys.executable, "-m", "pipelines.serve", str(folder), "--port", "0", *options]
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        try:
+            assert process.stdout is not None
+            port = next(
+                int(match[1])
+                for line in process.stdout
+                if (match := re.search(r"Listening on http://\S+:(\d+)", line))
+            )
+            live = Live(process, port)
+            live.wait_for(lambda: live.ask("/readyz")[0] == 200)
+            yield live
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def live_server() -> Callable[..., AbstractContextManager[Live]]:
+    """`with live_server(folder, *options) as live:`, ready to answer."""
+    return _live
+
+
+@pytest.fixture(scope="session")
+def pictures(photos: Path) -> list[bytes]:
+    """36 pictures of all kinds, encoded."""
+    return [file.read_bytes() for file in sorted(photos.iterdir())]
+
+
+@pytest.fixture(scope="session")
+def probabilities(run_folder: Path, pictures: list[bytes]) -> np.ndarray:
+    """What the SavedModel itself says about them, float32 [36, 3]."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(run_folder / "export" / "1"))
+    answer = loaded.signatures["serving_default"](image_bytes=tf.constant(pictures))
+    return answer["probabilities"].numpy()

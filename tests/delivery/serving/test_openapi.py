@@ -1,0 +1,90 @@
+"""/openapi.json describes the server truly: a tester that knows nothing else finds no fault."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schemathesis
+from http_clients import InProcess, as_base64
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from keras_transfer.delivery.serving import schemas
+from keras_transfer.delivery.serving.settings import Settings
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+]
+
+
+bounded = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def client(run_folder: Path) -> Iterator[InProcess]:
+    with InProcess(Settings(folder=run_folder / "export")) as client:
+        yield client
+
+
+def ask(case: schemathesis.Case, client: InProcess) -> None:
+    if "name" in case.path_parameters:
+        case.path_parameters["name"] = "temples"
+    request = case.as_transport_kwargs(base_url="http://test")
+    known = {"params", "headers", "json"}
+    content = {"content": request["data"]} if request.get("data") is not None else {}
+    content |= {name: value for name, value in request.items() if name in known}
+    response = client.request(request["method"], request["url"], **content)
+    case.validate_response(schemathesis.Response.from_httpx(response, verify=False), checks=CHECKS)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_nothing_contradicts_the_description(client: InProcess, mode: GenerationMode):
+    schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) >= 10
+    for operation in operations:
+        strategy = operation.as_strategy(generation_mode=mode)
+        try:
+            bounded(given(case=strategy)(lambda case: ask(case, client)))()
+        except Unsatisfiable:  # Without parameters and body there is nothing to get wrong.
+            assert mode is GenerationMode.NEGATIVE
+
+
+def test_all_addresses_are_described(client: InProcess):
+    paths = client.get("/openapi.json").json()["paths"]
+    model = "/v1/models/{name}"
+    versions = model + "/versions/{version}"
+    described = {model, versions, f"{model}/metadata", f"{versions}/metadata"}
+    described |= {f"{model}:predict", f"{versions}:predict"}
+    assert described | {"/healthz", "/readyz", "/card", "/metrics"} == set(paths) - {"/"}
+
+
+def test_answers_fit_their_models(client: InProcess, pictures: list[bytes]):
+    schemas.ModelStatus.model_validate(client.get("/v1/models/temples").json(), strict=True)
+    metadata = client.get("/v1/models/temples/metadata").json()
+    schemas.ModelMetadata.model_validate(metadata, strict=True)
+    for key, model in (("instances", schemas.RowAnswer), ("inputs", schemas.ColumnAnswer)):
+        body = {key: [as_base64(pictures[0])]}
+        answer = client.post("/v1/models/temples:predict", json=body).json()
+        model.model_validate(answer, strict=True)
