@@ -24,7 +24,7 @@ from keras_transfer.errors import DataError, ExportError
 from keras_transfer.shelf import open_store
 from keras_transfer.terminal import Narrator
 
-NUM_CALIBRATION: Final = 64
+NUM_RANGES: Final = 64
 """Training pictures that int8 formats take the ranges of their activations from."""
 
 MAX_TEST_PICTURES: Final = 1024
@@ -66,9 +66,7 @@ def convert_run(
     check_libraries(formats)
     run = load_run(run_path)
     narrator.say("Reading the run's test pictures, and training pictures for ranges …")
-    test = read_split(run, "test", MAX_TEST_PICTURES)
-    train = read_split(run, "train", NUM_CALIBRATION)
-    probabilities = _probabilities(run, test, narrator)
+    test, train = read_split(run, "test", MAX_TEST_PICTURES), read_split(run, "train", NUM_RANGES)
     contract = Contract.of(run.spec, run.class_names)
     folder = run.folder.path / "formats" / export_folder.name
     with replacing(folder) as path, tempfile.TemporaryDirectory() as temporary:
@@ -89,14 +87,14 @@ def convert_run(
         failed = make_formats(job, narrator=narrator)
         tried = ways.of_formats(formats, path)
         if compare:
-            others = ways.to_compare_with(run.folder.model_file, export_folder, scratch)
             own = {way.name for way in tried}
-            others = [way for way in others if way.name not in own]
-            tried = [*others, *tried, *ways.in_bfloat16(formats, path)]
+            others = ways.to_compare_with(run.folder.model_file, export_folder, scratch)
+            tried = [way for way in others if way.name not in own] + tried
+            tried += ways.in_bfloat16(formats, path)
         bench = ways.Bench(
             contract=contract,
             pixels_file=scratch / "test.npy",
-            probabilities=probabilities,
+            probabilities=_probabilities(run, test, narrator),
             labels=test.labels,
             trained_in=run.spec.devices.precision,
         )

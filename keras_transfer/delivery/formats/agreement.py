@@ -8,14 +8,15 @@ import numpy as np
 from keras_transfer.delivery.saved_model.parity import TOLERANCES
 from keras_transfer.evaluation.intervals import Interval, wilson
 
-LEAST_AGREEMENT: Final = 0.95
+LEAST_AGREEMENT: Final = 0.9
 """A quantised artefact is refused where this share of equal labels is out of reach (95 %)."""
 
 _ROUNDING: Final = {"float32": TOLERANCES["float32"], "float16": 1e-2}
 """Largest accepted |Δ probability| of formats that are not quantised.
 
-Measured on ResNet50 and MobileNet at 224 px: up to 5e-6 in float32 (oneDNN, XNNPACK, MLAS and
-OpenVINO sum in different orders) and 5e-3 with weights in float16.
+Measured at 224 px: 1.3e-6 (ResNet50) and 5.2e-6 (MobileNet 0.25) in float32, where oneDNN, XNNPACK,
+MLAS and OpenVINO sum in different orders; 2e-4 and 2.5e-2 with weights in float16, so that the
+narrowest of the MobileNets, fine-tuned, is refused.
 """
 _SUM_TOLERANCE: Final = 0.02
 """How far quantised probabilities may sum to something else than 1: they are multiples of 1/256."""
@@ -49,7 +50,7 @@ def agree(
     'float32' and 'float16' are refused where a probability differs by more than rounding does, or a
     label that is no tie. 'dynamic' and 'int8' have no such bound: they are refused where their
     accuracy falls below the 95 % interval of the model's, or where it is certain (95 %) that
-    more than one label in twenty changes.
+    more than one label in ten changes.
 
     Args:
         precision: of the format.

@@ -8,11 +8,11 @@ from keras_transfer.delivery.formats.agreement import agree
 
 @pytest.fixture
 def model() -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of 200 pictures of 4 classes, 90 % of them right, and their classes."""
+    """Probabilities of 200 pictures of 4 classes, 80 % of them right, and their classes."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 4, 200)
     probabilities = np.full((200, 4), 0.05, np.float32)
-    tops = np.where(np.arange(200) < 180, labels, (labels + 1) % 4)
+    tops = np.where(np.arange(200) < 160, labels, (labels + 1) % 4)
     probabilities[np.arange(200), tops] = 0.85
     return probabilities, labels
 
@@ -22,8 +22,8 @@ def test_the_model_itself_agrees_in_every_precision(precision, model):
     found = agree(*model[:1], *model, precision=precision)
     assert found.refusal == ""
     assert (found.label_agreement, found.max_abs_difference) == (1.0, 0.0)
-    assert found.accuracy == 0.9
-    assert found.accuracy_interval[0] < 0.9 < found.accuracy_interval[1]
+    assert found.accuracy == 0.8
+    assert found.accuracy_interval[0] < 0.8 < found.accuracy_interval[1]
 
 
 def test_rounding_is_bounded_by_the_precision_of_the_format_and_of_the_training(model):
@@ -50,11 +50,11 @@ def test_a_quantised_format_may_change_a_few_labels_but_not_many(model):
 def test_labels_that_change_without_loss_of_accuracy_are_refused_too(model):
     probabilities, labels = model
     answers = probabilities.copy()
-    wrong = np.arange(180, 200)
+    wrong = np.arange(160, 200)
     answers[wrong] = np.roll(answers[wrong], 1, axis=1)  # wrong before, wrong or right now
     found = agree(answers, probabilities, labels, precision="dynamic")
-    assert found.accuracy >= 0.9
-    assert "surely less than 95%" in found.refusal
+    assert found.accuracy >= 0.8
+    assert "surely less than 90%" in found.refusal
 
 
 def test_numbers_that_are_none_or_too_few_are_refused(model):
