@@ -99,7 +99,8 @@ def make_card(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         backbone=spec.model.backbone,
         last_stage=spec.model.last_stage or backbone.stage_names[-1],
-        weights=spec.model.weights,
+        # Names alone: where things lie on the trainer's disk is nobody else's business.
+        weights=Path(spec.model.weights).name,
         licence=backbone.imagenet.origin if spec.model.weights == "imagenet" else "",
         class_names=tuple(class_names),
         class_hash=hash_class_names(class_names),
@@ -117,7 +118,7 @@ def make_card(
         per_class=test.to_dict()["per_class"],
         data={
             "source": spec.data.source,
-            "path": spec.data.path or spec.data.name,
+            "path": Path(spec.data.path).name if spec.data.path else spec.data.name,
             **{f"num_{split}": counts[split] for split in ("train", "val", "test")},
         },
         phases=[dataclasses.asdict(phase) for phase in spec.phases],

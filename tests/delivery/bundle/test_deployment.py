@@ -30,7 +30,7 @@ def delivered(classifier, class_names, photos: Path, tmp_path_factory) -> Path:
     pictures = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
     probabilities = predict_pixels(classifier, np.stack([p.pixels for p in pictures]))
     labels = np.arange(len(files)) % 2
-    spec = override(RunSpec(), {"name": NAME, "data.image_size": 32, "data.path": "my_photos"})
+    spec = override(RunSpec(), {"name": NAME, "data.image_size": 32, "data.path": "secret/my_photos"})
     test = evaluate(labels, probabilities, class_names)
     card = make_card(spec, classifier, class_names, test, {"train": 5, "val": 6, "test": 36})
     folder = tmp_path_factory.mktemp("delivered") / "export"
@@ -91,6 +91,7 @@ def test_clients_are_programs(delivered: Path):
 def test_the_card_says_what_was_measured(delivered: Path, classifier, class_names):
     content = json.loads((delivered / "2" / CARD_FILE).read_text())
     assert (content["version"], content["num_test"], content["data"]["num_val"]) == (2, 36, 6)
+    assert content["data"]["path"] == "my_photos"
     assert content["class_hash"] == hash_class_names(class_names)
     assert content["weights_hash"] == hash_weights(classifier)
     assert Card.read(delivered / "2").accuracy == content["accuracy"]
