@@ -9,7 +9,7 @@ VERBS = {
     "evaluate": "judge a run on its own test split or on other pictures",
     "predict": "classify files and folders with a run",
     "explain": "show where a run sees the classes in pictures",
-    "export": "write a run's model as a SavedModel again",
+    "export": "write a run as a SavedModel again, and in other formats",
     "serve": "answer pictures over HTTP, as TensorFlow Serving does",
     "probe": "tell what pretrained weights are worth with few labels",
     "cache": "list, check or remove what earlier runs computed and kept",

@@ -30,7 +30,9 @@ def delivered(classifier, class_names, photos: Path, tmp_path_factory) -> Path:
     pictures = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
     probabilities = predict_pixels(classifier, np.stack([p.pixels for p in pictures]))
     labels = np.arange(len(files)) % 2
-    spec = override(RunSpec(), {"name": NAME, "data.image_size": 32, "data.path": "secret/my_photos"})
+    spec = override(
+        RunSpec(), {"name": NAME, "data.image_size": 32, "data.path": "secret/my_photos"}
+    )
     test = evaluate(labels, probabilities, class_names)
     card = make_card(spec, classifier, class_names, test, {"train": 5, "val": 6, "test": 36})
     folder = tmp_path_factory.mktemp("delivered") / "export"
