@@ -79,7 +79,9 @@ def child() -> Callable[..., subprocess.Popen[str]]:
 
     def start(program: str, folder: Path) -> subprocess.Popen[str]:
         preamble = """
-            import hashlib, os, sys, time
+            import hashlib, os, signal, sys, time
+            # A shell's background jobs start deaf to Ctrl-C, and so do their children.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             from pathlib import Path
             import numpy as np
             from keras_transfer.features.entry import Recipe
