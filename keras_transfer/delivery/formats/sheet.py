@@ -58,13 +58,16 @@ def sheet(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Sheet:
     """The table for a terminal of 80 columns; the files have more."""
     timed = any(row.latencies for row in rows)
     sizes = (BATCH_SIZES[0], BATCH_SIZES[-1])
-    header = ["format", "MB", "agree", "|Δp|", "accuracy"]
+    header = ["format", "MB", "agree", "accuracy"]
     if timed:
         header += [*(f"ms of {size}" for size in sizes), "img/s"]
     cells = [
         _folded(_cells(row, sizes if timed else ()), refused=bool(row.refusal)) for row in rows
     ]
-    legend = "Labels that agree and accuracy in %; milliseconds: median, 95th percentile below."
+    legend = (
+        "Labels that agree in %, largest |Δp| below; accuracy in %, its 95 % interval below; "
+        "milliseconds: median, 95th percentile below."
+    )
     return Sheet(title, header, cells, " ".join([legend, *notes] if timed else notes))
 
 
@@ -118,8 +121,11 @@ def _cells(row: Row, sizes: Sequence[int]) -> list[str]:
 
 def _folded(cells: list[str], *, refused: bool) -> list[str]:
     """The same with what is less important on a line of its own."""
-    name, *figures = (cell.replace(" (", "\n").replace(" / ", "\n").rstrip(")") for cell in cells)
-    return [f"{name}\nrefused" if refused else name, *figures]
+    name, size, agree, difference, *figures = (
+        cell.replace(" (", "\n").replace(" / ", "\n").rstrip(")") for cell in cells
+    )
+    name = name.replace(" ", "\n")
+    return [f"{name}\nrefused" if refused else name, size, f"{agree}\n{difference}", *figures]
 
 
 def _markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
