@@ -12,7 +12,7 @@ from keras_transfer.answers import known_answers
 from keras_transfer.data.audit import pixels_recipe
 from keras_transfer.data.reading import Picture, read_pixels
 from keras_transfer.data.sources import read_records
-from keras_transfer.delivery.atomic import replacing
+from keras_transfer.delivery.atomic import discard_partials, replacing
 from keras_transfer.delivery.contract import Contract
 from keras_transfer.delivery.formats import ways
 from keras_transfer.delivery.formats.making import Job, files_of, make_formats
@@ -69,6 +69,8 @@ def convert_run(
     test, train = read_split(run, "test", MAX_TEST_PICTURES), read_split(run, "train", NUM_RANGES)
     contract = Contract.of(run.spec, run.class_names)
     folder = run.folder.path / "formats" / export_folder.name
+    # What a killed conversion left half written.
+    discard_partials(folder.parent)
     with replacing(folder) as path, tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         path.mkdir()
@@ -101,7 +103,7 @@ def convert_run(
         narrator.say(f"Asking each format about {len(test.labels):,} test pictures …")
         rows = ways.try_all(tried, bench, failed=failed, timed=compare, narrator=narrator)
         _drop_refused(rows, formats, path)
-        notes = ways.notes(timed=compare)
+        notes = ways.notes([row.name for row in rows], timed=compare)
         write_sheet(rows, path, num_threads=num_processors(), notes=notes)
     return folder, rows
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -74,7 +75,9 @@ def run_verb(verb: Callable[[], None]) -> int:
 
 def scratch_log() -> Path:
     """Where TensorFlow's chatter goes when there is no run folder to write to."""
-    return Path(tempfile.gettempdir()) / "keras_transfer.log"
+    # One for each user of a machine: nobody may write to another's.
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"keras_transfer-{user}.log"
 
 
 def main_of(parse_and_run: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:

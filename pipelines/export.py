@@ -71,7 +71,11 @@ def _convert(arguments: argparse.Namespace, export_folder: Path, terminal: "Term
         compare=arguments.compare,
         narrator=terminal,
     )
-    shown = sheet(rows, f"Formats of {arguments.run}", notes(timed=arguments.compare))
+    shown = sheet(
+        rows,
+        f"Formats of {arguments.run}",
+        notes([row.name for row in rows], timed=arguments.compare),
+    )
     terminal.table(shown.title, shown.header, shown.rows, caption=shown.caption)
     for row in rows:
         if row.refusal:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_transfer.errors import ExportError, RunError
+from keras_transfer.errors import ExportError, KerasTransferError, RunError
 from keras_transfer.labels import hash_class_names
 
 
@@ -67,6 +67,8 @@ def read_label_files(folder: Path) -> tuple[str, ...]:
         content = json.loads((folder / "class_names.json").read_text(encoding="utf-8"))
         names = verify_class_names(content, where=str(folder / "class_names.json"))
         reason = "" if list(names) == labels else "labels.txt differs from class_names.json"
+    except KerasTransferError as error:
+        reason = error.what
     except (OSError, ValueError) as error:
         reason = str(error)
     if reason:
@@ -74,6 +76,6 @@ def read_label_files(folder: Path) -> tuple[str, ...]:
             f"the class list beside the model in {folder} is not as it was written",
             expected="labels.txt and class_names.json with the same names and their hash",
             received=reason,
-            fix="export again",
+            fix="restore the files, or export again",
         )
     return names

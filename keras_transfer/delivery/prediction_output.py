@@ -136,7 +136,8 @@ def _identify(partial: Path, identity: dict[str, Any]) -> None:
             f"{partial} was begun with another {' and other '.join(changed)}",
             expected=_shorten(before, changed),
             received=_shorten(identity, changed),
-            fix=f"resume with the same target, or remove {partial} to begin anew",
+            fix=f"resume with the target that {file} names by its hash, or remove {partial} to "
+            "begin anew",
         )
 
 

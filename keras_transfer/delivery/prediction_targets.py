@@ -31,6 +31,13 @@ def open_target(path: str | Path) -> LoadedRun | Runtime:
             received=_what_is_there(path),
             fix="give the folder that `train` wrote, or what `export` made of it",
         )
+    if (path.parent / "spec.json").is_file():
+        raise RunError(
+            f"{path} has no contract beside it",
+            expected="a run folder, or an artefact that `export` wrote",
+            received=f"a file of the run in {path.parent}",
+            fix=f"give {path.parent}",
+        )
     return open_runtime(path)
 
 

@@ -1,6 +1,6 @@
 """All ways to get an answer that one comparison tries, each in a process of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,11 +126,12 @@ def try_all(
     return list(rows.values())
 
 
-def notes(*, timed: bool) -> list[str]:
-    """What a reader of the table has to know."""
+def notes(names: Iterable[str], *, timed: bool) -> list[str]:
+    """What a reader of the table has to know; `names` are those of its rows."""
     said = [
-        "Every format answered the test pictures in a process of its own, without Keras and this "
-        "package; agreement and |Δp| are with the model's own answers."
+        "Every format answered the test pictures in a process of its own, without this package "
+        "and, but for the keras file, without Keras; agreement and |Δp| are with the model's own "
+        "answers."
     ]
     if timed:
         said.append(
@@ -139,6 +140,7 @@ def notes(*, timed: bool) -> list[str]:
             f"{PLAIN} is Keras's own and takes float pixels; it runs without oneDNN, as TensorFlow "
             "decides on processors without AVX-512 VNNI. SavedModel is serving_resized."
         )
+    if timed and any(name.startswith("openvino") for name in names):
         said.append(
             "OpenVINO computes in float32"
             + (

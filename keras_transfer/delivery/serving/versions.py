@@ -141,7 +141,11 @@ class Versions:
         try:
             version = Version(number, folder, self._settings, on_batch=self._on_batch)
         except Exception as error:  # Whatever is wrong with it, the version that answers stays.
-            self._states[number] = State(END, str(error))
+            # Anybody may ask for the state: paths and contents of files are for the log.
+            kind = type(error).__name__
+            self._states[number] = State(
+                END, f"{kind}: cannot be loaded; the server's log says why"
+            )
             if not isinstance(error, KerasTransferError):
                 _log.error("version %d does not load", number, exc_info=error)
             self._say(f"Version {number} is refused: {error}")

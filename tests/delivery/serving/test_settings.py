@@ -1,0 +1,25 @@
+"""What a server may not be told."""
+
+from pathlib import Path
+
+import pytest
+
+from keras_transfer.delivery.serving.settings import Settings
+from keras_transfer.errors import SpecError
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "a/b"),
+        ("name", "a b"),
+        ("max_body_megabytes", -5.0),
+        ("max_megapixels", 0.0),
+        ("request_seconds", float("nan")),
+        ("poll_seconds", -1.0),
+        ("max_wait_ms", -1.0),
+    ],
+)
+def test_settings_refuse_what_no_server_can_do(field, value):
+    with pytest.raises(SpecError, match=field.replace("_", ".")):
+        Settings(folder=Path("export"), **{field: value})
