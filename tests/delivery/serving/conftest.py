@@ -30,7 +30,8 @@ def run_folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory
     folder.write_class_names(class_names)
     with folder.replacing("model.keras") as path:
         classifier.save(path)
-    export_saved_model(as_trained(classifier), folder.export_folder, Contract.of(SPEC, class_names))
+    version = folder.export_folder / "1"
+    export_saved_model(as_trained(classifier), version, Contract.of(SPEC, class_names))
     return folder.path
 
 
