@@ -17,7 +17,7 @@ from keras_transfer.delivery.prediction_targets import identify, open_target
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.saved_model.export import export_saved_model
 from keras_transfer.delivery.saved_model.network import as_trained
-from keras_transfer.errors import ExportError, RunError
+from keras_transfer.errors import RunError
 from keras_transfer.specs import DataSpec, RunSpec
 from pipelines import arguments, predict
 
@@ -69,7 +69,7 @@ def test_what_is_no_target_is_refused(folder: Path, tmp_path: Path):
     for nothing in (tmp_path, tmp_path / "gone", folder / "class_names.json"):
         with pytest.raises(RunError, match="nothing that can be asked"):
             open_target(nothing)
-    with pytest.raises(ExportError, match="class list beside the model"):
+    with pytest.raises(RunError, match="has no contract beside it"):
         open_target(folder / "model.keras")
 
 
