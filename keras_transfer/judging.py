@@ -12,7 +12,8 @@ from keras_transfer.data.audit import audit, pixels_recipe
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.delivery.card import make_card
-from keras_transfer.delivery.delivering import deliver, next_version
+from keras_transfer.delivery.delivering import deliver
+from keras_transfer.delivery.numbering import next_version
 from keras_transfer.delivery.prediction import LoadedRun, labels_in_order, load_run
 from keras_transfer.delivery.saved_model.proof import Proof
 from keras_transfer.errors import DataError

@@ -16,13 +16,13 @@ import keras
 import numpy as np
 
 from keras_transfer.backbones.registry import get_backbone
+from keras_transfer.delivery.contract import CARD_FILE
 from keras_transfer.delivery.environment import describe_environment
 from keras_transfer.evaluation.metrics import Evaluation
 from keras_transfer.labels import hash_class_names
 from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import RunSpec
 
-CARD_FILE: Final = "card.json"
 FEW_PICTURES: Final = 20
 """Test pictures of a class below which its figures say little."""
 

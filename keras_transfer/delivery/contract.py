@@ -18,6 +18,8 @@ from keras_transfer.labels import hash_class_names
 from keras_transfer.specs import RunSpec
 
 FILE_NAME: Final = "contract.json"
+CARD_FILE: Final = "card.json"
+"""The model's card, beside the contract; see `card.Card`."""
 _NOT_IN_URLS: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
 

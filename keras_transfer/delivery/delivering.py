@@ -43,9 +43,3 @@ def deliver(
     )
     write_bundle(version_folder, proof)
     return proof
-
-
-def next_version(export_folder: Path) -> Path:
-    """The folder of the next version: one more than the highest that is there."""
-    versions = [int(path.name) for path in export_folder.glob("*") if path.name.isdecimal()]
-    return export_folder / str(max(versions, default=0) + 1)

@@ -29,8 +29,8 @@ from PIL import Image
 
 from keras_transfer.config import load_spec
 from keras_transfer.data.sources import read_records
+from keras_transfer.delivery.numbering import version_folders
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.serving.settings import version_folders
 from keras_transfer.errors import DataError, RunError
 
 NUM_CLIENTS: Final = 32

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from keras_transfer.delivery.numbering import version_folders
 from keras_transfer.errors import ExportError, SpecError
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
@@ -63,16 +64,6 @@ def _out_of_range(field: str, value: float, expected: str) -> SpecError:
         received=f"{value:g}",
         fix="leave it out for the default",
     )
-
-
-def version_folders(folder: Path) -> dict[int, Path]:
-    """The versions in a folder by number; whatever is no plain number is none."""
-    found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        # 'isdecimal' accepts other alphabets' digits, and '007' would be a second name for '7'.
-        if path.name.isascii() and path.name.isdecimal() and str(int(path.name)) == path.name:
-            found[int(path.name)] = path
-    return found
 
 
 def find_export_folder(given: Path) -> Path:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
-from keras_transfer.delivery.contract import Contract
+from keras_transfer.delivery.contract import CARD_FILE, Contract
 from keras_transfer.delivery.saved_model.export import MODEL_FILE
 from keras_transfer.delivery.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
 from keras_transfer.delivery.serving.batching import Batcher, batch_sizes
@@ -21,7 +21,6 @@ from keras_transfer.errors import ExportError
 Rows = dict[str, np.ndarray]
 """One picture's outputs of `serving_resized` by name."""
 
-CARD_FILE: Final = "card.json"
 _EXPLAINED_AT_ONCE: Final = 8
 """Pictures in one call of `serving_explain`, whose gradients take memory."""
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from keras_transfer.delivery.numbering import version_folders
 from keras_transfer.delivery.serving.protocol import RefusedError
-from keras_transfer.delivery.serving.settings import Settings, version_folders
+from keras_transfer.delivery.serving.settings import Settings
 from keras_transfer.delivery.serving.version import Version
 from keras_transfer.errors import KerasTransferError
 
