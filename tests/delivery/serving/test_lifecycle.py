@@ -41,6 +41,11 @@ class Load:
         self._is_over = True
         self._thread.join()
 
+    def wait_until_hung_up(self) -> None:
+        """Wait until every client has lost its connection, which is how it ends by itself."""
+        self._thread.join(timeout=30)
+        assert not self._thread.is_alive()
+
     async def _run(self) -> None:
         await asyncio.gather(*(self._ask(number) for number in range(self._num_clients)))
 
@@ -168,6 +173,7 @@ def test_a_killed_server_loses_requests_under_way_alone_and_starts_again(
         while len(load.answers) < 50:
             time.sleep(0.05)
         live.process.kill()
+        load.wait_until_hung_up()
     lost = [status for _, status, _ in load.answers if status != 200]
     assert lost == [0] * 6  # One a client.
     check(load)
