@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import numpy as np
+import numpy as np  # noqa: E402
 
 NUM_TRAIN, NUM_VAL = 90, 37
 """Neither is a multiple of a batch."""
