@@ -27,7 +27,7 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
         DataError, SpecError, WeightsError: what the run itself would raise that early.
     """
     devices = set_up(spec.devices, seed=spec.seed)
-    devices.check_batch_size(spec.training.batch_size)
+    devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
     terminal.say(devices.describe(spec.training.batch_size))
     records = read_records(spec.data)
     terminal.say(f"{len(records.items):,} files of {len(records.class_names)} classes.")

@@ -161,6 +161,12 @@ class DeviceSpec:
         "Keras's global dtype policy; 'auto' is bfloat16 on TPUs, half precision on GPUs with "
         "units for it, else float32; logits are always float32",
     )
+    batch_size: int | None = option(
+        None,
+        "pictures in memory at once, over all devices: where it is less than training.batch_size, "
+        "gradients are gathered (none = all, and fewer once memory runs out)",
+        low=1,
+    )
     hosts: int = option(
         1,
         "processes of this machine that train together, as hosts of a cluster would (JAX; there "

@@ -57,36 +57,41 @@ class SplitData:
         """Optimizer steps in an epoch."""
         return steps_per_epoch(len(self.splits.train), self.spec.training.batch_size)
 
-    @property
-    def batching(self) -> Batching:
+    def batching(self, num_parts: int) -> Batching:
         """Batches of the spec's size, shared among the devices there are."""
         devices = current()
         return Batching(
             size=self.spec.training.batch_size,
+            num_parts=num_parts,
             num_devices=devices.num_devices,
             host=devices.host,
             num_hosts=devices.num_hosts,
         )
 
-    def training(self, first_epoch: int, last_epoch: int) -> Any:
-        """Batches of these epochs."""
+    @property
+    def batch_size(self) -> int:
+        """Pictures of an optimizer step."""
+        return self.spec.training.batch_size
+
+    def training(self, epochs: range, num_parts: int = 1) -> Any:
+        """Batches of these epochs, each in so many parts."""
         training = self.spec.training
         return training_dataset(
             self.examples,
             self.splits.train,
             self.inputs,
             num_views=self.num_views,
-            batching=self.batching,
+            batching=self.batching(num_parts),
             seed=self.spec.seed,
-            epochs=range(first_epoch, last_epoch),
+            epochs=epochs,
             sampling=training.sampling,
             class_weights=training.class_weights,
         )
 
-    def validation(self) -> Any:
-        """Plain batches of the validation split."""
+    def validation(self, num_parts: int = 1) -> Any:
+        """Plain batches of the validation split, each in so many parts."""
         return evaluation_dataset(
-            self.examples, self.splits.val, self.inputs, batching=self.batching
+            self.examples, self.splits.val, self.inputs, batching=self.batching(num_parts)
         )
 
     def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:

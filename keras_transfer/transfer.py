@@ -73,13 +73,18 @@ class Result:
 
 
 def run_transfer(
-    spec: RunSpec, run: RunFolder | None = None, *, narrator: Narrator | None = None
+    spec: RunSpec,
+    run: RunFolder | None = None,
+    *,
+    narrator: Narrator | None = None,
+    profile: bool = False,
 ) -> Result:
     """The main job: train, judge, export and prove, into a run folder.
 
     Args:
         run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
         narrator: who is told of decisions and progress; by default the terminal.
+        profile: whether to trace some steps of every phase for TensorBoard, into profile/.
 
     Raises:
         DataError, SpecError, WeightsError: the input cannot be used as it is.
@@ -89,14 +94,14 @@ def run_transfer(
     narrator = narrator or Terminal()
     run = run or start_run(spec)
     with vacated_on_refusal(run):
-        return _run(spec, run, narrator)
+        return _run(spec, run, narrator, profile=profile)
 
 
-def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
+def _run(spec: RunSpec, run: RunFolder, narrator: Narrator, *, profile: bool) -> Result:
     _check_single(spec)
     started = time.perf_counter()
     devices = set_up(spec.devices, seed=spec.seed)
-    devices.check_batch_size(spec.training.batch_size)
+    devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
     narrator.say(f"Run folder: {run.path}")
     narrator.say(devices.describe(spec.training.batch_size))
     records = read_records(spec.data)
@@ -109,7 +114,7 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
         writer = run if devices.host == 0 else None
         data = load_data(settled, records, store=store, narrator=narrator, run=writer)
         supply = Supply(settled, data.source, data.splits, store=store, narrator=narrator)
-        outcomes = fit_phases(classifier, supply, narrator=narrator, run=run)
+        outcomes = fit_phases(classifier, supply, narrator=narrator, run=run, profile=profile)
         probabilities = supply.predict(classifier, data.splits.test)
         test = judge(data, probabilities, seed=spec.seed)
         proof = None

@@ -15,10 +15,12 @@ import numpy as np
 class Batching:
     """How rows become batches: `size` examples over all devices, of which a host reads its share.
 
-    The hosts are numbered from 0; host h has the h-th of `num_hosts` equal parts of every batch.
+    The hosts are numbered from 0; host h has the h-th of `num_hosts` equal shares of every batch.
+    A batch may be read in `num_parts` equal parts, one after another, where memory is short.
     """
 
     size: int
+    num_parts: int = 1
     num_devices: int = 1
     host: int = 0
     num_hosts: int = 1
@@ -27,7 +29,8 @@ class Batching:
         """The same for so few rows that they do not fill a batch: no larger than all need."""
         if num_rows >= self.size:
             return self
-        return replace(self, size=self.num_devices * math.ceil(num_rows / self.num_devices))
+        unit = self.num_devices * self.num_parts
+        return replace(self, size=unit * math.ceil(num_rows / unit))
 
     def fill(self, rows: np.ndarray) -> np.ndarray:
         """Places in `rows` [N, …], N > 0, that make whole batches: int64 [steps, size].
@@ -48,8 +51,8 @@ class Batching:
 
     @property
     def local_size(self) -> int:
-        """Examples of every batch that this host reads."""
-        return self.size // self.num_hosts
+        """Examples that this host reads at a time."""
+        return self.size // self.num_hosts // self.num_parts
 
 
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:

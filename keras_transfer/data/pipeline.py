@@ -141,7 +141,7 @@ def training_dataset(
         return slices.batch(batching.local_size, drop_remainder=True)
 
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(dataset_of)
-    num_batches = len(epochs) * steps_per_epoch(len(rows), batching.size)
+    num_batches = len(epochs) * steps_per_epoch(len(rows), batching.size) * batching.num_parts
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
     return _load(dataset, examples, inputs)
 

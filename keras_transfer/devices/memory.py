@@ -3,12 +3,15 @@
 import contextlib
 from collections.abc import Iterator
 
+from keras_transfer.errors import OutOfMemoryError
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how Python, TensorFlow or JAX say that memory ran out."""
     import tensorflow as tf
 
-    if isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
+    kinds = MemoryError, OutOfMemoryError, tf.errors.ResourceExhaustedError
+    if isinstance(error, kinds):
         return True
     # By name: JAX need not be installed, and has called its errors by both names.
     is_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")

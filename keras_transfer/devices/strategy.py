@@ -50,8 +50,11 @@ class Devices:
             text += f"; of every batch of {batch_size} each has {share} ({self.strategy})"
         return text + "."
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raises SpecError where a batch cannot be shared equally."""
+    def check_batch_size(self, batch_size: int, at_once: int | None = None) -> None:
+        """Raises SpecError where a batch cannot be shared equally, or not be taken in parts.
+
+        `at_once` is `devices.batch_size`.
+        """
         if batch_size % self.num_devices:
             fitting = batch_size - batch_size % self.num_devices or self.num_devices
             raise SpecError(
@@ -61,6 +64,37 @@ class Devices:
                 fix=f"set training.batch_size={fitting} or "
                 f"{fitting + self.num_devices}, or devices.strategy=cpu",
             )
+        if at_once and (batch_size % at_once or at_once % self.num_devices):
+            raise SpecError(
+                "devices.batch_size does not make whole parts of a batch",
+                expected=f"a divisor of training.batch_size={batch_size}"
+                + (f" that {self.num_devices} devices can share" if self.num_devices > 1 else ""),
+                received=f"{at_once}",
+                fix=f"set devices.batch_size={largest_part(batch_size, self.num_devices, at_once)}",
+            )
+        if at_once and at_once < batch_size:
+            self.check_gathers()
+
+    def check_gathers(self) -> None:
+        """Raises SpecError where gradients of several parts of a batch cannot be gathered."""
+        if self.strategy == "mirrored":
+            raise SpecError(
+                "mirrored devices cannot take a batch in parts",
+                expected="a training.batch_size that fits into memory as a whole",
+                received="too little memory, or devices.batch_size below training.batch_size",
+                fix="lower training.batch_size, or start with KERAS_BACKEND=jax",
+            )
+
+
+def largest_part(batch_size: int, num_devices: int, limit: int) -> int:
+    """The largest divisor of a batch size that devices can share and that is at most `limit`.
+
+    0 where there is none.
+    """
+    return max(
+        (part for part in range(num_devices, limit + 1, num_devices) if batch_size % part == 0),
+        default=0,
+    )
 
 
 _current = Devices("tensorflow", "cpu", 1, SINGLE, "float32")

@@ -36,7 +36,7 @@ def needs_launching(spec: RunSpec) -> bool:
     return spec.devices.hosts > 1 or given_host()[1] > 1
 
 
-def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator) -> None:
+def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator, profile: bool = False) -> None:
     """Start the hosts of a run that are to be started here, and mind them until they have ended.
 
     What host 0 says goes to the terminal, what the others say into the run folder.
@@ -68,6 +68,7 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator) -> None:
                 on_terminal=host == 0,
                 folder=str(run.path),
                 parent=os.getpid(),
+                profile=profile and host == 0,
             )
             held.callback(child.stop)
             children[host] = child
@@ -79,14 +80,15 @@ def log_of(run: RunFolder, host: int) -> Path:
     return run.log_file if host == 0 else run.path / f"host-{host}.log"
 
 
-def play_host(folder: str, parent: int) -> None:
+def play_host(folder: str, parent: int, profile: bool) -> None:
     """What a started process does: its part of the run in a folder, while its parent lives."""
     end_with_parent(parent)
     run = RunFolder(Path(folder))
     spec, host = load_spec(run.spec_file), given_host()[0]
     terminal = Terminal()
     try:
-        result = run_transfer(spec, run, narrator=Silent() if host else terminal)
+        narrator = Silent() if host else terminal
+        result = run_transfer(spec, run, narrator=narrator, profile=profile)
     except KerasTransferError:
         raise
     except Exception as error:
