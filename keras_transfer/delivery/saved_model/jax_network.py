@@ -80,7 +80,7 @@ def _graph(
 @contextlib.contextmanager
 def _without_source_files() -> Iterator[None]:
     """Write programs that do not name the files of whoever wrote them, line by line."""
-    before = jax.config.read("jax_traceback_in_locations_limit")
+    before = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
         yield
