@@ -21,7 +21,7 @@ from keras_transfer.data.pipeline import (
 )
 from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.features.extraction import Tally, extract
+from keras_transfer.features.extraction import Crew, Tally, alone, extract
 from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
 from keras_transfer.models.classifier import Classifier
@@ -104,7 +104,8 @@ class Supply:
     """Hands every phase its inputs; one pass over the pictures serves as many phases as it can.
 
     `tallies` has an entry for every such pass. `pool` has the rows of this run and its siblings
-    in a study: what no training has touched yet is stored for all of them at once.
+    in a study: what no training has touched yet is stored for all of them at once. `crew`
+    computes what is not stored yet.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class Supply:
         store: Store,
         narrator: Narrator,
         pool: Pool | None = None,
+        crew: Crew = alone,
     ):
         self._pool = pool or Pool.of(splits)
+        self._crew = crew
         self.spec, self.source, self.splits = spec, source, splits
         self.tallies: list[Tally] = []
         self._store, self._narrator = store, narrator
@@ -168,6 +171,7 @@ class Supply:
             cache=self.spec.cache,
             store=self._store,
             narrator=self._narrator,
+            crew=self._crew,
         )
         self.tallies.append(tally)
         self._narrator.say(tally.describe())
