@@ -23,7 +23,7 @@ from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.prediction import predict_pixels
 from keras_transfer.devices.hosts import share_from_first, share_out
 from keras_transfer.devices.strategy import current, undistributed
-from keras_transfer.features.extraction import Tally
+from keras_transfer.features.extraction import Crew, Tally, alone
 from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
 from keras_transfer.features.together import extract_together
@@ -127,7 +127,8 @@ class Supply:
     """Hands every phase its inputs; one pass over the pictures serves as many phases as it can.
 
     `tallies` has an entry for every such pass. `pool` has the rows of this run and its siblings
-    in a study: what no training has touched yet is stored for all of them at once.
+    in a study: what no training has touched yet is stored for all of them at once. `crew`
+    computes what is not stored yet.
     """
 
     def __init__(
@@ -139,8 +140,10 @@ class Supply:
         store: Store,
         narrator: Narrator,
         pool: Pool | None = None,
+        crew: Crew = alone,
     ):
         self._pool = pool or Pool.of(splits)
+        self._crew = crew
         self.spec, self.source, self.splits = spec, source, splits
         self.tallies: list[Tally] = []
         self._store, self._narrator = store, narrator
@@ -191,6 +194,7 @@ class Supply:
             cache=self.spec.cache,
             store=self._store,
             narrator=self._narrator,
+            crew=self._crew,
         )
         self.tallies.append(tally)
         self._narrator.say(tally.describe())

@@ -6,6 +6,7 @@ import sys
 VERBS = {
     "train": "train a classifier, judge it and export it",
     "tune": "search for better values of a spec's fields",
+    "extract": "store what frozen layers make of the pictures, by many processes",
     "evaluate": "judge a run on its own test split or on other pictures",
     "predict": "classify files and folders with a run",
     "explain": "show where a run sees the classes in pictures",

@@ -3,10 +3,13 @@
 python -m pipelines.predict saved_models/flowers photo.jpg more_photos/ --output predictions.csv
 python -m pipelines.predict saved_models/flowers/formats/1/model.onnx photos/ --output all.parquet
 find / -name '*.jpg' | python -m pipelines.predict saved_models/flowers - --output all.csv
+python -m pipelines.predict saved_models/flowers photos/ --output predictions.csv --workers 4
 """
 
+import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +20,9 @@ from pipelines.arguments import main_of, make_parser, positive, scratch_log
 if TYPE_CHECKING:
     import numpy as np
 
-    from keras_transfer.delivery.prediction import LoadedRun
+    from keras_transfer.delivery.prediction import LoadedRun, Target
     from keras_transfer.delivery.prediction_output import PredictionSummary
+    from keras_transfer.delivery.prediction_rows import Row
     from keras_transfer.terminal import Terminal
 
 
@@ -37,10 +41,17 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on behind the rows of a killed process"
     )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes of a Ray cluster: the one that RAY_ADDRESS names, or one of this machine "
+        "(default: this process)",
+    )
     arguments = parser.parse_args(argv)
     check_vacant(Path(arguments.output))
     with chatter_to(scratch_log()):
-        from keras_transfer.delivery.prediction import LoadedRun, predict_files
+        from keras_transfer.delivery.prediction import LoadedRun
         from keras_transfer.delivery.prediction_files import expand_paths
         from keras_transfer.delivery.prediction_output import write_predictions
         from keras_transfer.delivery.prediction_targets import identify, open_target
@@ -50,19 +61,45 @@ def _run(argv: Sequence[str] | None) -> None:
         files = expand_paths(arguments.paths, sys.stdin)
         target = open_target(arguments.target)
         known = _known(target, terminal) if isinstance(target, LoadedRun) else {}
+        identity = identify(target)
+        answer = _answerer(arguments, target, identity, known, terminal)
         with terminal.counting("predicting") as count:
             summary = write_predictions(
-                lambda remaining: terminal.counted(
-                    predict_files(target, remaining, known=known, batch_size=arguments.batch_size),
-                    count,
-                ),
+                lambda remaining: terminal.counted(answer(remaining), count),
                 files,
                 Path(arguments.output),
                 class_names=target.contract.class_names,
-                target=identify(target),
+                target=identity,
                 resume=arguments.resume,
             )
         _show(summary, arguments.output, terminal)
+
+
+def _answerer(
+    arguments: argparse.Namespace,
+    target: "Target",
+    identity: str,
+    known: "dict[str, np.ndarray]",
+    terminal: "Terminal",
+) -> "Callable[[Iterator[Path]], Iterator[Row]]":
+    """From files to their rows, in this process or by many."""
+    from keras_transfer.delivery.prediction import predict_files
+
+    if not arguments.workers:
+        return functools.partial(
+            predict_files, target, known=known, batch_size=arguments.batch_size
+        )
+    from keras_transfer.methods.scale.predicting import predict_with_workers
+
+    return functools.partial(
+        predict_with_workers,
+        arguments.target,
+        identity=identity,
+        known=known,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.workers,
+        narrator=terminal,
+    )
 
 
 def _known(run: "LoadedRun", terminal: "Terminal") -> "dict[str, np.ndarray]":

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from keras_transfer.devices.hosts import meet, share_from_first, wait_for_all
-from keras_transfer.features.extraction import Tally, extract
+from keras_transfer.features.extraction import Crew, Tally, alone, extract
 from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
 from keras_transfer.features.units import Unit
@@ -24,12 +24,16 @@ def extract_together(
     cache: CacheSpec,
     store: Store,
     narrator: Narrator,
+    crew: Crew = alone,
 ) -> tuple[list[Features], Tally]:
-    """As `extract`, by as many hosts as there are; all of them have to call it alike."""
+    """As `extract`, by as many hosts as there are; all of them have to call it alike.
+
+    `crew` computes on a host that is alone; several hosts are a crew themselves.
+    """
     host, num_hosts = meet()
     run = functools.partial(extract, requests, source, cache=cache, store=store, narrator=narrator)
     if num_hosts == 1:
-        return run()
+        return run(crew=crew)
     if host == 0:
         return run(crew=_all_hosts)
     recipes = [features_recipe(request.cut, source, cache) for request in requests]

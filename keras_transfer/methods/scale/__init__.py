@@ -1,0 +1,1 @@
+"""Frozen layers and predictions on many processes and machines, by Ray."""

@@ -1,0 +1,123 @@
+"""Extraction by many workers: the store filled with what a training's phases will read.
+
+This process reads the pictures, plans the units and holds the entries' locks. A worker gets a
+unit with the names of the pixels' files and writes its shards into the same folder.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from keras_transfer.data.sources import read_records
+from keras_transfer.devices import set_up
+from keras_transfer.errors import SpecError
+from keras_transfer.features import extraction
+from keras_transfer.features.extraction import Tally
+from keras_transfer.features.units import Unit
+from keras_transfer.features.workshop import Workshop
+from keras_transfer.fitting import prepare_classifier
+from keras_transfer.methods.scale.cluster import joined
+from keras_transfer.methods.scale.crew import Crew
+from keras_transfer.methods.scale.workers import Extractor
+from keras_transfer.narration import describe_model
+from keras_transfer.shelf import open_store, settle
+from keras_transfer.specs import RunSpec
+from keras_transfer.supply import Supply
+from keras_transfer.terminal import Narrator
+from keras_transfer.transfer import load_data
+
+
+def fill_store(spec: RunSpec, *, num_workers: int | None, narrator: Narrator) -> list[Tally]:
+    """Store the features of all phases whose cuts are known before any training.
+
+    A training with the same spec then computes none of them.
+
+    Args:
+        num_workers: processes of a Ray cluster; None computes in this one.
+
+    Returns:
+        What was done; nothing where all phases train on pictures, which is told.
+
+    Raises:
+        DataError, SpecError, WeightsError: the input cannot be used as it is.
+        RunError: features cannot be stored, or the workers failed.
+    """
+    _check(spec)
+    set_up(spec.devices, seed=spec.seed)
+    records = read_records(spec.data)
+    classifier = prepare_classifier(spec, records.class_names)
+    narrator.say(describe_model(spec, classifier))
+    settled = settle(spec, len(records.items), narrator=narrator)
+    if settled.cache.mode == "off":
+        return []
+    crew: extraction.Crew = extraction.alone
+    if num_workers:
+        crew = _Workers(settled, records.class_names, num_workers, narrator)
+    with open_store(settled, narrator=narrator) as store:
+        data = load_data(settled, records, store=store, narrator=narrator)
+        supply = Supply(
+            settled, data.source, data.splits, store=store, narrator=narrator, crew=crew
+        )
+        supply.for_phase(classifier, 0)
+    return supply.tallies
+
+
+def _check(spec: RunSpec) -> None:
+    if spec.cache.mode == "off":
+        raise SpecError(
+            "cache.mode=off stores nothing that could be extracted",
+            expected="auto or on",
+            received="off",
+            fix="set cache.mode=auto",
+        )
+    if spec.num_trials > 1:
+        raise SpecError(
+            "a study's trainings draw splits of their own",
+            expected="folds=1, seeds=1 and halvings=0",
+            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
+            fix="leave them out: a study's first trial stores the features of all",
+        )
+
+
+class _Workers:
+    """A crew of Ray workers, each of which builds the spec's classifier; see `extraction.Crew`."""
+
+    def __init__(
+        self, spec: RunSpec, class_names: Sequence[str], num_workers: int, narrator: Narrator
+    ):
+        self._spec, self._class_names = spec, tuple(class_names)
+        self._num_workers, self._narrator = num_workers, narrator
+
+    def __call__(
+        self, units: Iterable[Unit], workshop: Workshop, on_views: Callable[[int], None]
+    ) -> Iterator[Unit]:
+        units = iter(units)
+        first = next(units, None)
+        if first is None:  # Nothing is missing: no cluster is started for that.
+            return
+        source = workshop.source
+
+        def send(worker: Any, unit: Unit) -> Any:
+            own, rows = unit.alone()
+            return worker.compute.remote(own, source.part(rows))
+
+        with joined(self._num_workers, narrator=self._narrator) as share:
+            import ray
+
+            arguments = (self._spec, self._class_names, os.getcwd(), share.num_threads)
+            crew = Crew(
+                start=lambda options: ray.remote(Extractor).options(**options).remote(*arguments),
+                send=send,
+                name=_name,
+                share=share,
+                narrator=self._narrator,
+            )
+            for _, unit, _ in crew.work(itertools.chain([first], units), self._num_workers):
+                on_views(len(unit))
+                yield unit
+
+
+def _name(unit: Unit) -> str:
+    numbers = [f"{unit.recipes[t.output].id}/shard-{t.number}" for t in unit.targets]
+    return " and ".join(numbers)

@@ -1,0 +1,124 @@
+"""Crews of processes that are killed, fail and are mistaken; what they do is trivial here."""
+
+import os
+import signal
+
+import pytest
+
+from keras_transfer.errors import DataError, RunError
+from keras_transfer.methods.scale.cluster import Share, joined
+from keras_transfer.methods.scale.crew import Crew
+from keras_transfer.terminal import Silent
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Listener(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.heard: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def crew_of(method, listener: Listener) -> Crew:
+    import ray
+
+    class Worker:
+        """Sent by value: this module is not on the workers' search path."""
+
+        def do(self, task):
+            return method(task)
+
+    return Crew(
+        start=lambda options: ray.remote(Worker).options(**options).remote(),
+        send=lambda worker, task: worker.do.remote(task),
+        name=lambda task: f"task {task}",
+        share=Share(1),
+        narrator=listener,
+    )
+
+
+def test_every_task_is_done_once_and_a_killed_worker_is_told(tmp_path):
+    def square(task: int) -> int:
+        import os
+        import signal
+
+        if task == 3 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task * task
+
+    listener = Listener()
+    done = list(crew_of(square, listener).work(range(8), 2))
+    assert sorted(done) == [(n, n, n * n) for n in range(8)]
+    (told,) = listener.heard
+    assert told.startswith("A worker died of task 3 (Actor")
+    assert told.endswith("it is given out again.")
+
+
+def test_a_task_that_fails_three_times_ends_the_work_with_its_reason():
+    def broken(task: int) -> int:
+        return task // (task - 2)
+
+    listener = Listener()
+    with pytest.raises(RunError, match="task 2 failed 3 times") as raised:
+        list(crew_of(broken, listener).work(range(4), 2))
+    assert "ZeroDivisionError" in raised.value.received
+    assert [text[:24] for text in listener.heard] == ["A worker failed at task "] * 2
+
+
+def test_a_worker_that_is_killed_three_times_by_a_task_ends_the_work():
+    def deadly(task: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    listener = Listener()
+    with pytest.raises(RunError, match="task 0 failed 3 times") as raised:
+        list(crew_of(deadly, listener).work(range(1), 1))
+    assert "fewer --workers" in raised.value.fix
+    assert len(listener.heard) == 2
+
+
+def test_an_error_in_the_users_world_ends_the_work_at_once_in_its_own_words():
+    def refuse(task: int) -> None:
+        raise DataError("no", expected="a", received="b", fix="c")
+
+    listener = Listener()
+    with pytest.raises(DataError) as raised:
+        list(crew_of(refuse, listener).work(range(4), 2))
+    assert (raised.value.what, raised.value.fix) == ("no", "c")
+    assert listener.heard == []
+
+
+def test_tasks_are_begun_only_so_far_ahead_of_the_oldest(tmp_path):
+    def slow_first(task: int) -> list[str]:
+        import time
+
+        (tmp_path / f"{task:02d}").touch()
+        if task == 0:
+            while not (tmp_path / "04").exists():
+                time.sleep(0.01)
+            time.sleep(0.3)
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    done = crew_of(slow_first, Listener()).work(range(12), 3, ahead=4)
+    begun = {number: names for number, _, names in done}
+    assert begun[0] == ["00", "01", "02", "03", "04"]
+    assert len(begun) == len(begun[11]) == 12
+
+
+def test_more_workers_than_processors_are_refused():
+    with (
+        pytest.raises(RunError, match="more than the Ray cluster has CPUs") as raised,
+        joined(1000, narrator=Silent()),
+    ):
+        pass
+    assert raised.value.expected.startswith("at most ")
+
+
+def test_nothing_is_reported_and_strangers_are_kept_out():
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64

@@ -1,0 +1,208 @@
+"""Extraction and prediction by many workers: nothing lost, nothing doubled, and the same bits."""
+
+import contextlib
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_transfer.config import spec_to_dict
+from keras_transfer.data.sources import read_records
+from keras_transfer.delivery.prediction import load_run, predict_files
+from keras_transfer.delivery.prediction_output import write_predictions
+from keras_transfer.delivery.prediction_targets import identify
+from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.errors import RunError, SpecError
+from keras_transfer.features import units
+from keras_transfer.fitting import fit_phases, prepare_classifier
+from keras_transfer.methods.scale.extracting import fill_store
+from keras_transfer.methods.scale.predicting import predict_with_workers
+from keras_transfer.methods.scale.workers import Extractor, Predictor
+from keras_transfer.shelf import open_store
+from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
+from keras_transfer.supply import Supply
+from keras_transfer.terminal import Silent
+from keras_transfer.transfer import load_data
+
+
+class Killer(Silent):
+    """Kills a worker once something is done, and keeps what it is told."""
+
+    def __init__(self, kill=lambda: True):
+        self.heard: list[str] = []
+        self._kill, self.has_killed = kill, False
+
+    def say(self, text: str) -> None:
+        self.heard.append(text)
+
+    @contextlib.contextmanager
+    def counting(self, title: str):
+        def count(done: int, total: int) -> None:
+            if title == "computing features" and not self.has_killed:
+                self.has_killed = self._kill()
+
+        yield count
+
+
+@pytest.fixture(autouse=True)
+def _small_units(monkeypatch):
+    """Planning alone looks at it, and that happens in this process."""
+    monkeypatch.setattr(units, "UNIT_VIEWS", 64)
+
+
+@pytest.fixture
+def make_spec(digits_folder, tmp_path):
+    def build(name: str) -> RunSpec:
+        return RunSpec(
+            name="digits",
+            data=DataSpec(path=str(digits_folder), image_size=32),
+            model=ModelSpec(backbone="mobilenet_0.25", last_stage="stage2", weights="none"),
+            phases=(
+                PhaseSpec(name="frozen", epochs=1),
+                PhaseSpec(name="fine-tune", unfreeze="stage2", epochs=3, learning_rate=1e-4),
+            ),
+            cache=CacheSpec(folder=str(tmp_path / name), precision="float32"),
+        )
+
+    return build
+
+
+def files_of(folder: str) -> dict[str, str]:
+    """Hashes of all that is stored; entry.json has a time, and measured rates."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and path.name != "entry.json" and path.suffix != ".lock"
+    }
+
+
+def test_killed_workers_leave_the_store_of_a_single_process(make_spec, kill_one):
+    (alone,) = fill_store(make_spec("alone"), num_workers=None, narrator=Silent())
+    expected = files_of(make_spec("alone").cache.folder)
+    assert alone.num_computed > 500
+    assert len(expected) > 20
+    spec = make_spec("shared")
+    narrator = Killer(lambda: kill_one("Extractor"))
+    (tally,) = fill_store(spec, num_workers=2, narrator=narrator)
+    assert narrator.has_killed
+    assert any("A worker died of" in text for text in narrator.heard)
+    assert (tally.num_computed, tally.num_found) == (alone.num_computed, 0)
+    assert files_of(spec.cache.folder) == expected
+    _train_on_what_is_stored(spec)
+
+
+def _train_on_what_is_stored(spec: RunSpec) -> None:
+    silent = Silent()
+    # Nothing is missing, so that no worker is started.
+    assert [t.num_computed for t in fill_store(spec, num_workers=2, narrator=silent)] == [0]
+    records = read_records(spec.data)
+    with open_store(spec, narrator=silent) as store:
+        data = load_data(spec, records, store=store, narrator=silent)
+        supply = Supply(spec, data.source, data.splits, store=store, narrator=silent)
+        outcomes = fit_phases(
+            prepare_classifier(spec, records.class_names), supply, narrator=silent
+        )
+    assert [outcome.name for outcome in outcomes] == ["frozen", "fine-tune"]
+    assert [tally.num_computed for tally in supply.tallies] == [0]
+    assert data.num_decoded == 0
+
+
+@pytest.fixture
+def as_a_worker(monkeypatch):
+    """Undo what a worker changes in its process."""
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+
+
+@pytest.mark.usefixtures("as_a_worker")
+def test_a_worker_with_another_network_refuses(make_spec):
+    spec = make_spec("store")
+
+    def mistaken(units, workshop, on_views):
+        own, rows = next(iter(units)).alone()
+        names = read_records(spec.data).class_names
+        other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), names, ".", 2)
+        other.compute(own, workshop.source.part(rows))
+        yield from ()
+
+    silent = Silent()
+    records = read_records(spec.data)
+    with open_store(spec, narrator=silent) as store:
+        data = load_data(spec, records, store=store, narrator=silent)
+        supply = Supply(spec, data.source, data.splits, store=store, narrator=silent, crew=mistaken)
+        with pytest.raises(RunError, match="another classifier"):
+            supply.for_phase(prepare_classifier(spec, records.class_names), 0)
+
+
+def test_specs_that_store_nothing_of_their_own_are_refused(make_spec):
+    spec = make_spec("store")
+    for change in ({"cache": CacheSpec(mode="off")}, {"folds": 3}):
+        with pytest.raises(SpecError):
+            fill_store(RunSpec(**{**vars(spec), **change}), num_workers=1, narrator=Silent())
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> str:
+    """A run as far as it is needed to ask its model."""
+    folder = RunFolder.create(tmp_path / "run")
+    names = tuple(f"digit_{n}" for n in range(10))
+    spec = RunSpec(
+        data=DataSpec(image_size=32),
+        model=ModelSpec(backbone="mobilenet_0.25", last_stage="stage2", weights="none"),
+    )
+    folder.write_json("spec.json", spec_to_dict(spec))
+    folder.write_class_names(names)
+    with folder.replacing("model.keras") as path:
+        prepare_classifier(spec, names).save(path)
+    return str(folder.path)
+
+
+def test_two_workers_predict_what_one_process_does_row_by_row(
+    run_folder, digits_folder, tmp_path, kill_one
+):
+    files = sorted(digits_folder.rglob("*.png"))[:230]
+    for place, content in ((3, b"no picture"), (100, b"")):
+        files[place] = tmp_path / f"broken-{place}.png"
+        files[place].write_bytes(content)
+    files[200] = tmp_path / "gone.png"
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
+    files.append(tmp_path / "red.png")
+    run = load_run(run_folder)
+    some = {f"{number:064x}": np.eye(10, dtype=np.float32)[3] for number in range(2)}
+    arguments = {"known": some, "batch_size": 2}
+    narrator, has_killed = Killer(), []
+
+    def predicted(remaining):
+        rows = predict_with_workers(
+            run_folder,
+            remaining,
+            identity=identify(run),
+            num_workers=2,
+            narrator=narrator,
+            **arguments,
+        )
+        for number, row in enumerate(rows):
+            if number >= 16 and not has_killed and kill_one("Predictor"):
+                has_killed.append(number)
+            yield row
+
+    for name, answer in (
+        ("one.csv", lambda remaining: predict_files(run, remaining, **arguments)),
+        ("two.csv", predicted),
+    ):
+        summary = write_predictions(
+            answer, files, tmp_path / name, class_names=run.class_names, target=identify(run)
+        )
+        assert (summary.num_predicted, summary.num_bad) == (228, 3)
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert has_killed
+    assert [text[:16] for text in narrator.heard] == ["A worker died of"]
+
+
+@pytest.mark.usefixtures("as_a_worker")
+def test_a_worker_with_another_model_refuses(run_folder):
+    worker = Predictor(run_folder, "of something else", {}, 8, ".", 2)
+    with pytest.raises(RunError, match="another model"):
+        worker.predict([Path("a.png")])
