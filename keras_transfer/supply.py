@@ -11,16 +11,17 @@ import keras
 import numpy as np
 
 from keras_transfer.answers import answer
+from keras_transfer.data.batching import Batching, steps_per_epoch
 from keras_transfer.data.pipeline import (
     Examples,
     Inputs,
     Views,
     evaluation_dataset,
-    steps_per_epoch,
     training_dataset,
 )
 from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.devices.strategy import current, undistributed
 from keras_transfer.features.extraction import Tally, extract
 from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
@@ -54,6 +55,17 @@ class SplitData:
         """Optimizer steps in an epoch."""
         return steps_per_epoch(len(self.splits.train), self.spec.training.batch_size)
 
+    @property
+    def batching(self) -> Batching:
+        """Batches of the spec's size, shared among the devices there are."""
+        devices = current()
+        return Batching(
+            size=self.spec.training.batch_size,
+            num_devices=devices.num_devices,
+            host=devices.host,
+            num_hosts=devices.num_hosts,
+        )
+
     def training(self, first_epoch: int, last_epoch: int) -> Any:
         """Batches of these epochs."""
         training = self.spec.training
@@ -62,24 +74,23 @@ class SplitData:
             self.splits.train,
             self.inputs,
             num_views=self.num_views,
-            batch_size=training.batch_size,
+            batching=self.batching,
             seed=self.spec.seed,
-            first_epoch=first_epoch,
-            last_epoch=last_epoch,
+            epochs=range(first_epoch, last_epoch),
             sampling=training.sampling,
             class_weights=training.class_weights,
         )
 
     def validation(self) -> Any:
         """Plain batches of the validation split."""
-        batch_size = self.spec.training.batch_size
         return evaluation_dataset(
-            self.examples, self.splits.val, self.inputs, batch_size=batch_size
+            self.examples, self.splits.val, self.inputs, batching=self.batching
         )
 
     def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
         """Class probabilities float32 [N, C] of plain pictures by a part that reads `inputs`."""
-        return predict_pixels(part, _Plain(self.inputs, len(self.examples.labels)), rows=rows)
+        plain = _Plain(self.inputs, len(self.examples.labels))
+        return predict_pixels(undistributed(part), plain, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class Supply:
             RunError: answers cannot be stored.
         """
         return answer(
-            classifier.model,
+            undistributed(classifier.model),
             [self.source.digests[row] for row in rows],
             self.source.examples.pixels,
             rows=rows,

@@ -93,8 +93,10 @@ def run_transfer(
 def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
     _check_single(spec)
     started = time.perf_counter()
-    set_up(spec.devices, seed=spec.seed)
+    devices = set_up(spec.devices, seed=spec.seed)
+    devices.check_batch_size(spec.training.batch_size)
     narrator.say(f"Run folder: {run.path}")
+    narrator.say(devices.describe(spec.training.batch_size))
     records = read_records(spec.data)
     # Before any picture is decoded: missing weights and wrong stages are told within seconds.
     classifier = prepare_classifier(spec, records.class_names)

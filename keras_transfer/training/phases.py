@@ -4,6 +4,7 @@
 finished epoch with the same order, views, dropout, optimizer state and learning rate.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any, Protocol
 
 import keras
 
+from keras_transfer.devices.strategy import scope
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.specs import PhaseSpec
+from keras_transfer.training.accuracy import Accuracy
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.progress import Progress, Saver
 
@@ -28,7 +31,7 @@ class PhaseData(Protocol):
         """Batches (inputs, one-hot labels, weights) of epochs first to last - 1, in one stream."""
 
     def validation(self) -> Any:
-        """Batches (inputs, one-hot labels) in a fixed order."""
+        """Batches (inputs, one-hot labels, weights) in a fixed order."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def apply_phase(classifier: Classifier, phase: PhaseSpec) -> int:
         for layer in layers:
             frozen_norm = not phase.train_batchnorm and _is_batchnorm(layer)
             layer.trainable = stage in unfrozen and not frozen_norm
-    return sum(int(v.shape.num_elements() or 1) for v in classifier.model.trainable_variables)
+    return sum(math.prod(v.shape) for v in classifier.model.trainable_variables)
 
 
 def _is_batchnorm(layer: keras.layers.Layer) -> bool:
@@ -80,15 +83,16 @@ def compile_phase(
     """
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     model = part or classifier.model
-    model.compile(
-        optimizer=make_optimizer(phase, classifier, steps_per_epoch=steps_per_epoch),
-        loss=loss,
-        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
-        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
-    )
-    # In its first step it would create variables inside the graph: TensorFlow then traces that
-    # graph twice, and keeps something of it for good.
-    model.optimizer.build(model.trainable_variables)
+    with scope():
+        model.compile(
+            optimizer=make_optimizer(phase, classifier, steps_per_epoch=steps_per_epoch),
+            loss=loss,
+            weighted_metrics=[Accuracy(name="accuracy")],
+            jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+        )
+        # In its first step it would create variables inside the graph: TensorFlow then traces
+        # that graph twice, and keeps something of it for good.
+        model.optimizer.build(model.trainable_variables)
 
 
 def train_phase(
@@ -127,19 +131,20 @@ def train_phase(
         label_smoothing=label_smoothing,
     )
     progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)
-    first, last = progress.resume(), min(phase.epochs, num_epochs or phase.epochs)
-    if not progress.stopped and first < last:
-        model.fit(
-            data.training(first, last),
-            validation_data=data.validation(),
-            steps_per_epoch=data.steps_per_epoch,
-            initial_epoch=first,
-            epochs=last,
-            callbacks=[progress, *callbacks],
-            shuffle=False,
-            verbose=0,
-        )
-    progress.restore_best()
+    with scope():
+        first, last = progress.resume(), min(phase.epochs, num_epochs or phase.epochs)
+        if not progress.stopped and first < last:
+            model.fit(
+                data.training(first, last),
+                validation_data=data.validation(),
+                steps_per_epoch=data.steps_per_epoch,
+                initial_epoch=first,
+                epochs=last,
+                callbacks=[progress, *callbacks],
+                shuffle=False,
+                verbose=0,
+            )
+        progress.restore_best()
     return PhaseResult(
         name=phase.name,
         epochs=len(progress.history),

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_transfer.devices.strategy import scope
 from keras_transfer.errors import DivergedError
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import is_random_state
@@ -50,8 +51,9 @@ def read_weights(variables: list[keras.Variable]) -> Arrays:
 
 def assign_weights(variables: list[keras.Variable], values: Arrays) -> None:
     """Set every variable to the value kept under its path."""
-    for variable in variables:
-        variable.assign(values[variable.path])
+    with scope():
+        for variable in variables:
+            variable.assign(values[variable.path])
 
 
 def _check_finite(row: dict[str, float], phase: PhaseSpec, epoch: int) -> None:
