@@ -21,6 +21,7 @@ from keras_transfer.data.pipeline import (
 )
 from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.devices.hosts import share_out
 from keras_transfer.devices.strategy import current, undistributed
 from keras_transfer.features.extraction import Tally, extract
 from keras_transfer.features.source import Features, Request, Source, features_recipe
@@ -90,7 +91,12 @@ class SplitData:
     def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
         """Class probabilities float32 [N, C] of plain pictures by a part that reads `inputs`."""
         plain = _Plain(self.inputs, len(self.examples.labels))
-        return predict_pixels(undistributed(part), plain, rows=rows)
+        predictor = undistributed(part)
+        return share_out(
+            rows,
+            lambda some: predict_pixels(predictor, plain, rows=some),
+            shape=part.output_shape[1:],
+        )
 
 
 @dataclass(frozen=True)

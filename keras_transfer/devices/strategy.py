@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from keras_transfer.devices.hosts import given_host, meet
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import DeviceSpec
 
@@ -86,6 +87,7 @@ def set_up(spec: DeviceSpec, *, seed: int) -> Devices:
     import keras
 
     backend = keras.backend.backend()
+    host, num_hosts = _meet(backend)
     kind, devices = (_find_for_jax if backend == "jax" else _find_for_tensorflow)(spec.strategy)
     strategy = _choose_strategy(spec.strategy, backend, kind, len(devices))
     if strategy == SINGLE:
@@ -94,8 +96,19 @@ def set_up(spec: DeviceSpec, *, seed: int) -> Devices:
     precision = _choose_precision(kind, devices) if spec.precision == "auto" else spec.precision
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
-    _current = Devices(backend, kind, len(devices), strategy, precision)
+    _current = Devices(backend, kind, len(devices), strategy, precision, host, num_hosts)
     return _current
+
+
+def _meet(backend: str) -> tuple[int, int]:
+    if backend != "jax" and given_host()[1] > 1:
+        raise SpecError(
+            f"the backend {backend} trains on one host only",
+            expected="KERAS_BACKEND=jax, which trains on several",
+            received=f"KERAS_BACKEND={backend}, {given_host()[1]} hosts",
+            fix="start every host with KERAS_BACKEND=jax",
+        )
+    return meet() if backend == "jax" else (0, 1)
 
 
 def _find_for_tensorflow(strategy: str) -> tuple[str, list[Any]]:
@@ -122,7 +135,7 @@ def _find_for_jax(strategy: str) -> tuple[str, list[Any]]:
 
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
-    if strategy == "cpu":
+    if strategy == "cpu" and meet()[1] == 1:
         processor = jax.local_devices(backend="cpu")[0]
         jax.config.update("jax_default_device", processor)
         return "cpu", [processor]
