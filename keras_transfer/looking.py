@@ -1,4 +1,4 @@
-"""A look at the pictures before anything is trained: what can be read, how it is split, its views."""
+"""A look at the pictures before any training: what can be read, how it is split, its views."""
 
 from collections import Counter
 from pathlib import Path
@@ -44,8 +44,6 @@ def show_data(data: Data, terminal: Terminal) -> None:
         Counter(data.records.items[row].label for row in getattr(data.splits, name))
         for name in NAMES
     ]
-    rows = [
-        [name, *(f"{count[name]:,}" for count in counts)] for name in data.records.class_names
-    ]
+    rows = [[name, *(f"{count[name]:,}" for count in counts)] for name in data.records.class_names]
     rows.append(["all", *(f"{count.total():,}" for count in counts)])
     terminal.table("Pictures", ["class", "train", "validation", "test"], rows)
