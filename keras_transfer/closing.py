@@ -25,7 +25,8 @@ def show_result(result: Result, terminal: Terminal) -> None:
     caption = "accuracy in %, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
     terminal.say(_describe_figures(result.test))
-    terminal.say(describe_proof(result.proof))
+    if result.proof:
+        terminal.say(describe_proof(result.proof))
     path = result.run.path
     terminal.say(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
     terminal.say(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")

@@ -161,6 +161,12 @@ class DeviceSpec:
         "Keras's global dtype policy; 'auto' is bfloat16 on TPUs, half precision on GPUs with "
         "units for it, else float32; logits are always float32",
     )
+    hosts: int = option(
+        1,
+        "processes of this machine that train together, as hosts of a cluster would (JAX; there "
+        "Keras's own variables KERAS_DISTRIBUTION_… say who they are)",
+        low=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

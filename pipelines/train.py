@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.starting import start_run
+from keras_transfer.delivery.starting import await_run, start_run
 from keras_transfer.devices import chatter_to
+from keras_transfer.devices.hosts import given_host
 from keras_transfer.specs import RunSpec
 from pipelines.arguments import (
     add_spec_arguments,
@@ -55,7 +56,10 @@ def _run(argv: Sequence[str] | None) -> None:
             if spec.num_trials > 1:
                 terminal.say(f"Up to {spec.num_trials} trials would train like this.")
         return
-    run = start_run(spec, output=arguments.output, resume=arguments.resume)
+    if given_host()[0] > 0:
+        run = await_run(spec, output=arguments.output)
+    else:
+        run = start_run(spec, output=arguments.output, resume=arguments.resume)
     with chatter_to(run.log_file):
         (_train if spec.num_trials == 1 else _study)(spec, run)
 
@@ -63,11 +67,15 @@ def _run(argv: Sequence[str] | None) -> None:
 # What follows imports TensorFlow, and only then, so that its start-up goes to the log.
 def _train(spec: RunSpec, run: RunFolder) -> None:
     from keras_transfer.closing import show_result
+    from keras_transfer.methods.hosts.launching import needs_launching, run_hosts
     from keras_transfer.terminal import Terminal
     from keras_transfer.transfer import run_transfer
 
     terminal = Terminal()
-    show_result(run_transfer(spec, run, narrator=terminal), terminal)
+    if needs_launching(spec):
+        run_hosts(spec, run, narrator=terminal)
+    else:
+        show_result(run_transfer(spec, run, narrator=terminal), terminal)
 
 
 def _study(spec: RunSpec, run: RunFolder) -> None:

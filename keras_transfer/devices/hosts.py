@@ -15,11 +15,12 @@ import functools
 import json
 import os
 from collections.abc import Callable
-from typing import Any, Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final
 
 from keras_transfer.errors import RunError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ADDRESSES: Final = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
 NUM_HOSTS: Final = "KERAS_DISTRIBUTION_NUM_PROCESSES"
@@ -87,6 +88,8 @@ def wait_for_all() -> None:
 
 def gather(value: Any) -> list[Any]:
     """A JSON value of every host, in their order; all have to call it."""
+    import numpy as np
+
     _, num_hosts = meet()
     if num_hosts == 1:
         return [value]
@@ -99,9 +102,14 @@ def gather(value: Any) -> list[Any]:
 
 
 def share_out(
-    rows: np.ndarray, compute: Callable[[np.ndarray], np.ndarray], *, shape: tuple[int, ...]
-) -> np.ndarray:
+    rows: "np.ndarray",
+    compute: "Callable[[np.ndarray], np.ndarray]",
+    *,
+    shape: tuple[int, ...],
+) -> "np.ndarray":
     """What `compute` makes of rows, float32 [N, *shape]: every host does its part, all have all."""
+    import numpy as np
+
     host, num_hosts = meet()
     if num_hosts == 1 or not len(rows):
         return compute(rows)
@@ -112,7 +120,8 @@ def share_out(
     return _gathered(mine).reshape(-1, *shape)[: len(rows)]
 
 
-def _gathered(array: np.ndarray) -> np.ndarray:
+def _gathered(array: "np.ndarray") -> "np.ndarray":
+    import numpy as np
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array))

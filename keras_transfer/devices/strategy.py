@@ -90,6 +90,13 @@ def set_up(spec: DeviceSpec, *, seed: int) -> Devices:
     host, num_hosts = _meet(backend)
     kind, devices = (_find_for_jax if backend == "jax" else _find_for_tensorflow)(spec.strategy)
     strategy = _choose_strategy(spec.strategy, backend, kind, len(devices))
+    if num_hosts > 1 and strategy == SINGLE:
+        raise SpecError(
+            f"{num_hosts} hosts train together, and this one is to use a device alone",
+            expected="devices.strategy=auto or data_parallel",
+            received=spec.strategy,
+            fix="leave devices.strategy at auto",
+        )
     if strategy == SINGLE:
         devices = devices[:1]
     _distribute(strategy, tuple(devices))
@@ -135,7 +142,7 @@ def _find_for_jax(strategy: str) -> tuple[str, list[Any]]:
 
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
-    if strategy == "cpu" and meet()[1] == 1:
+    if strategy == "cpu":
         processor = jax.local_devices(backend="cpu")[0]
         jax.config.update("jax_default_device", processor)
         return "cpu", [processor]

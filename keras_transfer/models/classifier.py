@@ -15,7 +15,7 @@ import keras
 from keras_transfer.backbones.registry import get_backbone
 from keras_transfer.backbones.trunk import Trunk, build_trunk
 from keras_transfer.conversion import nearest
-from keras_transfer.devices.strategy import scope
+from keras_transfer.devices.strategy import on_one_device, scope, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.labels import model_name
 from keras_transfer.specs import ModelSpec
@@ -63,7 +63,9 @@ class Classifier:
         A fresh model over the same layers: the compiled one would save its optimizer's state as
         well, three times the weights.
         """
-        keras.Model(self.model.input, self.model.output, name=self.model.name).save(path)
+        model = undistributed(self.model)
+        with on_one_device():
+            keras.Model(model.input, model.output, name=model.name).save(path)
 
     def variables_of(self, stage: str) -> list[keras.Variable]:
         """All variables of one stage, trainable or not, in the graph's order."""

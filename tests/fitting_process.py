@@ -1,6 +1,6 @@
 """Two phases on digits in a process of its own, on as many devices and hosts as it is given.
 
-    python tests/devices/fitting_process.py '{"folder": "/tmp/fit", "backbone": "vgg16", …}'
+    python tests/fitting_process.py '{"folder": "/tmp/fit", "backbone": "vgg16", …}'
 
 What is printed last is JSON: every epoch's figures, and the seconds. The weights go to a file.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402
 
