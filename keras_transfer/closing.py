@@ -79,6 +79,12 @@ def describe_proof(proof: Proof) -> str:
         )
     if proof.kept.name == AS_TRAINED:
         sentences.append("It is served as it was trained.")
+    if proof.backend == "jax":
+        sentences.append(
+            "XLA runs it, and compiles it anew for each size of batch. For servers without "
+            "accelerators, KERAS_BACKEND=tensorflow python -m pipelines.export on this run may "
+            "write a faster one."
+        )
     return " ".join(sentences)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import keras
 import numpy as np
 
 from keras_transfer.answers import known_answers
@@ -86,6 +87,8 @@ def convert_run(
             scratch=scratch,
             plain=compare,
         )
+        if keras.backend.backend() != "tensorflow":
+            narrator.say("A process in which Keras runs on TensorFlow makes the formats …")
         failed = make_formats(job, narrator=narrator)
         tried = ways.of_formats(formats, path)
         if compare:

@@ -27,6 +27,7 @@ LEVELS = {
     "keras_transfer.delivery.starting": 1,
     "keras_transfer.features.store": 1,
     "keras_transfer.features.entry": 1,
+    "keras_transfer.features.recipe": 1,
     "keras_transfer.features.shards": 1,
     "keras_transfer.data": 2,
     "keras_transfer.backbones": 2,

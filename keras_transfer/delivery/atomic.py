@@ -24,7 +24,7 @@ _REPLACED: Final = ".replaced"
 
 
 @contextlib.contextmanager
-def replacing(target: Path, *, safe: str = "") -> Iterator[Path]:
+def replacing(target: Path, *, safe: str = "", writer: str = "") -> Iterator[Path]:
     """Yield the path to write to; when the block ends it becomes `target`, on disk and complete.
 
     Works for a file and for a folder; missing parents are created. If the block raises, what it
@@ -33,11 +33,13 @@ def replacing(target: Path, *, safe: str = "") -> Iterator[Path]:
 
     Args:
         safe: for the message of a full disk, a sentence on what is already safe.
+        writer: beginning with a dot, part of the partial file's name where several processes may
+            write the same target, with the same content, at once.
 
     Raises:
         RunError: the disk is full, or the place cannot be written.
     """
-    partial = target.with_name(f"{target.stem}.partial{target.suffix}")
+    partial = target.with_name(f"{target.stem}{writer}.partial{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _restore(target.with_name(target.name + _REPLACED))

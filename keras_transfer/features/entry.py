@@ -8,71 +8,36 @@ folder's name, in entry.json and in every shard: another recipe is another entry
 """
 
 import contextlib
-import hashlib
-import json
-import math
+import itertools
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from keras_transfer.delivery.atomic import discard_partials
+from keras_transfer.errors import RunError
+from keras_transfer.features.recipe import (
+    DESCRIPTION,
+    Recipe,
+    read_description,
+    write_description,
+)
 from keras_transfer.features.shards import (
     Rows,
     Shard,
     explained,
-    read_sealed,
     read_shard,
     remove_shard,
     shard_numbers,
-    write_sealed,
     write_shard,
 )
 
-DESCRIPTION: Final = "entry.json"
-_FORMAT: Final = 1
 _REMOVED: Final = ".removed"
 _TOLD_BYTES: Final = 2_000_000_000
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What rows are a function of, beside their key.
-
-    `kind` is 'pixels', 'features' or 'logits'. `title` is a few words for people that can follow
-    "the stored", and changes nothing. `content` holds JSON values. `shape` and `dtype` (a NumPy
-    name) are those of one row.
-    """
-
-    kind: str
-    title: str
-    content: Mapping[str, Any]
-    shape: tuple[int, ...]
-    dtype: str
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 in hex over everything but the title."""
-        # Once through JSON, so that a recipe read back from disk has the digest it had.
-        content = json.loads(json.dumps(dict(self.content), allow_nan=False))
-        whole = [_FORMAT, self.kind, content, list(self.shape), self.dtype]
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def id(self) -> str:
-        """The name of the entry's folder: the digest's first 16 digits."""
-        return self.digest[:16]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Entry:
@@ -87,12 +52,12 @@ class Entry:
         make_room: Callable[[int], None],
     ):
         """Open the entry in `folder`, or start it; what is damaged is told and removed."""
+        self.folder = folder
         self.recipe = recipe
         self.notes: dict[str, Any] = {}
         self.num_damaged = 0
-        self._folder = folder
         self._say = say
-        self._make_room = make_room
+        self.make_room = make_room
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
         self._shards: dict[int, Shard] = {}
         self._sound: set[int] = set()
@@ -110,7 +75,7 @@ class Entry:
     def note(self, **values: Any) -> None:
         """Keep small JSON values with the entry, such as the batch size of its computation."""
         self.notes = {**self.notes, **values}
-        with explained(self._folder):
+        with explained(self.folder):
             self._write_description()
 
     @property
@@ -147,14 +112,41 @@ class Entry:
         assert not any(key in self._places for key in keys), "a key is stored already"
         if not keys:
             return
-        self._make_room(rows.nbytes + sum(len(key) + 4 for key in keys) + 200)
+        self.make_room(rows.nbytes + sum(len(key) + 4 for key in keys) + 200)
         number = max(self._shards, default=-1) + 1
-        with explained(self._folder):
-            shard = write_shard(
-                self._folder, number, entry=self.recipe.digest, keys=keys, rows=rows
-            )
+        with explained(self.folder):
+            shard = write_shard(self.folder, number, entry=self.recipe.digest, keys=keys, rows=rows)
         self._sound.add(number)
         self._add(shard)
+
+    def free_numbers(self) -> Iterator[int]:
+        """Numbers of shards that are not taken, from the lowest up."""
+        return (number for number in itertools.count() if number not in self._shards)
+
+    def adopt(self, number: int, keys: Sequence[str], *, is_sound: bool) -> None:
+        """Take in a shard that was written into the folder under a free number.
+
+        Args:
+            keys: those it must hold, in order; none of them is stored already.
+            is_sound: whether its data need no check, since this process has just written them.
+
+        Raises:
+            RunError: it is not there, or holds other rows.
+        """
+        try:
+            shard = read_shard(self.folder, number, entry=self.recipe.digest)
+            if shard.keys != tuple(keys):
+                raise ValueError(f"{len(shard.keys):,} other rows")
+            self._add(shard)
+        except ValueError as error:
+            raise RunError(
+                f"shard {number} of the stored {self.recipe.title} is not what was asked for",
+                expected=f"{len(keys):,} new rows in {self.folder}",
+                received=f"{error}",
+                fix="have every process use the same folder (cache.folder), and run it again",
+            ) from error
+        if is_sound:
+            self._sound.add(number)
 
     def rows(self, keys: Sequence[str]) -> Rows:
         """The rows of keys, which may repeat; `missing` has been asked about all of them."""
@@ -163,9 +155,9 @@ class Entry:
         assert self._sound.issuperset(numbers), "ask `missing` first"
         starts = np.array([self._starts[number] for number in numbers], np.int64)
         shards = np.searchsorted(starts, places, side="right") - 1
-        with explained(self._folder):
+        with explained(self.folder):
             return Rows(
-                [self._shards[number] for number in numbers],
+                [self._shards[number].data_file for number in numbers],
                 np.stack([shards, places - starts[shards]], axis=1),
                 shape=self.recipe.shape,
                 dtype=np.dtype(self.recipe.dtype),
@@ -189,7 +181,7 @@ class Entry:
         if num_bytes >= _TOLD_BYTES:
             self._say(f"Checking {num_bytes / 1e9:.1f} GB of the stored {self.recipe.title}")
         # Reading and checksums leave Python's lock alone: threads use all cores.
-        with explained(self._folder), ThreadPoolExecutor() as pool:
+        with explained(self.folder), ThreadPoolExecutor() as pool:
             damages = list(pool.map(lambda number: self._shards[number].damage(), unsure))
             for number, damage in zip(unsure, damages, strict=True):
                 if damage:
@@ -198,6 +190,8 @@ class Entry:
                     self._sound.add(number)
 
     def _add(self, shard: Shard) -> None:
+        if not self._places.keys().isdisjoint(shard.keys):
+            raise ValueError("rows that another shard has")
         self._shards[shard.number] = shard
         self._starts[shard.number] = self._end
         places = range(self._end, self._end + len(shard.keys))
@@ -205,8 +199,8 @@ class Entry:
         self._end += len(shard.keys)
 
     def _discard(self, number: int, reason: str) -> None:
-        self._tell_damage(f"{self._folder.name}/shard-{number}", reason)
-        remove_shard(self._folder, number)
+        self._tell_damage(f"{self.folder.name}/shard-{number}", reason)
+        remove_shard(self.folder, number)
         self._starts.pop(number, None)
         if shard := self._shards.pop(number, None):
             for key in shard.keys:
@@ -220,48 +214,25 @@ class Entry:
         )
 
     def _read_description(self) -> None:
-        if not self._folder.is_dir():
+        if not self.folder.is_dir():
             self._write_description()
             return
-        discard_partials(self._folder)
-        if not any(self._folder.iterdir()):  # Killed while it was started.
+        discard_partials(self.folder)
+        if not any(self.folder.iterdir()):  # Killed while it was started.
             self._write_description()
             return
         try:
-            found, notes, created = read_description(self._folder)
+            found, notes, created = read_description(self.folder)
             if found.digest != self.recipe.digest:
                 raise ValueError(f"{DESCRIPTION} is that of other rows")
             self.notes, self._created = notes, created
         except ValueError as error:
-            self._tell_damage(self._folder.name, f"{error}")
-            remove_entry(self._folder)
+            self._tell_damage(self.folder.name, f"{error}")
+            remove_entry(self.folder)
             self._write_description()
 
     def _write_description(self) -> None:
-        recipe = {
-            "kind": self.recipe.kind,
-            "title": self.recipe.title,
-            "content": dict(self.recipe.content),
-            "shape": list(self.recipe.shape),
-            "dtype": self.recipe.dtype,
-        }
-        content = {"recipe": recipe, "notes": self.notes, "created": self._created}
-        write_sealed(self._folder / DESCRIPTION, content)
-
-
-def read_description(folder: Path) -> tuple[Recipe, dict[str, Any], str]:
-    """The recipe, the notes and the day of birth of the entry in `folder`.
-
-    Raises:
-        ValueError: entry.json is missing or damaged.
-    """
-    content = read_sealed(folder / DESCRIPTION)
-    try:
-        recipe = content["recipe"]
-        recipe = Recipe(**{**recipe, "shape": tuple(recipe["shape"])})
-        return recipe, content["notes"], content["created"]
-    except (LookupError, TypeError) as error:
-        raise ValueError(f"{DESCRIPTION} describes no entry") from error
+        write_description(self.folder, self.recipe, self.notes, self._created)
 
 
 def remove_entry(folder: Path) -> None:

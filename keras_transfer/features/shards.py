@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import sys
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,13 +97,15 @@ def write_shard(
     Raises:
         RunError: the disk is full, or the folder cannot be written; no shard was added.
     """
+    # Should two processes write the same shard, neither gets in the other's way.
+    writer = f".{uuid.uuid4().hex[:8]}"
     data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
     shard = Shard(folder, number, tuple(keys), data.nbytes, zlib.crc32(data))
-    with replacing(shard.data_file) as path, path.open("wb") as file:
+    with replacing(shard.data_file, writer=writer) as path, path.open("wb") as file:
         file.write(data)
     try:
         content = {"entry": entry, "num_bytes": shard.num_bytes, "crc32": shard.crc32}
-        write_sealed(shard.keys_file, {**content, "keys": list(keys)})
+        write_sealed(shard.keys_file, {**content, "keys": list(keys)}, writer=writer)
     except BaseException:
         shard.data_file.unlink()
         raise
@@ -115,9 +118,9 @@ def remove_shard(folder: Path, number: int) -> None:
         (folder / f"shard-{number}{suffix}").unlink(missing_ok=True)
 
 
-def write_sealed(file: Path, content: dict[str, Any]) -> None:
+def write_sealed(file: Path, content: dict[str, Any], *, writer: str = "") -> None:
     """Write plain values as JSON with a checksum, beside and renamed into place."""
-    with replacing(file) as path:
+    with replacing(file, writer=writer) as path:
         path.write_text(_sealed(content), encoding="ascii")
 
 
@@ -148,14 +151,16 @@ class Rows:
     """Rows gathered from memory-mapped shards: `rows[3]`, `rows[5:9]` and `rows[[7, 7, 2]]`.
 
     Read-only; every index gives a copy. The maps stay open when the store has been closed, and
-    readable when the files have been removed. Several threads may read at once.
+    readable when the files have been removed. Several threads may read at once. Pickled, they are
+    names of files and places in them, which another process maps anew.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], where: np.ndarray, *, shape: Sequence[int], dtype: np.dtype
+        self, files: Sequence[Path], where: np.ndarray, *, shape: Sequence[int], dtype: np.dtype
     ):
-        """Take row `where[i, 1]` of `shards[where[i, 0]]` as row `i`."""
-        self._maps = [_mapped(shard.data_file) for shard in shards]
+        """Take row `where[i, 1]` of the data in `files[where[i, 0]]` as row `i`."""
+        self._files = files
+        self._maps = [_mapped(file) for file in files]
         self._arrays = [np.frombuffer(m, dtype).reshape(-1, *shape) for m in self._maps]
         self._where = where
         self.shape = (len(where), *shape)
@@ -178,6 +183,17 @@ class Rows:
             rows[i] = self._arrays[shard][row]
         return rows.reshape((*where.shape[:-1], *self.shape[1:]))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rows, (self._files, self._where, self.shape[1:], self.dtype)
+
+    def part(self, rows: np.ndarray) -> "Rows":
+        """Some of the rows as they are, of the files that hold them only."""
+        where = self._where[rows]
+        used, numbers = np.unique(where[:, 0], return_inverse=True)
+        files = [self._files[number] for number in used]
+        places = np.stack([numbers, where[:, 1]], axis=1)
+        return Rows(files, places, shape=self.shape[1:], dtype=self.dtype)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("rows are gathered from several files: that is always a copy")
@@ -188,6 +204,10 @@ class Rows:
         if sys.platform != "win32":
             for pages in self._maps:
                 pages.madvise(mmap.MADV_DONTNEED)
+
+
+def _rows(files: Sequence[Path], where: np.ndarray, shape: Sequence[int], dtype: Any) -> Rows:
+    return Rows(files, where, shape=shape, dtype=dtype)
 
 
 def _mapped(file: Path) -> mmap.mmap:

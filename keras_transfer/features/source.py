@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_transfer.data.pipeline import Examples
 from keras_transfer.data.views import VERSION, strengths
-from keras_transfer.features.entry import Recipe
+from keras_transfer.features.recipe import Recipe
 from keras_transfer.features.shards import Rows
 from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import CacheSpec, ViewSpec
@@ -46,6 +46,19 @@ class Source:
             f"{self.digests[row]}:{augmentation}:{view}" if view else self.digests[row]
             for row, view in wanted.tolist()
         ]
+
+    def part(self, rows: np.ndarray) -> "Source":
+        """Some of the pictures, with nothing of the others: little to send to another process."""
+        examples = self.examples
+        pixels = examples.pixels
+        kept = dataclasses.replace(
+            examples,
+            pixels=pixels.part(rows) if isinstance(pixels, Rows) else pixels[rows],
+            labels=examples.labels[rows],
+            example_ids=examples.example_ids[rows],
+        )
+        digests = [self.digests[row] for row in rows]
+        return dataclasses.replace(self, examples=kept, digests=digests)
 
 
 @dataclass(frozen=True)

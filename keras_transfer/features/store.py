@@ -19,14 +19,8 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from keras_transfer.errors import RunError
-from keras_transfer.features.entry import (
-    DESCRIPTION,
-    Entry,
-    Recipe,
-    read_description,
-    remove_entry,
-    sweep_removed,
-)
+from keras_transfer.features.entry import Entry, remove_entry, sweep_removed
+from keras_transfer.features.recipe import DESCRIPTION, Recipe, read_description
 from keras_transfer.features.shards import explained
 
 _ENTRY: Final = re.compile(r"[0-9a-f]{16}")

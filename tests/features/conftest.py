@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_transfer.features.entry import Recipe
+from keras_transfer.features.recipe import Recipe
 from keras_transfer.features.store import Store
 
 ROW_BYTES = 96
@@ -84,7 +84,7 @@ def child() -> Callable[..., subprocess.Popen[str]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             from pathlib import Path
             import numpy as np
-            from keras_transfer.features.entry import Recipe
+            from keras_transfer.features.recipe import Recipe
             from keras_transfer.features.store import Store
             folder = Path(sys.argv[1])
             def make(keys):

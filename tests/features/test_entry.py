@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_transfer.errors import RunError
-from keras_transfer.features.entry import Recipe
+from keras_transfer.features.recipe import Recipe
 from keras_transfer.features.store import Store
 
 KEYS = [f"{number:03d}" for number in range(60)]

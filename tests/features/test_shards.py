@@ -29,7 +29,8 @@ def some_rows(folder: Path, *, num_shards: int = 3) -> tuple[Rows, np.ndarray]:
         for n in range(num_shards)
     ]
     where = np.stack([generator.integers(0, num_shards, 40), generator.integers(0, 7, 40)], axis=1)
-    rows = Rows(shards, where, shape=shape, dtype=np.dtype("float16"))
+    files = [shard.data_file for shard in shards]
+    rows = Rows(files, where, shape=shape, dtype=np.dtype("float16"))
     return rows, data[where[:, 0], where[:, 1]]
 
 
@@ -122,7 +123,7 @@ def test_rows_are_copies(tmp_path: Path):
 
 def test_rows_may_be_single_numbers(tmp_path: Path):
     shard = write_shard(tmp_path, 0, entry="e", keys=["a", "b"], rows=np.array([1.5, 2.5]))
-    rows = Rows([shard], np.array([[0, 1], [0, 0]]), shape=(), dtype=np.dtype(float))
+    rows = Rows([shard.data_file], np.array([[0, 1], [0, 0]]), shape=(), dtype=np.dtype(float))
     assert rows[:].tolist() == [2.5, 1.5]
     assert rows[0] == 2.5
 
@@ -154,7 +155,7 @@ def test_release_gives_memory_back(tmp_path: Path):
     data = np.ones((64, 1 << 16), np.uint8)
     shard = write_shard(tmp_path, 0, entry="e", keys=[str(i) for i in range(64)], rows=data)
     where = np.stack([np.zeros(64, int), np.arange(64)], axis=1)
-    rows = Rows([shard], where, shape=(1 << 16,), dtype=np.dtype("uint8"))
+    rows = Rows([shard.data_file], where, shape=(1 << 16,), dtype=np.dtype("uint8"))
 
     def resident() -> int:
         maps = Path("/proc/self/smaps").read_text().split(str(shard.data_file))[1]

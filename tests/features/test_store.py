@@ -106,7 +106,7 @@ def test_the_store_is_whole_after_a_kill_at_any_moment(tmp_path):
         import hashlib, os, random, signal, sys, time
         from pathlib import Path
         import numpy as np
-        from keras_transfer.features.entry import Recipe
+        from keras_transfer.features.recipe import Recipe
         from keras_transfer.features.store import Store
 
         recipe = Recipe("features", "rows", {}, (50_000,), "uint8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_transfer.features.entry import Recipe
+from keras_transfer.features.recipe import Recipe
 from keras_transfer.features.store import Store
 from pipelines import arguments, cache
 
