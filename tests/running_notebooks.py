@@ -16,9 +16,11 @@ from keras_transfer.config import load_spec
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "pipelines" / "notebooks"
 SMALL = {
+    "model.backbone": "vgg16",
     "model.last_stage": "stage2",
+    "model.pooling": "flatten",
     "phases.0.epochs": 4,
-    "phases.0.learning_rate": 2e-2,
+    "phases.0.learning_rate": 1e-3,
     "phases.1.epochs": 1,
     "phases.1.unfreeze": "stage2",
     "data.train_size": 120,
@@ -26,7 +28,7 @@ SMALL = {
     "data.test_fraction": 0.05,
     "search.space": {"model.dropout": {"values": [0.0, 0.2]}},
 }
-"""The quickstart on fewer pictures and a shorter trunk, for about ten optimizer steps."""
+"""The quickstart on fewer pictures and few layers, for twenty optimizer steps."""
 
 
 def read_notebook(name: str) -> nbformat.NotebookNode:
@@ -80,10 +82,10 @@ def read_json(path: Path):
 
 
 def check_run(run: Path, *, num_test: int) -> None:
-    """A run that is complete and knows more than chance, which is 10 % of ten digits."""
+    """A run that is complete and knows far more than chance, which is 10 % of ten digits."""
     metrics = read_json(run / "metrics.json")
     assert metrics["test"]["num_examples"] == num_test
-    assert metrics["test"]["interval"][0] > 0.1
+    assert metrics["test"]["interval"][0] > 0.5
     assert metrics["export"]["label_agreement"] == 1
     assert (run / "export/1/saved_model.pb").is_file()
 
