@@ -21,11 +21,12 @@ from keras_transfer.data.pipeline import (
 )
 from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.devices.hosts import share_out
+from keras_transfer.devices.hosts import share_from_first, share_out
 from keras_transfer.devices.strategy import current, undistributed
-from keras_transfer.features.extraction import Tally, extract
+from keras_transfer.features.extraction import Tally
 from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
+from keras_transfer.features.together import extract_together
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.planning import Plan, Pool, find_cuts, make_plans
@@ -179,7 +180,7 @@ class Supply:
         if not plans:
             return
         requests = [Request(plan.cut, pool.pairs(plan.num_views)) for plan in plans.values()]
-        features, tally = extract(
+        features, tally = extract_together(
             requests,
             self.source,
             cache=self.spec.cache,
@@ -203,7 +204,8 @@ class Supply:
             num_train=len(pool.train),
             num_plain=len(pool.plain),
             item_size=np.dtype(cache.dtype).itemsize,
-            room=self._store.free_for(*recipes) if cache.mode == "auto" else None,
+            # What host 0 finds, so that all hosts make the same plans.
+            room=share_from_first(self._store.free_for(*recipes)) if cache.mode == "auto" else None,
         )
         for sentence in told:
             self._narrator.say(sentence)

@@ -12,8 +12,8 @@ beside that is a folder: the store's, and the run's, which host 0 alone writes.
 """
 
 import functools
-import json
 import os
+import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -87,18 +87,27 @@ def wait_for_all() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """A JSON value of every host, in their order; all have to call it."""
+    """A value of every host, in their order; all have to call it.
+
+    Values are pickled: hosts of one run are each other's.
+    """
     import numpy as np
 
     _, num_hosts = meet()
     if num_hosts == 1:
         return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = _gathered(np.array([len(data)])).ravel()
     filled = np.zeros(int(sizes.max()), np.uint8)
     filled[: len(data)] = data
     rows = _gathered(filled)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def share_from_first(value: Any) -> Any:
+    """Host 0's value, on all hosts."""
+    host, _ = meet()
+    return gather(value if host == 0 else None)[0]
 
 
 def share_out(
