@@ -288,7 +288,7 @@ def undistributed(model: Any) -> Any:
         return model
     with on_one_device():
         if _current.strategy == "mirrored":
-            return keras.Model(model.inputs, model.outputs, name=model.name)
+            return keras.Model(model.input, model.output, name=model.name)
         copy = keras.models.clone_model(model)
         copy.set_weights(model.get_weights())
         return copy

@@ -29,6 +29,7 @@ from keras_transfer.delivery.saved_model.parity import (
     Parity,
     check_comparable,
     judge_answers,
+    policy_of,
 )
 from keras_transfer.delivery.saved_model.served_alone import Answers, serve_alone
 from keras_transfer.delivery.saved_model.warmup import write_warmup
@@ -124,7 +125,7 @@ def export_proven(
     ways = _ways(model, spec.export.precision)
 
     def judge(folder: Path, answers: Answers | str, precision: str) -> Parity:
-        tolerance = max(TOLERANCES[spec.devices.precision], TOLERANCES[precision])
+        tolerance = max(TOLERANCES[policy_of(model)], TOLERANCES[precision])
         return judge_answers(
             folder, answers, chosen, probabilities[rows], class_names, tolerance=tolerance
         )
