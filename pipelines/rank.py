@@ -22,7 +22,8 @@ from keras_transfer.conversion import build
 from keras_transfer.delivery.runs import RunFolder, next_free
 from keras_transfer.delivery.starting import DEFAULT_PARENT, vacated_on_refusal
 from keras_transfer.devices import chatter_to
-from keras_transfer.specs import RankSpec, RunSpec
+from keras_transfer.rank_spec import RankSpec
+from keras_transfer.specs import RunSpec
 from pipelines.arguments import PRESETS, main_of, make_parser
 
 DEFAULT_PRESET = "flowers"

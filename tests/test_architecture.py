@@ -16,6 +16,7 @@ LEVELS = {
     "keras_transfer.labels": 0,
     "keras_transfer.conversion": 0,
     "keras_transfer.search_spec": 0,
+    "keras_transfer.rank_spec": 0,
     "keras_transfer.config": 0,
     "keras_transfer.home": 0,
     "keras_transfer.devices": 1,
@@ -58,7 +59,6 @@ TENSORFLOW = (
     "keras_transfer.data.",
     "keras_transfer.devices",
     "keras_transfer.delivery.",
-    "keras_transfer.features.prefix",
 )
 
 

@@ -13,7 +13,8 @@ from keras_transfer.methods.rank.source_head import SourceHead, load_source_head
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.planning import find_cuts
-from keras_transfer.specs import CandidateSpec, PhaseSpec, RankSpec, RunSpec
+from keras_transfer.rank_spec import CandidateSpec, RankSpec
+from keras_transfer.specs import PhaseSpec, RunSpec
 
 _HEAD_ONLY = PhaseSpec(unfreeze=HEAD)
 

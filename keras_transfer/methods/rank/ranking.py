@@ -33,8 +33,9 @@ from keras_transfer.methods.rank.scoring import (
 )
 from keras_transfer.methods.rating import latencies_ms
 from keras_transfer.methods.study.trials import ONE_RUN
+from keras_transfer.rank_spec import RankSpec
 from keras_transfer.shelf import open_store, settle
-from keras_transfer.specs import RankSpec, RunSpec
+from keras_transfer.specs import RunSpec
 from keras_transfer.terminal import Narrator
 from keras_transfer.transfer import Data, load_data
 

@@ -20,14 +20,13 @@ from keras_transfer.methods.rank.scoring import Score, doubt, spread_over_halves
 from keras_transfer.methods.rank.sheet import describe
 from keras_transfer.methods.rating import take_turns
 from keras_transfer.planning import Pool
+from keras_transfer.rank_spec import CandidateSpec, RankSpec
 from keras_transfer.shelf import open_store
 from keras_transfer.specs import (
     CacheSpec,
-    CandidateSpec,
     DataSpec,
     ModelSpec,
     PhaseSpec,
-    RankSpec,
     RunSpec,
     TrainingSpec,
     ViewSpec,
