@@ -25,7 +25,8 @@ def show_result(result: Result, terminal: Terminal) -> None:
     caption = "accuracy in %, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
     terminal.say(_describe_figures(result.test))
-    terminal.say(describe_proof(result.proof))
+    if result.proof:
+        terminal.say(describe_proof(result.proof))
     path = result.run.path
     terminal.say(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
     terminal.say(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
@@ -78,6 +79,12 @@ def describe_proof(proof: Proof) -> str:
         )
     if proof.kept.name == AS_TRAINED:
         sentences.append("It is served as it was trained.")
+    if proof.backend == "jax":
+        sentences.append(
+            "XLA runs it, and compiles it anew for each size of batch. For servers without "
+            "accelerators, KERAS_BACKEND=tensorflow python -m pipelines.export on this run may "
+            "write a faster one."
+        )
     return " ".join(sentences)
 
 

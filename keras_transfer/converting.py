@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import keras
 import numpy as np
 
 from keras_transfer.answers import known_answers
@@ -20,6 +21,7 @@ from keras_transfer.delivery.formats.sheet import Row, write_sheet
 from keras_transfer.delivery.formats.table import Format, check_libraries
 from keras_transfer.delivery.formats.timing import num_processors
 from keras_transfer.delivery.prediction import LoadedRun, load_run, predict_pixels
+from keras_transfer.delivery.saved_model.parity import policy_of
 from keras_transfer.errors import DataError, ExportError
 from keras_transfer.shelf import open_store
 from keras_transfer.terminal import Narrator
@@ -86,6 +88,8 @@ def convert_run(
             scratch=scratch,
             plain=compare,
         )
+        if keras.backend.backend() != "tensorflow":
+            narrator.say("A process in which Keras runs on TensorFlow makes the formats …")
         failed = make_formats(job, narrator=narrator)
         tried = ways.of_formats(formats, path)
         if compare:
@@ -98,7 +102,7 @@ def convert_run(
             pixels_file=scratch / "test.npy",
             probabilities=_probabilities(run, test, narrator),
             labels=test.labels,
-            trained_in=run.spec.devices.precision,
+            trained_in=policy_of(run.model),
         )
         narrator.say(f"Asking each format about {len(test.labels):,} test pictures …")
         rows = ways.try_all(tried, bench, failed=failed, timed=compare, narrator=narrator)

@@ -50,5 +50,9 @@ class DivergedError(RunError):
     """Training left the finite numbers."""
 
 
+class OutOfMemoryError(RunError):
+    """A device has too little memory for the smallest part of a batch."""
+
+
 class ExportError(KerasTransferError):
     """An exported artefact does not agree with its model."""

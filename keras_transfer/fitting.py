@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.devices.profiling import Profiler
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.evaluation.metrics import Gain, paired_gain
 from keras_transfer.models.classifier import Classifier, build_classifier
@@ -84,6 +85,7 @@ def fit_phases(
     run: RunFolder | None = None,
     num_epochs: int | None = None,
     save_seconds: float = 0.0,
+    profile: bool = False,
 ) -> list[Outcome]:
     """Train every phase of the spec and leave the classifier at the best of them.
 
@@ -94,6 +96,7 @@ def fit_phases(
             goes on as if it had never stopped.
         save_seconds: between two checkpoints of a phase at least; 0 keeps every epoch.
         run: where to keep checkpoints; what an interrupted run left there is taken up.
+        profile: whether to trace some steps of every phase, into profile/ of the run.
 
     Raises:
         SpecError: a phase unfreezes from a stage that the model does not have.
@@ -107,6 +110,8 @@ def fit_phases(
         if left is not None and left < 1:
             break
         saver = Checkpoint(run, f"phase-{number}") if run else None
+        name = spec.phases[number].name
+        profiler = Profiler(run.profile_folder / name) if run and profile else None
         outcome, is_finished = _fit_one(
             classifier,
             supply,
@@ -116,6 +121,7 @@ def fit_phases(
             saver=saver,
             num_epochs=left,
             save_seconds=save_seconds,
+            profiler=profiler,
         )
         outcomes.append(outcome)
         if finished and saver and is_finished:
@@ -134,6 +140,7 @@ def _fit_one(
     saver: Checkpoint | None,
     num_epochs: int | None,
     save_seconds: float,
+    profiler: Profiler | None,
 ) -> tuple[Outcome, bool]:
     """Train and judge one phase; whether it came to its end."""
     phase = supply.spec.phases[number]
@@ -153,7 +160,9 @@ def _fit_one(
             num_epochs=num_epochs,
             saver=saver,
             save_seconds=save_seconds,
-            callbacks=callbacks,
+            num_parts=data.batch_size // (data.spec.devices.batch_size or data.batch_size),
+            callbacks=[*callbacks, *([profiler] if profiler else [])],
+            say=narrator.say,
         )
     judged = {"val": data.splits.val, "test": data.splits.test}
     answers = {name: data.predict(predictor, rows) for name, rows in judged.items() if len(rows)}

@@ -5,6 +5,7 @@ from itertools import islice
 
 import numpy as np
 
+from keras_transfer.data.batching import Batching
 from keras_transfer.data.pipeline import Examples, Views, training_dataset
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Records
@@ -25,7 +26,9 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
     Raises:
         DataError, SpecError, WeightsError: what the run itself would raise that early.
     """
-    set_up(spec.devices, seed=spec.seed)
+    devices = set_up(spec.devices, seed=spec.seed)
+    devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
+    terminal.say(devices.describe(spec.training.batch_size))
     records = read_records(spec.data)
     terminal.say(f"{len(records.items):,} files of {len(records.class_names)} classes.")
     absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
@@ -33,7 +36,7 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
         terminal.say(f"{len(absent):,} of the files are not there, such as {absent[0]}.")
     classifier = prepare_classifier(spec, records.class_names)
     _show_stages(classifier, terminal)
-    rows = list(_try_phases(spec, classifier, _one_batch(spec, records)))
+    rows = list(_try_phases(spec, classifier, _one_batch(spec, records), devices.num_devices))
     header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
     terminal.table("Phases", header, rows)
     terminal.say("Dry run: nothing was written.")
@@ -78,17 +81,16 @@ def _show_stages(classifier: Classifier, terminal: Terminal) -> None:
 
 
 def _try_phases(
-    spec: RunSpec, classifier: Classifier, examples: Examples
+    spec: RunSpec, classifier: Classifier, examples: Examples, num_devices: int
 ) -> Iterator[tuple[str, ...]]:
     batch = training_dataset(
         examples,
         np.arange(len(examples.labels)),
         Views(examples, spec.views),
         num_views=spec.views.count,
-        batch_size=spec.training.batch_size,
+        batching=Batching(size=spec.training.batch_size, num_devices=num_devices),
         seed=spec.seed,
-        first_epoch=0,
-        last_epoch=1,
+        epochs=range(1),
     )
     for phase in spec.phases:
         num_trainable = apply_phase(classifier, phase)

@@ -1,6 +1,7 @@
 """What a run leaves for people: history, predictions and figures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -49,6 +50,14 @@ def write_history(run: RunFolder, outcomes: Sequence[Outcome]) -> None:
 def write_views(
     run: RunFolder, spec: RunSpec, records: Records, splits: Splits, examples: Examples
 ) -> None:
+    """Draw some training pictures as the network sees them, into the run's figures."""
+    with run.replacing("figures/views.png") as path:
+        draw_some_views(path, spec, records, splits, examples)
+
+
+def draw_some_views(
+    file: Path, spec: RunSpec, records: Records, splits: Splits, examples: Examples
+) -> None:
     """Draw some training pictures as the network sees them, spread over the classes."""
     places = np.linspace(0, len(splits.train) - 1, NUM_PICTURES).round().astype(int)
     rows = splits.train[np.unique(places)]
@@ -57,8 +66,7 @@ def write_views(
         np.repeat(rows, len(numbers)), np.tile(numbers, len(rows))
     )
     views = views.reshape(len(rows), len(numbers), *views.shape[1:])
-    with run.replacing("figures/views.png") as path:
-        draw_views(views, [records.items[row].label for row in rows], path)
+    draw_views(views, [records.items[row].label for row in rows], file)
 
 
 def write_test(

@@ -151,8 +151,27 @@ class TrainingSpec:
 class DeviceSpec:
     """What the numbers are computed on and in."""
 
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = option(
-        "float32", "Keras's global dtype policy; logits are always float32"
+    strategy: Literal["auto", "cpu", "mirrored", "data_parallel"] = option(
+        "auto",
+        "one device or several that share every batch: 'mirrored' (TensorFlow, GPUs of one host), "
+        "'data_parallel' (JAX: GPUs, TPUs, several hosts); 'auto' takes all accelerators",
+    )
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = option(
+        "auto",
+        "Keras's global dtype policy; 'auto' is bfloat16 on TPUs, half precision on GPUs with "
+        "units for it, else float32; logits are always float32",
+    )
+    batch_size: int | None = option(
+        None,
+        "pictures in memory at once, over all devices: where it is less than training.batch_size, "
+        "gradients are gathered (none = all, and fewer once memory runs out)",
+        low=1,
+    )
+    hosts: int = option(
+        1,
+        "processes of this machine that train together, as hosts of a cluster would (JAX; there "
+        "Keras's own variables KERAS_DISTRIBUTION_… say who they are)",
+        low=1,
     )
 
 

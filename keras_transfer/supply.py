@@ -11,19 +11,22 @@ import keras
 import numpy as np
 
 from keras_transfer.answers import answer
+from keras_transfer.data.batching import Batching, steps_per_epoch
 from keras_transfer.data.pipeline import (
     Examples,
     Inputs,
     Views,
     evaluation_dataset,
-    steps_per_epoch,
     training_dataset,
 )
 from keras_transfer.data.splits import Splits
 from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.features.extraction import Crew, Tally, alone, extract
+from keras_transfer.devices.hosts import share_from_first, share_out
+from keras_transfer.devices.strategy import current, undistributed
+from keras_transfer.features.extraction import Crew, Tally, alone
 from keras_transfer.features.source import Features, Request, Source, features_recipe
 from keras_transfer.features.store import Store
+from keras_transfer.features.together import extract_together
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.planning import Plan, Pool, find_cuts, make_plans
@@ -54,32 +57,52 @@ class SplitData:
         """Optimizer steps in an epoch."""
         return steps_per_epoch(len(self.splits.train), self.spec.training.batch_size)
 
-    def training(self, first_epoch: int, last_epoch: int) -> Any:
-        """Batches of these epochs."""
+    def batching(self, num_parts: int) -> Batching:
+        """Batches of the spec's size, shared among the devices there are."""
+        devices = current()
+        return Batching(
+            size=self.spec.training.batch_size,
+            num_parts=num_parts,
+            num_devices=devices.num_devices,
+            host=devices.host,
+            num_hosts=devices.num_hosts,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures of an optimizer step."""
+        return self.spec.training.batch_size
+
+    def training(self, epochs: range, num_parts: int = 1) -> Any:
+        """Batches of these epochs, each in so many parts."""
         training = self.spec.training
         return training_dataset(
             self.examples,
             self.splits.train,
             self.inputs,
             num_views=self.num_views,
-            batch_size=training.batch_size,
+            batching=self.batching(num_parts),
             seed=self.spec.seed,
-            first_epoch=first_epoch,
-            last_epoch=last_epoch,
+            epochs=epochs,
             sampling=training.sampling,
             class_weights=training.class_weights,
         )
 
-    def validation(self) -> Any:
-        """Plain batches of the validation split."""
-        batch_size = self.spec.training.batch_size
+    def validation(self, num_parts: int = 1) -> Any:
+        """Plain batches of the validation split, each in so many parts."""
         return evaluation_dataset(
-            self.examples, self.splits.val, self.inputs, batch_size=batch_size
+            self.examples, self.splits.val, self.inputs, batching=self.batching(num_parts)
         )
 
     def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
         """Class probabilities float32 [N, C] of plain pictures by a part that reads `inputs`."""
-        return predict_pixels(part, _Plain(self.inputs, len(self.examples.labels)), rows=rows)
+        plain = _Plain(self.inputs, len(self.examples.labels))
+        predictor = undistributed(part)
+        return share_out(
+            rows,
+            lambda some: predict_pixels(predictor, plain, rows=some),
+            shape=part.output_shape[1:],
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +171,7 @@ class Supply:
             RunError: answers cannot be stored.
         """
         return answer(
-            classifier.model,
+            undistributed(classifier.model),
             [self.source.digests[row] for row in rows],
             self.source.examples.pixels,
             rows=rows,
@@ -165,7 +188,7 @@ class Supply:
         if not plans:
             return
         requests = [Request(plan.cut, pool.pairs(plan.num_views)) for plan in plans.values()]
-        features, tally = extract(
+        features, tally = extract_together(
             requests,
             self.source,
             cache=self.spec.cache,
@@ -190,7 +213,8 @@ class Supply:
             num_train=len(pool.train),
             num_plain=len(pool.plain),
             item_size=np.dtype(cache.dtype).itemsize,
-            room=self._store.free_for(*recipes) if cache.mode == "auto" else None,
+            # What host 0 finds, so that all hosts make the same plans.
+            room=share_from_first(self._store.free_for(*recipes)) if cache.mode == "auto" else None,
         )
         for sentence in told:
             self._narrator.say(sentence)

@@ -24,6 +24,8 @@ from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.saved_model.proof import Proof
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
+from keras_transfer.devices.hosts import wait_for_all
+from keras_transfer.devices.strategy import undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
 from keras_transfer.features.source import Source
@@ -60,24 +62,29 @@ class Data:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with."""
+    """What a run ended with; `proof` is None on all hosts but the first, which alone writes."""
 
     run: RunFolder
     classifier: Classifier
     outcomes: list[Outcome]
     test: Evaluation
-    proof: Proof
+    proof: Proof | None
     seconds: float
 
 
 def run_transfer(
-    spec: RunSpec, run: RunFolder | None = None, *, narrator: Narrator | None = None
+    spec: RunSpec,
+    run: RunFolder | None = None,
+    *,
+    narrator: Narrator | None = None,
+    profile: bool = False,
 ) -> Result:
     """The main job: train, judge, export and prove, into a run folder.
 
     Args:
         run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
         narrator: who is told of decisions and progress; by default the terminal.
+        profile: whether to trace some steps of every phase for TensorBoard, into profile/.
 
     Raises:
         DataError, SpecError, WeightsError: the input cannot be used as it is.
@@ -87,14 +94,16 @@ def run_transfer(
     narrator = narrator or Terminal()
     run = run or start_run(spec)
     with vacated_on_refusal(run):
-        return _run(spec, run, narrator)
+        return _run(spec, run, narrator, profile=profile)
 
 
-def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
+def _run(spec: RunSpec, run: RunFolder, narrator: Narrator, *, profile: bool) -> Result:
     _check_single(spec)
     started = time.perf_counter()
-    set_up(spec.devices, seed=spec.seed)
+    devices = set_up(spec.devices, seed=spec.seed)
+    devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
     narrator.say(f"Run folder: {run.path}")
+    narrator.say(devices.describe(spec.training.batch_size))
     records = read_records(spec.data)
     # Before any picture is decoded: missing weights and wrong stages are told within seconds.
     classifier = prepare_classifier(spec, records.class_names)
@@ -102,17 +111,22 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Result:
     run.checkpoint_folder.mkdir(exist_ok=True)
     settled = settle(spec, len(records.items), narrator=narrator)
     with open_store(settled, narrator=narrator, scratch=run.checkpoint_folder) as store:
-        data = load_data(settled, records, store=store, narrator=narrator, run=run)
+        writer = run if devices.host == 0 else None
+        data = load_data(settled, records, store=store, narrator=narrator, run=writer)
         supply = Supply(settled, data.source, data.splits, store=store, narrator=narrator)
-        outcomes = fit_phases(classifier, supply, narrator=narrator, run=run)
+        outcomes = fit_phases(classifier, supply, narrator=narrator, run=run, profile=profile)
         probabilities = supply.predict(classifier, data.splits.test)
         test = judge(data, probabilities, seed=spec.seed)
-        proof = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
-    cache = describe_cache(data.num_decoded, supply.tallies, outcomes, data.splits)
-    run.write_json("cache.json", cache)
-    narrator.say(describe_saving(cache))
-    run.write_json("metrics.json", _metrics(outcomes, test, proof))
-    shutil.rmtree(run.checkpoint_folder)
+        proof = None
+        if writer:
+            proof = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
+            cache = describe_cache(data.num_decoded, supply.tallies, outcomes, data.splits)
+            run.write_json("cache.json", cache)
+            narrator.say(describe_saving(cache))
+            run.write_json("metrics.json", _metrics(outcomes, test, proof))
+    wait_for_all()
+    if writer:
+        shutil.rmtree(run.checkpoint_folder)
     return Result(run, classifier, outcomes, test, proof, time.perf_counter() - started)
 
 
@@ -187,14 +201,15 @@ def _deliver(
     write_history(run, outcomes)
     write_views(run, spec, data.records, data.splits, data.examples)
     write_test(run, data.records, rows, data.examples, test=test, probabilities=probabilities)
+    model = undistributed(classifier.model)
     with run.replacing("model.keras") as path:
         classifier.save(path)
     counts = {name: len(getattr(data.splits, name)) for name in NAMES}
     return deliver(
-        classifier.model,
+        model,
         run.export_folder / "1",
         spec=spec,
-        card=make_card(spec, classifier.model, data.records.class_names, test, counts),
+        card=make_card(spec, model, data.records.class_names, test, counts),
         files=[data.records.file(row) for row in rows],
         probabilities=probabilities,
     )

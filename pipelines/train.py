@@ -17,8 +17,10 @@ from collections.abc import Sequence
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.starting import start_run
+from keras_transfer.delivery.starting import await_run, start_run
 from keras_transfer.devices import chatter_to
+from keras_transfer.devices.hosts import given_host
+from keras_transfer.errors import SpecError
 from keras_transfer.specs import RunSpec
 from pipelines.arguments import (
     add_spec_arguments,
@@ -39,12 +41,22 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--dry-run", action="store_true", help="try one batch of every phase only")
+    parser.add_argument(
+        "--profile", action="store_true", help="trace some steps of every phase for TensorBoard"
+    )
     parser.add_argument("--print-spec", action="store_true", help="print the resolved spec as JSON")
     arguments = parser.parse_intermixed_args(argv)
     spec = read_spec(arguments)
     if arguments.print_spec:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
+    if arguments.profile and spec.num_trials > 1:
+        raise SpecError(
+            "a study of several trainings traces none of them",
+            expected="--profile for a single run",
+            received=f"{spec.num_trials} trainings",
+            fix="leave out folds, seeds and halvings, or --profile",
+        )
     if arguments.dry_run:
         with chatter_to(scratch_log()):
             from keras_transfer.rehearsal import rehearse
@@ -55,19 +67,29 @@ def _run(argv: Sequence[str] | None) -> None:
             if spec.num_trials > 1:
                 terminal.say(f"Up to {spec.num_trials} trials would train like this.")
         return
-    run = start_run(spec, output=arguments.output, resume=arguments.resume)
+    if given_host()[0] > 0:
+        run = await_run(spec, output=arguments.output)
+    else:
+        run = start_run(spec, output=arguments.output, resume=arguments.resume)
     with chatter_to(run.log_file):
-        (_train if spec.num_trials == 1 else _study)(spec, run)
+        if spec.num_trials == 1:
+            _train(spec, run, profile=arguments.profile)
+        else:
+            _study(spec, run)
 
 
 # What follows imports TensorFlow, and only then, so that its start-up goes to the log.
-def _train(spec: RunSpec, run: RunFolder) -> None:
+def _train(spec: RunSpec, run: RunFolder, *, profile: bool) -> None:
     from keras_transfer.closing import show_result
+    from keras_transfer.methods.hosts.launching import needs_launching, run_hosts
     from keras_transfer.terminal import Terminal
     from keras_transfer.transfer import run_transfer
 
     terminal = Terminal()
-    show_result(run_transfer(spec, run, narrator=terminal), terminal)
+    if needs_launching(spec):
+        run_hosts(spec, run, narrator=terminal, profile=profile)
+    else:
+        show_result(run_transfer(spec, run, narrator=terminal, profile=profile), terminal)
 
 
 def _study(spec: RunSpec, run: RunFolder) -> None:

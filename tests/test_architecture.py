@@ -43,6 +43,7 @@ LEVELS = {
     "keras_transfer.fitting": 5,
     "keras_transfer.narration": 5,
     "keras_transfer.report": 5,
+    "keras_transfer.looking": 5,
     "keras_transfer.rehearsal": 5,
     "keras_transfer.transfer": 5,
     "keras_transfer.judging": 5,

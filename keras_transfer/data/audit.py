@@ -6,20 +6,23 @@ file, so a picture that was decoded once, in any run, is read and checked but no
 """
 
 import dataclasses
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.encoded import Encoded
 from keras_transfer.data.images import DECODER_VERSION
+from keras_transfer.data.pixel_batches import NumberedShards, PixelBatches
 from keras_transfer.data.reading import Picture, read_new_pixels
 from keras_transfer.data.records import BadFile, Record, Records, counted
-from keras_transfer.errors import DataError
+from keras_transfer.devices.hosts import gather, meet, share_from_first
+from keras_transfer.errors import DataError, RunError
 from keras_transfer.features.entry import Entry
-from keras_transfer.features.shards import SHARD_BYTES, Rows
+from keras_transfer.features.shards import Rows
 from keras_transfer.features.store import Recipe, Store
 from keras_transfer.specs import DataSpec
 from keras_transfer.terminal import Narrator
@@ -69,67 +72,115 @@ def audit(records: Records, spec: DataSpec, *, store: Store, narrator: Narrator)
             without any readable file.
         RunError: there is no room for the pixels.
     """
+    host, num_hosts = meet()
+    if num_hosts > 1:
+        return _audit_together(records, spec, store, narrator, host=host, num_hosts=num_hosts)
     with store.opened(pixels_recipe(spec)) as (entry,):
-        audited, unusual, num_decoded = _read_all(records, spec, entry, narrator)
-        _check_bad_files(audited, records, spec)
-        pixels = entry.rows([record.digest for record in audited.items])
-    notes = [*records.notes, *_notes_on_files(unusual), *_notes_on_copies(audited.items)]
-    return Audited(dataclasses.replace(audited, notes=tuple(notes)), pixels, num_decoded)
+        batches = PixelBatches.into(entry)
+        return _audited(records, [_read(records, spec, batches, narrator)], spec, entry)
 
 
-def _read_all(
-    records: Records, spec: DataSpec, entry: Entry, narrator: Narrator
-) -> tuple[Records, Counter[str], int]:
-    """Store the pixels that are missing; count what is unusual, and what was decoded."""
-    good: list[Record] = []
-    bad: list[BadFile] = []
+def _audit_together(
+    records: Records,
+    spec: DataSpec,
+    store: Store,
+    narrator: Narrator,
+    *,
+    host: int,
+    num_hosts: int,
+) -> Audited:
+    """The same by several hosts: each reads every so-manieth file, host 0 holds the entry."""
+    recipe = pixels_recipe(spec)
+
+    def read(known: set[str], first: int) -> tuple[_Found, NumberedShards]:
+        numbers = range(first + host, sys.maxsize, num_hosts)
+        shards = NumberedShards(store.folder / recipe.id, recipe, known, numbers)
+        batches = PixelBatches(recipe, holds=shards.holds, write=shards.write)
+        rows = range(host, len(records.items), num_hosts)
+        return _read(records, spec, batches, narrator, rows=rows), shards
+
+    if host:
+        found, shards = read(*share_from_first(None))
+        gather((found, shards.written))
+        parts = share_from_first(None)
+    else:
+        with store.opened(recipe) as (entry,):
+            entry.check()
+            start = set(entry.keys), max(entry.numbers, default=-1) + 1
+            found, shards = read(*share_from_first(start))
+            parts = []
+            for part, written in gather((found, shards.written)):
+                parts.append(part)
+                for number, keys in written:
+                    entry.adopt(number, keys, is_sound=False)
+        share_from_first(parts)
+    with store.opened(recipe) as (entry,):
+        return _audited(records, parts, spec, entry)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What reading some rows of the records came to; `num_decoded` of them were new."""
+
+    results: dict[int, Record | BadFile]
+    unusual: Counter[str]
+    num_decoded: int
+
+
+def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: Entry) -> Audited:
+    """All that was found, row by row, with the pixels."""
+    results = {row: result for part in parts for row, result in part.results.items()}
+    ordered = [results[row] for row in range(len(records.items))]
+    good = tuple(result for result in ordered if isinstance(result, Record))
+    bad = [result for result in ordered if isinstance(result, BadFile)]
+    audited = dataclasses.replace(records, items=good, bad_files=(*records.bad_files, *bad))
+    _check_bad_files(audited, records, spec)
+    digests = [record.digest for record in good]
+    if lost := entry.missing(digests):
+        raise RunError(
+            f"{len(lost):,} of {len(digests):,} pictures are no longer in the store",
+            expected="pixels of all pictures that were read",
+            received=f"none of {good[lost[0]].path}",
+            fix="raise cache.limit_gb, see that all hosts use the same folder, and run it again",
+        )
+    unusual = sum((part.unusual for part in parts), Counter[str]())
+    notes = [*records.notes, *_notes_on_files(unusual), *_notes_on_copies(good)]
+    audited = dataclasses.replace(audited, notes=tuple(notes))
+    return Audited(audited, entry.rows(digests), sum(part.num_decoded for part in parts))
+
+
+def _read(
+    records: Records,
+    spec: DataSpec,
+    batches: PixelBatches,
+    narrator: Narrator,
+    *,
+    rows: range | None = None,
+) -> _Found:
+    """Read some rows, store the pixels that are missing, and count what is unusual."""
+    rows = range(len(records.items)) if rows is None else rows
+    found: dict[int, Record | BadFile] = {}
     unusual: Counter[str] = Counter()
-    batch = _Batch(entry, max(1, SHARD_BYTES // entry.recipe.row_bytes))
     results = read_new_pixels(
-        (records.file(row) for row in range(len(records.items))),
-        known=batch.holds,
+        (records.file(row) for row in rows),
+        known=batches.holds,
         image_size=spec.image_size,
         resize=spec.resize,
         max_megapixels=spec.max_megapixels,
     )
     with narrator.counting("reading pictures") as count:
-        for done, (record, result) in enumerate(zip(records.items, results, strict=True), 1):
+        for done, (row, result) in enumerate(zip(rows, results, strict=True), 1):
+            record = records.items[row]
             if isinstance(result, BadFile):
-                bad.append(BadFile(record.path, result.reason))
+                found[row] = BadFile(record.path, result.reason)
             else:
-                good.append(dataclasses.replace(record, digest=result.encoded.digest))
+                found[row] = dataclasses.replace(record, digest=result.encoded.digest)
                 unusual.update(_traits(result.encoded))
             if isinstance(result, Picture):
-                batch.add(result)
-            count(done, len(records.items))
-    batch.store()
-    audited = dataclasses.replace(records, items=tuple(good), bad_files=(*records.bad_files, *bad))
-    return audited, unusual, batch.num_decoded
-
-
-class _Batch:
-    """Pixels on their way to the store, a shard at a time."""
-
-    def __init__(self, entry: Entry, size: int):
-        self.entry, self.size = entry, size
-        self.waiting: dict[str, np.ndarray] = {}
-        self.num_decoded = 0
-
-    def holds(self, digest: str) -> bool:
-        return not self.entry.missing([digest])
-
-    def add(self, picture: Picture) -> None:
-        """Copies of one file in one source may be decoded twice; they are stored once."""
-        self.num_decoded += 1
-        self.waiting[picture.digest] = picture.pixels
-        if len(self.waiting) == self.size:
-            self.store()
-
-    def store(self) -> None:
-        digests = list(self.waiting)
-        if new := [digests[place] for place in self.entry.missing(digests)]:
-            self.entry.append(new, np.stack([self.waiting[digest] for digest in new]))
-        self.waiting = {}
+                batches.add(result)
+            count(done, len(rows))
+    batches.store()
+    return _Found(found, unusual, batches.num_decoded)
 
 
 def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None:

@@ -4,19 +4,19 @@ Order and views of epoch e are pure functions of (seed, e), so a data set that s
 goes on exactly as one that started at 0 would have: resuming needs no state.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.batching import Batching, shares, steps_per_epoch
+from keras_transfer.data.order import epoch_order
 from keras_transfer.data.views import strengths, view
+from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
 from keras_transfer.specs import ViewSpec
-
-_OCCURRENCE_STRIDE = 2**32
-"""View numbers between two occurrences of a picture in one epoch: more than there are epochs."""
 
 
 class Pixels(Protocol):
@@ -54,8 +54,12 @@ class Inputs(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Shape of one row."""
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of its numbers."""
+
     def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
-        """These views of these rows, [B, *shape] of any type; called from several threads."""
+        """These views of these rows, [B, *shape]; called from several threads."""
 
 
 class Views:
@@ -70,6 +74,11 @@ class Views:
         """[S, S, 3] of one picture."""
         return self._examples.pixels.shape[1:]
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Bytes."""
+        return np.dtype(np.uint8)
+
     def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3]."""
         pixels = np.asarray(self._examples.pixels[rows])
@@ -81,40 +90,36 @@ class Views:
         return pixels
 
 
-def steps_per_epoch(num_rows: int, batch_size: int) -> int:
-    """Batches in an epoch, the last of which may be smaller."""
-    return math.ceil(num_rows / batch_size)
-
-
 def training_dataset(
     examples: Examples,
     rows: np.ndarray,
     inputs: Inputs,
     *,
     num_views: int | None,
-    batch_size: int,
+    batching: Batching,
     seed: int,
-    first_epoch: int,
-    last_epoch: int,
+    epochs: range,
     sampling: str = "natural",
     class_weights: str = "none",
 ) -> tf.data.Dataset:
-    """Batches of the epochs first_epoch … last_epoch - 1, one epoch after another.
+    """Batches of some epochs, one epoch after another.
 
-    Order and views are those of `epoch_order`. Every epoch keeps its smaller last batch.
-    `class_weights='balanced'` weighs an example of class c by n / (C n_c), as scikit-learn does.
+    Order and views are those of `epoch_order`. `class_weights='balanced'` weighs an example of
+    class c by n / (C n_c), as scikit-learn does.
 
     Yields:
-        inputs float32 [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B].
+        inputs [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B]. Of an
+        epoch's last batch the n real examples weigh B / n times as much, copies 0.
 
     Raises:
         DataError: there are no rows, or balancing is asked for and a class has none.
     """
     _check_rows(examples, rows, balanced="balanced" in (sampling, class_weights))
     labels, num_classes = examples.labels[rows], examples.num_classes
-    weights = tf.constant(_class_weights(labels, num_classes, class_weights))
+    weights = _class_weights(labels, num_classes, class_weights)
+    batching = batching.fitted(len(rows))
 
-    def order(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def batches_of(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         places, view_indices = epoch_order(
             labels,
             int(epoch),
@@ -123,53 +128,63 @@ def training_dataset(
             sampling=sampling,
             num_views=num_views,
         )
-        return rows[places], view_indices
+        filled = batching.fill(places)
+        real = shares(filled.shape, len(places), by_batch=True)
+        weighed = weights[labels[places[filled]]] * real
+        columns = rows[places[filled]], view_indices[filled], weighed
+        return tuple(batching.share(column) for column in columns)  # type: ignore[return-value]
 
-    def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        columns = tf.numpy_function(order, [epoch], [tf.int64] * 2)
+    def dataset_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        columns = tf.numpy_function(batches_of, [epoch], [tf.int64, tf.int64, tf.float32])
         columns = tuple(tf.ensure_shape(column, [None]) for column in columns)
-        return tf.data.Dataset.from_tensor_slices(columns).batch(batch_size)
+        slices = tf.data.Dataset.from_tensor_slices(columns)
+        return slices.batch(batching.local_size, drop_remainder=True)
 
-    dataset = tf.data.Dataset.range(first_epoch, last_epoch).flat_map(batches_of)
-    num_batches = (last_epoch - first_epoch) * steps_per_epoch(len(rows), batch_size)
+    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(dataset_of)
+    num_batches = len(epochs) * steps_per_epoch(len(rows), batching.size) * batching.num_parts
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
-    return _load(dataset, examples, inputs, weights)
+    return _load(dataset, examples, inputs)
 
 
 def evaluation_dataset(
-    examples: Examples, rows: np.ndarray, inputs: Inputs, *, batch_size: int
+    examples: Examples, rows: np.ndarray, inputs: Inputs, *, batching: Batching
 ) -> tf.data.Dataset:
     """View 0 of everything, the plain picture, in the order of `rows`.
 
     Yields:
-        inputs float32 [B, *inputs.shape], one-hot labels float32 [B, C].
+        inputs [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B]. Copies that
+        fill the last batch weigh 0; all others weigh as much as makes their mean over all places
+        that over all rows.
 
     Raises:
         DataError: there are no rows.
     """
     _check_rows(examples, rows, balanced=False)
-    pairs = (rows, np.zeros(len(rows), np.int64))
-    return _load(tf.data.Dataset.from_tensor_slices(pairs).batch(batch_size), examples, inputs)
+    batching = batching.fitted(len(rows))
+    filled = batching.fill(rows)
+    columns = rows[filled], np.zeros_like(filled), shares(filled.shape, len(rows), by_batch=False)
+    slices = tf.data.Dataset.from_tensor_slices(tuple(batching.share(c) for c in columns))
+    return _load(slices.batch(batching.local_size, drop_remainder=True), examples, inputs)
 
 
-def _load(
-    batches: tf.data.Dataset,
-    examples: Examples,
-    inputs: Inputs,
-    weights: tf.Tensor | None = None,
-) -> tf.data.Dataset:
-    """Read what batches of (rows, view numbers) stand for, several batches side by side."""
+def _load(batches: tf.data.Dataset, examples: Examples, inputs: Inputs) -> tf.data.Dataset:
+    """Read what batches of (rows, view numbers, weights) stand for, several side by side.
+
+    Inputs stay as they are kept, bytes or half precision: that is less to move to a device, which
+    makes floats of them. On a processor there is nothing to move to, and NumPy is quicker.
+    """
     labels = tf.constant(examples.labels)
+    on_processor = current().kind == "cpu" and keras.backend.backend() == "tensorflow"
+    dtype = np.dtype(np.float32) if on_processor else inputs.dtype
 
-    def read_floats(rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
-        return _aligned_floats(inputs.read(rows, view_indices))
+    def read_inputs(rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        values = inputs.read(rows, view_indices)
+        return _aligned_floats(values) if on_processor else values
 
-    def load(rows: tf.Tensor, view_indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        read = tf.numpy_function(read_floats, [rows, view_indices], tf.float32)
-        read = tf.ensure_shape(read, [None, *inputs.shape])
-        classes = tf.gather(labels, rows)
-        one_hot = tf.one_hot(classes, examples.num_classes)
-        return (read, one_hot) if weights is None else (read, one_hot, tf.gather(weights, classes))
+    def load(rows: tf.Tensor, view_indices: tf.Tensor, weights: tf.Tensor) -> tuple[Any, ...]:
+        read = tf.numpy_function(read_inputs, [rows, view_indices], dtype)
+        read = tf.ensure_shape(read, [rows.shape[0], *inputs.shape])
+        return read, tf.one_hot(tf.gather(labels, rows), examples.num_classes), weights
 
     dataset = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
@@ -186,59 +201,6 @@ def _aligned_floats(values: np.ndarray) -> np.ndarray:
     floats = memory[start : start + 4 * values.size].view(np.float32).reshape(values.shape)
     floats[...] = values
     return floats
-
-
-def epoch_order(
-    labels: np.ndarray,
-    epoch: int,
-    *,
-    num_classes: int,
-    seed: int,
-    sampling: str,
-    num_views: int | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which example an epoch shows when, and in which view: (places in `labels`, view numbers).
-
-    'natural' is a permutation. 'balanced' draws every class equally often (±1) in an epoch of the
-    same length: a class with too many examples shows some of them, one with too few goes round.
-    The k-th occurrence of an example in the epoch is view `(epoch + k) mod num_views`; or view
-    `epoch + 1 + k · 2^32` if there is no such number, so that no view is ever shown twice.
-
-    Returns:
-        Two int64 arrays of `len(labels)`.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    if sampling == "natural":
-        places = generator.permutation(len(labels))
-        occurrences = np.zeros(len(labels), np.int64)
-    else:
-        places, occurrences = _balanced_order(labels, num_classes, generator)
-    if num_views is None:
-        return places, epoch + 1 + _OCCURRENCE_STRIDE * occurrences
-    return places, (epoch + occurrences) % num_views
-
-
-def _balanced_order(
-    labels: np.ndarray, num_classes: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Places that show every class equally often, and how often each was shown before."""
-    counts = np.full(num_classes, len(labels) // num_classes)
-    counts[generator.permutation(num_classes)[: len(labels) % num_classes]] += 1
-    drawn = [
-        _go_round(np.flatnonzero(labels == number), count, generator)
-        for number, count in enumerate(counts)
-    ]
-    places, occurrences = (np.concatenate(column) for column in zip(*drawn, strict=True))
-    shuffled = generator.permutation(len(labels))
-    return places[shuffled], occurrences[shuffled]
-
-
-def _go_round(
-    members: np.ndarray, count: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """`count` draws from the members, in rounds without repetition, and the round of each."""
-    numbers = np.arange(count)
-    return generator.permutation(members)[numbers % len(members)], numbers // len(members)
 
 
 def _check_rows(examples: Examples, rows: np.ndarray, *, balanced: bool) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from filelock import FileLock
 
 from keras_transfer.data import digits
 from keras_transfer.data.encoded import sniff
@@ -39,13 +40,17 @@ def read(spec: DataSpec) -> Found:
         DataError: the name is unknown, the data are neither here nor to be had, the training
             split is missing, or there is no picture or no class label in the data.
     """
-    builder = _find_builder(spec)
-    _prepare(builder, spec)
-    splits = _chosen_splits(builder, spec)
-    root = home() / "unpacked" / builder.info.full_name
+    # One process prepares and unpacks, and others that want the same find it done.
+    home().mkdir(parents=True, exist_ok=True)
+    with FileLock(home() / "tfds.lock"):
+        builder = _find_builder(spec)
+        _prepare(builder, spec)
+        splits = _chosen_splits(builder, spec)
+        root = home() / "unpacked" / builder.info.full_name
+        folders = {split: _unpack(builder, split, root / split) for split in splits}
     items: list[Record] = []
     for split, role in splits.items():
-        folder = _unpack(builder, split, root / split)
+        folder = folders[split]
         for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
             label = urllib.parse.unquote(class_folder.name)
             for name in sorted(os.listdir(class_folder)):

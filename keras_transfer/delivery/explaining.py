@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_transfer.conversion import nearest
 from keras_transfer.data.reading import Picture, read_pixels
 from keras_transfer.data.records import BadFile
-from keras_transfer.delivery.prediction import LoadedRun, full_float32
+from keras_transfer.delivery.prediction import LoadedRun, filled_size, full_float32
 from keras_transfer.delivery.saved_model.network import as_trained, grad_cam, heat_map
 from keras_transfer.errors import DataError
 
@@ -123,13 +123,15 @@ def explainer(model: keras.Model) -> Explain:
         # Mixed precision makes half-precision features, whose gradient would have few digits.
         features = tf.cast(network.trunk(tf.cast(pixels, tf.float32)), tf.float32)
         chosen = tf.fill(tf.shape(features)[:1], index)
-        signed = grad_cam(network.head, features, chosen)
+        signed = grad_cam(network, features, chosen)
         return tf.nn.softmax(network.head(features)), heat_map(signed)
 
     def run(pixels: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+        size = len(pixels)
+        filled = np.resize(pixels, (filled_size(size), *pixels.shape[1:]))
         with full_float32():
-            probabilities, heat = explain(tf.constant(pixels, tf.uint8), index)
-        return probabilities.numpy(), heat.numpy()
+            probabilities, heat = explain(tf.constant(filled, tf.uint8), index)
+        return probabilities[:size].numpy(), heat[:size].numpy()
 
     return run
 

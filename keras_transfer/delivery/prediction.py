@@ -170,17 +170,26 @@ def forward_pixels(
     """
     rows = np.arange(len(pixels)) if rows is None else rows
     outputs = np.empty((len(rows), *model.output_shape[1:]), np.float32)
+    full = batch_size if batch_size < len(rows) else filled_size(len(rows))
     with full_float32():
         for start in range(0, len(rows), batch_size):
             batch = pixels[rows[start : start + batch_size]].astype(np.float32)
             size = len(batch)
-            if size < batch_size < len(rows):
+            if size < full:
                 # Filled up: another shape would be traced anew, for longer than it takes to run.
-                batch = np.resize(batch, (batch_size, *batch.shape[1:]))
+                batch = np.resize(batch, (full, *batch.shape[1:]))
             outputs[start : start + size] = model.predict_on_batch(batch)[:size]
             if on_progress is not None:
                 on_progress(start + size, len(rows))
     return outputs
+
+
+def filled_size(size: int) -> int:
+    """How many pictures a lone batch of `size` is filled up to.
+
+    XLA compiles a program for each size: on the JAX backend only powers of two are shown.
+    """
+    return 1 << (size - 1).bit_length() if size and keras.backend.backend() == "jax" else size
 
 
 def labels_in_order(run: LoadedRun, records: Records) -> np.ndarray:
@@ -232,7 +241,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Switch off TensorFloat-32, with which GPUs round float32 products to ten bits.
+    """Have float32 products computed in float32: GPUs round to ten bits, TPUs to seven.
 
     An exported model is held to its model's probabilities to five digits, on any device.
     """
@@ -240,6 +249,16 @@ def full_float32() -> Iterator[None]:
     before = setting.tensor_float_32_execution_enabled()
     setting.enable_tensor_float_32_execution(False)
     try:
-        yield
+        with _full_float32_on_jax():
+            yield
     finally:
         setting.enable_tensor_float_32_execution(before)
+
+
+def _full_float32_on_jax() -> contextlib.AbstractContextManager[None]:
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    # What was compiled under another setting is compiled anew.
+    return jax.default_matmul_precision("float32")

@@ -93,6 +93,10 @@ class RunFolder:
         return run
 
     @property
+    def profile_folder(self) -> Path:
+        return self.path / "profile"
+
+    @property
     def spec_file(self) -> Path:
         return self.path / "spec.json"
 

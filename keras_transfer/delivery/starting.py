@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import PretrainSpec, RunSpec
 
 DEFAULT_PARENT = Path("saved_models")
+_HOSTS_WAIT_SECONDS = 300.0
+_POLL_SECONDS = 0.2
 
 
 def start_run(
@@ -51,6 +54,36 @@ def start_run(
     run = RunFolder.create(output or next_free(DEFAULT_PARENT, name))
     run.write_json("environment.json", describe_environment())
     run.write_json("spec.json", spec_to_dict(spec))
+    return run
+
+
+def await_run(
+    spec: RunSpec, *, output: str | Path | None, seconds: float = _HOSTS_WAIT_SECONDS
+) -> RunFolder:
+    """The folder of a run that another host makes, or has made.
+
+    Raises:
+        RunError: it does not appear, or holds another run.
+    """
+    if output is None:
+        raise RunError(
+            "hosts that train together need one folder that all of them see",
+            expected="--output DIR, the same on every host",
+            received="no folder",
+            fix="give one on storage that they share",
+        )
+    run = RunFolder(Path(output))
+    deadline = time.monotonic() + seconds
+    while not run.spec_file.is_file():
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"host 0 has not begun its run in {run.path}",
+                expected=f"{run.spec_file} within {seconds:g} seconds",
+                received="no such file",
+                fix="start host 0 as well, with a folder that all hosts see",
+            )
+        time.sleep(_POLL_SECONDS)
+    check_same_spec(load_spec(run.spec_file), spec, run)
     return run
 
 

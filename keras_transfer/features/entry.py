@@ -119,6 +119,11 @@ class Entry:
         self._sound.add(number)
         self._add(shard)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Of all shards."""
+        return list(self._shards)
+
     def free_numbers(self) -> Iterator[int]:
         """Numbers of shards that are not taken, from the lowest up."""
         return (number for number in itertools.count() if number not in self._shards)

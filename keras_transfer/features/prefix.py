@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import keras
 import numpy as np
-import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from keras_transfer.devices.graphs import compile_frozen
+from keras_transfer.devices.strategy import current, on_one_device
 from keras_transfer.models.cuts import Cut, is_random_state
 from keras_transfer.models.folding import fold
 
@@ -89,26 +89,15 @@ class Prefix:
         model = keras.Model(cuts[0].model.input, [cut.tensor for cut in cuts])
         # Folding would drop it, and features must be what training saw.
         assert not any(map(is_random_state, model.variables)), "a random layer below a cut"
-        self._run = _compile(fold(model, dtype=precision))
+        with on_one_device():
+            self._run = compile_frozen(fold(model, dtype=precision))
 
     def __call__(self, pixels: np.ndarray, batch_size: int) -> list[np.ndarray]:
         """Activations float32 [B, …] at each cut for uint8 pixels [B, S, S, 3], B ≤ batch_size."""
         num_missing = batch_size - len(pixels)
         filling = np.zeros((num_missing, *pixels.shape[1:]), np.uint8)
         filled = np.concatenate([pixels, filling]) if num_missing else pixels
-        return [output.numpy()[: len(pixels)] for output in self._run(tf.constant(filled))]
-
-
-def _compile(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """One graph with the weights as constants, which kernels may lay out once for all."""
-
-    def forward(pixels: tf.Tensor) -> list[tf.Tensor]:
-        outputs = model(tf.cast(pixels, tf.float32), training=False)
-        return [tf.cast(output, tf.float32) for output in keras.tree.flatten(outputs)]
-
-    traced = tf.function(forward, autograph=False, jit_compile=False)
-    signature = tf.TensorSpec(model.input.shape, tf.uint8)
-    return convert_variables_to_constants_v2(traced.get_concrete_function(signature))
+        return [output[: len(pixels)] for output in self._run(filled)]
 
 
 def choose(
@@ -155,7 +144,7 @@ def choose(
 
 def half_precision() -> str:
     """The half precision that the machine may have units for."""
-    return "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
+    return "float16" if current().kind == "gpu" else "bfloat16"
 
 
 @functools.cache
@@ -163,8 +152,8 @@ def _speedup(half: str) -> float:
     """How many times as fast as in float32 the product of two matrices is in half precision."""
 
     def seconds(precision: str) -> float:
-        matrix = tf.ones((_SIDE, _SIDE), precision)
-        return _least_seconds(lambda: (matrix @ matrix)[0, 0].numpy())
+        matrix = keras.ops.ones((_SIDE, _SIDE), precision)
+        return _least_seconds(lambda: float(keras.ops.cast((matrix @ matrix)[0, 0], "float32")))
 
     return seconds("float32") / seconds(half)
 

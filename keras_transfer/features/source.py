@@ -101,6 +101,11 @@ class Features:
         """Of one view's activations."""
         return tuple(self.rows.shape[1:])
 
+    @property
+    def dtype(self) -> np.dtype:
+        """What they are rounded to."""
+        return self.rows.dtype
+
     def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
         """Activations [B, …] of pictures in views, as stored."""
         places = self.place[rows, view_indices]

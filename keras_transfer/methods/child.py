@@ -10,9 +10,12 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from keras_transfer import errors
 from keras_transfer.errors import KerasTransferError, RunError
 
 _SHOWN_LINES = 15
+_POLL_SECONDS = 0.5
 
 
 class Child:
@@ -37,6 +41,7 @@ class Child:
         title: str,
         log: Path,
         environment: Mapping[str, str] | None = None,
+        on_terminal: bool = False,
         **arguments: Any,
     ):
         """Start it.
@@ -46,6 +51,7 @@ class Child:
             title: what the call is, for the error.
             log: the child's output is added to this file.
             environment: variables beside those of this process.
+            on_terminal: what it prints for people is shown; only its chatter goes to the log.
         """
         self._title, self._log = title, log
         self._scratch = tempfile.TemporaryDirectory()
@@ -56,7 +62,7 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, target, str(self._reply)],
                 stdin=subprocess.PIPE,
-                stdout=stream,
+                stdout=None if on_terminal else stream,
                 stderr=stream,
                 env={**os.environ, **(environment or {})},
             )
@@ -69,6 +75,12 @@ class Child:
     def ended(self) -> bool:
         """Whether it came to its end, good or bad."""
         return self._process.poll() is not None
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether its function returned; not so if it raised an error, or the process crashed."""
+        is_over = self.ended and self._process.returncode == 0
+        return is_over and "error" not in json.loads(self._reply.read_text())
 
     @property
     def was_killed(self) -> bool:
@@ -117,6 +129,24 @@ def in_child(function: Callable[..., Any], /, *, title: str, log: Path, **argume
         return child.answer()
     finally:
         child.stop()
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on, end this process as soon as its parent is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def peak_mb() -> float:
@@ -175,6 +205,9 @@ def _answer() -> None:
         parts = {part: getattr(error, part) for part in ("what", "expected", "received", "fix")}
         reply = {"error": type(error).__name__, "parts": parts}
     Path(file).write_text(json.dumps(reply))
+    if "error" in reply:
+        sys.stdout.flush()
+        os._exit(0)  # A host of JAX's would wait on its way out for others, who wait for it.
 
 
 if __name__ == "__main__":

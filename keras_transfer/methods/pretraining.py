@@ -7,6 +7,7 @@ learning; the letters of an epoch are a pure function of (seed, epoch), so none 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -35,17 +36,17 @@ class LetterData:
         """Optimizer steps over the letters of one epoch."""
         return self.num_letters // self.batch_size
 
-    def training(self, first_epoch: int, last_epoch: int) -> keras.utils.PyDataset:
-        """Batches of the letters of these epochs."""
+    def training(self, epochs: range, num_parts: int = 1) -> Any:
+        """Batches of the letters of these epochs, each in so many parts."""
         return letters_dataset(
             self.seed,
             image_size=self.image_size,
-            batch_size=self.batch_size,
-            first_batch=first_epoch * self.steps_per_epoch,
-            num_batches=(last_epoch - first_epoch) * self.steps_per_epoch,
+            batch_size=self.batch_size // num_parts,
+            first_batch=epochs.start * self.steps_per_epoch * num_parts,
+            num_batches=len(epochs) * self.steps_per_epoch * num_parts,
         )
 
-    def validation(self) -> tuple[np.ndarray, np.ndarray]:
+    def validation(self, num_parts: int = 1) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
         """Letters that no epoch shows: (images, one-hot labels)."""
         pixels, labels = render_letters(self.seed + 1, NUM_VALIDATION, image_size=self.image_size)
         return pixels.astype(np.float32), np.eye(len(CLASS_NAMES), dtype=np.float32)[labels]

@@ -15,6 +15,7 @@ import keras
 from keras_transfer.backbones.registry import get_backbone
 from keras_transfer.backbones.trunk import Trunk, build_trunk
 from keras_transfer.conversion import nearest
+from keras_transfer.devices.strategy import on_one_device, scope, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.labels import model_name
 from keras_transfer.specs import ModelSpec
@@ -62,7 +63,9 @@ class Classifier:
         A fresh model over the same layers: the compiled one would save its optimizer's state as
         well, three times the weights.
         """
-        keras.Model(self.model.input, self.model.output, name=self.model.name).save(path)
+        model = undistributed(self.model)
+        with on_one_device():
+            keras.Model(model.input, model.output, name=model.name).save(path)
 
     def variables_of(self, stage: str) -> list[keras.Variable]:
         """All variables of one stage, trainable or not, in the graph's order."""
@@ -91,9 +94,9 @@ def put_trunk(spec: ModelSpec, *, image_size: int, seed: int) -> tuple[keras.Ker
     """Input and trunk of a classifier; see `build_classifier`."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
-    trunk = build_trunk(
-        get_backbone(spec.backbone), inputs, last_stage=spec.last_stage, weights=spec.weights
-    )
+    backbone = get_backbone(spec.backbone)
+    with scope():
+        trunk = build_trunk(backbone, inputs, last_stage=spec.last_stage, weights=spec.weights)
     return inputs, trunk
 
 
@@ -106,11 +109,12 @@ def put_head(
     seed: int,
 ) -> Classifier:
     """A classifier of a new head on a trunk that stands on `inputs`; see `build_classifier`."""
-    head = _head_layers(spec, num_classes=len(class_names), seed=seed)
-    outputs = trunk.output
-    for layer in head:
-        outputs = layer(outputs)
-    model = keras.Model(inputs, outputs, name=model_name(class_names))
+    with scope():
+        head = _head_layers(spec, num_classes=len(class_names), seed=seed)
+        outputs = trunk.output
+        for layer in head:
+            outputs = layer(outputs)
+        model = keras.Model(inputs, outputs, name=model_name(class_names))
     return Classifier(model, trunk, {**trunk.stages, HEAD: tuple(head)})
 
 

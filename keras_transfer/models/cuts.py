@@ -15,6 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_transfer.devices.strategy import scope
+
 _NOT_CONTENT = ("name", "dtype", "trainable", "seed")
 _ONLY_BEFORE_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
@@ -42,7 +44,8 @@ class Cut:
 
     def tail(self) -> keras.Model:
         """From stored activations to logits, over the layers of the classifier itself."""
-        return keras.Model(self.tensor, self.model.output, name=self.model.name)
+        with scope():
+            return keras.Model(self.tensor, self.model.output, name=self.model.name)
 
     @cached_property
     def variables(self) -> list[keras.Variable]:

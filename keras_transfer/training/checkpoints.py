@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.devices.strategy import current
 from keras_transfer.training.progress import Arrays, State
 
 
@@ -23,7 +24,9 @@ class Checkpoint:
         return self.run.checkpoint_folder / f"{self.name}.npz"
 
     def save(self, state: State) -> None:
-        """Replace the file; a kill in the middle leaves the old one."""
+        """Replace the file; a kill in the middle leaves the old one. Host 0 writes for all."""
+        if current().host:
+            return
         arrays: Arrays = {"numbers": np.array(json.dumps(state.numbers))}
         for section, values in state.arrays.items():
             arrays.update({f"{section}|{name}": value for name, value in values.items()})
@@ -45,4 +48,6 @@ class Checkpoint:
 
     def discard(self) -> None:
         """Remove the file."""
+        if current().host:
+            return
         self.path.unlink(missing_ok=True)

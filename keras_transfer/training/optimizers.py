@@ -1,5 +1,7 @@
 """From a phase's numbers to an optimizer: schedule, weight decay and one rate per stage."""
 
+from typing import Any
+
 import keras
 
 from keras_transfer.models.classifier import Classifier
@@ -35,18 +37,41 @@ def make_schedule(
     )
 
 
+@keras.saving.register_keras_serializable("keras_transfer")
+class PerStep(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of optimizer steps, for an optimizer that gathers several batches in a step.
+
+    Keras hands a schedule the number of batches, not of steps.
+    """
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, num_batches: int):
+        self.schedule, self.num_batches = schedule, num_batches
+
+    def __call__(self, step: Any) -> Any:
+        """The rate at a batch, counted from 0."""
+        return self.schedule(keras.ops.floor_divide(step, self.num_batches))
+
+    def get_config(self) -> dict[str, Any]:
+        """Both arguments."""
+        return {"schedule": self.schedule, "num_batches": self.num_batches}
+
+
 def make_optimizer(
-    phase: PhaseSpec, classifier: Classifier, *, steps_per_epoch: int
+    phase: PhaseSpec, classifier: Classifier, *, steps_per_epoch: int, num_parts: int = 1
 ) -> keras.optimizers.Optimizer:
     """An optimizer for the variables that are trainable now; call it after `apply_phase`.
+
+    A step gathers the gradients of `num_parts` equal parts of a batch: their mean is the batch's.
 
     With `layer_decay` below 1 it is a `MultiOptimizer` with one optimizer per stage. Its map is
     made of exact variable paths, since its patterns must not overlap.
     """
     rates = stage_rates(phase, classifier)
     if phase.layer_decay == 1.0 or len(rates) == 1:
-        return _single(phase, phase.learning_rate, steps_per_epoch)
-    optimizers = {stage: _single(phase, rate, steps_per_epoch) for stage, rate in rates.items()}
+        return _single(phase, phase.learning_rate, steps_per_epoch, num_parts)
+    optimizers = {
+        stage: _single(phase, rate, steps_per_epoch, num_parts) for stage, rate in rates.items()
+    }
     by_path = {
         variable.path: optimizers[stage]
         for stage in rates
@@ -58,15 +83,21 @@ def make_optimizer(
     )
 
 
-def _single(phase: PhaseSpec, rate: float, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def _single(
+    phase: PhaseSpec, rate: float, steps_per_epoch: int, num_parts: int
+) -> keras.optimizers.Optimizer:
     schedule = make_schedule(rate, phase, steps_per_epoch=steps_per_epoch)
     decay = phase.weight_decay or None
+    settings: dict[str, Any] = {"learning_rate": schedule, "weight_decay": decay}
+    if num_parts > 1:
+        settings["learning_rate"] = PerStep(schedule, num_parts)
+        settings["gradient_accumulation_steps"] = num_parts
     if phase.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=decay)
+        optimizer = keras.optimizers.SGD(momentum=0.9, **settings)
     elif phase.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(schedule, weight_decay=decay)
+        optimizer = keras.optimizers.Adam(**settings)
     else:
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=phase.weight_decay)
+        optimizer = keras.optimizers.AdamW(**{**settings, "weight_decay": phase.weight_decay})
     if decay:
         optimizer.exclude_from_weight_decay(var_names=list(UNDECAYED))
     return optimizer

@@ -4,15 +4,20 @@
 finished epoch with the same order, views, dropout, optimizer state and learning rate.
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import keras
 
+from keras_transfer.devices.memory import is_out_of_memory
+from keras_transfer.devices.strategy import current, largest_part, scope
+from keras_transfer.errors import OutOfMemoryError
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.specs import PhaseSpec
+from keras_transfer.training.accuracy import Accuracy
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.progress import Progress, Saver
 
@@ -24,11 +29,15 @@ class PhaseData(Protocol):
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
 
-    def training(self, first_epoch: int, last_epoch: int) -> Any:
-        """Batches (inputs, one-hot labels, weights) of epochs first to last - 1, in one stream."""
+    @property
+    def batch_size(self) -> int:
+        """Examples of an optimizer step, over all devices."""
 
-    def validation(self) -> Any:
-        """Batches (inputs, one-hot labels) in a fixed order."""
+    def training(self, epochs: range, num_parts: int) -> Any:
+        """Batches (inputs, one-hot labels, weights) of these epochs, each in so many parts."""
+
+    def validation(self, num_parts: int) -> Any:
+        """Batches (inputs, one-hot labels, weights) in a fixed order, of the size of the parts."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def apply_phase(classifier: Classifier, phase: PhaseSpec) -> int:
         for layer in layers:
             frozen_norm = not phase.train_batchnorm and _is_batchnorm(layer)
             layer.trainable = stage in unfrozen and not frozen_norm
-    return sum(int(v.shape.num_elements() or 1) for v in classifier.model.trainable_variables)
+    return sum(math.prod(v.shape) for v in classifier.model.trainable_variables)
 
 
 def _is_batchnorm(layer: keras.layers.Layer) -> bool:
@@ -73,22 +82,27 @@ def compile_phase(
     steps_per_epoch: int,
     part: keras.Model | None = None,
     label_smoothing: float = 0.0,
+    num_parts: int = 1,
 ) -> None:
     """Compile for one phase, with a new optimizer: an old one cannot take other variables.
 
     `part` is compiled in the classifier's place where the phase does not train all of its graph.
+    A step gathers the gradients of `num_parts` parts of a batch.
     """
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     model = part or classifier.model
-    model.compile(
-        optimizer=make_optimizer(phase, classifier, steps_per_epoch=steps_per_epoch),
-        loss=loss,
-        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
-        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
-    )
-    # In its first step it would create variables inside the graph: TensorFlow then traces that
-    # graph twice, and keeps something of it for good.
-    model.optimizer.build(model.trainable_variables)
+    with scope():
+        model.compile(
+            optimizer=make_optimizer(
+                phase, classifier, steps_per_epoch=steps_per_epoch, num_parts=num_parts
+            ),
+            loss=loss,
+            weighted_metrics=[Accuracy(name="accuracy")],
+            jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+        )
+        # In its first step it would create variables inside the graph: TensorFlow then traces
+        # that graph twice, and keeps something of it for good.
+        model.optimizer.build(model.trainable_variables)
 
 
 def train_phase(
@@ -101,7 +115,9 @@ def train_phase(
     num_epochs: int | None = None,
     saver: Saver | None = None,
     save_seconds: float = 0.0,
+    num_parts: int = 1,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
 
@@ -114,32 +130,47 @@ def train_phase(
             trains them all.
         saver: keeps the state and hands back that of an interrupted phase.
         save_seconds: between two saves at least; 0 saves after every epoch.
+        num_parts: into which a batch is cut for the devices to take one after another.
         callbacks: for display; they see epochs counted from 0 within the phase.
+        say: told where memory ran out, and what follows from it.
+
+    Raises:
+        OutOfMemoryError: memory runs out on the smallest part of a batch that devices can share.
+        DivergedError: the loss is no longer finite.
     """
     started = time.perf_counter()
     num_trainable = apply_phase(classifier, phase)
     model = part or classifier.model
-    compile_phase(
-        classifier,
-        phase,
-        part=model,
-        steps_per_epoch=data.steps_per_epoch,
-        label_smoothing=label_smoothing,
-    )
     progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)
-    first, last = progress.resume(), min(phase.epochs, num_epochs or phase.epochs)
-    if not progress.stopped and first < last:
-        model.fit(
-            data.training(first, last),
-            validation_data=data.validation(),
+    progress.num_parts = num_parts
+    progress.load()
+    last = min(phase.epochs, num_epochs or phase.epochs)
+
+    def fit() -> None:
+        compile_phase(
+            classifier,
+            phase,
+            part=model,
             steps_per_epoch=data.steps_per_epoch,
-            initial_epoch=first,
-            epochs=last,
-            callbacks=[progress, *callbacks],
-            shuffle=False,
-            verbose=0,
+            label_smoothing=label_smoothing,
+            num_parts=progress.num_parts,
         )
-    progress.restore_best()
+        first = progress.resume()
+        if not progress.stopped and first < last:
+            model.fit(
+                data.training(range(first, last), progress.num_parts),
+                validation_data=data.validation(progress.num_parts),
+                steps_per_epoch=data.steps_per_epoch * progress.num_parts,
+                initial_epoch=first,
+                epochs=last,
+                callbacks=[progress, *callbacks],
+                shuffle=False,
+                verbose=0,
+            )
+
+    with scope():
+        _in_memory(fit, progress, data.batch_size, say)
+        progress.restore_best()
     return PhaseResult(
         name=phase.name,
         epochs=len(progress.history),
@@ -148,4 +179,46 @@ def train_phase(
         num_trainable=num_trainable,
         history=tuple(progress.history),
         is_finished=progress.stopped or len(progress.history) == phase.epochs,
+    )
+
+
+def _in_memory(
+    fit: Callable[[], None], progress: Progress, batch_size: int, say: Callable[[str], None]
+) -> None:
+    """Fit, and where memory runs out, go back to the last epoch's end with smaller parts.
+
+    Not to the last step: what a step had changed when it failed is not known.
+    """
+    while True:
+        try:
+            fit()
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            at_once = batch_size // progress.num_parts
+            smaller = largest_part(batch_size, current().num_devices, at_once // 2)
+            if not smaller or current().num_hosts > 1 or current().strategy == "mirrored":
+                raise _too_little(at_once, batch_size) from error
+            progress.num_parts = batch_size // smaller
+            say(
+                f"Memory ran out on {at_once} pictures at once: phase {progress.phase.name!r} goes "
+                f"on from the end of its epoch {len(progress.history)} with {smaller}, gathering "
+                f"gradients, so that a step still sees {batch_size}."
+            )
+
+
+def _too_little(at_once: int, batch_size: int) -> OutOfMemoryError:
+    devices = current()
+    if devices.strategy == "mirrored":
+        fix = "lower training.batch_size"
+    elif devices.num_hosts > 1:
+        fix = f"set devices.batch_size to a divisor of {batch_size} below {at_once}"
+    else:
+        fix = "lower data.image_size, or choose a smaller model.backbone or a higher unfreeze"
+    return OutOfMemoryError(
+        f"memory runs out on {at_once} pictures at once",
+        expected=f"room for them on {devices.num_devices} of kind {devices.kind}",
+        received="too little",
+        fix=fix,
     )

@@ -7,10 +7,13 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_transfer.devices.strategy import scope
 from keras_transfer.errors import DivergedError
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import PhaseSpec
+
+_GATHERING = "gradient_accumulator"
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,8 +53,9 @@ def read_weights(variables: list[keras.Variable]) -> Arrays:
 
 def assign_weights(variables: list[keras.Variable], values: Arrays) -> None:
     """Set every variable to the value kept under its path."""
-    for variable in variables:
-        variable.assign(values[variable.path])
+    with scope():
+        for variable in variables:
+            variable.assign(values[variable.path])
 
 
 def _check_finite(row: dict[str, float], phase: PhaseSpec, epoch: int) -> None:
@@ -90,14 +94,32 @@ class Progress(keras.callbacks.Callback):
         self.best_score = (-1.0, float("-inf"))
         self.stopped = False
         self.seconds_before = 0.0
+        self.num_parts = 1
+        self._last: State | None = None
         self._epoch_started = 0.0
         self._save_seconds, self._saved_at = save_seconds, time.perf_counter()
         self.set_model(model)
 
+    @property
+    def first_weights(self) -> Arrays:
+        """What the phase began with, as long as no epoch has ended."""
+        assert not self.history
+        return self.best
+
+    def load(self) -> None:
+        """Take up what was kept of an interrupted phase, if anything; `resume` goes on from it."""
+        self._last = self.saver.load() if self.saver else None
+        if self._last:
+            self.num_parts = self._last.numbers.get("num_parts", 1)
+
     def resume(self) -> int:
-        """Take up the kept state, if any; the epoch to go on with, counted from 0."""
-        state = self.saver.load() if self.saver else None
+        """Set the compiled model back to the end of the last epoch; the next, counted from 0.
+
+        Before the first epoch that is how the phase began.
+        """
+        state = self._last
         if state is None:
+            assign_weights(self.variables, self.first_weights)
             return 0
         numbers = state.numbers
         self.history = [dict(row) for row in numbers["history"]]
@@ -106,14 +128,20 @@ class Progress(keras.callbacks.Callback):
         self.seconds_before = sum(row["seconds"] for row in self.history)
         self.best = state.arrays["best"]
         assign_weights(self.variables, state.arrays["weights"])
-        self._restore_optimizer(state.arrays["optimizer"])
+        self._restore_optimizer(state.arrays["optimizer"], numbers.get("num_parts", 1))
         return len(self.history)
 
-    def _restore_optimizer(self, values: Arrays) -> None:
-        optimizer = self.model.optimizer
-        optimizer.build(self.model.trainable_variables)
-        for number, variable in enumerate(optimizer.variables):
-            variable.assign(values[str(number)])
+    def _restore_optimizer(self, values: Arrays, num_parts: int) -> None:
+        """Set the optimizer to a state from when it gathered `num_parts` batches in a step."""
+        for number, variable in enumerate(self._optimizer_variables()):
+            value = values[str(number)]
+            if variable.name == "iteration":  # Keras counts batches, not steps.
+                value = value // num_parts * self.num_parts
+            variable.assign(value)
+
+    def _optimizer_variables(self) -> list[keras.Variable]:
+        """All but those that gather gradients: between two steps these are zeros."""
+        return [v for v in self.model.optimizer.variables if _GATHERING not in v.name]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Give dropout a state that depends on the epoch alone, so that resuming is exact."""
@@ -137,8 +165,9 @@ class Progress(keras.callbacks.Callback):
         self.stopped = 0 < patience <= epoch - self.best_epoch
         if self.stopped:
             self.model.stop_training = True
+        self._last = self._state()
         if self.saver and self._is_due(epoch):
-            self.saver.save(self._state())
+            self.saver.save(self._last)
             self._saved_at = time.perf_counter()
 
     def _is_due(self, epoch: int) -> bool:
@@ -154,12 +183,13 @@ class Progress(keras.callbacks.Callback):
 
     def _state(self) -> State:
         numbers = {
-            "history": self.history,
+            "history": list(self.history),
             "best_epoch": self.best_epoch,
             "best_score": list(self.best_score),
             "stopped": self.stopped,
+            "num_parts": self.num_parts,
         }
-        optimizer = {str(n): np.array(v) for n, v in enumerate(self.model.optimizer.variables)}
+        optimizer = {str(n): np.array(v) for n, v in enumerate(self._optimizer_variables())}
         weights = read_weights(self.variables)
         return State(numbers, {"weights": weights, "best": self.best, "optimizer": optimizer})
 

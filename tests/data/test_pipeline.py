@@ -1,17 +1,18 @@
 """Batches: the right pictures, in the right view and order, whenever training starts."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
+from keras_transfer.data.batching import Batching, steps_per_epoch
+from keras_transfer.data.order import epoch_order
 from keras_transfer.data.pipeline import (
     Examples,
     Inputs,
     Views,
-    epoch_order,
     evaluation_dataset,
-    steps_per_epoch,
     training_dataset,
 )
 from keras_transfer.data.views import strengths, view
@@ -36,6 +37,7 @@ class Stored:
     """Half-precision vectors [row, view, 1, 2, …], as a store of features hands them out."""
 
     shape = (5,)
+    dtype = np.dtype(np.float16)
 
     def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
         return np.stack([rows, view_indices, *np.tile([[1], [2], [3]], len(rows))], -1).astype("f2")
@@ -44,7 +46,7 @@ class Stored:
 def training(
     examples: Examples, rows: np.ndarray, inputs: Inputs | None = None, **changes
 ) -> tf.data.Dataset:
-    settings = {"num_views": None, "batch_size": 8, "seed": 3, "first_epoch": 0, "last_epoch": 3}
+    settings = {"num_views": None, "batching": Batching(size=8), "seed": 3, "epochs": range(3)}
     return training_dataset(
         examples, rows, inputs or Views(examples, STRONG), **{**settings, **changes}
     )
@@ -56,13 +58,15 @@ def order(labels: np.ndarray, epoch: int, **changes) -> tuple[np.ndarray, np.nda
 
 
 def read(dataset: tf.data.Dataset) -> list[tuple[np.ndarray, ...]]:
-    return list(dataset.as_numpy_iterator())
+    """Every batch without the copies that fill it."""
+    batches = dataset.as_numpy_iterator()
+    return [tuple(column[batch[2] > 0] for column in batch) for batch in batches]
 
 
 @pytest.mark.parametrize("num_views", [None, 3])
 def test_training_dataset_shows_the_promised_views_in_the_promised_order(examples, num_views):
     rows = np.arange(2, 29)
-    batches = read(training(examples, rows, first_epoch=1, last_epoch=5, num_views=num_views))
+    batches = read(training(examples, rows, epochs=range(1, 5), num_views=num_views))
     spec = strengths(STRONG)
     expected_images, expected_labels = [], []
     for epoch in range(1, 5):
@@ -75,14 +79,16 @@ def test_training_dataset_shows_the_promised_views_in_the_promised_order(example
     images, labels, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
     np.testing.assert_array_equal(images, np.stack(expected_images))
     np.testing.assert_array_equal(labels, np.eye(3, dtype=np.float32)[expected_labels])
-    np.testing.assert_array_equal(weights, np.ones(len(images), np.float32))
+    # 27 examples in batches of 8: the last three weigh as much as eight.
+    expected = np.tile(np.repeat(np.float32([1, 8 / 3]), [24, 3]), 4)
+    np.testing.assert_array_equal(weights, expected)
 
 
 def test_training_dataset_reads_stored_features_in_the_same_order(examples):
     rows = np.arange(4, 29)
     batches = read(training(examples, rows, Stored(), num_views=2))
     features, labels, _ = (np.concatenate(part) for part in zip(*batches, strict=True))
-    assert features.dtype == np.float32
+    assert features.dtype == (np.float16 if keras.backend.backend() == "jax" else np.float32)
     expected = [order(examples.labels[rows], epoch, num_views=2) for epoch in range(3)]
     np.testing.assert_array_equal(features[:, 0], np.concatenate([rows[p] for p, _ in expected]))
     np.testing.assert_array_equal(features[:, 1], np.concatenate([v for _, v in expected]))
@@ -107,24 +113,63 @@ def test_views_read_the_same_whatever_is_read_with_them(examples):
 def test_training_dataset_goes_on_exactly_when_started_later(examples, sampling, num_views):
     changes = {"sampling": sampling, "num_views": num_views}
     whole = read(training(examples, np.arange(29), **changes))
-    tail = read(training(examples, np.arange(29), first_epoch=2, **changes))
+    tail = read(training(examples, np.arange(29), epochs=range(2, 3), **changes))
     assert len(whole) == 3 * len(tail)
     for before, after in zip(whole[-len(tail) :], tail, strict=True):
         for expected, found in zip(before, after, strict=True):
             np.testing.assert_array_equal(found, expected)
 
 
-def test_training_dataset_keeps_the_partial_batch_of_every_epoch(examples):
+def test_training_dataset_fills_the_last_batch_of_every_epoch_with_copies_that_weigh_nothing(
+    examples,
+):
     dataset = training(examples, np.arange(29))
-    assert [len(images) for images, _, _ in dataset] == [8, 8, 8, 5] * 3
     assert int(dataset.cardinality()) == 3 * steps_per_epoch(29, 8) == 12
-    assert dataset.element_spec[0].shape.as_list() == [None, 12, 12, 3]
-    assert [spec.dtype for spec in dataset.element_spec] == [tf.float32] * 3
+    assert dataset.element_spec[0].shape.as_list() == [8, 12, 12, 3]
+    for number, (images, _, weights) in enumerate(dataset.as_numpy_iterator()):
+        expected = np.repeat(np.float32([8 / 5, 0]), [5, 3]) if number % 4 == 3 else np.ones(8)
+        np.testing.assert_allclose(weights, expected, rtol=1e-6)
+        if number % 4 == 3:
+            np.testing.assert_array_equal(images[5:], images[:3])
+
+
+def test_few_examples_make_a_batch_no_larger_than_the_devices_need(examples):
+    for num_devices, size in ((1, 5), (2, 6), (4, 8)):
+        batching = Batching(size=32, num_devices=num_devices)
+        dataset = training(examples, np.arange(5), batching=batching, epochs=range(1))
+        assert [len(images) for images, _, _ in dataset] == [size]
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_together_read_what_one_host_reads(examples, num_hosts):
+    def batches(**changes) -> list[tuple[np.ndarray, ...]]:
+        batching = Batching(size=8, num_devices=4, **changes)
+        training_batches = training(examples, np.arange(29), batching=batching)
+        rows = np.arange(3, 22)
+        plain = evaluation_dataset(examples, rows, Views(examples, STRONG), batching=batching)
+        return [*training_batches.as_numpy_iterator(), *plain.as_numpy_iterator()]
+
+    shares = [batches(host=host, num_hosts=num_hosts) for host in range(num_hosts)]
+    for whole, *parts in zip(batches(), *shares, strict=True):
+        for column, *of_hosts in zip(whole, *parts, strict=True):
+            np.testing.assert_array_equal(np.concatenate(of_hosts), column)
+            assert {len(part) for part in of_hosts} == {8 // num_hosts}
+
+
+def test_weights_make_sums_over_filled_batches_means_over_examples(examples):
+    batching = Batching(size=8)
+    values = np.random.default_rng(0).random(29)
+    for batch in training(examples, np.arange(29), batching=batching).as_numpy_iterator():
+        assert batch[2].mean() == pytest.approx(1, rel=1e-6)
+    rows = np.arange(29)
+    plain = evaluation_dataset(examples, rows, Views(examples, STRONG), batching=batching)
+    weights = np.concatenate([batch[2] for batch in plain.as_numpy_iterator()])
+    assert (weights * values[batching.fill(rows).ravel()]).mean() == pytest.approx(values.mean())
 
 
 def test_training_dataset_changes_order_but_no_view_when_the_seed_differs(examples):
     first, second = (
-        np.concatenate([images for images, _, _ in training(examples, np.arange(29), seed=seed)])
+        np.concatenate([batch[0] for batch in read(training(examples, np.arange(29), seed=seed))])
         for seed in (0, 1)
     )
     assert not np.array_equal(first, second)
@@ -135,7 +180,7 @@ def test_training_dataset_changes_order_but_no_view_when_the_seed_differs(exampl
 def test_training_dataset_shows_plain_pictures_when_views_are_off(examples):
     rows = np.arange(29)
     plain = Views(examples, ViewSpec(policy="none"))
-    images = np.concatenate([batch[0] for batch in training(examples, rows, plain)])
+    images = np.concatenate([batch[0] for batch in read(training(examples, rows, plain))])
     places = [order(examples.labels, epoch)[0] for epoch in range(3)]
     np.testing.assert_array_equal(images, examples.pixels[np.concatenate(places)])
 
@@ -187,7 +232,7 @@ def test_balanced_sampling_goes_round_the_views_of_what_it_repeats():
 
 
 def test_balanced_sampling_reaches_the_batches(examples):
-    batches = read(training(examples, np.arange(29), sampling="balanced", last_epoch=1))
+    batches = read(training(examples, np.arange(29), sampling="balanced", epochs=range(1)))
     counts = np.concatenate([labels for _, labels, _ in batches]).sum(axis=0)
     assert counts.sum() == 29
     assert counts.max() - counts.min() <= 1
@@ -197,11 +242,12 @@ def test_balanced_sampling_reaches_the_batches(examples):
 
 def test_class_weights_equal_those_of_scikit_learn(examples):
     rows = np.arange(1, 29)
-    batches = read(training(examples, rows, class_weights="balanced", last_epoch=1))
+    batches = read(training(examples, rows, class_weights="balanced", epochs=range(1)))
     labels = np.concatenate([labels for _, labels, _ in batches]).argmax(axis=1)
     weights = np.concatenate([weights for _, _, weights in batches])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=examples.labels[rows])
-    np.testing.assert_allclose(weights, expected[labels], rtol=1e-6)
+    expected = expected[labels] * np.repeat([1, 2], [24, 4])  # A last batch of four.
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("setting", ["sampling", "class_weights"])
@@ -213,22 +259,28 @@ def test_training_dataset_refuses_to_balance_when_a_class_has_no_picture(example
 
 def test_evaluation_dataset_gives_plain_pictures_in_order(examples):
     rows = np.array([5, 3, 28, 0, 11])
-    dataset = evaluation_dataset(examples, rows, Views(examples, STRONG), batch_size=2)
+    dataset = evaluation_dataset(examples, rows, Views(examples, STRONG), batching=Batching(size=2))
     assert int(dataset.cardinality()) == 3
-    images, labels = (np.concatenate(part) for part in zip(*read(dataset), strict=True))
-    assert images.dtype == np.float32
+    images, labels, weights = (np.concatenate(part) for part in zip(*read(dataset), strict=True))
+    assert images.dtype == (np.uint8 if keras.backend.backend() == "jax" else np.float32)
+    np.testing.assert_allclose(weights, 6 / 5)
     np.testing.assert_array_equal(images, examples.pixels[rows])
     np.testing.assert_array_equal(labels.argmax(axis=1), examples.labels[rows])
 
 
 def test_evaluation_dataset_reads_view_zero_of_stored_features(examples):
-    dataset = evaluation_dataset(examples, np.array([5, 3, 28]), Stored(), batch_size=2)
-    features = np.concatenate([batch for batch, _ in read(dataset)])
+    dataset = evaluation_dataset(
+        examples, np.array([5, 3, 28]), Stored(), batching=Batching(size=2)
+    )
+    features = np.concatenate([batch for batch, _, _ in read(dataset)])
     np.testing.assert_array_equal(features, [[row, 0, 1, 2, 3] for row in (5, 3, 28)])
 
 
 def test_datasets_refuse_an_empty_split(examples):
     none = np.array([], np.int64)
-    for make in (training, lambda *of: evaluation_dataset(*of, Stored(), batch_size=2)):
+    for make in (
+        training,
+        lambda *of: evaluation_dataset(*of, Stored(), batching=Batching(size=2)),
+    ):
         with pytest.raises(DataError, match="a split of the data is empty"):
             make(examples, none)

@@ -24,7 +24,7 @@ SPEC = PretrainSpec(
 
 def test_validation_letters_are_not_training_letters():
     data = LetterData(seed=0, num_letters=64, image_size=16, batch_size=32)
-    seen = {image.tobytes() for batch, _ in data.training(0, 2) for image in batch.numpy()}
+    seen = {image.tobytes() for batch, _ in data.training(range(2)) for image in batch.numpy()}
     images, one_hot = data.validation()
     assert len(seen) == 128
     assert not seen & {image.tobytes() for image in images}

@@ -43,11 +43,12 @@ _BASE_MEGABYTES, _PER_MEGABYTE = 512, 8
 
 @dataclass(frozen=True)
 class Bundle:
-    """What the templates are filled in with."""
+    """What the templates are filled in with; `is_compiled` says that XLA runs the SavedModel."""
 
     contract: Contract
     version: int
     folder: Path
+    is_compiled: bool
 
     @property
     def values(self) -> dict[str, Any]:
@@ -62,6 +63,7 @@ class Bundle:
             "batch_sizes": BATCH_SIZES,
             "memory_mb": 256 * -(-round(megabytes) // 256),
             "contract": self.contract,
+            "is_compiled": self.is_compiled,
         }
 
     @property
@@ -77,7 +79,9 @@ def write_bundle(version_folder: Path, proof: Proof) -> None:
         RunError: the disk is full, or the folder cannot be written.
     """
     folder = version_folder.parent
-    bundle = Bundle(Contract.read(version_folder), int(version_folder.name), folder)
+    bundle = Bundle(
+        Contract.read(version_folder), int(version_folder.name), folder, proof.backend == "jax"
+    )
     templates = _environment()
     for name in FILES:
         text = templates.get_template(f"{name}.j2").render(bundle.values)

@@ -20,10 +20,10 @@ from typing import Any, Final
 
 _BLOCKED: Final = {
     "keras": (),
-    "saved_model": ("keras", "tf_keras", "keras_transfer"),
-    "plain": ("keras", "tf_keras", "keras_transfer"),
+    "saved_model": ("keras", "tf_keras", "jax", "keras_transfer"),
+    "plain": ("keras", "tf_keras", "jax", "keras_transfer"),
 }
-_ALL: Final = ("tensorflow", "keras", "tf_keras", "keras_transfer")
+_ALL: Final = ("tensorflow", "keras", "tf_keras", "jax", "keras_transfer")
 _BATCH_SIZE: Final = 32
 
 

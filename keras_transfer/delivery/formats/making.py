@@ -1,6 +1,8 @@
 """Making files of other formats in a process of their own: converters chatter and keep memory.
 
 `make_formats` starts that process and hands on what it says; `python -m …making JOB` is its side.
+The converters read TensorFlow's operations, so Keras runs on TensorFlow there, whatever it runs on
+here.
 """
 
 import json
@@ -58,7 +60,11 @@ def make_formats(job: Job, *, narrator: Narrator) -> dict[str, str]:
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, env=child_environment(), text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=child_environment(KERAS_BACKEND="tensorflow"),
+            text=True,
         ) as process,
     ):
         assert process.stdout is not None
@@ -84,6 +90,7 @@ def child_environment(**variables: str) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         **variables,
     }

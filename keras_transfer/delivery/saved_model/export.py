@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Final
 
-import keras
 import tensorflow as tf
 
 from keras_transfer.delivery.atomic import replacing
@@ -26,11 +25,9 @@ def export_saved_model(network: Network, folder: Path, contract: Contract) -> No
         folder: an earlier export there is replaced.
 
     Raises:
-        ExportError: Keras runs on another backend, the folder holds other things, or a class name
-            does not fit into labels.txt.
+        ExportError: the folder holds other things, or a class name does not fit into labels.txt.
         RunError: the disk is full, or the folder cannot be written.
     """
-    _check_backend()
     _check_replaceable(folder)
     # A plain module over the weights: `Model.export` and tracked archives write each weight twice.
     module = Signatures(network, contract)
@@ -39,16 +36,6 @@ def export_saved_model(network: Network, folder: Path, contract: Contract) -> No
     with replacing(folder) as path:
         tf.saved_model.save(module, str(path), signatures=signatures, options=options)
         contract.write(path)
-
-
-def _check_backend() -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise ExportError(
-            "a SavedModel can be written by Keras's TensorFlow backend only",
-            expected="KERAS_BACKEND=tensorflow",
-            received=keras.backend.backend(),
-            fix="export the run's model.keras again with KERAS_BACKEND=tensorflow",
-        )
 
 
 def _check_replaceable(folder: Path) -> None:

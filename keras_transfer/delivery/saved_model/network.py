@@ -20,14 +20,16 @@ POOLING: Final = "pooling"
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A classifier in two graph functions, and the variables they read.
+    """A classifier in two graph functions, the gradient of one, and the variables they read.
 
     `trunk` maps float32 [B, S, S, 3] in 0-255 to features [B, h, w, K], `head` those to float32
-    logits [B, C].
+    logits [B, C]. `gradient` maps features and weights of the logits, float32 [B, C], to the
+    gradient of their weighted sum, float32 [B, h, w, K].
     """
 
     trunk: Callable[[tf.Tensor], tf.Tensor]
     head: Callable[[tf.Tensor], tf.Tensor]
+    gradient: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     variables: list[tf.Variable]
 
     def logits(self, pixels: tf.Tensor) -> tf.Tensor:
@@ -38,9 +40,16 @@ class Network:
 def as_trained(model: keras.Model) -> Network:
     """The model's own layers, their weights in variables."""
     trunk, head = _halves(model)
+    if _on_jax():
+        return _compiled(trunk, head)
+
+    def logits(features: tf.Tensor) -> tf.Tensor:
+        return tf.cast(head(features, training=False), tf.float32)
+
     return Network(
         lambda pixels: trunk(pixels, training=False),
-        lambda features: tf.cast(head(features, training=False), tf.float32),
+        logits,
+        gradient_of(logits),
         [weight.value for weight in model.weights],
     )
 
@@ -51,20 +60,29 @@ def frozen(model: keras.Model, *, precision: str) -> Network:
     Constants are laid out by the processor's kernels once, variables at every call. Dropout and
     other random layers are gone. The trunk computes in `precision`, the small head in float32 and
     with variables, since heat maps need its gradient.
+
+    On Keras's JAX backend all weights stay in variables: XLA compiles a program for each batch
+    size, and each of them would hold constants of its own.
     """
     trunk, head = _halves(model)
     trunk, head = fold(trunk, dtype=precision), fold(head)
+    if _on_jax():
+        return _compiled(trunk, head)
     size = model.input.shape[1]
 
     def run(pixels: tf.Tensor) -> tf.Tensor:
         return tf.cast(trunk(pixels, training=False), tf.float32)
+
+    def logits(features: tf.Tensor) -> tf.Tensor:
+        return head(features, training=False)
 
     signature = tf.TensorSpec([None, size, size, 3], tf.float32)
     traced = tf.function(run, autograph=False).get_concrete_function(signature)
     constants = convert_variables_to_constants_v2(traced)
     return Network(
         lambda pixels: constants(pixels)[0],
-        lambda features: head(features, training=False),
+        logits,
+        gradient_of(logits),
         [weight.value for weight in head.weights],
     )
 
@@ -74,9 +92,30 @@ def _halves(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     return keras.Model(model.input, features), keras.Model(features, model.output)
 
 
-def grad_cam(
-    head: Callable[[tf.Tensor], tf.Tensor], features: tf.Tensor, class_index: tf.Tensor
-) -> tf.Tensor:
+def _on_jax() -> bool:
+    return bool(keras.backend.backend() == "jax")
+
+
+def _compiled(trunk: keras.Model, head: keras.Model) -> Network:
+    # Imported only where Keras runs on it: JAX is an extra.
+    from keras_transfer.delivery.saved_model.jax_network import compiled
+
+    return compiled(trunk, head)
+
+
+def gradient_of(head: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """The `gradient` of a network whose head is made of TensorFlow's operations."""
+
+    def gradient(features: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            logits = head(features)
+        return tape.gradient(logits, features, output_gradients=weights)
+
+    return gradient
+
+
+def grad_cam(network: Network, features: tf.Tensor, class_index: tf.Tensor) -> tf.Tensor:
     """Where a class is seen: Grad-CAM, signed, of logits.
 
     The mean over places of d logit / d feature k is channel k's importance; the map is the sum of
@@ -91,12 +130,10 @@ def grad_cam(
     Returns:
         float32 [B, h, w].
     """
-    with tf.GradientTape() as tape:
-        tape.watch(features)
-        logits = head(features)
-        best = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        chosen = tf.gather(logits, tf.where(class_index < 0, best, class_index), batch_dims=1)
-    importance = tf.reduce_mean(tape.gradient(chosen, features), axis=(1, 2))
+    logits = network.head(features)
+    best = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    chosen = tf.one_hot(tf.where(class_index < 0, best, class_index), logits.shape[-1])
+    importance = tf.reduce_mean(network.gradient(features, chosen), axis=(1, 2))
     return tf.einsum("bhwk,bk->bhw", features, importance)
 
 

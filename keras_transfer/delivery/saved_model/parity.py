@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import keras
 import numpy as np
 
 from keras_transfer.delivery.contract import Contract
@@ -23,6 +24,11 @@ A batch of another size takes other kernels, which sum in another order. On ResN
 with logits of standard deviation 4, that alone moved a Keras model's own probabilities by up to
 6e-6 in float32, 3e-2 in bfloat16 and 5e-3 in float16: artefact and model cannot be held to less.
 """
+
+
+def policy_of(model: keras.Model) -> str:
+    """The dtype policy that allows its layers least precision; what 'auto' chose is kept there."""
+    return max({layer.dtype_policy.name for layer in model.layers}, key=TOLERANCES.__getitem__)
 
 
 @dataclass(frozen=True)

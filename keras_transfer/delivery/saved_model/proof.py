@@ -29,6 +29,7 @@ from keras_transfer.delivery.saved_model.parity import (
     Parity,
     check_comparable,
     judge_answers,
+    policy_of,
 )
 from keras_transfer.delivery.saved_model.served_alone import Answers, serve_alone
 from keras_transfer.delivery.saved_model.warmup import write_warmup
@@ -44,6 +45,9 @@ PROOF_FILE: Final = "proof.json"
 
 AS_TRAINED: Final = "as trained"
 FROZEN: Final = "folded and frozen"
+FOLDED: Final = "folded"
+"""What Keras's JAX backend makes of the same: its weights stay in variables."""
+
 _NOISE: Final = 0.97
 """What a way must take of another's time to count as faster."""
 
@@ -65,10 +69,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Proof:
-    """The way that was kept, how well it agrees with the model, and all ways that were tried."""
+    """The way that was kept, how well it agrees with the model, and all ways that were tried.
+
+    `backend` is the one of Keras's that wrote the artefact: 'tensorflow', or 'jax' for XLA's.
+    """
 
     kept: Way
     ways: tuple[Way, ...]
+    backend: str = "tensorflow"
 
     @property
     def parity(self) -> Parity:
@@ -80,6 +88,7 @@ class Proof:
         return asdict(self.parity) | {
             "way": self.kept.name,
             "precision": self.kept.precision,
+            "backend": self.backend,
             "ways": [asdict(way) for way in self.ways],
         }
 
@@ -116,7 +125,7 @@ def export_proven(
     ways = _ways(model, spec.export.precision)
 
     def judge(folder: Path, answers: Answers | str, precision: str) -> Parity:
-        tolerance = max(TOLERANCES[spec.devices.precision], TOLERANCES[precision])
+        tolerance = max(TOLERANCES[policy_of(model)], TOLERANCES[precision])
         return judge_answers(
             folder, answers, chosen, probabilities[rows], class_names, tolerance=tolerance
         )
@@ -135,7 +144,7 @@ def export_proven(
         if kept is None:
             judge(folders[0], answers[0], "float32")  # raises what is wrong
         assert kept is not None
-        proof = Proof(kept, tuple(tried))
+        proof = Proof(kept, tuple(tried), keras.backend.backend())
         _keep(path, folders, folders[tried.index(kept)])
         content = json.dumps(proof.to_dict(), indent=2) + "\n"
         (path / PROOF_FILE).write_text(content, encoding="utf-8")
@@ -149,9 +158,10 @@ def export_proven(
 def _ways(model: keras.Model, precision: str) -> list[tuple[str, str, Callable[[], Network]]]:
     """Name, precision and maker of every way; the way it was trained comes first."""
     precisions = dict.fromkeys(["float32", precision])
+    name = FOLDED if keras.backend.backend() == "jax" else FROZEN
     return [
         (AS_TRAINED, "float32", lambda: as_trained(model)),
-        *((FROZEN, each, functools.partial(frozen, model, precision=each)) for each in precisions),
+        *((name, each, functools.partial(frozen, model, precision=each)) for each in precisions),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Serve exported models as a stranger would: TensorFlow alone, no Keras, nothing of ours.
+"""Serve exported models as a stranger would: TensorFlow alone, no Keras, no JAX, nothing of ours.
 
 Run by path, never imported: `python -P serve_check.py RESULT_FOLDER EXPORT…`. Encoded pictures come
 in on standard input, each as eight bytes of length (big endian) and the bytes themselves.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-_BLOCKED: Final = ("keras", "tf_keras", "keras_transfer")
+_BLOCKED: Final = ("keras", "tf_keras", "jax", "keras_transfer")
 _BATCH_SIZE: Final = 32
 _NUM_AS_PIXELS: Final = 4
 """How many pictures also go through the signatures for pixels and for heat maps."""

@@ -86,7 +86,7 @@ class Signatures(tf.Module):
         squares = self._squares(image_bytes)
         features = self._network.trunk(tf.cast(squares, tf.float32))
         probabilities = tf.nn.softmax(self._network.head(features))
-        signed = grad_cam(self._network.head, tf.cast(features, tf.float32), class_index)
+        signed = grad_cam(self._network, tf.cast(features, tf.float32), class_index)
         return {
             "label": tf.gather(self._names(), tf.argmax(probabilities, axis=-1)),
             "probabilities": probabilities,

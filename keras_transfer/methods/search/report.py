@@ -128,7 +128,8 @@ def show_search(found: SearchResult, terminal: Terminal) -> None:
     terminal.table(sheet.title, sheet.header, sheet.rows, caption=sheet.caption)
     for sentence in describe_winner(found):
         terminal.say(sentence)
-    terminal.say(describe_proof(found.winner.result.proof))
+    if found.winner.result.proof:
+        terminal.say(describe_proof(found.winner.result.proof))
     path = found.run.path
     terminal.say(f"Winner {path / WINNER}, again with python -m pipelines.train {path / BEST_SPEC}")
     terminal.say(f"Page {path / 'search.html'}, all figures {path / 'search.json'}")

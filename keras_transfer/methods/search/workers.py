@@ -6,8 +6,6 @@ again under its old name, and is handed the same trial; the other workers never 
 
 import contextlib
 import os
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Final
 
 from keras_transfer.config import load_spec
 from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.methods.child import Child
+from keras_transfer.methods.child import Child, end_with_parent, free_port
 from keras_transfer.methods.search.taking_part import take_part
 from keras_transfer.terminal import Narrator, Silent
 
@@ -31,7 +29,7 @@ def run_workers(run: RunFolder, num_workers: int, *, narrator: Narrator) -> None
         KerasTransferError: the very error that ended a worker.
         RunError: the chief died, or a worker did again and again.
     """
-    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(_free_port())}
+    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
     names = [f"tuner{number}" for number in range(num_workers)]
     narrator.say(f"{num_workers} workers train side by side; what they say is in {run.path}.")
     with contextlib.ExitStack() as held:
@@ -75,18 +73,6 @@ def _started(name: str, run: RunFolder, address: dict[str, str]) -> Iterator[Chi
 
 def play_role(folder: str, parent: int) -> None:
     """What a started process does: take part in the search in a folder while its parent lives."""
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    end_with_parent(parent)
     run = RunFolder(Path(folder))
     take_part(load_spec(run.spec_file), run, narrator=Silent())
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_POLL_SECONDS)
-    os._exit(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

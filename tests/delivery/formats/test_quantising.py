@@ -12,6 +12,9 @@ from keras_transfer.delivery.prediction import predict_pixels
 from keras_transfer.labels import model_name
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the graph is made of TensorFlow's operations"
+)
 @pytest.mark.parametrize("mode", ["caffe", "tf", "torch", "none"])
 def test_the_answering_graph_equals_the_model_in_every_mode_of_preprocessing(mode, pixels):
     import tensorflow as tf

@@ -16,6 +16,9 @@ from keras_transfer.delivery.formats.runtimes import open_runtime
 from keras_transfer.delivery.formats.table import FORMATS
 from keras_transfer.errors import ExportError
 
+# OpenVINO forks when it is imported, which JAX warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork\\(\\) was called:RuntimeWarning")
+
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "dynamic": 0.05, "int8": 0.1}
 
 

@@ -13,7 +13,7 @@ from keras_transfer.delivery.contract import Contract
 from keras_transfer.delivery.prediction import predict_pixels
 from keras_transfer.delivery.saved_model.export import export_saved_model
 from keras_transfer.delivery.saved_model.network import as_trained
-from keras_transfer.delivery.saved_model.parity import check_parity
+from keras_transfer.delivery.saved_model.parity import check_parity, policy_of
 from keras_transfer.errors import DataError, ExportError
 
 
@@ -131,3 +131,10 @@ def test_parity_refuses_files_it_cannot_compare(classifier, class_names, tmp_pat
     some = [*files[:2], tmp_path / "gone.jpg"]
     with pytest.raises(DataError, match=r"gone\.jpg"):
         check_parity(folder, some, np.full((3, 3), 1 / 3), class_names, max_megapixels=1)
+
+
+def test_the_policy_is_that_of_the_least_precise_layer(classifier):
+    assert policy_of(classifier) == "float32"
+    pixels = keras.Input([4])
+    hidden = keras.layers.Dense(2, dtype="mixed_bfloat16")(pixels)
+    assert policy_of(keras.Model(pixels, keras.layers.Dense(2)(hidden))) == "mixed_bfloat16"

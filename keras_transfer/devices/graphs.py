@@ -1,0 +1,75 @@
+"""Graphs: frozen networks as compiled functions from pictures to numbers."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_transfer.devices.strategy import current
+
+if TYPE_CHECKING:
+    import jax
+
+Frozen = Callable[[np.ndarray], list[np.ndarray]]
+"""From uint8 [B, …] to one float32 [B, …] for every output of a network."""
+
+
+def compile_frozen(model: keras.Model) -> Frozen:
+    """A network that no longer changes, compiled for batches of any size.
+
+    Pictures travel to the device as bytes and become floats there. TensorFlow has the weights as
+    constants, which its kernels may lay out once for all; JAX keeps them on the devices of this
+    host, which share a batch that divides among them.
+    """
+    return _for_jax(model) if keras.backend.backend() == "jax" else _for_tensorflow(model)
+
+
+def _for_tensorflow(model: keras.Model) -> Frozen:
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    def forward(pixels: tf.Tensor) -> list[tf.Tensor]:
+        outputs = model(tf.cast(pixels, tf.float32), training=False)
+        return [tf.cast(output, tf.float32) for output in keras.tree.flatten(outputs)]
+
+    traced = tf.function(forward, autograph=False, jit_compile=False)
+    signature = tf.TensorSpec(model.input.shape, tf.uint8)
+    run = convert_variables_to_constants_v2(traced.get_concrete_function(signature))
+    return lambda pixels: [output.numpy() for output in run(tf.constant(pixels))]
+
+
+def _for_jax(model: keras.Model) -> Frozen:
+    import jax
+
+    trainable = [variable.value for variable in model.trainable_variables]
+    others = [variable.value for variable in model.non_trainable_variables]
+
+    @jax.jit
+    def forward(weights: Any, pixels: jax.Array) -> list[jax.Array]:
+        outputs, _ = model.stateless_call(
+            *weights, keras.ops.cast(pixels, "float32"), training=False
+        )
+        return [keras.ops.cast(output, "float32") for output in keras.tree.flatten(outputs)]
+
+    whole, shared = _local_shardings()
+    weights = jax.device_put((trainable, others), whole)
+
+    def run(pixels: np.ndarray) -> list[np.ndarray]:
+        divides = len(pixels) % whole.mesh.size == 0
+        batch = jax.device_put(pixels, shared if divides else whole)
+        return [np.asarray(output) for output in forward(weights, batch)]
+
+    return run
+
+
+def _local_shardings() -> "tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]":
+    """Values that every device of this host has whole, and batches that they share."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    devices = jax.local_devices() if current().num_devices > 1 else jax.local_devices()[:1]
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))

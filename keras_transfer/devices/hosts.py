@@ -1,0 +1,136 @@
+"""Hosts: processes that train one model together, each with its own devices (JAX).
+
+Who they are is said by Keras's own variables, which a cluster's launcher sets, or `methods.hosts`
+for several processes of one machine:
+
+    KERAS_DISTRIBUTION_JOB_ADDRESSES    of the first host, or of all, with commas between
+    KERAS_DISTRIBUTION_NUM_PROCESSES    how many there are
+    KERAS_DISTRIBUTION_PROCESS_ID       which one this is, from 0
+
+All run the same program on the same spec, and meet where they exchange something. What they share
+beside that is a folder: the store's, and the run's, which host 0 alone writes.
+"""
+
+import functools
+import os
+import pickle
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from keras_transfer.errors import RunError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ADDRESSES: Final = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
+NUM_HOSTS: Final = "KERAS_DISTRIBUTION_NUM_PROCESSES"
+HOST: Final = "KERAS_DISTRIBUTION_PROCESS_ID"
+
+HEARTBEAT_SECONDS: Final = 20
+"""After so long without a sign of life a host is given up, and the run with it."""
+
+
+def given_host() -> tuple[int, int]:
+    """The number of this host and how many there are, as the variables say: (0, 1) without them.
+
+    Raises:
+        RunError: some are set and others not, or they make no sense.
+    """
+    values = {name: os.environ.get(name, "") for name in (ADDRESSES, NUM_HOSTS, HOST)}
+    if not any(values.values()):
+        return 0, 1
+    numbers = values[HOST], values[NUM_HOSTS]
+    if values[ADDRESSES] and all(text.isdecimal() for text in numbers):
+        host, num_hosts = map(int, numbers)
+        if host < num_hosts:
+            return host, num_hosts
+    raise RunError(
+        "the variables that name the hosts of a run make no sense",
+        expected=f"{ADDRESSES}=ADDRESS:PORT, {NUM_HOSTS}=2 or more, and {HOST} from 0",
+        received=", ".join(f"{name}={value!r}" for name, value in values.items()),
+        fix="set all three on every host, or none of them",
+    )
+
+
+@functools.cache
+def meet() -> tuple[int, int]:
+    """Connect to the other hosts, if there are any; the number of this one and how many they are.
+
+    To be called before anything is computed, which `devices.set_up` sees to. As
+    `keras.distribution.initialize` does, which cannot say when a silent host is given up.
+
+    Raises:
+        RunError: the variables make no sense, or the others do not come.
+    """
+    host, num_hosts = given_host()
+    if num_hosts > 1:
+        import jax
+
+        coordinator = os.environ[ADDRESSES].split(",")[0]
+        try:
+            jax.distributed.initialize(
+                coordinator, num_hosts, host, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            )
+        except RuntimeError as error:
+            raise RunError(
+                f"host {host} of {num_hosts} cannot meet the others",
+                expected=f"all of them at {coordinator} within five minutes",
+                received=f"{error}",
+                fix="start all hosts, and see that they can reach this address and port",
+            ) from error
+    return host, num_hosts
+
+
+def wait_for_all() -> None:
+    """Wait until every host has come here."""
+    gather(None)
+
+
+def gather(value: Any) -> list[Any]:
+    """A value of every host, in their order; all have to call it.
+
+    Values are pickled: hosts of one run are each other's.
+    """
+    import numpy as np
+
+    _, num_hosts = meet()
+    if num_hosts == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = _gathered(np.array([len(data)])).ravel()
+    filled = np.zeros(int(sizes.max()), np.uint8)
+    filled[: len(data)] = data
+    rows = _gathered(filled)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def share_from_first(value: Any) -> Any:
+    """Host 0's value, on all hosts."""
+    host, _ = meet()
+    return gather(value if host == 0 else None)[0]
+
+
+def share_out(
+    rows: "np.ndarray",
+    compute: "Callable[[np.ndarray], np.ndarray]",
+    *,
+    shape: tuple[int, ...],
+) -> "np.ndarray":
+    """What `compute` makes of rows, float32 [N, *shape]: every host does its part, all have all."""
+    import numpy as np
+
+    host, num_hosts = meet()
+    if num_hosts == 1 or not len(rows):
+        return compute(rows)
+    # As many for each, so that arrays are alike: the first rows once more where some are lacking.
+    size = -(-len(rows) // num_hosts)
+    places = np.resize(np.arange(len(rows)), size * num_hosts).reshape(num_hosts, size)
+    mine = compute(rows[places[host]]).astype(np.float32)
+    return _gathered(mine).reshape(-1, *shape)[: len(rows)]
+
+
+def _gathered(array: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array))

@@ -1,0 +1,294 @@
+"""Strategy: which devices there are, how a batch is shared among them, and in what precision.
+
+TensorFlow computes on a processor or on the GPUs of one machine; JAX on those, on TPUs and on
+several hosts. Which of the two it is follows `KERAS_BACKEND`. Like Keras's dtype policy and its
+distribution, what is chosen holds for the whole process until it is chosen anew.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from keras_transfer.devices.hosts import given_host, meet
+from keras_transfer.errors import SpecError
+from keras_transfer.specs import DeviceSpec
+
+SINGLE: Final = "single"
+"""What `Devices.strategy` is where a batch is not shared."""
+
+_TENSOR_CORES: Final = {"mixed_bfloat16": 8, "mixed_float16": 7}
+"""Least compute capability of NVIDIA's GPUs whose matrix units take a precision."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What was found and chosen.
+
+    `kind` is 'cpu', 'gpu' or 'tpu'; `num_devices` counts those of all hosts that share a batch;
+    `strategy` is 'single', 'mirrored' or 'data_parallel'; `precision` is Keras's dtype policy.
+    """
+
+    backend: str
+    kind: str
+    num_devices: int
+    strategy: str
+    precision: str
+    host: int = 0
+    num_hosts: int = 1
+
+    def describe(self, batch_size: int) -> str:
+        """One sentence."""
+        engine = {"tensorflow": "TensorFlow", "jax": "JAX"}.get(self.backend, self.backend)
+        what = self.kind.upper() + ("s" if self.num_devices > 1 else "")
+        text = f"{engine} computes on {self.num_devices} {what} in {self.precision}"
+        if self.num_hosts > 1:
+            text += f", {self.num_hosts} hosts together"
+        if self.num_devices > 1:
+            share = batch_size // self.num_devices
+            text += f"; of every batch of {batch_size} each has {share} ({self.strategy})"
+        return text + "."
+
+    def check_batch_size(self, batch_size: int, at_once: int | None = None) -> None:
+        """Raises SpecError where a batch cannot be shared equally, or not be taken in parts.
+
+        `at_once` is `devices.batch_size`.
+        """
+        if batch_size % self.num_devices:
+            fitting = batch_size - batch_size % self.num_devices or self.num_devices
+            raise SpecError(
+                f"a batch cannot be shared equally by {self.num_devices} devices",
+                expected=f"training.batch_size as a multiple of {self.num_devices}",
+                received=f"{batch_size}",
+                fix=f"set training.batch_size={fitting} or "
+                f"{fitting + self.num_devices}, or devices.strategy=cpu",
+            )
+        if at_once and (batch_size % at_once or at_once % self.num_devices):
+            raise SpecError(
+                "devices.batch_size does not make whole parts of a batch",
+                expected=f"a divisor of training.batch_size={batch_size}"
+                + (f" that {self.num_devices} devices can share" if self.num_devices > 1 else ""),
+                received=f"{at_once}",
+                fix=f"set devices.batch_size={largest_part(batch_size, self.num_devices, at_once)}",
+            )
+        if at_once and at_once < batch_size:
+            self.check_gathers()
+
+    def check_gathers(self) -> None:
+        """Raises SpecError where gradients of several parts of a batch cannot be gathered."""
+        if self.strategy == "mirrored":
+            raise SpecError(
+                "mirrored devices cannot take a batch in parts",
+                expected="a training.batch_size that fits into memory as a whole",
+                received="too little memory, or devices.batch_size below training.batch_size",
+                fix="lower training.batch_size, or start with KERAS_BACKEND=jax",
+            )
+
+
+def largest_part(batch_size: int, num_devices: int, limit: int) -> int:
+    """The largest divisor of a batch size that devices can share and that is at most `limit`.
+
+    0 where there is none.
+    """
+    return max(
+        (part for part in range(num_devices, limit + 1, num_devices) if batch_size % part == 0),
+        default=0,
+    )
+
+
+_current = Devices("tensorflow", "cpu", 1, SINGLE, "float32")
+_mirrors: Any = None
+"""TensorFlow's strategy, in whose scope variables are made on all devices."""
+
+
+def current() -> Devices:
+    """What `set_up` chose last."""
+    return _current
+
+
+def set_up(spec: DeviceSpec, *, seed: int) -> Devices:
+    """Choose devices, strategy and precision, and set Keras's seed; call it before building.
+
+    `keras.utils.clear_session()` would undo the precision. TensorFlow's own switch for
+    determinism is left off: on a CPU runs repeat bit by bit without it, and with it `tf.data` maps
+    nothing in parallel.
+
+    Raises:
+        SpecError: the backend does not know the strategy.
+    """
+    global _current
+    import keras
+
+    backend = keras.backend.backend()
+    host, num_hosts = _meet(backend)
+    kind, devices = (_find_for_jax if backend == "jax" else _find_for_tensorflow)(spec.strategy)
+    strategy = _choose_strategy(spec.strategy, backend, kind, len(devices))
+    if num_hosts > 1 and strategy == SINGLE:
+        raise SpecError(
+            f"{num_hosts} hosts train together, and this one is to use a device alone",
+            expected="devices.strategy=auto or data_parallel",
+            received=spec.strategy,
+            fix="leave devices.strategy at auto",
+        )
+    if strategy == SINGLE:
+        devices = devices[:1]
+    _distribute(strategy, tuple(devices))
+    precision = _choose_precision(kind, devices) if spec.precision == "auto" else spec.precision
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(seed)
+    _current = Devices(backend, kind, len(devices), strategy, precision, host, num_hosts)
+    return _current
+
+
+def _meet(backend: str) -> tuple[int, int]:
+    if backend != "jax" and given_host()[1] > 1:
+        raise SpecError(
+            f"the backend {backend} trains on one host only",
+            expected="KERAS_BACKEND=jax, which trains on several",
+            received=f"KERAS_BACKEND={backend}, {given_host()[1]} hosts",
+            fix="start every host with KERAS_BACKEND=jax",
+        )
+    return meet() if backend == "jax" else (0, 1)
+
+
+def _find_for_tensorflow(strategy: str) -> tuple[str, list[Any]]:
+    """Kind and devices: GPUs, or the processor where there are none or nobody wants them."""
+    import tensorflow as tf
+
+    if strategy == "cpu":
+        # Refused, with TensorFlow's own words, once GPUs are in use.
+        tf.config.set_visible_devices([], "GPU")
+    for gpu in tf.config.get_visible_devices("GPU"):
+        # By default TensorFlow takes all memory of a GPU at once, and other processes get none:
+        # neither the one that proves an export nor a search's other workers.
+        with contextlib.suppress(RuntimeError):  # Already in use: set when it was first found.
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus := tf.config.list_logical_devices("GPU"):
+        return "gpu", gpus
+    return "cpu", tf.config.list_logical_devices("CPU")
+
+
+def _find_for_jax(strategy: str) -> tuple[str, list[Any]]:
+    """Kind and devices; TensorFlow, which reads the pictures, is kept off all but the processor."""
+    import jax
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    if strategy == "cpu":
+        processor = jax.local_devices(backend="cpu")[0]
+        jax.config.update("jax_default_device", processor)
+        return "cpu", [processor]
+    jax.config.update("jax_default_device", None)
+    devices = jax.devices()
+    return devices[0].platform, devices
+
+
+def _choose_strategy(wanted: str, backend: str, kind: str, num_devices: int) -> str:
+    ours = "data_parallel" if backend == "jax" else "mirrored"
+    if wanted in ("mirrored", "data_parallel") and wanted != ours:
+        other = "tensorflow" if backend == "jax" else "jax"
+        raise SpecError(
+            f"devices.strategy={wanted} is not for the backend {backend}",
+            expected=f"auto, cpu or {ours}",
+            received=wanted,
+            fix=f"set devices.strategy={ours}, or start with KERAS_BACKEND={other}",
+        )
+    if wanted == "cpu":
+        return SINGLE
+    if wanted == "auto":
+        # Logical CPUs of TensorFlow's are one processor; JAX's are made on purpose.
+        shared = num_devices > 1 and (kind != "cpu" or backend == "jax")
+        return ours if shared else SINGLE
+    return ours
+
+
+def _choose_precision(kind: str, devices: list[Any]) -> str:
+    """Half precision where matrix units take it: results barely differ and come much sooner."""
+    if kind == "tpu":
+        return "mixed_bfloat16"
+    if kind == "gpu":
+        capability = _compute_capability(devices[0])
+        for precision, least in _TENSOR_CORES.items():
+            if capability >= least:
+                return precision
+    return "float32"
+
+
+def _compute_capability(device: Any) -> float:
+    if hasattr(device, "compute_capability"):  # JAX
+        return float(device.compute_capability)
+    import tensorflow as tf
+
+    for gpu in tf.config.get_visible_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpu)
+        major, minor = details.get("compute_capability", (0, 0))
+        return float(f"{major}.{minor}")
+    return 0.0
+
+
+def _distribute(strategy: str, devices: tuple[Any, ...]) -> None:
+    import keras
+
+    if keras.backend.backend() == "jax":
+        chosen = _data_parallel(devices) if strategy == "data_parallel" else None
+        keras.distribution.set_distribution(chosen)
+    global _mirrors
+    _mirrors = _mirrored(devices) if strategy == "mirrored" else None
+
+
+@functools.cache
+def _data_parallel(devices: tuple[Any, ...]) -> Any:
+    """One for each set of devices: models of one process must not mix several."""
+    import keras
+
+    # Each host reads its own share of a batch: nothing is left for Keras to share out.
+    names = [f"{device.platform}:{device.id}" for device in devices]
+    return keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+
+
+@functools.cache
+def _mirrored(devices: tuple[Any, ...]) -> Any:
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def scope() -> contextlib.AbstractContextManager[Any]:
+    """Where models are built, compiled and changed, so that all devices have their variables."""
+    return _mirrors.scope() if _mirrors else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """Models built inside have their variables on one device of this host, and run there."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        yield  # TensorFlow shares out only what is built inside `scope`.
+        return
+    before = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
+
+
+def undistributed(model: Any) -> Any:
+    """The same network for predictions on one device; the model itself if it is on one already.
+
+    What predicts on several would need full batches of equal shares, and on several hosts all of
+    them at once.
+    """
+    import keras
+
+    if _current.num_devices == 1:
+        return model
+    with on_one_device():
+        if _current.strategy == "mirrored":
+            return keras.Model(model.input, model.output, name=model.name)
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+        return copy

@@ -1,0 +1,1 @@
+"""One training on several hosts: who starts them, and who minds them."""

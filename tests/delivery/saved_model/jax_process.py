@@ -1,0 +1,79 @@
+"""A classifier of Keras's JAX backend, saved and exported in a process of its own.
+
+`KERAS_BACKEND=jax python jax_process.py FOLDER PICTURE…` leaves in FOLDER model.keras, export/1 and
+answers.npz with what the model itself says.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import keras
+import numpy as np
+
+from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.config import override
+from keras_transfer.data.reading import read_pixels
+from keras_transfer.delivery.card import hash_weights
+from keras_transfer.delivery.explaining import LIKELIEST, explainer
+from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.delivery.saved_model.proof import export_proven
+from keras_transfer.labels import model_name
+from keras_transfer.specs import RunSpec
+
+CLASS_NAMES = ("temple", "flower", "path")
+SIZE = 32
+
+
+def build() -> keras.Model:
+    """Two convolutions, each with a BatchNormalization that has seen something."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIZE, SIZE, 3), name="image", dtype="float32")
+    x = Preprocess("torch")(inputs)
+    for convolution in (layers.Conv2D(16, 3, strides=4), layers.DepthwiseConv2D(3)):
+        x = layers.BatchNormalization()(convolution(x))
+        x = layers.Activation("relu")(x)
+    x = layers.GlobalAveragePooling2D(name="pooling")(x)
+    x = layers.Dropout(0.5)(x)
+    outputs = layers.Dense(len(CLASS_NAMES), name="logits")(x)
+    model = keras.Model(inputs, outputs, name=model_name(CLASS_NAMES))
+    generator = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights([generator.uniform(0.5, 2, w.shape) for w in layer.get_weights()])
+    return model
+
+
+def main(folder: str, *names: str) -> None:
+    files = [Path(name) for name in names]
+    pictures = read_pixels(files, image_size=SIZE, resize="crop", max_megapixels=1)
+    pixels = np.stack([picture.pixels for picture in pictures])
+    model = build()
+    model.save(Path(folder, "model.keras"))
+    probabilities = predict_pixels(model, pixels)
+    export_proven(
+        model,
+        Path(folder, "export", "1"),
+        spec=override(RunSpec(), {"name": "photos", "data.image_size": SIZE}),
+        class_names=CLASS_NAMES,
+        files=files,
+        probabilities=probabilities,
+    )
+    explained, heat = explainer(model)(pixels, LIKELIEST)
+    np.savez(
+        Path(folder, "answers.npz"),
+        backend=keras.backend.backend(),
+        pixels=pixels,
+        probabilities=probabilities,
+        explained=explained,
+        heat=heat,
+        weights_hash=hash_weights(model),
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

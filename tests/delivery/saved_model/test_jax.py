@@ -1,0 +1,108 @@
+"""What the JAX backend hands over, received by a process of TensorFlow's."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.data.images import load_encoded
+from keras_transfer.delivery.card import hash_weights
+from keras_transfer.delivery.explaining import LIKELIEST, explainer
+from keras_transfer.delivery.prediction import predict_pixels
+from keras_transfer.delivery.saved_model.proof import AS_TRAINED, FOLDED
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed"),
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="TensorFlow is to receive it"
+    ),
+]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def files(photos: Path) -> list[Path]:
+    return sorted(photos.iterdir())[:5]
+
+
+@pytest.fixture(scope="module")
+def handed_over(files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("handed_over")
+    command = [sys.executable, Path(__file__).with_name("jax_process.py"), folder, *files]
+    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env={**os.environ, **environment}, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(handed_over: Path) -> dict[str, np.ndarray]:
+    with np.load(handed_over / "answers.npz") as content:
+        return dict(content)
+
+
+@pytest.fixture(scope="module")
+def model(handed_over: Path) -> keras.Model:
+    custom = {"Preprocess": Preprocess}
+    return keras.models.load_model(handed_over / "model.keras", custom_objects=custom)
+
+
+@pytest.fixture(scope="module")
+def signatures(handed_over: Path):
+    return tf.saved_model.load(str(handed_over / "export" / "1")).signatures
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_saved_model_and_keras_file_of_jax_answer_alike_on_tensorflow(
+    size, answers, model, signatures, files
+):
+    assert answers["backend"] == "jax"
+    pixels, expected = answers["pixels"][:size], answers["probabilities"][:size]
+    assert expected.std() > 0.01
+    encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files[:size]])
+    received = [
+        predict_pixels(model, pixels),
+        signatures["serving_resized"](pixels=tf.constant(pixels))["probabilities"],
+        signatures["serving_pixels"](pixels=tf.constant(pixels))["probabilities"],
+        signatures["serving_default"](image_bytes=encoded)["probabilities"],
+    ]
+    for probabilities in received:
+        np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
+
+
+def test_heat_maps_of_jax_are_those_of_tensorflow(answers, model, signatures, files):
+    encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files])
+    served = signatures["serving_explain"](image_bytes=encoded, class_index=tf.fill([5], LIKELIEST))
+    probabilities, heat = explainer(model)(answers["pixels"], LIKELIEST)
+    assert heat.max() == 1
+    for received in (heat, served["heat_map"]):
+        np.testing.assert_allclose(received, answers["heat"], rtol=0, atol=1e-4)
+    for received in (probabilities, served["probabilities"], answers["explained"]):
+        np.testing.assert_allclose(received, answers["probabilities"], rtol=0, atol=1e-5)
+
+
+def test_weights_of_jax_have_the_same_hash_on_tensorflow(answers, model):
+    assert hash_weights(model) == answers["weights_hash"]
+
+
+def test_proof_of_jax_names_its_ways_and_the_export_every_platform(handed_over: Path):
+    proof = json.loads((handed_over / "export" / "1" / "proof.json").read_text())
+    assert proof["backend"] == "jax"
+    assert [way["name"] for way in proof["ways"]] == [AS_TRAINED, FOLDED]
+    assert all(way["parity"]["max_abs_difference"] <= 1e-5 for way in proof["ways"])
+    file = handed_over / "export" / "1" / "saved_model.pb"
+    (graph,) = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
+    nodes = [node for f in graph.graph_def.library.function for node in f.node_def]
+    programs = [node for node in nodes if node.op == "XlaCallModule"]
+    assert len(programs) == 3  # trunk, head and the head's gradient, each of them once
+    for program in programs:
+        assert program.attr["platforms"].list.s == [b"CPU", b"CUDA", b"TPU"]
