@@ -9,6 +9,7 @@ import numpy as np
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
 from keras_transfer.data.views import strengths
+from keras_transfer.devices.strategy import current
 from keras_transfer.features.extraction import Tally
 from keras_transfer.fitting import Outcome
 from keras_transfer.models.classifier import HEAD, Classifier
@@ -91,6 +92,15 @@ def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterat
         )
 
 
+def _describe_norms() -> str:
+    devices = current()
+    if devices.num_devices == 1:
+        return "."
+    whole = devices.strategy == "data_parallel"
+    on = "on the whole of every batch" if whole else "on each device's part of every batch"
+    return f", {on}."
+
+
 def describe_model(spec: RunSpec, classifier: Classifier) -> str:
     """Trunk, weights, stages and BatchNormalization."""
     stages = [stage for stage in classifier.stages if stage != HEAD]
@@ -104,7 +114,7 @@ def describe_model(spec: RunSpec, classifier: Classifier) -> str:
         f"{spec.model.backbone} with {weights}, stages {', '.join(stages)}, and a "
         f"{spec.model.head} head: {classifier.model.count_params():,} parameters; "
         + (
-            "BatchNormalization learns where a phase says so."
+            "BatchNormalization learns where a phase says so" + _describe_norms()
             if norms
             else "BatchNormalization stays frozen in every phase."
         )

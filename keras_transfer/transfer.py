@@ -25,7 +25,7 @@ from keras_transfer.delivery.saved_model.proof import Proof
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
 from keras_transfer.devices.hosts import wait_for_all
-from keras_transfer.devices.strategy import undistributed
+from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
 from keras_transfer.features.source import Source
@@ -119,7 +119,9 @@ def _run(spec: RunSpec, run: RunFolder, narrator: Narrator, *, profile: bool) ->
         test = judge(data, probabilities, seed=spec.seed)
         proof = None
         if writer:
-            proof = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
+            # Other hosts take no part in making the networks that are exported.
+            with on_one_device():
+                proof = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
             cache = describe_cache(data.num_decoded, supply.tallies, outcomes, data.splits)
             run.write_json("cache.json", cache)
             narrator.say(describe_saving(cache))
