@@ -4,7 +4,6 @@ A worker is an actor: a process that builds its networks at its first task and k
 notices when one dies; another is started in its place, and its task comes first again.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -143,26 +142,6 @@ class Crew(Generic[Task]):
             return [worker]
         ray.kill(worker)  # Should only the connection have died.
         return []
-
-
-def settle_in(folder: str, num_threads: int) -> None:
-    """Make a new worker's process like the one that started it, before TensorFlow is imported.
-
-    Raises:
-        RunError: the worker's machine does not have the folder.
-    """
-    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-        os.environ[name] = str(num_threads)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise RunError(
-            f"the worker on {os.uname().nodename} does not see the folder {folder}",
-            expected="folders that all machines share, under the same paths",
-            received=f"{error.strerror}",
-            fix="start in a shared folder, and keep pictures, weights and cache.folder in others",
-        ) from error
 
 
 def _first_line(cause: BaseException) -> str:

@@ -5,12 +5,11 @@ unit with the names of the pixels' files and writes its shards into the same fol
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from keras_transfer.data.sources import read_records
-from keras_transfer.devices import set_up
+from keras_transfer.devices import Devices, set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.features import extraction
 from keras_transfer.features.extraction import Tally
@@ -19,6 +18,7 @@ from keras_transfer.features.workshop import Workshop
 from keras_transfer.fitting import prepare_classifier
 from keras_transfer.methods.scale.cluster import joined
 from keras_transfer.methods.scale.crew import Crew
+from keras_transfer.methods.scale.surroundings import Surroundings
 from keras_transfer.methods.scale.workers import Extractor
 from keras_transfer.narration import describe_model
 from keras_transfer.shelf import open_store, settle
@@ -44,7 +44,9 @@ def fill_store(spec: RunSpec, *, num_workers: int | None, narrator: Narrator) ->
         RunError: features cannot be stored, or the workers failed.
     """
     _check(spec)
-    set_up(spec.devices, seed=spec.seed)
+    devices = set_up(spec.devices, seed=spec.seed)
+    if num_workers:
+        _check_devices(devices)
     records = read_records(spec.data)
     classifier = prepare_classifier(spec, records.class_names)
     narrator.say(describe_model(spec, classifier))
@@ -80,6 +82,17 @@ def _check(spec: RunSpec) -> None:
         )
 
 
+def _check_devices(devices: Devices) -> None:
+    if devices.kind != "cpu" or devices.num_hosts > 1:
+        hosts = f", {devices.num_hosts} hosts" if devices.num_hosts > 1 else ""
+        raise SpecError(
+            "--workers compute on processors, and so has the process that plans",
+            expected="devices.strategy=cpu, and a process that is no host among many",
+            received=f"{devices.kind}{hosts}",
+            fix="leave --workers out, or set devices.strategy=cpu",
+        )
+
+
 class _Workers:
     """A crew of Ray workers, each of which builds the spec's classifier; see `extraction.Crew`."""
 
@@ -105,7 +118,8 @@ class _Workers:
         with joined(self._num_workers, narrator=self._narrator) as share:
             import ray
 
-            arguments = (self._spec, self._class_names, os.getcwd(), share.num_threads)
+            surroundings = Surroundings.here(share.num_threads)
+            arguments = (self._spec, self._class_names, surroundings)
             crew = Crew(
                 start=lambda options: ray.remote(Extractor).options(**options).remote(*arguments),
                 send=send,

@@ -5,7 +5,6 @@ not grow with the number of files: chunks are begun only a few ahead of the olde
 """
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ import numpy as np
 from keras_transfer.delivery.prediction_rows import Row
 from keras_transfer.methods.scale.cluster import joined
 from keras_transfer.methods.scale.crew import Crew
+from keras_transfer.methods.scale.surroundings import Surroundings
 from keras_transfer.methods.scale.workers import Predictor
 from keras_transfer.terminal import Narrator
 
@@ -52,7 +52,7 @@ def predict_with_workers(
 
         # Once for all workers.
         shared = ray.put(dict(known))
-        arguments = (target, identity, shared, batch_size, os.getcwd(), share.num_threads)
+        arguments = (target, identity, shared, batch_size, Surroundings.here(share.num_threads))
         crew = Crew(
             start=lambda options: ray.remote(Predictor).options(**options).remote(*arguments),
             send=lambda worker, chunk: worker.predict.remote(chunk),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_transfer.errors import RunError
-from keras_transfer.methods.scale.crew import settle_in
+from keras_transfer.methods.scale.surroundings import Surroundings
 from keras_transfer.specs import RunSpec
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 class Extractor:
     """Computes units of an extraction, by the classifier that a spec describes."""
 
-    def __init__(self, spec: RunSpec, class_names: Sequence[str], folder: str, num_threads: int):
-        """Take note of everything; `folder` is where relative paths begin."""
+    def __init__(self, spec: RunSpec, class_names: Sequence[str], surroundings: Surroundings):
+        """Take note of everything."""
         self._spec, self._class_names = spec, class_names
-        self._folder, self._num_threads = folder, num_threads
+        self._surroundings = surroundings
         self._workshop: Workshop | None = None
 
     def compute(self, unit: "Unit", source: "Source") -> None:
@@ -39,7 +39,7 @@ class Extractor:
             RunError: the classifier, a version or the store is another one here.
         """
         if self._workshop is None:
-            settle_in(self._folder, self._num_threads)
+            self._surroundings.settle_in()
             self._workshop = self._open(source)
         for recipe in unit.recipes:
             if recipe.digest not in self._workshop.cuts:
@@ -81,13 +81,12 @@ class Predictor:
         identity: str,
         known: "Mapping[str, np.ndarray]",
         batch_size: int,
-        folder: str,
-        num_threads: int,
+        surroundings: Surroundings,
     ):
-        """Take note of everything; `folder` is where relative paths begin."""
+        """Take note of everything."""
         self._path, self._identity, self._known = target, identity, known
         self._batch_size = batch_size
-        self._folder, self._num_threads = folder, num_threads
+        self._surroundings = surroundings
 
     def predict(self, files: Sequence[Path]) -> "list[Row]":
         """One row a file, in order.
@@ -102,7 +101,7 @@ class Predictor:
 
     @cached_property
     def _target(self) -> Any:
-        settle_in(self._folder, self._num_threads)
+        self._surroundings.settle_in()
         from keras_transfer.delivery.prediction_targets import identify, open_target
 
         target = open_target(self._path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from keras_transfer.features import units
 from keras_transfer.fitting import fit_phases, prepare_classifier
 from keras_transfer.methods.scale.extracting import fill_store
 from keras_transfer.methods.scale.predicting import predict_with_workers
+from keras_transfer.methods.scale.surroundings import Surroundings
 from keras_transfer.methods.scale.workers import Extractor, Predictor
 from keras_transfer.shelf import open_store
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
@@ -112,8 +114,10 @@ def _train_on_what_is_stored(spec: RunSpec) -> None:
 @pytest.fixture
 def as_a_worker(monkeypatch):
     """Undo what a worker changes in its process."""
-    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-        monkeypatch.setenv(name, "2")
+    for name, value in os.environ.items():
+        monkeypatch.setenv(name, value)
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, "")
 
 
 @pytest.mark.usefixtures("as_a_worker")
@@ -123,7 +127,7 @@ def test_a_worker_with_another_network_refuses(make_spec):
     def mistaken(units, workshop, on_views):
         own, rows = next(iter(units)).alone()
         names = read_records(spec.data).class_names
-        other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), names, ".", 2)
+        other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), names, Surroundings.here(2))
         other.compute(own, workshop.source.part(rows))
         yield from ()
 
@@ -203,6 +207,6 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
 
 @pytest.mark.usefixtures("as_a_worker")
 def test_a_worker_with_another_model_refuses(run_folder):
-    worker = Predictor(run_folder, "of something else", {}, 8, ".", 2)
+    worker = Predictor(run_folder, "of something else", {}, 8, Surroundings.here(2))
     with pytest.raises(RunError, match="another model"):
         worker.predict([Path("a.png")])
