@@ -5,6 +5,9 @@
 
 The new version gets the next number under export/; none is overwritten. Other formats land under
 formats/ with the same number.
+
+The SavedModel consists of TensorFlow's operations or, under KERAS_BACKEND=jax, of programs that XLA
+compiles on CPUs, GPUs and TPUs. Whatever the run was trained on, it can be exported as either.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from keras_transfer.data.records import BadFile, Record, Records
 from keras_transfer.delivery.prediction import (
     LoadedRun,
     Prediction,
+    filled_size,
     labels_in_order,
     load_run,
     predict_files,
@@ -157,6 +159,12 @@ def test_predict_pixels_reports_progress_and_reads_mapped_files(
     exponentials = np.exp(logits)
     reference = exponentials / exponentials.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities, reference, atol=1e-6)
+
+
+def test_batches_are_filled_up_only_where_each_size_is_compiled():
+    sizes = [filled_size(size) for size in (0, 1, 2, 3, 5, 8, 31)]
+    on_jax = keras.backend.backend() == "jax"
+    assert sizes == ([0, 1, 2, 4, 8, 8, 32] if on_jax else [0, 1, 2, 3, 5, 8, 31])
 
 
 def test_labels_in_order_go_by_the_name_of_the_class(run: LoadedRun, photos: Path):

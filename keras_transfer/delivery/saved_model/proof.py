@@ -76,7 +76,7 @@ class Proof:
 
     kept: Way
     ways: tuple[Way, ...]
-    backend: str = "tensorflow"
+    backend: str
 
     @property
     def parity(self) -> Parity:

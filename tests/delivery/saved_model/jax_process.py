@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+import jax
 import keras
 import numpy as np
 
@@ -48,6 +49,29 @@ def build() -> keras.Model:
     return model
 
 
+class Hearing(keras.layers.Layer):
+    """Notes in what precision JAX is to multiply whenever a program is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str | None] = []
+
+    def call(self, x):
+        self.heard.append(jax.config.jax_default_matmul_precision)
+        return x
+
+
+def hear() -> list[str | None]:
+    """What a model heard that was compiled before it was asked in full float32, and after."""
+    layer = Hearing()
+    model = keras.Sequential([keras.Input((2, 2, 3)), layer, keras.layers.Flatten()])
+    pixels = np.zeros((1, 2, 2, 3), np.uint8)
+    layer.heard.clear()
+    model.predict_on_batch(pixels.astype(np.float32))
+    predict_pixels(model, pixels)
+    return layer.heard
+
+
 def main(folder: str, *names: str) -> None:
     files = [Path(name) for name in names]
     pictures = read_pixels(files, image_size=SIZE, resize="crop", max_megapixels=1)
@@ -72,6 +96,7 @@ def main(folder: str, *names: str) -> None:
         explained=explained,
         heat=heat,
         weights_hash=hash_weights(model),
+        heard=[str(precision) for precision in hear()],
     )
 
 

@@ -90,6 +90,10 @@ def test_heat_maps_of_jax_are_those_of_tensorflow(answers, model, signatures, fi
         np.testing.assert_allclose(received, answers["probabilities"], rtol=0, atol=1e-5)
 
 
+def test_predictions_on_jax_are_compiled_anew_in_full_float32(answers):
+    assert answers["heard"].tolist() == ["None", "float32"]
+
+
 def test_weights_of_jax_have_the_same_hash_on_tensorflow(answers, model):
     assert hash_weights(model) == answers["weights_hash"]
 
