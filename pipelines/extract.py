@@ -40,9 +40,10 @@ def _run(argv: Sequence[str] | None) -> None:
 
         terminal = Terminal()
         tallies = fill_store(spec, num_workers=arguments.workers, narrator=terminal)
+        start = ", the workers' start included" if arguments.workers else ""
         for tally in tallies:
             if tally.rate:
-                terminal.say(f"That is {tally.rate:,.0f} views/s, the workers' start included.")
+                terminal.say(f"That is {tally.rate:,.0f} views/s{start}.")
         if not tallies:
             terminal.say("Nothing is stored: the first phase trains on pictures.")
 

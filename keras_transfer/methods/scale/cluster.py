@@ -8,6 +8,7 @@ is reported to anybody.
 import contextlib
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ _FEWEST_THREADS: Final = 2
 
 _MESSAGES_BYTES: Final = 100 << 20
 """Room for what travels between processes: a few units' rows, no pictures."""
+
+
+_ANSWER_SECONDS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def _start(ray: Any, address: str, num_workers: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if not address:
         ray.init(
+            address="local",  # Not whichever cluster may happen to run on this machine.
             num_cpus=max(num_workers, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=_MESSAGES_BYTES,
@@ -90,12 +95,14 @@ def _start(ray: Any, address: str, num_workers: int) -> None:
         )
         return
     try:
+        # Ray itself would look for a cluster for six minutes.
+        host, port = address.rsplit(":", 1)
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
         ray.init(address=address, **quiet)
-    except ConnectionError as error:
+    except (OSError, ValueError, ray.exceptions.RayError) as error:
         raise RunError(
-            f"the Ray cluster at {address} does not answer",
-            expected="the address of a running cluster in RAY_ADDRESS, and its RAY_AUTH_TOKEN "
-            "where it has one",
+            f"there is no Ray cluster to join at RAY_ADDRESS={address}",
+            expected="HOST:PORT of a running one, and its RAY_AUTH_TOKEN where it asks for one",
             received=str(error)[:300],
             fix="correct RAY_ADDRESS, or unset it to work on this machine",
         ) from error

@@ -134,9 +134,9 @@ class Crew(Generic[Task]):
                 "the worker's machine, have the whole story. If memory ran out, set fewer "
                 "--workers. What is stored already is not computed again",
             ) from cause
-        how = "failed at" if is_alive else "died of"
+        how = "failed" if is_alive else "died"
         self._narrator.say(
-            f"A worker {how} {self._name(begun.task)} ({reason}); it is given out again."
+            f"A worker {how} at {self._name(begun.task)} ({reason}); it is given out again."
         )
         if is_alive:
             return [worker]

@@ -89,7 +89,7 @@ def test_killed_workers_leave_the_store_of_a_single_process(make_spec, kill_one)
     narrator = Killer(lambda: kill_one("Extractor"))
     (tally,) = fill_store(spec, num_workers=2, narrator=narrator)
     assert narrator.has_killed
-    assert any("A worker died of" in text for text in narrator.heard)
+    assert any("A worker died at" in text for text in narrator.heard)
     assert (tally.num_computed, tally.num_found) == (alone.num_computed, 0)
     assert files_of(spec.cache.folder) == expected
     _train_on_what_is_stored(spec)
@@ -202,7 +202,7 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
         assert (summary.num_predicted, summary.num_bad) == (228, 3)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert has_killed
-    assert [text[:16] for text in narrator.heard] == ["A worker died of"]
+    assert [text[:16] for text in narrator.heard] == ["A worker died at"]
 
 
 @pytest.mark.usefixtures("as_a_worker")
