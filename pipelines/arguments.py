@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from keras_transfer.config import describe_fields, load_spec, override, parse_assignments
-from keras_transfer.errors import KerasTransferError
+from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import RunSpec
 
 PRESETS: Final = Path(__file__).parent / "presets"
@@ -63,6 +63,17 @@ def run_verb(verb: Callable[[], None]) -> int:
         verb()
     except KerasTransferError as error:
         print(f"\nerror: {error}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        if error.name != "jax":
+            raise
+        missing = RunError(
+            "KERAS_BACKEND=jax asks for JAX, which is not installed",
+            expected="a package called jax",
+            received="none",
+            fix='pip install "keras_transfer[jax]", or unset KERAS_BACKEND',
+        )
+        print(f"\nerror: {missing}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt:
         print("\nstopped; a training goes on with --resume", file=sys.stderr)  # noqa: T201

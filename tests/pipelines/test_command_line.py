@@ -1,6 +1,7 @@
 """The verbs as a user types them: exit statuses, messages, and help without TensorFlow."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -91,3 +92,17 @@ def test_door_lists_its_verbs_and_refuses_others(capsys, monkeypatch):
     assert "predict" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["keras-transfer", "fly"])
     assert door.main() == 2
+
+
+def test_a_backend_that_is_not_installed_is_an_error_that_says_what_to_install():
+    code = (
+        "import sys; sys.modules['jax'] = None\n"
+        "from pipelines import train\n"
+        "sys.exit(train.main(['quickstart', '--dry-run']))"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert 'pip install "keras_transfer[jax]"' in done.stderr
