@@ -105,7 +105,8 @@ def test_tasks_are_begun_only_so_far_ahead_of_the_oldest(tmp_path):
 
     done = crew_of(slow_first, Listener()).work(range(12), 3, ahead=4)
     begun = {number: names for number, _, names in done}
-    assert begun[0] == ["00", "01", "02", "03", "04"]
+    # A worker that starts late may not have begun its task yet; none may be further ahead.
+    assert {"00", "04"} <= set(begun[0]) <= {"00", "01", "02", "03", "04"}
     assert sorted(begun) == list(range(12))
 
 
