@@ -72,12 +72,7 @@ class Devices:
                 received=f"{at_once}",
                 fix=f"set devices.batch_size={largest_part(batch_size, self.num_devices, at_once)}",
             )
-        if at_once and at_once < batch_size:
-            self.check_gathers()
-
-    def check_gathers(self) -> None:
-        """Raises SpecError where gradients of several parts of a batch cannot be gathered."""
-        if self.strategy == "mirrored":
+        if at_once and at_once < batch_size and self.strategy == "mirrored":
             raise SpecError(
                 "mirrored devices cannot take a batch in parts",
                 expected="a training.batch_size that fits into memory as a whole",

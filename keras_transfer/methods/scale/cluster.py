@@ -23,7 +23,6 @@ _FEWEST_THREADS: Final = 2
 _MESSAGES_BYTES: Final = 100 << 20
 """Room for what travels between processes: a few units' rows, no pictures."""
 
-
 _ANSWER_SECONDS: Final = 5
 
 

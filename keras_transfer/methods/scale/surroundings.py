@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS
 from keras_transfer.errors import RunError
 
 _TAKEN_OVER: Final = (
@@ -15,11 +16,7 @@ _TAKEN_OVER: Final = (
 )
 _THREADS: Final = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 _NO_ACCELERATOR: Final = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
-_NO_HOSTS: Final = (
-    "KERAS_DISTRIBUTION_JOB_ADDRESSES",
-    "KERAS_DISTRIBUTION_NUM_PROCESSES",
-    "KERAS_DISTRIBUTION_PROCESS_ID",
-)
+_NO_HOSTS: Final = (ADDRESSES, NUM_HOSTS, HOST)
 
 
 @dataclass(frozen=True)
