@@ -6,6 +6,7 @@ Names are looked up on first use, so that importing the package does not import 
 import importlib
 import os
 import platform
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
     from keras_transfer.transfer import load_data as load_data
     from keras_transfer.transfer import run_transfer as run_transfer
 
-if platform.machine() in ("x86_64", "AMD64"):
+if platform.machine() in ("x86_64", "AMD64") and "tensorflow" not in sys.modules:
     # TensorFlow takes oneDNN by itself only on processors with AVX-512 VNNI. Those with AVX2 gain
     # as well: convolutions run up to 1.5 times as fast, their input's gradients three times.
-    # Read once, when TensorFlow is imported; whoever has set it is obeyed.
+    # Read once, when TensorFlow is imported: later it would only mislead the processes started
+    # from this one, whose sums would differ in their last digits. Whoever has set it is obeyed.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _HOMES = {

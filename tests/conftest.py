@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_transfer  # noqa: F401 (before a test imports TensorFlow: that reads once what it sets)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

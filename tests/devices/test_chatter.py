@@ -46,3 +46,14 @@ def test_onednn_is_asked_for_unless_the_user_has_decided(given, expected):
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == [expected]
+
+
+def test_whoever_has_imported_tensorflow_first_has_decided():
+    environment = {key: value for key, value in os.environ.items() if "ONEDNN" not in key}
+    script = (
+        "import os, tensorflow, keras_transfer\n"
+        "print([name for name in os.environ if 'ONEDNN' in name])"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["[]"]

@@ -44,7 +44,8 @@ class Surroundings:
         Raises:
             RunError: the worker's machine does not have the folder.
         """
-        for name in _NO_HOSTS:
+        # What is not set there is not to be set here: other kernels would give other digits.
+        for name in (*_TAKEN_OVER, *_NO_HOSTS):
             os.environ.pop(name, None)
         os.environ.update(self.variables)
         os.environ.update(dict.fromkeys(_THREADS, str(self.num_threads)), **_NO_ACCELERATOR)

@@ -121,6 +121,19 @@ def as_a_worker(monkeypatch):
 
 
 @pytest.mark.usefixtures("as_a_worker")
+def test_a_worker_takes_over_what_is_set_and_what_is_not(monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", "here")
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    surroundings = Surroundings.here(3)
+    monkeypatch.setenv("KERAS_HOME", "elsewhere")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    surroundings.settle_in()
+    assert os.environ["KERAS_HOME"] == "here"
+    assert "TF_ENABLE_ONEDNN_OPTS" not in os.environ
+    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "3"
+
+
+@pytest.mark.usefixtures("as_a_worker")
 def test_a_worker_with_another_network_refuses(make_spec):
     spec = make_spec("store")
 
