@@ -1,0 +1,76 @@
+"""Both backends compute the same features, and find each other's in the store."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="JAX is not installed"
+)
+
+
+def command(pictures: Path, store: Path) -> list[str]:
+    changes = {
+        "data.source": "folder",
+        "data.path": str(pictures),
+        "cache.folder": str(store),
+        "cache.dtype": "float32",
+        "views.count": 2,
+    }
+    given = [f"{field}={value}" for field, value in changes.items()]
+    return [sys.executable, "-m", "pipelines.extract", "quickstart", *given]
+
+
+def environment(backend: str) -> dict[str, str]:
+    return {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+
+
+def features(store: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Rows of all entries of features by their keys, read without our own code."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for entry in store.rglob("entry.json"):
+        recipe = json.loads(entry.read_text())["content"]["recipe"]
+        if recipe["kind"] != "features":
+            continue
+        rows = found.setdefault(entry.parent.name, {})
+        for keys_file in entry.parent.glob("shard-*.json"):
+            keys = json.loads(keys_file.read_text())["content"]["keys"]
+            data = np.fromfile(keys_file.with_suffix(".bin"), recipe["dtype"])
+            rows.update(zip(keys, data.reshape(len(keys), *recipe["shape"]), strict=True))
+    return found
+
+
+@pytest.mark.slow
+def test_features_are_equal_to_four_digits_under_the_same_names(digits_folder, tmp_path):
+    stores = {name: tmp_path / name for name in ("tensorflow", "jax")}
+    processes = [
+        subprocess.Popen(command(digits_folder, store), cwd=ROOT, env=environment(name))
+        for name, store in stores.items()
+    ]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    expected, received = (features(store) for store in stores.values())
+    assert len(expected) == 2
+    assert received.keys() == expected.keys()
+    for name, rows in expected.items():
+        assert received[name].keys() == rows.keys()
+        values = np.stack([rows[key] for key in rows])
+        others = np.stack([received[name][key] for key in rows])
+        assert values.std() > 0.1
+        np.testing.assert_allclose(others, values, rtol=1e-4, atol=1e-4 * values.std())
+    again = subprocess.run(
+        command(digits_folder, stores["tensorflow"]),
+        cwd=ROOT,
+        env=environment("jax"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "none is computed" in " ".join(again.stdout.split())
