@@ -25,7 +25,12 @@ def forgetting_graphs() -> Iterator[None]:
     Every traced optimizer step registers a gradient in a table of TensorFlow's that keeps its
     graph for good: 50 MB for each training of a ResNet50 cut after stage3. The table is private;
     where a later version has another, memory grows and nothing else changes.
+
+    Under JAX it is the functions by which `tf.data` reads: TensorFlow's default graph keeps them,
+    and with them the features they read.
     """
+    import keras
+    import tensorflow as tf
     from tensorflow.python.framework import ops
 
     table = getattr(ops.gradient_registry, "_registry", {})
@@ -36,3 +41,5 @@ def forgetting_graphs() -> Iterator[None]:
         for name in set(table) - before:
             if name.startswith("CustomGradient-"):
                 del table[name]
+        if keras.backend.backend() != "tensorflow":  # There `keras.utils.clear_session` does it.
+            tf.compat.v1.reset_default_graph()
