@@ -134,7 +134,7 @@ def _raise_type(name: str, expected: str, value: Any, where: str) -> typing.NoRe
         f"{name} has the wrong type in {where}",
         expected=expected,
         received=f"{value!r} ({type(value).__name__})",
-        fix=f"write {name}={'…' if expected.startswith('a t') else expected}",
+        fix=f"write {name}={'…' if expected.startswith('a ') else expected}",
     )
 
 

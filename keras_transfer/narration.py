@@ -146,7 +146,7 @@ def describe_cache(
 def describe_saving(cache: dict[str, Any]) -> str:
     """How often the frozen layers ran, and how often they would have run."""
     if not cache["passes"]:
-        return "No features were stored: frozen layers ran in every epoch."
+        return "No features were read or stored here."
     computed, trained_on = cache["views_computed"], cache["views_trained_on"]
     text = f"Frozen layers ran on {computed:,} views instead of {trained_on:,}, epoch by epoch"
     rate = cache["passes"][0]["views_per_second"]

@@ -11,6 +11,7 @@ from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.devices import set_up
+from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DataError
 from keras_transfer.fitting import prepare_classifier
 from keras_transfer.models.classifier import Classifier
@@ -26,6 +27,7 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
     Raises:
         DataError, SpecError, WeightsError: what the run itself would raise that early.
     """
+    check_one_host(spec.devices, "a dry run")
     devices = set_up(spec.devices, seed=spec.seed)
     devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
     terminal.say(devices.describe(spec.training.batch_size))

@@ -24,7 +24,7 @@ from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.saved_model.proof import Proof
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
-from keras_transfer.devices.hosts import wait_for_all
+from keras_transfer.devices.hosts import given_host, num_hosts_of, wait_for_all
 from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
@@ -140,6 +140,13 @@ def _check_single(spec: RunSpec) -> None:
             received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
             fix="call keras_transfer.methods.study.studying.run_study(spec), or the verb `train`, "
             "which does",
+        )
+    if (num_hosts := num_hosts_of(spec.devices)) > 1 and given_host()[1] == 1:
+        raise SpecError(
+            "a run on several hosts is as many processes, and this is one",
+            expected="devices.hosts left out",
+            received=f"devices.hosts={num_hosts}",
+            fix="leave it out, or start the run with `python -m pipelines.train`",
         )
 
 

@@ -1,6 +1,7 @@
 """What every verb's command line shares: presets, overrides, a quiet start and clear endings."""
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -60,6 +61,7 @@ def run_verb(verb: Callable[[], None]) -> int:
     """Run a verb and turn what ends it into an exit status: 0, 2 for the user's errors, 130."""
     logging.getLogger("keras_transfer").setLevel(logging.INFO)
     try:
+        _check_backend()
         verb()
     except KerasTransferError as error:
         print(f"\nerror: {error}", file=sys.stderr)  # noqa: T201
@@ -82,6 +84,22 @@ def run_verb(verb: Callable[[], None]) -> int:
         # Whoever read our output, such as `head`, has enough.
         sys.stderr.close()
     return 0
+
+
+def _check_backend() -> None:
+    """Raise RunError for a backend that nothing here runs on, before Keras fails to import it."""
+    known = ("tensorflow", "jax")
+    # As Keras does, nothing set is its own choice: keras.json, or TensorFlow.
+    backend = os.environ.get("KERAS_BACKEND") or known[0]
+    if backend not in known:
+        similar = difflib.get_close_matches(backend.lower(), known, n=1)
+        raise RunError(
+            f"KERAS_BACKEND={backend} is none that this package runs on",
+            expected=" or ".join(known),
+            received=backend,
+            fix=f"set KERAS_BACKEND={similar[0] if similar else known[0]}"
+            + ("" if similar else ", or unset it"),
+        )
 
 
 def scratch_log() -> Path:

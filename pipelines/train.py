@@ -19,7 +19,7 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import await_run, start_run
 from keras_transfer.devices import chatter_to
-from keras_transfer.devices.hosts import given_host
+from keras_transfer.devices.hosts import check_one_host, given_host, num_hosts_of
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import RunSpec
 from pipelines.arguments import (
@@ -67,26 +67,36 @@ def _run(argv: Sequence[str] | None) -> None:
             if spec.num_trials > 1:
                 terminal.say(f"Up to {spec.num_trials} trials would train like this.")
         return
-    if given_host()[0] > 0:
-        run = await_run(spec, output=arguments.output)
+    if spec.num_trials > 1:
+        check_one_host(spec.devices, "a study")
+    num_hosts = num_hosts_of(spec.devices)
+    if (host := given_host()[0]) > 0:
+        run = _await_run(spec, host, arguments.output)
     else:
         run = start_run(spec, output=arguments.output, resume=arguments.resume)
     with chatter_to(run.log_file):
         if spec.num_trials == 1:
-            _train(spec, run, profile=arguments.profile)
+            _train(spec, run, num_hosts=num_hosts, profile=arguments.profile)
         else:
             _study(spec, run)
 
 
+def _await_run(spec: RunSpec, host: int, output: str | None) -> RunFolder:
+    from keras_transfer.terminal import Terminal
+
+    Terminal().say(f"Host {host} waits for the run that host 0 begins in {output}.")
+    return await_run(spec, output=output)
+
+
 # What follows imports TensorFlow, and only then, so that its start-up goes to the log.
-def _train(spec: RunSpec, run: RunFolder, *, profile: bool) -> None:
+def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> None:
     from keras_transfer.closing import show_result
-    from keras_transfer.methods.hosts.launching import needs_launching, run_hosts
+    from keras_transfer.methods.hosts.launching import run_hosts
     from keras_transfer.terminal import Terminal
     from keras_transfer.transfer import run_transfer
 
     terminal = Terminal()
-    if needs_launching(spec):
+    if num_hosts > 1:
         run_hosts(spec, run, narrator=terminal, profile=profile)
     else:
         show_result(run_transfer(spec, run, narrator=terminal, profile=profile), terminal)

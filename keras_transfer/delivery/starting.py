@@ -1,6 +1,7 @@
 """Begin a run or go on with one: which folder, and is it still the same run?"""
 
 import contextlib
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -97,8 +98,9 @@ def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
         yield
     except KerasTransferError:
         if not (run.path / "splits.json").exists():
-            for name in ("spec.json", "environment.json", "run.log"):
-                (run.path / name).unlink(missing_ok=True)
+            names = ("spec.json", "environment.json", "run.log", "host-*.log")
+            for file in itertools.chain.from_iterable(map(run.path.glob, names)):
+                file.unlink(missing_ok=True)
             shutil.rmtree(run.checkpoint_folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 run.path.rmdir()

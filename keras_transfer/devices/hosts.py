@@ -14,10 +14,12 @@ beside that is a folder: the store's, and the run's, which host 0 alone writes.
 import functools
 import os
 import pickle
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from keras_transfer.errors import RunError
+from keras_transfer.errors import RunError, SpecError
+from keras_transfer.specs import DeviceSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 ADDRESSES: Final = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
 NUM_HOSTS: Final = "KERAS_DISTRIBUTION_NUM_PROCESSES"
 HOST: Final = "KERAS_DISTRIBUTION_PROCESS_ID"
+
+_ADDRESS: Final = re.compile(r"[^\s,]+:\d+")
 
 HEARTBEAT_SECONDS: Final = 20
 """After so long without a sign of life a host is given up, and the run with it."""
@@ -39,17 +43,48 @@ def given_host() -> tuple[int, int]:
     values = {name: os.environ.get(name, "") for name in (ADDRESSES, NUM_HOSTS, HOST)}
     if not any(values.values()):
         return 0, 1
+    addresses = values[ADDRESSES].split(",")
     numbers = values[HOST], values[NUM_HOSTS]
-    if values[ADDRESSES] and all(text.isdecimal() for text in numbers):
+    if all(map(_ADDRESS.fullmatch, addresses)) and all(text.isdecimal() for text in numbers):
         host, num_hosts = map(int, numbers)
-        if host < num_hosts:
+        if host < num_hosts and len(addresses) in (1, num_hosts):
             return host, num_hosts
     raise RunError(
         "the variables that name the hosts of a run make no sense",
-        expected=f"{ADDRESSES}=ADDRESS:PORT, {NUM_HOSTS}=2 or more, and {HOST} from 0",
+        expected=f"{ADDRESSES}=ADDRESS:PORT of the first host or of all, {NUM_HOSTS}=2 or more, "
+        f"and {HOST} from 0 to one less",
         received=", ".join(f"{name}={value!r}" for name, value in values.items()),
-        fix="set all three on every host, or none of them",
+        fix="set all three like that on every host, or none of them",
     )
+
+
+def check_one_host(spec: DeviceSpec, what: str) -> None:
+    """Raise SpecError where several hosts are asked for what one does; see `num_hosts_of`."""
+    if (num_hosts := num_hosts_of(spec)) > 1:
+        raise SpecError(
+            f"{what} is the work of one host",
+            expected="devices.hosts left out, and none of Keras's variables for hosts",
+            received=f"{num_hosts} hosts",
+            fix="leave them out; `python -m pipelines.train` starts several hosts for one run",
+        )
+
+
+def num_hosts_of(spec: DeviceSpec) -> int:
+    """How many hosts are to train together, as the variables or the spec say.
+
+    Raises:
+        RunError: the variables make no sense.
+        SpecError: they say something else than the spec.
+    """
+    _, given = given_host()
+    if given > 1 and spec.hosts not in (1, given):
+        raise SpecError(
+            "the spec and Keras's variables name different numbers of hosts",
+            expected=f"devices.hosts={given}, or left out",
+            received=f"devices.hosts={spec.hosts}, {NUM_HOSTS}={given}",
+            fix="leave devices.hosts out: it starts processes of this machine",
+        )
+    return max(given, spec.hosts)
 
 
 @functools.cache

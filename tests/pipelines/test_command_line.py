@@ -46,6 +46,35 @@ def test_wrong_words_end_with_status_2_and_a_hint(words, part, capsys):
     assert part in capsys.readouterr().err
 
 
+def test_a_backend_that_nothing_runs_on_is_told_with_the_one_that_was_meant(monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "JAX")
+    assert train.main(["quickstart", "--print-spec"]) == arguments.USER_ERROR
+    assert "set KERAS_BACKEND=jax" in capsys.readouterr().err
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    assert train.main(["quickstart", "--print-spec"]) == arguments.USER_ERROR
+    assert "expected: tensorflow or jax" in capsys.readouterr().err.lower()
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["seeds=2"]])
+def test_what_one_host_does_is_refused_on_several_and_leaves_no_folder(
+    words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["quickstart", "devices.hosts=2", *words]) == arguments.USER_ERROR
+    assert "is the work of one host" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_hosts_that_are_refused_leave_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    words = ["quickstart", "devices.hosts=2", "--output", "run"]
+    assert train.main(words) == arguments.USER_ERROR
+    assert "trains on one host only" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_shows_stages_and_rates_and_writes_nothing(
     digits_folder, capsys, tmp_path, monkeypatch
 ):

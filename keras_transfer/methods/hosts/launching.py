@@ -16,6 +16,7 @@ from typing import Final
 from keras_transfer.closing import show_result
 from keras_transfer.config import load_spec
 from keras_transfer.delivery.runs import RunFolder
+from keras_transfer.delivery.starting import vacated_on_refusal
 from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS, given_host
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.methods.child import Child, end_with_parent, free_port
@@ -31,11 +32,6 @@ _SIGNS_OF_LOSS: Final = ("coordination service", "Gloo", "heartbeat", "distribut
 """Words by which JAX, and what it is made of, tell that another host is gone."""
 
 
-def needs_launching(spec: RunSpec) -> bool:
-    """Whether a run is to train on several hosts, by its spec or by Keras's variables."""
-    return spec.devices.hosts > 1 or given_host()[1] > 1
-
-
 def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator, profile: bool = False) -> None:
     """Start the hosts of a run that are to be started here, and mind them until they have ended.
 
@@ -48,7 +44,10 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator, profile: boo
     given, num_hosts = given_host()
     environments: dict[int, dict[str, str]] = {given: {}}
     if num_hosts > 1:
-        narrator.say(f"This is host {given} of {num_hosts}.")
+        narrator.say(
+            f"This is host {given} of {num_hosts}; within five minutes all have to meet at "
+            f"{os.environ[ADDRESSES].split(',')[0]}."
+        )
     else:
         num_hosts = spec.devices.hosts
         address = f"127.0.0.1:{free_port()}"
@@ -93,7 +92,7 @@ def play_host(folder: str, parent: int, profile: bool) -> None:
         raise
     except Exception as error:
         if any(sign in str(error) for sign in _SIGNS_OF_LOSS):
-            raise _lost("another host", f"{error}"[:300], run) from error
+            raise _lost(_other_than(*given_host()), f"{error}"[:300], run) from error
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # On the way out JAX would wait for the others, who wait for this one.
@@ -117,21 +116,40 @@ def _mind(children: dict[int, Child], run: RunFolder, num_hosts: int) -> None:
     # One that was killed is a cause, and so is the first with an error of its own; those that JAX
     # aborts, because they have lost touch, are consequences.
     for host in sorted(ended_badly, key=lambda host: _how_late(children[host])):
+        ending = children[host].ending
+        if _was_aborted(children[host]):
+            raise _lost(
+                _other_than(host, num_hosts),
+                f"no sign of life, for which JAX ended host {host} ({ending})",
+                run,
+            )
         if children[host].was_killed:
-            raise _lost(f"host {host} of {num_hosts}", children[host].ending, run)
-        children[host].answer()
+            raise _lost(f"host {host} of {num_hosts}", ending, run)
+        # Refused: its own process has taken the folder away, but for what was written here.
+        is_gone = not run.spec_file.exists()
+        with vacated_on_refusal(run) if is_gone else contextlib.nullcontext():
+            children[host].answer()
+
+
+def _was_aborted(child: Child) -> bool:
+    return child.was_killed and child.ending.endswith("SIGABRT")
 
 
 def _how_late(child: Child) -> int:
     if not child.was_killed:
         return 1
-    return 2 if child.ending.endswith("SIGABRT") else 0
+    return 2 if _was_aborted(child) else 0
+
+
+def _other_than(host: int, num_hosts: int) -> str:
+    """Of two hosts it is known which was lost if the other lives."""
+    return f"host {1 - host} of {num_hosts}" if num_hosts == 2 else f"a host other than {host}"
 
 
 def _lost(who: str, received: str, run: RunFolder) -> RunError:
     return RunError(
-        f"{who} was lost, and the others cannot go on without it",
-        expected="hosts that all live until the run has ended",
+        f"{who} was lost or never came, and the others cannot go on without it",
+        expected="hosts that all come, and live until the run has ended",
         received=received,
         fix=f"look into the logs in {run.path}, then start all hosts again with --resume: the run "
         "goes on from its last epoch",

@@ -13,6 +13,7 @@ from typing import Final
 from keras_transfer.data.records import Records
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
+from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import RunError, SpecError
 from keras_transfer.methods.search.board import watching_book
 from keras_transfer.methods.search.book import Book
@@ -83,6 +84,7 @@ def run_search(
     run = run or start_run(spec, suffix=SUFFIX)
     with contextlib.ExitStack() as held:
         held.enter_context(vacated_on_refusal(run))
+        check_one_host(spec.devices, "a search")
         check_search(spec)
         bench = held.enter_context(open_bench(spec, run, narrator=narrator))
         book = Book(run)

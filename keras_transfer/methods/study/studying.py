@@ -17,6 +17,7 @@ from keras_transfer.data.splits import manifest
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import start_run, vacated_on_refusal
 from keras_transfer.devices import set_up
+from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.features.store import Store
 from keras_transfer.fitting import prepare_classifier
@@ -60,6 +61,7 @@ def run_study(
 
 
 def _run(spec: RunSpec, run: RunFolder, narrator: Narrator) -> Study:
+    check_one_host(spec.devices, "a study")
     set_up(spec.devices, seed=spec.seed)
     narrator.say(f"Study folder: {run.path}")
     records = read_records(spec.data)

@@ -11,10 +11,16 @@ import pytest
 
 from keras_transfer.config import override
 from keras_transfer.delivery.starting import await_run, start_run
-from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS, given_host
-from keras_transfer.errors import RunError
-from keras_transfer.methods.hosts.launching import needs_launching
-from keras_transfer.specs import RunSpec
+from keras_transfer.devices.hosts import (
+    ADDRESSES,
+    HOST,
+    NUM_HOSTS,
+    check_one_host,
+    given_host,
+    num_hosts_of,
+)
+from keras_transfer.errors import RunError, SpecError
+from keras_transfer.specs import DeviceSpec, RunSpec
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,15 +42,30 @@ def variables(monkeypatch: pytest.MonkeyPatch):
 def test_keras_variables_say_which_host_this_is(variables):
     variables(None, None, None)
     assert given_host() == (0, 1)
-    assert not needs_launching(RunSpec())
-    assert needs_launching(override(RunSpec(), {"devices.hosts": 2}))
+    assert num_hosts_of(DeviceSpec()) == 1
+    assert num_hosts_of(DeviceSpec(hosts=2)) == 2
     variables("10.0.0.1:1234", "4", "3")
     assert given_host() == (3, 4)
-    assert needs_launching(RunSpec())
+    assert num_hosts_of(DeviceSpec()) == num_hosts_of(DeviceSpec(hosts=4)) == 4
+    with pytest.raises(SpecError, match="different numbers of hosts"):
+        num_hosts_of(DeviceSpec(hosts=3))
+    with pytest.raises(SpecError, match="a study is the work of one host"):
+        check_one_host(DeviceSpec(), "a study")
+    variables("a:1,b:1", "2", "1")
+    assert given_host() == (1, 2)
 
 
 @pytest.mark.parametrize(
-    "values", [("10.0.0.1:1234", "4", None), ("", "4", "3"), ("a:1", "4", "4"), ("a:1", "x", "0")]
+    "values",
+    [
+        ("10.0.0.1:1234", "4", None),
+        ("", "4", "3"),
+        ("a:1", "4", "4"),
+        ("a:1", "x", "0"),
+        ("a", "2", "0"),
+        ("a:b", "2", "0"),
+        ("a:1,b:1,c:1", "2", "0"),
+    ],
 )
 def test_variables_that_make_no_sense_are_an_error_that_names_them(variables, values):
     variables(*values)
