@@ -123,8 +123,9 @@ def explainer(model: keras.Model) -> Explain:
         # Mixed precision makes half-precision features, whose gradient would have few digits.
         features = tf.cast(network.trunk(tf.cast(pixels, tf.float32)), tf.float32)
         chosen = tf.fill(tf.shape(features)[:1], index)
-        signed = grad_cam(network, features, chosen)
-        return tf.nn.softmax(network.head(features)), heat_map(signed)
+        logits = network.head(features)
+        signed = grad_cam(network, features, logits, chosen)
+        return tf.nn.softmax(logits), heat_map(signed)
 
     def run(pixels: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
         size = len(pixels)

@@ -76,7 +76,7 @@ def test_grad_cam_equals_its_closed_form(pooling, head):
     model = build("mobilenet_0.25", size=64, last_stage="stage3", pooling=pooling, head=head)
     network = as_trained(model)
     features = network.trunk(tf.cast(noise(2, 64, 64, 3), tf.float32))
-    received = grad_cam(network, features, tf.constant([1, 1]))
+    received = grad_cam(network, features, network.head(features), tf.constant([1, 1]))
     shares = importance(model, features.numpy(), 1, pooling)
     expected = np.einsum("bhwk,bk->bhw", features, shares)
     assert received.shape == features.shape[:3]
@@ -88,7 +88,7 @@ def test_grad_cam_of_average_pooling_is_the_class_activation_map_by_its_places()
     network = as_trained(model)
     features = network.trunk(tf.cast(noise(2, 64, 64, 3), tf.float32))
     activation_map = features.numpy() @ model.get_layer("logits").get_weights()[0][:, 2]
-    received = grad_cam(network, features, tf.constant([2, 2]))
+    received = grad_cam(network, features, network.head(features), tf.constant([2, 2]))
     scale = np.abs(activation_map).max() / (16 * 16)
     np.testing.assert_allclose(received, activation_map / (16 * 16), rtol=0, atol=1e-6 * scale)
 
@@ -109,7 +109,9 @@ def test_every_family_of_backbones_gives_a_finite_map_of_its_last_places(name):
     model = build(name, size=size)
     network = as_trained(model)
     features = network.trunk(tf.cast(noise(2, size, size, 3), tf.float32))
-    signed = grad_cam(network, features, tf.constant([LIKELIEST, 0])).numpy()
+    signed = grad_cam(
+        network, features, network.head(features), tf.constant([LIKELIEST, 0])
+    ).numpy()
     assert signed.shape == (2, *model.get_layer("pooling").input.shape[1:3])
     assert np.isfinite(signed).all()
     heat = heat_map(signed).numpy()

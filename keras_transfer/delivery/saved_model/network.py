@@ -115,7 +115,9 @@ def gradient_of(head: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tens
     return gradient
 
 
-def grad_cam(network: Network, features: tf.Tensor, class_index: tf.Tensor) -> tf.Tensor:
+def grad_cam(
+    network: Network, features: tf.Tensor, logits: tf.Tensor, class_index: tf.Tensor
+) -> tf.Tensor:
     """Where a class is seen: Grad-CAM, signed, of logits.
 
     The mean over places of d logit / d feature k is channel k's importance; the map is the sum of
@@ -125,12 +127,13 @@ def grad_cam(network: Network, features: tf.Tensor, class_index: tf.Tensor) -> t
 
     Args:
         features: float32 [B, h, w, K].
+        logits: float32 [B, C], what the head makes of them. Given, so that it runs once: XLA on
+            processors crashed now and then where a program began twice at the same time.
         class_index: int32 [B], columns of the logits; -1 is the most probable class.
 
     Returns:
         float32 [B, h, w].
     """
-    logits = network.head(features)
     best = tf.argmax(logits, axis=-1, output_type=tf.int32)
     chosen = tf.one_hot(tf.where(class_index < 0, best, class_index), logits.shape[-1])
     importance = tf.reduce_mean(network.gradient(features, chosen), axis=(1, 2))

@@ -84,9 +84,11 @@ class Signatures(tf.Module):
 
     def _serve_explain(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Served:
         squares = self._squares(image_bytes)
-        features = self._network.trunk(tf.cast(squares, tf.float32))
-        probabilities = tf.nn.softmax(self._network.head(features))
-        signed = grad_cam(self._network, tf.cast(features, tf.float32), class_index)
+        # Mixed precision makes half-precision features, whose gradient would have few digits.
+        features = tf.cast(self._network.trunk(tf.cast(squares, tf.float32)), tf.float32)
+        logits = self._network.head(features)
+        probabilities = tf.nn.softmax(logits)
+        signed = grad_cam(self._network, features, logits, class_index)
         return {
             "label": tf.gather(self._names(), tf.argmax(probabilities, axis=-1)),
             "probabilities": probabilities,

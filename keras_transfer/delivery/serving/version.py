@@ -1,6 +1,8 @@
 """One exported version, loaded and warm: its signatures, its contract and its queue."""
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +46,12 @@ class Version:
         self.contract = Contract.read(folder)
         limit = settings.max_megapixels or self.contract.max_megapixels
         self.pictures = Pictures(self.contract, min(limit, self.contract.max_megapixels))
-        self.signature_def = _read_signatures(folder)
+        graph = _read_graph(folder)
+        self.signature_def = {name: _describe(value) for name, value in graph.signature_def.items()}
+        # XLA on processors crashed now and then where one program began in two threads at once.
+        self._turn: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if _holds_programs(graph) else contextlib.nullcontext()
+        )
         self.card = _read_card(folder, number, self.contract)
         # A signature alone does not keep the variables alive that it reads.
         self._loaded = _load(folder)
@@ -81,10 +88,11 @@ class Version:
         columns: dict[str, list[Any]] = {}
         for start in range(0, len(encoded), _EXPLAINED_AT_ONCE):
             rows = slice(start, start + _EXPLAINED_AT_ONCE)
-            served = self._loaded.signatures[EXPLAIN](
-                image_bytes=tf.constant(encoded[rows]),
-                class_index=tf.constant(class_index[rows], tf.int32),
-            )
+            with self._turn:
+                served = self._loaded.signatures[EXPLAIN](
+                    image_bytes=tf.constant(encoded[rows]),
+                    class_index=tf.constant(class_index[rows], tf.int32),
+                )
             for name, values in served.items():
                 columns.setdefault(name, []).extend(values.numpy().tolist())
         columns["label"] = [label.decode() for label in columns["label"]]
@@ -103,7 +111,8 @@ class Version:
         return [square if isinstance(square, Exception) else next(answers) for square in squares]
 
     def _classify(self, squares: np.ndarray) -> list[Rows]:
-        served = self._loaded.signatures[RESIZED](pixels=tf.constant(squares))
+        with self._turn:
+            served = self._loaded.signatures[RESIZED](pixels=tf.constant(squares))
         columns = [rows.numpy() for rows in served.values()]
         return [dict(zip(served, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -140,12 +149,12 @@ def _load(folder: Path) -> Any:
         raise _damaged(folder, error) from error
 
 
-def _read_signatures(folder: Path) -> dict[str, Any]:
+def _read_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
     try:
         content = saved_model_pb2.SavedModel()
         content.ParseFromString((folder / MODEL_FILE).read_bytes())
         (graph,) = content.meta_graphs
-        return {name: _describe(value) for name, value in graph.signature_def.items()}
+        return graph
     except Exception as error:  # Protobuf raises kinds of its own.
         raise _damaged(folder, error) from error
 
@@ -157,6 +166,12 @@ def _damaged(folder: Path, error: Exception) -> ExportError:
         received=(str(error) or type(error).__name__)[:500],
         fix="export again, or wait until it is copied",
     )
+
+
+def _holds_programs(graph: meta_graph_pb2.MetaGraphDef) -> bool:
+    """Whether it was written by Keras's JAX backend, and XLA runs its network."""
+    functions = graph.graph_def.library.function
+    return any(node.op == "XlaCallModule" for function in functions for node in function.node_def)
 
 
 def _describe(signature: meta_graph_pb2.SignatureDef) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from keras_transfer.methods.scale.cluster import Share
 from keras_transfer.terminal import Narrator
 
 _MOST_FAILURES: Final = 3
+_LOOK_SECONDS: Final = 10.0
+"""How often to look whether there are machines left, while nothing is done."""
 
 Task = TypeVar("Task")
 
@@ -98,7 +100,7 @@ class Crew(Generic[Task]):
         try:
             hand_out()
             while running:
-                (done,), _ = ray.wait(list(running))
+                done = _next_done(running)
                 worker, begun = running.pop(done)
                 try:
                     answer = ray.get(done)
@@ -142,6 +144,28 @@ class Crew(Generic[Task]):
             return [worker]
         ray.kill(worker)  # Should only the connection have died.
         return []
+
+
+def _next_done(running: Iterable[Any]) -> Any:
+    """The reference that is answered next; RunError where no machine is left to answer.
+
+    Ray itself would wait for machines to join.
+    """
+    import ray
+
+    while True:
+        done, _ = ray.wait(list(running), timeout=_LOOK_SECONDS)
+        if done:
+            return done[0]
+        nodes = ray.nodes()
+        if not any(node["Alive"] for node in nodes):
+            raise RunError(
+                "no machine of the Ray cluster is left",
+                expected="at least one on which workers can run",
+                received=f"{len(nodes)} that died",
+                fix="look into Ray's logs, by default in /tmp/ray/session_latest/logs, then give "
+                "the same command again: what is done already is not done anew",
+            )
 
 
 def _first_line(cause: BaseException) -> str:

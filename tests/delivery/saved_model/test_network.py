@@ -65,13 +65,17 @@ def test_grad_cam_is_the_class_activation_map_of_pooling_and_a_dense_layer():
 
     network = Network(tf.identity, head, gradient_of(head), [])
     for column in range(3):
-        found = grad_cam(network, tf.constant(features), tf.fill([2], column))
+        found = grad_cam(
+            network, tf.constant(features), network.head(features), tf.fill([2], column)
+        )
         by_hand = np.einsum("bhwk,k->bhw", features, kernel[:, column]) / (5 * 4)
         np.testing.assert_allclose(found, by_hand, atol=1e-6)
     best = (features.mean(axis=(1, 2)) @ kernel).argmax(axis=1)
     np.testing.assert_array_equal(
-        grad_cam(network, tf.constant(features), tf.constant([-1, -1])),
-        grad_cam(network, tf.constant(features), tf.constant(best, tf.int32)),
+        grad_cam(network, tf.constant(features), network.head(features), tf.constant([-1, -1])),
+        grad_cam(
+            network, tf.constant(features), network.head(features), tf.constant(best, tf.int32)
+        ),
     )
 
 
@@ -87,7 +91,7 @@ def test_head_of_every_kind_has_a_gradient(pixels):
         model = classifier(last_stage="stage2", **changes)
         served = frozen(model, precision="float32")
         features = served.trunk(tf.cast(pixels, tf.float32))
-        signed = grad_cam(served, features, tf.constant([0, 1, 2]))
+        signed = grad_cam(served, features, served.head(features), tf.constant([0, 1, 2]))
         assert signed.shape == features.shape[:3]
         assert np.isfinite(signed).all()
         assert np.abs(signed).max() > 0

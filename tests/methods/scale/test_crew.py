@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -123,3 +125,43 @@ def test_nothing_is_reported_and_strangers_are_kept_out():
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+WITHOUT_A_NODE = """
+import os, signal, time
+import ray
+from keras_transfer.errors import RunError
+from keras_transfer.methods.scale.cluster import joined
+from keras_transfer.methods.scale.crew import Crew
+from keras_transfer.terminal import Silent
+
+class Worker:
+    def do(self, task):
+        os.kill(os.getppid(), signal.SIGKILL)  # Ray's own process, which has started this one.
+        time.sleep(60)  # A worker ends when it sees that.
+
+with joined(1, narrator=Silent()) as share:
+    crew = Crew(
+        start=lambda options: ray.remote(Worker).options(**options).remote(),
+        send=lambda worker, task: worker.do.remote(task),
+        name=str,
+        share=share,
+        narrator=Silent(),
+    )
+    try:
+        list(crew.work(range(3), 1))
+    except RunError as error:
+        print("told:", error)
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_only_machine_dies_ends_the_work():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_NODE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "told: no machine of the Ray cluster is left" in done.stdout, done.stderr[-2000:]
