@@ -141,7 +141,7 @@ def _check_single(spec: RunSpec) -> None:
             fix="call keras_transfer.methods.study.studying.run_study(spec), or the verb `train`, "
             "which does",
         )
-    if (num_hosts := num_hosts_of(spec.devices)) > 1 and given_host()[1] == 1:
+    if (num_hosts := num_hosts_of(spec.devices)) > given_host()[1]:
         raise SpecError(
             "a run on several hosts is as many processes, and this is one",
             expected="devices.hosts left out",

@@ -58,6 +58,11 @@ def given_host() -> tuple[int, int]:
     )
 
 
+def meeting_place() -> str:
+    """ADDRESS:PORT of the first host, where `given_host` says that there are several."""
+    return os.environ[ADDRESSES].split(",")[0]
+
+
 def check_one_host(spec: DeviceSpec, what: str) -> None:
     """Raise SpecError where several hosts are asked for what one does; see `num_hosts_of`."""
     if (num_hosts := num_hosts_of(spec)) > 1:
@@ -101,15 +106,14 @@ def meet() -> tuple[int, int]:
     if num_hosts > 1:
         import jax
 
-        coordinator = os.environ[ADDRESSES].split(",")[0]
         try:
             jax.distributed.initialize(
-                coordinator, num_hosts, host, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+                meeting_place(), num_hosts, host, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
             )
         except RuntimeError as error:
             raise RunError(
                 f"host {host} of {num_hosts} cannot meet the others",
-                expected=f"all of them at {coordinator} within five minutes",
+                expected=f"all of them at {meeting_place()} within five minutes",
                 received=f"{error}",
                 fix="start all hosts, and see that they can reach this address and port",
             ) from error

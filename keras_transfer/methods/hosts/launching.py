@@ -17,7 +17,7 @@ from keras_transfer.closing import show_result
 from keras_transfer.config import load_spec
 from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.delivery.starting import vacated_on_refusal
-from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS, given_host
+from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS, given_host, meeting_place
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.methods.child import Child, end_with_parent, free_port
 from keras_transfer.specs import RunSpec
@@ -46,7 +46,7 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator, profile: boo
     if num_hosts > 1:
         narrator.say(
             f"This is host {given} of {num_hosts}; within five minutes all have to meet at "
-            f"{os.environ[ADDRESSES].split(',')[0]}."
+            f"{meeting_place()}."
         )
     else:
         num_hosts = spec.devices.hosts
