@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from keras_transfer.config import load_spec as load_spec
     from keras_transfer.config import override as override
     from keras_transfer.data.sources import read_records as read_records
-    from keras_transfer.delivery.prediction import load_run as load_run
-    from keras_transfer.delivery.prediction import predict_files as predict_files
-    from keras_transfer.delivery.saved_model.proof import export_proven as export_proven
-    from keras_transfer.delivery.starting import start_run as start_run
     from keras_transfer.errors import KerasTransferError as KerasTransferError
-    from keras_transfer.fitting import fit_phases as fit_phases
-    from keras_transfer.methods.search.hypermodel import TransferHyperModel as TransferHyperModel
+    from keras_transfer.experiments.run import judge as judge
+    from keras_transfer.experiments.run import load_data as load_data
+    from keras_transfer.experiments.run import run_transfer as run_transfer
+    from keras_transfer.experiments.session import open_store as open_store
+    from keras_transfer.experiments.tune.hypermodel import TransferHyperModel as TransferHyperModel
+    from keras_transfer.export.saved_model.proof import export_proven as export_proven
+    from keras_transfer.features.phase_inputs import Supply as Supply
+    from keras_transfer.inference.prediction import load_run as load_run
+    from keras_transfer.inference.prediction import predict_files as predict_files
     from keras_transfer.models.classifier import build_classifier as build_classifier
-    from keras_transfer.shelf import open_store as open_store
+    from keras_transfer.reporting.reporter import Silent as Silent
+    from keras_transfer.reporting.reporter import Terminal as Terminal
     from keras_transfer.specs import DataSpec as DataSpec
     from keras_transfer.specs import DeviceSpec as DeviceSpec
     from keras_transfer.specs import ModelSpec as ModelSpec
@@ -29,12 +33,8 @@ if TYPE_CHECKING:
     from keras_transfer.specs import RunSpec as RunSpec
     from keras_transfer.specs import TrainingSpec as TrainingSpec
     from keras_transfer.specs import ViewSpec as ViewSpec
-    from keras_transfer.supply import Supply as Supply
-    from keras_transfer.terminal import Silent as Silent
-    from keras_transfer.terminal import Terminal as Terminal
-    from keras_transfer.transfer import judge as judge
-    from keras_transfer.transfer import load_data as load_data
-    from keras_transfer.transfer import run_transfer as run_transfer
+    from keras_transfer.storage.run_start import start_run as start_run
+    from keras_transfer.training.fitting import fit_phases as fit_phases
 
 if platform.machine() in ("x86_64", "AMD64") and "tensorflow" not in sys.modules:
     # TensorFlow takes oneDNN by itself only on processors with AVX-512 VNNI. Those with AVX2 gain

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from keras_transfer.conversion import Typed, build, nearest, raise_unknown
 from keras_transfer.errors import SpecError
+from keras_transfer.fields import Typed, build, nearest, raise_unknown
 from keras_transfer.specs import PretrainSpec, RunSpec
 
 _SPACE = "search.space"

@@ -4,13 +4,108 @@
 what every run folder keeps as `spec.json`. Types and ranges are checked by `config.check_spec`,
 so a spec that exists is a spec that makes sense. Only the standard library is imported here:
 `--help` must answer before TensorFlow could.
+
+A search as data: which fields of a spec vary over what, who proposes values, and when it ends.
+
+[search]
+tuner = "bayesian"
+trials = 20
+
+[search.space]
+"phases.0.learning_rate" = {low = 1e-4, high = 1e-2, sampling = "log"}
+"phases.1.unfreeze" = {values = ["stage5", "stage4"]}
+
+A ranking as data: which trunks are compared, and what the chosen one may cost.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from keras_transfer.conversion import option
-from keras_transfer.search_spec import SearchSpec
+from keras_transfer.fields import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterSpec:
+    """What one field may be: any of `values`, or anything from `low` to `high`."""
+
+    values: tuple[Any, ...] | None = option(None, "texts, numbers or booleans to choose from")
+    low: Any = option(None, "smallest value")
+    high: Any = option(None, "largest value")
+    step: Any = option(
+        None, "distance of the values that are tried, with 'log' their factor (none = any between)"
+    )
+    sampling: Literal["linear", "log"] = option(
+        "linear", "'log' draws as many from 0.001 to 0.01 as from 0.01 to 0.1"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """How `tune` looks for better values; training itself takes no notice of it."""
+
+    tuner: Literal["random", "bayesian", "grid", "hyperband"] = option(
+        "bayesian", "which of KerasTuner's tuners proposes values"
+    )
+    trials: int = option(20, "trials at most; 'hyperband' counts its own", low=1)
+    objective: Literal["val_accuracy", "val_loss"] = option(
+        "val_accuracy", "what is compared; log loss breaks ties of accuracy"
+    )
+    seed: int = option(0, "seed of the proposals alone", low=0)
+    time_budget: str = option(
+        "", "begin no trial after this long, such as '90s', '20m' or '1.5h' ('' = no limit)"
+    )
+    refits: int = option(
+        3, "how many other seeds the winner and the spec itself are trained with to compare", low=0
+    )
+    hyperband_factor: int = option(
+        3, "hyperband trains the best 1 of so many on for so many times the epochs", low=2
+    )
+    hyperband_iterations: int = option(1, "how often hyperband runs all its brackets", low=1)
+    space: dict[str, ParameterSpec] = field(
+        default_factory=dict,
+        metadata={"help": "a table: dotted field = {values = [...]} or {low = ..., high = ...}"},
+    )
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the objective goes."""
+        return self.objective == "val_accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateSpec:
+    """One trunk to be ranked; what is left at none is as in the run's model."""
+
+    backbone: str = option("", "name in the table of backbones")
+    last_stage: str | None = option(None, "as model.last_stage")
+    weights: str | None = option(None, "as model.weights")
+    source_weights: str | None = option(
+        None, "weights file of the whole network with its top: adds LEEP and NCE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSpec:
+    """Which trunks are compared for these pictures, and what the chosen one may cost."""
+
+    backbones: tuple[str | CandidateSpec, ...] = field(
+        default=(),
+        metadata={
+            "help": "two or more names, or tables {backbone=…, last_stage=…, weights=…, "
+            "source_weights=…}; what a table leaves out is as in the run's model, source_weights "
+            "is a file of the whole network with its top and adds LEEP and NCE"
+        },
+    )
+    max_latency_ms: float | None = option(
+        None, "most milliseconds for one picture through the frozen layers, here", low=0.001
+    )
+    max_size_mb: float | None = option(
+        None, "most 10^6 bytes of the trunk's weights in float32", low=0.001
+    )
+    race: bool = option(False, "fine-tune the best ones, the worse half leaving early")
+    finalists: int = option(3, "how many candidates race=true fine-tunes", low=2)
+    neighbours: int = option(5, "k of the k nearest neighbours", low=1)
+    folds: int = option(5, "folds in which pictures are held out from a probe", low=2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from keras_transfer.errors import RunError
-from keras_transfer.home import feature_folder
+from keras_transfer.storage.cache import feature_folder
 from pipelines.arguments import make_parser, run_verb
 
 if TYPE_CHECKING:
-    from keras_transfer.features.store import EntryInfo, Store
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.storage.cache import EntryInfo, Store
 
 DAMAGED: Final = 1
 
@@ -56,8 +56,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Do the task; returns how many damaged files it found."""
-    from keras_transfer.features.store import Store
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.storage.cache import Store
 
     terminal = Terminal()
     folder = _checked(feature_folder(arguments.folder), named=bool(arguments.folder))

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_transfer.delivery.atomic import check_vacant, replacing
 from keras_transfer.devices import chatter_to
+from keras_transfer.storage.atomic import check_vacant, replacing
 from pipelines.arguments import main_of, make_parser, scratch_log
 
 
@@ -28,9 +28,9 @@ def _run(argv: Sequence[str] | None) -> None:
     if arguments.output:
         check_vacant(Path(arguments.output))
     with chatter_to(scratch_log()):
-        from keras_transfer.closing import show_evaluation
-        from keras_transfer.judging import evaluate_run
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.experiments.evaluation import evaluate_run
+        from keras_transfer.experiments.summary import show_evaluation
+        from keras_transfer.reporting.reporter import Terminal
 
         terminal = Terminal()
         evaluation = evaluate_run(arguments.run, arguments.data, narrator=terminal)

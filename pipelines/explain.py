@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_transfer.delivery.atomic import check_vacant
 from keras_transfer.devices import chatter_to
+from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, scratch_log
 
 
@@ -29,11 +29,11 @@ def _run(argv: Sequence[str] | None) -> None:
     output = Path(arguments.output)
     check_vacant(output)
     with chatter_to(scratch_log()):
-        from keras_transfer.delivery.explaining import explain_files
-        from keras_transfer.delivery.explanation_files import PAGE, write_explanations
-        from keras_transfer.delivery.prediction import load_run
-        from keras_transfer.delivery.prediction_files import expand_paths
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.inference.explanation import explain_files
+        from keras_transfer.inference.explanation_files import PAGE, write_explanations
+        from keras_transfer.inference.files import expand_paths
+        from keras_transfer.inference.prediction import load_run
+        from keras_transfer.reporting.reporter import Terminal
 
         terminal = Terminal()
         files = expand_paths(arguments.paths, sys.stdin)

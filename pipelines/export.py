@@ -20,7 +20,7 @@ from keras_transfer.devices import chatter_to
 from pipelines.arguments import main_of, make_parser, scratch_log
 
 if TYPE_CHECKING:
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.reporting.reporter import Terminal
 
 
 def _run(argv: Sequence[str] | None) -> None:
@@ -44,14 +44,14 @@ def _run(argv: Sequence[str] | None) -> None:
     if arguments.compare and arguments.formats is None:
         parser.error("--compare needs --formats, such as --formats all")
     with chatter_to(scratch_log()):
-        from keras_transfer.delivery.formats.table import check_libraries, parse_formats
+        from keras_transfer.export.formats.registry import check_libraries, parse_formats
 
         # Before anything is written.
         if arguments.formats is not None:
             check_libraries(parse_formats(arguments.formats))
-        from keras_transfer.closing import describe_proof
-        from keras_transfer.judging import export_run
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.experiments.evaluation import export_run
+        from keras_transfer.experiments.summary import describe_proof
+        from keras_transfer.reporting.reporter import Terminal
 
         terminal = Terminal()
         folder, proof = export_run(arguments.run, narrator=terminal, precision=arguments.precision)
@@ -62,10 +62,10 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def _convert(arguments: argparse.Namespace, export_folder: Path, terminal: "Terminal") -> None:
-    from keras_transfer.converting import convert_run
-    from keras_transfer.delivery.formats.sheet import against_plain, sheet
-    from keras_transfer.delivery.formats.table import parse_formats
-    from keras_transfer.delivery.formats.ways import notes
+    from keras_transfer.export.conversion import convert_run
+    from keras_transfer.export.formats.registry import parse_formats
+    from keras_transfer.export.formats.report import against_plain, sheet
+    from keras_transfer.export.formats.variants import notes
 
     folder, rows = convert_run(
         arguments.run,

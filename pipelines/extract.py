@@ -35,8 +35,8 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     spec = read_spec(arguments)
     with chatter_to(scratch_log()):
-        from keras_transfer.methods.scale.extracting import fill_store
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.scale.extraction import fill_store
 
         terminal = Terminal()
         tallies = fill_store(spec, num_workers=arguments.workers, narrator=terminal)

@@ -13,17 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_transfer.delivery.atomic import check_vacant
 from keras_transfer.devices import chatter_to
+from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, positive, scratch_log
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from keras_transfer.delivery.prediction import LoadedRun, Target
-    from keras_transfer.delivery.prediction_output import PredictionSummary
-    from keras_transfer.delivery.prediction_rows import Row
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.inference.prediction import LoadedRun, Target
+    from keras_transfer.inference.writers import PredictionSummary, Row
+    from keras_transfer.reporting.reporter import Terminal
 
 
 def _run(argv: Sequence[str] | None) -> None:
@@ -51,11 +50,11 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_args(argv)
     check_vacant(Path(arguments.output))
     with chatter_to(scratch_log()):
-        from keras_transfer.delivery.prediction import LoadedRun
-        from keras_transfer.delivery.prediction_files import expand_paths
-        from keras_transfer.delivery.prediction_output import write_predictions
-        from keras_transfer.delivery.prediction_targets import identify, open_target
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.inference.files import expand_paths
+        from keras_transfer.inference.prediction import LoadedRun
+        from keras_transfer.inference.targets import identify, open_target
+        from keras_transfer.inference.writers import write_predictions
+        from keras_transfer.reporting.reporter import Terminal
 
         terminal = Terminal()
         files = expand_paths(arguments.paths, sys.stdin)
@@ -83,13 +82,13 @@ def _answerer(
     terminal: "Terminal",
 ) -> "Callable[[Iterator[Path]], Iterator[Row]]":
     """From files to their rows, in this process or by many."""
-    from keras_transfer.delivery.prediction import predict_files
+    from keras_transfer.inference.prediction import predict_files
 
     if not arguments.workers:
         return functools.partial(
             predict_files, target, known=known, batch_size=arguments.batch_size
         )
-    from keras_transfer.methods.scale.predicting import predict_with_workers
+    from keras_transfer.scale.prediction import predict_with_workers
 
     return functools.partial(
         predict_with_workers,
@@ -103,9 +102,9 @@ def _answerer(
 
 
 def _known(run: "LoadedRun", terminal: "Terminal") -> "dict[str, np.ndarray]":
-    from keras_transfer.answers import known_answers
     from keras_transfer.data.audit import pixels_recipe
-    from keras_transfer.shelf import open_store
+    from keras_transfer.experiments.session import open_store
+    from keras_transfer.features.cached_logits import known_answers
 
     with open_store(run.spec, narrator=terminal) as store:
         return known_answers(run.model, pixels=pixels_recipe(run.spec.data), store=store)

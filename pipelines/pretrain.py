@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.config import load, override, parse_assignments, spec_to_dict
-from keras_transfer.delivery.runs import RunFolder, latest, next_free
-from keras_transfer.delivery.starting import DEFAULT_PARENT, check_same_spec
 from keras_transfer.devices import chatter_to
 from keras_transfer.specs import PretrainSpec
+from keras_transfer.storage.run_folder import RunFolder, latest, next_free
+from keras_transfer.storage.run_start import DEFAULT_PARENT, check_same_spec
 from pipelines.arguments import PRESETS, main_of, make_parser
 
 
@@ -32,9 +32,9 @@ def _run(argv: Sequence[str] | None) -> None:
     run = _enter(spec, resume=arguments.resume)
     with chatter_to(run.log_file):
         from keras_transfer.backbones.archives import EMBEDDED
-        from keras_transfer.methods.pretraining import embed, pretrain
-        from keras_transfer.terminal import Terminal
-        from keras_transfer.training.checkpoints import Checkpoint
+        from keras_transfer.experiments.pretraining import embed, pretrain
+        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.training.progress import Checkpoint
 
         terminal = Terminal()
         steps = spec.num_letters // spec.batch_size

@@ -24,8 +24,8 @@ def _run(argv: Sequence[str] | None) -> None:
     spec = read_spec(arguments)
     counts = [int(number) for number in arguments.labels.split(",")]
     with chatter_to(scratch_log()):
-        from keras_transfer.methods.probing import probe
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.reporting.reporter import Terminal
+        from pipelines.benchmarks.probe import probe
 
         terminal = Terminal()
         probes = probe(spec, counts, num_seeds=arguments.seeds, narrator=terminal)

@@ -12,9 +12,9 @@ machine does at most.
 import sys
 from collections.abc import Sequence
 
-from keras_transfer.delivery.runs import RunFolder, next_free
-from keras_transfer.delivery.starting import DEFAULT_PARENT, vacated_on_refusal
 from keras_transfer.devices import chatter_to
+from keras_transfer.storage.run_folder import RunFolder, next_free
+from keras_transfer.storage.run_start import DEFAULT_PARENT, vacated_on_refusal
 from pipelines.arguments import add_spec_arguments, main_of, make_parser, positive, read_spec
 
 
@@ -38,9 +38,9 @@ def _run(argv: Sequence[str] | None) -> None:
     spec = read_spec(arguments)
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"race-{spec.name}"))
     with chatter_to(folder.log_file), vacated_on_refusal(folder):
-        from keras_transfer.methods.race.racing import race
-        from keras_transfer.methods.race.sheet import TITLE, write_race
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.reporting.reporter import Terminal
+        from pipelines.benchmarks.race.race import race
+        from pipelines.benchmarks.race.report import TITLE, write_race
 
         terminal = Terminal()
         result = race(

@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from keras_transfer.config import describe_fields, load_spec, override, parse_assignments
-from keras_transfer.conversion import build
-from keras_transfer.delivery.runs import RunFolder, next_free
-from keras_transfer.delivery.starting import DEFAULT_PARENT, vacated_on_refusal
 from keras_transfer.devices import chatter_to
-from keras_transfer.rank_spec import RankSpec
-from keras_transfer.specs import RunSpec
+from keras_transfer.fields import build
+from keras_transfer.specs import RankSpec, RunSpec
+from keras_transfer.storage.run_folder import RunFolder, next_free
+from keras_transfer.storage.run_start import DEFAULT_PARENT, vacated_on_refusal
 from pipelines.arguments import PRESETS, main_of, make_parser
 
 DEFAULT_PRESET = "flowers"
@@ -68,14 +67,14 @@ def _run(argv: Sequence[str] | None) -> None:
     spec, ranking = read_words(arguments.words)
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
     with chatter_to(folder.log_file), vacated_on_refusal(folder):
-        from keras_transfer.methods.rank.ranking import rank
-        from keras_transfer.methods.rank.sheet import (
+        from keras_transfer.experiments.rank.ranking import rank
+        from keras_transfer.experiments.rank.report import (
             TITLE,
             describe_agreement,
             narrow,
             write_ranking,
         )
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.reporting.reporter import Terminal
 
         terminal = Terminal()
         result = rank(spec, ranking, narrator=terminal)

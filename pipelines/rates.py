@@ -21,9 +21,9 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N")
     arguments = parser.parse_args(argv)
     with chatter_to(scratch_log()):
+        from keras_transfer.experiments.rank.latency import rate
         from keras_transfer.features.prefix import half_precision
-        from keras_transfer.methods.rating import rate
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.reporting.reporter import Terminal
 
         rows = []
         for backbone in arguments.backbones:

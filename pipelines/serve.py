@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from keras_transfer.delivery.serving.settings import Settings, find_export_folder
 from keras_transfer.devices import chatter_to
+from keras_transfer.serving.settings import Settings, find_export_folder
 from pipelines.arguments import main_of, make_parser, positive, scratch_log
 
 
@@ -96,21 +96,19 @@ def _run(argv: Sequence[str] | None) -> None:
         if is_measured:
             _measure(Path(run), settings, pictures, seconds)
             return
-        from keras_transfer.delivery.serving.server import serve
-        from keras_transfer.terminal import Terminal
+        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.serving.server import serve
 
         # What goes wrong while nobody looks is said where the server was started.
-        logging.getLogger("keras_transfer.delivery.serving").addHandler(
-            logging.StreamHandler(sys.stderr)
-        )
+        logging.getLogger("keras_transfer.serving").addHandler(logging.StreamHandler(sys.stderr))
         serve(settings, say=Terminal().say)
 
 
 def _measure(run: Path, settings: Settings, pictures: str | None, seconds: float) -> None:
-    from keras_transfer.delivery.atomic import replacing
-    from keras_transfer.delivery.prediction_files import expand_paths
-    from keras_transfer.delivery.serving.measuring import describe, find_pictures, measure
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.inference.files import expand_paths
+    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.storage.atomic import replacing
+    from pipelines.benchmarks.server import describe, find_pictures, measure
 
     terminal = Terminal()
     command = [sys.executable, "-m", "pipelines.serve", str(run), "--port", "0"]

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.starting import await_run, start_run
 from keras_transfer.devices import chatter_to
 from keras_transfer.devices.hosts import check_one_host, given_host, num_hosts_of
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import await_run, start_run
 from pipelines.arguments import (
     add_spec_arguments,
     main_of,
@@ -59,8 +59,8 @@ def _run(argv: Sequence[str] | None) -> None:
         )
     if arguments.dry_run:
         with chatter_to(scratch_log()):
-            from keras_transfer.rehearsal import rehearse
-            from keras_transfer.terminal import Terminal
+            from keras_transfer.experiments.dry_run import rehearse
+            from keras_transfer.reporting.reporter import Terminal
 
             terminal = Terminal()
             rehearse(spec, terminal)
@@ -82,7 +82,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def _await_run(spec: RunSpec, host: int, output: str | None) -> RunFolder:
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.reporting.reporter import Terminal
 
     Terminal().say(f"Host {host} waits for the run that host 0 begins in {output}.")
     return await_run(spec, output=output)
@@ -90,10 +90,10 @@ def _await_run(spec: RunSpec, host: int, output: str | None) -> RunFolder:
 
 # What follows imports TensorFlow, and only then, so that its start-up goes to the log.
 def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> None:
-    from keras_transfer.closing import show_result
-    from keras_transfer.methods.hosts.launching import run_hosts
-    from keras_transfer.terminal import Terminal
-    from keras_transfer.transfer import run_transfer
+    from keras_transfer.experiments.run import run_transfer
+    from keras_transfer.experiments.summary import show_result
+    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.scale.host_launcher import run_hosts
 
     terminal = Terminal()
     if num_hosts > 1:
@@ -103,9 +103,9 @@ def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> N
 
 
 def _study(spec: RunSpec, run: RunFolder) -> None:
-    from keras_transfer.methods.study.report import show_study
-    from keras_transfer.methods.study.studying import run_study
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.experiments.study.report import show_study
+    from keras_transfer.experiments.study.run import run_study
+    from keras_transfer.reporting.reporter import Terminal
 
     terminal = Terminal()
     show_study(run_study(spec, run, narrator=terminal), terminal)

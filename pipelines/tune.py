@@ -25,11 +25,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.starting import start_run
 from keras_transfer.devices import chatter_to
-from keras_transfer.methods.search.roles import is_worker, wait_for_chief
+from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chief
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import start_run
 from pipelines.arguments import add_spec_arguments, main_of, make_parser, positive, read_spec
 
 _NUM_PLAIN = 2
@@ -90,21 +90,21 @@ def _empty_store(run: RunFolder) -> Iterator[None]:
 
 # What follows imports TensorFlow, and only then, so that its start-up goes to the log.
 def _work(spec: RunSpec, run: RunFolder) -> None:
-    from keras_transfer.methods.search.taking_part import take_part
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.experiments.tune.worker import take_part
+    from keras_transfer.reporting.reporter import Terminal
 
     take_part(spec, run, narrator=Terminal())
 
 
 def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int) -> None:
-    from keras_transfer.methods.search.plain import measure_plain
-    from keras_transfer.methods.search.report import (
+    from keras_transfer.experiments.tune.report import (
         describe_against_plain,
         show_search,
         write_search,
     )
-    from keras_transfer.methods.search.searching import run_search
-    from keras_transfer.terminal import Terminal
+    from keras_transfer.experiments.tune.search import run_search
+    from keras_transfer.reporting.reporter import Terminal
+    from pipelines.benchmarks.plain_search import measure_plain
 
     terminal = Terminal()
     found = run_search(spec, run, num_workers=num_workers, narrator=terminal)

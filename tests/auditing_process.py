@@ -17,9 +17,9 @@ def run(pictures: str, store: str) -> dict:
     from keras_transfer.data.audit import audit
     from keras_transfer.data.sources import read_records
     from keras_transfer.devices.hosts import wait_for_all
-    from keras_transfer.features.store import Store
+    from keras_transfer.reporting.reporter import Silent
     from keras_transfer.specs import DataSpec
-    from keras_transfer.terminal import Silent
+    from keras_transfer.storage.cache import Store
 
     spec = DataSpec(path=pictures, image_size=16)
     records = read_records(spec)

@@ -10,13 +10,13 @@ import numpy as np
 from feature_sources import EXACT, PIXELS, cut_at, make_source, wanted
 from small_models import make_classifier
 
-from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.datasets import Examples
+from keras_transfer.devices.subprocess_call import peak_mb
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.source import Request, Source
-from keras_transfer.features.store import Store
-from keras_transfer.methods.child import peak_mb
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import CacheSpec, ViewSpec
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.cache import Store
 
 NUM_PICTURES = 320
 SHARD_BYTES = 300_000

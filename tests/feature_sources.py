@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.datasets import Examples
 from keras_transfer.data.splits import Splits
 from keras_transfer.features.extraction import Tally, extract
 from keras_transfer.features.source import Features, Request, Source
-from keras_transfer.features.store import Recipe, Store
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut, find_cut
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import CacheSpec, PhaseSpec, ViewSpec
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.cache import Store
+from keras_transfer.storage.entry import Recipe
 from keras_transfer.training.phases import apply_phase
 
 PIXELS = Recipe(

@@ -57,10 +57,9 @@ def fit(job: Fit) -> dict:
 
     from keras_transfer.config import override
     from keras_transfer.data.splits import Splits
-    from keras_transfer.delivery.runs import RunFolder
     from keras_transfer.devices import set_up
-    from keras_transfer.features.store import Store
-    from keras_transfer.fitting import fit_phases, prepare_classifier
+    from keras_transfer.features.phase_inputs import Supply
+    from keras_transfer.reporting.reporter import Silent
     from keras_transfer.specs import (
         CacheSpec,
         DeviceSpec,
@@ -70,8 +69,9 @@ def fit(job: Fit) -> dict:
         TrainingSpec,
         ViewSpec,
     )
-    from keras_transfer.supply import Supply
-    from keras_transfer.terminal import Silent
+    from keras_transfer.storage.cache import Store
+    from keras_transfer.storage.run_folder import RunFolder
+    from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
     if job.logical_devices > 1 and keras.backend.backend() == "tensorflow":
         cpu = tf.config.list_physical_devices("CPU")[0]

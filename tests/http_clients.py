@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 
-from keras_transfer.delivery.serving.app import build_app
-from keras_transfer.delivery.serving.service import Service
-from keras_transfer.delivery.serving.settings import Settings
+from keras_transfer.serving.app import build_app
+from keras_transfer.serving.service import Service
+from keras_transfer.serving.settings import Settings
 
 
 class InProcess:

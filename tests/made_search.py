@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from keras_transfer.methods.search.record import Search, SearchTrial, ranked
+from keras_transfer.experiments.tune.record import Search, SearchTrial, ranked
 
 RATE, DROPOUT, STAGE = "phases.0.learning_rate", "model.dropout", "phases.1.unfreeze"
 SCALES = {RATE: "log", DROPOUT: "linear", STAGE: "choice"}

@@ -3,8 +3,8 @@
 import json
 
 from keras_transfer.config import override
-from keras_transfer.delivery.starting import start_run
-from keras_transfer.methods.search.searching import SearchResult, run_search
+from keras_transfer.experiments.tune.search import SearchResult, run_search
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import (
     CacheSpec,
     DataSpec,
@@ -14,7 +14,7 @@ from keras_transfer.specs import (
     TrainingSpec,
     ViewSpec,
 )
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.run_start import start_run
 
 RATE, DROPOUT = "phases.0.learning_rate", "model.dropout"
 SPACE = {RATE: {"values": [1e-3, 1e-2, 3e-2]}, DROPOUT: {"values": [0.0, 0.3]}}

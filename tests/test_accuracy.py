@@ -7,13 +7,13 @@ import pytest
 
 from keras_transfer.config import load_spec, override
 from keras_transfer.data.sources import read_records
-from keras_transfer.fitting import fit_phases
+from keras_transfer.experiments.run import load_data
+from keras_transfer.experiments.session import open_store
+from keras_transfer.features.phase_inputs import Supply
 from keras_transfer.models.classifier import build_classifier
-from keras_transfer.shelf import open_store
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import RunSpec
-from keras_transfer.supply import Supply
-from keras_transfer.terminal import Silent
-from keras_transfer.transfer import load_data
+from keras_transfer.training.fitting import fit_phases
 
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
 FEW_LABELS = {

@@ -9,12 +9,12 @@ import pytest
 from feature_sources import make_source, make_splits
 from small_models import make_classifier, weights_by_stage
 
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.features.store import Store
-from keras_transfer.fitting import fit_phases
+from keras_transfer.features.phase_inputs import Supply
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
-from keras_transfer.supply import Supply
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.cache import Store
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.training.fitting import fit_phases
 
 HEAD = PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2)
 TAIL = PhaseSpec(name="fine-tune", epochs=3, unfreeze="last", learning_rate=1e-3, layer_decay=0.7)

@@ -3,7 +3,7 @@
 import pytest
 
 from keras_transfer.errors import DataError
-from keras_transfer.labels import check_class_order, hash_class_names, model_name
+from keras_transfer.storage.class_names import check_class_order, hash_class_names, model_name
 
 
 def test_hash_depends_on_names_and_their_order():

@@ -8,9 +8,9 @@ from PIL import Image
 from rich.console import Console
 
 from keras_transfer.data.splits import NAMES
-from keras_transfer.looking import look, show_data
+from keras_transfer.experiments.preview import look, show_data
+from keras_transfer.reporting.reporter import Silent, Terminal
 from keras_transfer.specs import CacheSpec, DataSpec, RunSpec, ViewSpec
-from keras_transfer.terminal import Silent, Terminal
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import pytest
 
-from keras_transfer.delivery.starting import start_run
+from keras_transfer.experiments.run import run_transfer
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
-from keras_transfer.terminal import Silent
-from keras_transfer.transfer import run_transfer
+from keras_transfer.storage.run_start import start_run
 from pipelines import predict
 
 WEIGHTS = "mobilenet_2_5_224_tf_no_top.h5"

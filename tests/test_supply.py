@@ -8,13 +8,12 @@ from small_models import make_classifier, weights_by_stage
 
 from keras_transfer.config import override
 from keras_transfer.data.splits import Splits
-from keras_transfer.features.store import Store
-from keras_transfer.fitting import Outcome, fit_phases
+from keras_transfer.features.phase_inputs import Pool, Supply, find_cuts, make_plans
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.planning import Pool, find_cuts, make_plans
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
-from keras_transfer.supply import Supply
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.cache import Store
+from keras_transfer.training.fitting import Outcome, fit_phases
 
 # Not Adam: it divides by the size of gradients, so that weights whose gradients are rounding
 # errors would wander by the learning rate, on features and on pictures each in its own way.

@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from keras_transfer.terminal import Terminal
+from keras_transfer.reporting.reporter import Terminal
 
 
 def _terminal() -> tuple[Terminal, StringIO]:

@@ -15,13 +15,13 @@ import pytest
 
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import NAMES
-from keras_transfer.delivery.prediction import load_run, predict_files
-from keras_transfer.delivery.starting import start_run
 from keras_transfer.errors import RunError, SpecError
-from keras_transfer.judging import evaluate_run, export_run
+from keras_transfer.experiments.evaluation import evaluate_run, export_run
+from keras_transfer.experiments.run import Result, run_transfer
+from keras_transfer.inference.prediction import load_run, predict_files
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
-from keras_transfer.terminal import Silent
-from keras_transfer.transfer import Result, run_transfer
+from keras_transfer.storage.run_start import start_run
 from pipelines import evaluate as evaluate_verb
 from pipelines import predict as predict_verb
 from pipelines.arguments import USER_ERROR

@@ -3,29 +3,101 @@
 Nothing trains on a picture that was not read here, and nothing stands in for one that could not
 be: it is named, counted and left out, or the run stops. Pixels are stored by the content of the
 file, so a picture that was decoded once, in any run, is read and checked but not decoded again.
+
+Pixels on their way to the store, a shard at a time: by one process, or by several hosts.
 """
 
 import dataclasses
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.encoded import Encoded
-from keras_transfer.data.images import DECODER_VERSION
-from keras_transfer.data.pixel_batches import NumberedShards, PixelBatches
+from keras_transfer.data.images import DECODER_VERSION, Encoded
 from keras_transfer.data.reading import Picture, read_new_pixels
 from keras_transfer.data.records import BadFile, Record, Records, counted
 from keras_transfer.devices.hosts import gather, meet, share_from_first
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.features.entry import Entry
-from keras_transfer.features.shards import Rows
-from keras_transfer.features.store import Recipe, Store
+from keras_transfer.reporting.reporter import Narrator
 from keras_transfer.specs import DataSpec
-from keras_transfer.terminal import Narrator
+from keras_transfer.storage.cache import Store
+from keras_transfer.storage.entry import Entry, Recipe
+from keras_transfer.storage.shards import SHARD_BYTES, Rows, explained, write_shard
+
+
+class PixelBatches:
+    """Collects decoded pictures and hands them on in shards.
+
+    `holds` says whether a digest's pixels are stored already; `write` stores new ones. Copies of
+    one file in one source may be decoded twice; they are stored once.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        holds: Callable[[str], bool],
+        write: Callable[[Sequence[str], np.ndarray], None],
+    ):
+        self.num_decoded = 0
+        self.holds, self._write = holds, write
+        self._size = max(1, SHARD_BYTES // recipe.row_bytes)
+        self._waiting: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def into(cls, entry: Entry) -> "PixelBatches":
+        """Into an entry that this process holds."""
+        return cls(
+            entry.recipe, holds=lambda digest: not entry.missing([digest]), write=entry.append
+        )
+
+    def add(self, picture: Picture) -> None:
+        """Take a decoded picture, and store a shard if there are enough."""
+        self.num_decoded += 1
+        self._waiting[picture.digest] = picture.pixels
+        if len(self._waiting) == self._size:
+            self.store()
+
+    def store(self) -> None:
+        """Store what is waiting."""
+        if new := [digest for digest in self._waiting if not self.holds(digest)]:
+            self._write(new, np.stack([self._waiting[digest] for digest in new]))
+        self._waiting = {}
+
+
+class NumberedShards:
+    """Shards that a host writes into an entry that host 0 holds: each has numbers of its own.
+
+    `written` lists them with their keys, for host 0 to adopt.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, known: Container[str], numbers: range):
+        self._folder, self._recipe, self._known = folder, recipe, known
+        self._numbers = iter(numbers)
+        self._keys: set[str] = set()
+        self.written: list[tuple[int, list[str]]] = []
+
+    def holds(self, digest: str) -> bool:
+        """Whether it was stored before, or by this host."""
+        return digest in self._known or digest in self._keys
+
+    def write(self, keys: Sequence[str], rows: np.ndarray) -> None:
+        """Write a shard.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written.
+        """
+        number = next(self._numbers)
+        with explained(self._folder):
+            write_shard(self._folder, number, entry=self._recipe.digest, keys=keys, rows=rows)
+        self._keys.update(keys)
+        self.written.append((number, list(keys)))
+
 
 _CHANNELS = 3
 _NAMED_IN_ERRORS = 10

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.encoded import Encoded, UnreadableError, read_encoded
-from keras_transfer.data.images import decoder
+from keras_transfer.data.images import Encoded, UnreadableError, decoder, read_encoded
 from keras_transfer.data.records import BadFile
 
 _NUM_THREADS = 4

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from keras_transfer.data import csv_source
-from keras_transfer.data.encoded import EXTENSIONS
+from keras_transfer.data.images import EXTENSIONS
 from keras_transfer.data.records import Found, Record, Records, counted
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.specs import DataSpec

@@ -22,11 +22,11 @@ import tensorflow_datasets as tfds
 from filelock import FileLock
 
 from keras_transfer.data import digits
-from keras_transfer.data.encoded import sniff
+from keras_transfer.data.images import sniff
 from keras_transfer.data.records import Found, Record
 from keras_transfer.errors import DataError
-from keras_transfer.home import home
 from keras_transfer.specs import DataSpec
+from keras_transfer.storage.cache import home
 
 _MARKER = ".unpacked.json"
 _PROBE_URL = "https://storage.googleapis.com/tfds-data"

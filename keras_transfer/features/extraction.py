@@ -13,17 +13,16 @@ from typing import Protocol
 
 import numpy as np
 
-from keras_transfer.data.pipeline import Views
+from keras_transfer.data.datasets import Views
 from keras_transfer.errors import RunError
-from keras_transfer.features.entry import Entry
+from keras_transfer.features.chunks import Gap, Unit, Workshop, cut_up
 from keras_transfer.features.prefix import COMPARED, Choice, choose
-from keras_transfer.features.shards import SHARD_BYTES
 from keras_transfer.features.source import Features, Request, Source, features_recipe
-from keras_transfer.features.store import Store
-from keras_transfer.features.units import Gap, Unit, cut_up
-from keras_transfer.features.workshop import Workshop
+from keras_transfer.reporting.reporter import Narrator
 from keras_transfer.specs import CacheSpec
-from keras_transfer.terminal import Narrator
+from keras_transfer.storage.cache import Store
+from keras_transfer.storage.entry import Entry
+from keras_transfer.storage.shards import SHARD_BYTES
 
 
 class Crew(Protocol):

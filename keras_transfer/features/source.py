@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.datasets import Examples
 from keras_transfer.data.views import VERSION, strengths
-from keras_transfer.features.recipe import Recipe
-from keras_transfer.features.shards import Rows
 from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import CacheSpec, ViewSpec
+from keras_transfer.storage.entry import Recipe
+from keras_transfer.storage.shards import Rows
 
 
 @dataclass(frozen=True, eq=False)

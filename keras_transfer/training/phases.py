@@ -2,6 +2,8 @@
 
 `fit` trains; nothing here is a training loop. A phase that is interrupted goes on from its last
 finished epoch with the same order, views, dropout, optimizer state and learning rate.
+
+Accuracy over examples, whatever they weigh.
 """
 
 import math
@@ -17,9 +19,22 @@ from keras_transfer.devices.strategy import current, largest_part, scope
 from keras_transfer.errors import OutOfMemoryError
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.specs import PhaseSpec
-from keras_transfer.training.accuracy import Accuracy
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.progress import Progress, Saver
+
+
+class Accuracy(keras.metrics.CategoricalAccuracy):
+    """The share of examples whose likeliest class is the true one.
+
+    Weights only tell examples from the copies that fill a batch, which weigh nothing: a class that
+    weighs twice as much in the loss counts once here.
+    """
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """One-hot labels and logits [B, C], weights [B]."""
+        if sample_weight is not None:
+            sample_weight = keras.ops.cast(sample_weight > 0, self.dtype)
+        return super().update_state(y_true, y_pred, sample_weight)
 
 
 class PhaseData(Protocol):

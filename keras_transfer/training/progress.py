@@ -1,17 +1,23 @@
-"""The state of a phase between two epochs: best weights, patience, how to go on after a kill."""
+"""The state of a phase between two epochs: best weights, patience, how to go on after a kill.
 
+The files that an interrupted run goes on from, each written whole or not at all.
+"""
+
+import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
-from keras_transfer.devices.strategy import scope
+from keras_transfer.devices.strategy import current, scope
 from keras_transfer.errors import DivergedError
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import PhaseSpec
+from keras_transfer.storage.run_folder import RunFolder
 
 _GATHERING = "gradient_accumulator"
 
@@ -196,3 +202,45 @@ class Progress(keras.callbacks.Callback):
     def restore_best(self) -> None:
         """Set the classifier to the best epoch's weights."""
         assign_weights(self.variables, self.best)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state, in `checkpoint/<name>.npz` of a run folder."""
+
+    run: RunFolder
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The file, which may not exist."""
+        return self.run.checkpoint_folder / f"{self.name}.npz"
+
+    def save(self, state: State) -> None:
+        """Replace the file; a kill in the middle leaves the old one. Host 0 writes for all."""
+        if current().host:
+            return
+        arrays: Arrays = {"numbers": np.array(json.dumps(state.numbers))}
+        for section, values in state.arrays.items():
+            arrays.update({f"{section}|{name}": value for name, value in values.items()})
+        with self.run.replacing(f"checkpoint/{self.name}.npz") as path, path.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def load(self) -> State | None:
+        """The state, None where there is no file."""
+        if not self.path.is_file():
+            return None
+        arrays: dict[str, Arrays] = {}
+        with np.load(self.path) as file:
+            numbers = json.loads(str(file["numbers"]))
+            for key in file.files:
+                section, bar, name = key.partition("|")
+                if bar:
+                    arrays.setdefault(section, {})[name] = file[key]
+        return State(numbers, arrays)
+
+    def discard(self) -> None:
+        """Remove the file."""
+        if current().host:
+            return
+        self.path.unlink(missing_ok=True)

@@ -15,9 +15,9 @@ from keras_transfer.data.audit import Audited, audit
 from keras_transfer.data.reading import Picture, read_pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.features.store import Store
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import DataSpec
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.cache import Store
 
 RNG = np.random.default_rng(0)
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from keras_transfer.data.folds import make_folds
 from keras_transfer.data.records import Record, Records
-from keras_transfer.data.splits import Splits, make_splits
+from keras_transfer.data.splits import Splits, make_folds, make_splits
 from keras_transfer.errors import DataError
 from keras_transfer.specs import DataSpec
 

@@ -13,11 +13,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.data.encoded import read_encoded
 from keras_transfer.data.images import (
     EXTENSIONS,
     decode_and_resize,
     load_encoded,
+    read_encoded,
     resize_pixels,
 )
 from keras_transfer.data.reading import Picture, read_pixels

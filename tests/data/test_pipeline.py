@@ -6,13 +6,14 @@ import pytest
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
-from keras_transfer.data.batching import Batching, steps_per_epoch
-from keras_transfer.data.order import epoch_order
-from keras_transfer.data.pipeline import (
+from keras_transfer.data.datasets import (
+    Batching,
     Examples,
     Inputs,
     Views,
+    epoch_order,
     evaluation_dataset,
+    steps_per_epoch,
     training_dataset,
 )
 from keras_transfer.data.views import strengths, view

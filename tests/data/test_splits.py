@@ -18,9 +18,9 @@ from keras_transfer.data.records import Record, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
 from keras_transfer.errors import DataError, SpecError
-from keras_transfer.features.store import Store
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import DataSpec
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.cache import Store
 
 NAMES = ("train", "val", "test")
 

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from keras_transfer.data.view_pixels import Plan, apply
-from keras_transfer.data.views import POLICIES, VERSION, draw, strengths, view
+from keras_transfer.data.views import POLICIES, VERSION, Plan, apply, draw, strengths, view
 from keras_transfer.specs import ViewSpec
 
 SIZE = 20

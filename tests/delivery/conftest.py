@@ -12,10 +12,10 @@ from PIL import Image
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.config import spec_to_dict
-from keras_transfer.delivery.prediction import LoadedRun, load_run
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.labels import model_name
+from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.specs import DataSpec, RunSpec
+from keras_transfer.storage.class_names import model_name
+from keras_transfer.storage.run_folder import RunFolder
 
 
 @pytest.fixture

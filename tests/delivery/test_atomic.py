@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from keras_transfer.delivery.atomic import discard_partials, replacing
 from keras_transfer.errors import RunError
+from keras_transfer.storage.atomic import discard_partials, replacing
 
 
 def names(folder: Path) -> list[str]:
@@ -107,7 +107,7 @@ def test_killed_writer_leaves_only_partials_and_they_are_discarded(tmp_path: Pat
     program = """
         import sys, time
         from pathlib import Path
-        from keras_transfer.delivery.atomic import replacing
+        from keras_transfer.storage.atomic import replacing
         folder = Path(sys.argv[1])
         with replacing(folder / "spec.json") as path:
             path.write_text("{}")

@@ -12,17 +12,12 @@ import tensorflow as tf
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.data.images import load_encoded
 from keras_transfer.data.records import BadFile
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.explaining import (
-    LIKELIEST,
-    Explanation,
-    explain_files,
-    explainer,
-)
-from keras_transfer.delivery.prediction import LoadedRun, predict_files
-from keras_transfer.delivery.saved_model.export import export_saved_model
-from keras_transfer.delivery.saved_model.network import as_trained, frozen, grad_cam, heat_map
 from keras_transfer.errors import DataError
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model.network import as_trained, frozen, grad_cam, heat_map
+from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.inference.explanation import LIKELIEST, Explanation, explain_files, explainer
+from keras_transfer.inference.prediction import LoadedRun, predict_files
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import ModelSpec
 

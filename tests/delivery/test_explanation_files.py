@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from keras_transfer.data.records import BadFile
-from keras_transfer.delivery import explanation_files
-from keras_transfer.delivery.explaining import Explanation, explain_files
-from keras_transfer.delivery.explanation_files import COLUMNS, write_explanations
-from keras_transfer.delivery.overlays import draw_overlay
-from keras_transfer.delivery.prediction import LoadedRun
 from keras_transfer.errors import RunError
+from keras_transfer.inference import explanation_files
+from keras_transfer.inference.explanation import Explanation, explain_files
+from keras_transfer.inference.explanation_files import COLUMNS, write_explanations
+from keras_transfer.inference.overlays import draw_overlay
+from keras_transfer.inference.prediction import LoadedRun
 from pipelines import explain as explain_verb
 from pipelines.arguments import USER_ERROR
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from keras_transfer.delivery.explaining import Explanation
-from keras_transfer.delivery.overlays import SIDE, blend, draw_overlay, percent, printable
+from keras_transfer.inference.explanation import Explanation
+from keras_transfer.inference.overlays import SIDE, blend, draw_overlay, percent, printable
 
 LUMA = [0.299, 0.587, 0.114]
 

@@ -15,7 +15,9 @@ import pytest
 from keras_transfer.config import spec_to_dict
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Record, Records
-from keras_transfer.delivery.prediction import (
+from keras_transfer.errors import DataError, RunError
+from keras_transfer.inference.files import expand_paths
+from keras_transfer.inference.prediction import (
     LoadedRun,
     Prediction,
     filled_size,
@@ -24,11 +26,9 @@ from keras_transfer.delivery.prediction import (
     predict_files,
     predict_pixels,
 )
-from keras_transfer.delivery.prediction_files import expand_paths
-from keras_transfer.delivery.prediction_output import write_predictions
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.errors import DataError, RunError
+from keras_transfer.inference.writers import write_predictions
 from keras_transfer.specs import DataSpec, RunSpec
+from keras_transfer.storage.run_folder import RunFolder
 
 # `model.save` of Keras 3.15 turns variables into arrays in a way that NumPy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

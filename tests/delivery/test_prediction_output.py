@@ -12,9 +12,9 @@ import pytest
 from filelock import FileLock
 
 from keras_transfer.data.records import BadFile
-from keras_transfer.delivery.prediction import Prediction
-from keras_transfer.delivery.prediction_output import write_predictions
 from keras_transfer.errors import RunError
+from keras_transfer.inference.prediction import Prediction
+from keras_transfer.inference.writers import write_predictions
 
 NAMES = ("temple", "naïve flower")
 NUM_FILES = 2500

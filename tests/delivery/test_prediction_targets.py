@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.prediction import Prediction, predict_files
-from keras_transfer.delivery.prediction_output import write_predictions
-from keras_transfer.delivery.prediction_targets import identify, open_target
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.saved_model.export import export_saved_model
-from keras_transfer.delivery.saved_model.network import as_trained
 from keras_transfer.errors import RunError
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.inference.prediction import Prediction, predict_files
+from keras_transfer.inference.targets import identify, open_target
+from keras_transfer.inference.writers import write_predictions
 from keras_transfer.specs import DataSpec, RunSpec
+from keras_transfer.storage.run_folder import RunFolder
 from pipelines import arguments, predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

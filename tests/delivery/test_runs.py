@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from keras_transfer.delivery.class_list import read_label_files, write_label_files
-from keras_transfer.delivery.environment import describe_environment
-from keras_transfer.delivery.runs import RunFolder, latest, next_free
 from keras_transfer.errors import ExportError, RunError
+from keras_transfer.storage.class_names import read_label_files, write_label_files
+from keras_transfer.storage.run_folder import RunFolder, describe_environment, latest, next_free
 
 
 def start(path: Path) -> RunFolder:

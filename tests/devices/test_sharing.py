@@ -15,7 +15,7 @@ from fitting_process import Fit
 from PIL import Image
 
 from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS
-from keras_transfer.methods.child import free_port
+from keras_transfer.devices.subprocess_call import free_port
 
 JAX = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.evaluation.drawing import SHADE, TRAIN, VALIDATION
-from keras_transfer.evaluation.figures import draw_confusion, draw_learning_curves
+from keras_transfer.evaluation.plots import draw_confusion, draw_learning_curves
+from keras_transfer.reporting.figures import SHADE, TRAIN, VALIDATION
 
 ODD_NAMES = ["$100 and $x_{", "caf\udce9", "百合", "a very, very long name of a class indeed"]
 

@@ -8,11 +8,7 @@ from sklearn import metrics
 
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.intervals import wilson
-from keras_transfer.evaluation.metrics import (
-    evaluate,
-    expected_calibration_error,
-    paired_gain,
-)
+from keras_transfer.evaluation.metrics import evaluate, expected_calibration_error, paired_gain
 
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 

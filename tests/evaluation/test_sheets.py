@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.evaluation.sheets import Mistake, draw_mistakes, draw_views
+from keras_transfer.evaluation.plots import Mistake, draw_mistakes, draw_views
 
 RED, GREEN = (200, 30, 40), (20, 160, 60)
 

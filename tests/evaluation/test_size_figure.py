@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from keras_transfer.evaluation.size_figure import SizePoint, draw_accuracy_by_size
+from keras_transfer.evaluation.plots import SizePoint, draw_accuracy_by_size
 
 SEVERAL = [
     SizePoint(

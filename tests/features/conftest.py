@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_transfer.features.recipe import Recipe
-from keras_transfer.features.store import Store
+from keras_transfer.storage.cache import Store
+from keras_transfer.storage.entry import Recipe
 
 ROW_BYTES = 96
 
@@ -84,8 +84,8 @@ def child() -> Callable[..., subprocess.Popen[str]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             from pathlib import Path
             import numpy as np
-            from keras_transfer.features.recipe import Recipe
-            from keras_transfer.features.store import Store
+            from keras_transfer.storage.entry import Recipe
+            from keras_transfer.storage.cache import Store
             folder = Path(sys.argv[1])
             def make(keys):
                 digests = [hashlib.shake_128(key.encode()).digest(96) for key in keys]

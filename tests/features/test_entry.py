@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from keras_transfer.errors import RunError
-from keras_transfer.features.recipe import Recipe
-from keras_transfer.features.store import Store
+from keras_transfer.storage.cache import Store
+from keras_transfer.storage.entry import Recipe
 
 KEYS = [f"{number:03d}" for number in range(60)]
 

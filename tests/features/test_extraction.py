@@ -9,13 +9,13 @@ import pytest
 from feature_sources import EXACT, cut_at, extract_all, make_source, source_of, wanted
 from small_models import make_classifier
 
-from keras_transfer.data.pipeline import Views
+from keras_transfer.data.datasets import Views
 from keras_transfer.errors import RunError
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.source import Request
-from keras_transfer.features.store import Store
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import CacheSpec, ViewSpec
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.cache import Store
 
 
 def plain_features(cut, source, pairs: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_transfer.errors import RunError
-from keras_transfer.features.shards import (
+from keras_transfer.storage.shards import (
     Rows,
     explained,
     read_sealed,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_transfer.errors import RunError
-from keras_transfer.features.store import Store
+from keras_transfer.storage.cache import Store
 
 KEYS = [f"{number:03d}" for number in range(40)]
 ENTRY_BYTES = 40 * 96
@@ -106,8 +106,8 @@ def test_the_store_is_whole_after_a_kill_at_any_moment(tmp_path):
         import hashlib, os, random, signal, sys, time
         from pathlib import Path
         import numpy as np
-        from keras_transfer.features.recipe import Recipe
-        from keras_transfer.features.store import Store
+        from keras_transfer.storage.entry import Recipe
+        from keras_transfer.storage.cache import Store
 
         recipe = Recipe("features", "rows", {}, (50_000,), "uint8")
 

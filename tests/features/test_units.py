@@ -11,14 +11,14 @@ import pytest
 from feature_sources import EXACT, PIXELS, cut_at, make_source, wanted
 from small_models import make_classifier
 
-from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.datasets import Examples
 from keras_transfer.errors import RunError
+from keras_transfer.features.chunks import UNIT_VIEWS, Gap, cut_up
 from keras_transfer.features.extraction import alone, extract
-from keras_transfer.features.recipe import Recipe
 from keras_transfer.features.source import Request
-from keras_transfer.features.store import Store
-from keras_transfer.features.units import UNIT_VIEWS, Gap, cut_up
-from keras_transfer.terminal import Silent
+from keras_transfer.reporting.reporter import Silent
+from keras_transfer.storage.cache import Store
+from keras_transfer.storage.entry import Recipe
 
 RECIPE = Recipe("features", "small", {}, (4,), "float16")
 NUM_PICTURES = 150

@@ -7,13 +7,13 @@ import pytest
 from searches import DROPOUT, RATE, make_spec
 
 from keras_transfer.config import override
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.starting import start_run
-from keras_transfer.methods.bench import Bench
-from keras_transfer.methods.child import resident_mb
-from keras_transfer.methods.search.taking_part import open_bench
-from keras_transfer.terminal import Silent
-from keras_transfer.transfer import run_transfer
+from keras_transfer.devices.subprocess_call import resident_mb
+from keras_transfer.experiments.run import run_transfer
+from keras_transfer.experiments.trial_runner import Bench
+from keras_transfer.experiments.tune.worker import open_bench
+from keras_transfer.reporting.reporter import Silent
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import start_run
 
 
 @pytest.fixture(scope="module")

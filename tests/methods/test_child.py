@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import load_spec
+from keras_transfer.devices.subprocess_call import Child, in_child, peak_mb, resident_mb
 from keras_transfer.errors import RunError, SpecError
-from keras_transfer.methods.child import Child, in_child, peak_mb, resident_mb
 
 
 def test_answer_comes_back(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from keras_transfer.backbones.registry import get_backbone
 from keras_transfer.backbones.trunk import build_trunk
-from keras_transfer.methods.pretraining import LetterData, embed, pretrain
+from keras_transfer.experiments.pretraining import LetterData, embed, pretrain
 from keras_transfer.specs import PhaseSpec, PretrainSpec
 
 SPEC = PretrainSpec(

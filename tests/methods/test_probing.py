@@ -2,9 +2,9 @@
 
 import pytest
 
-from keras_transfer.methods.probing import probe
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import DataSpec, ModelSpec, RunSpec
-from keras_transfer.terminal import Silent
+from pipelines.benchmarks.probe import probe
 
 
 def test_more_labels_help_and_embedded_beats_random(digits_folder):

@@ -3,7 +3,7 @@
 import pytest
 
 from keras_transfer.errors import SpecError
-from keras_transfer.methods.rating import rate
+from keras_transfer.experiments.rank.latency import rate
 from pipelines.rates import main
 
 

@@ -6,9 +6,9 @@ import pytest
 from small_models import CLASS_NAMES, make_classifier
 
 from keras_transfer.errors import SpecError
-from keras_transfer.labels import model_name
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import ModelSpec
+from keras_transfer.storage.class_names import model_name
 
 
 def _build(**fields) -> keras.Model:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from small_models import CLASS_NAMES, weights_by_stage
 
-from keras_transfer.models.classifier import build_classifier
-from keras_transfer.models.rebuilding import Rebuilder
+from keras_transfer.models.classifier import Rebuilder, build_classifier
 from keras_transfer.specs import ModelSpec
 
 SPEC = ModelSpec(backbone="mobilenet_0.25", last_stage="stage2", weights="none")

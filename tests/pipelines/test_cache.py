@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_transfer.features.recipe import Recipe
-from keras_transfer.features.store import Store
+from keras_transfer.storage.cache import Store
+from keras_transfer.storage.entry import Recipe
 from pipelines import arguments, cache
 
 

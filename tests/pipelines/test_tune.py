@@ -9,11 +9,11 @@ import pytest
 from searches import SPACE, make_spec
 
 from keras_transfer.config import spec_from_dict, spec_to_dict
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.starting import start_run
 from keras_transfer.errors import RunError
-from keras_transfer.methods.search.roles import is_worker, wait_for_chief
-from keras_transfer.methods.search.space import check_space
+from keras_transfer.experiments.tune.space import check_space
+from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chief
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import start_run
 from pipelines import tune
 from pipelines.arguments import USER_ERROR
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from keras_transfer.data.pipeline import Examples
+from keras_transfer.data.datasets import Examples
 from keras_transfer.data.splits import Splits
+from keras_transfer.features.phase_inputs import SplitData
 from keras_transfer.specs import RunSpec
-from keras_transfer.supply import SplitData
 
 
 @pytest.fixture(scope="session")

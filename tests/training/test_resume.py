@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from small_models import make_classifier, weights_by_stage
 
-from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.specs import PhaseSpec, RunSpec, TrainingSpec, ViewSpec
-from keras_transfer.training.checkpoints import Checkpoint
+from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.phases import train_phase
+from keras_transfer.training.progress import Checkpoint
 
 TINY = "mobilenet_0.25"
 """A family with BatchNormalization that builds and trains fast."""

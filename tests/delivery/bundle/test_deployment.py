@@ -13,15 +13,14 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.delivery.bundle.deployment import FILES, dns_name
-from keras_transfer.delivery.card import Card, hash_weights, make_card
-from keras_transfer.delivery.contract import CARD_FILE
-from keras_transfer.delivery.delivering import deliver
-from keras_transfer.delivery.numbering import next_version
-from keras_transfer.delivery.prediction import predict_pixels
 from keras_transfer.evaluation.metrics import evaluate
-from keras_transfer.labels import hash_class_names
+from keras_transfer.export.bundle.deployment import FILES, dns_name
+from keras_transfer.export.card import Card, hash_weights, make_card
+from keras_transfer.export.contract import CARD_FILE
+from keras_transfer.export.delivery import deliver, next_version
+from keras_transfer.inference.prediction import predict_pixels
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.class_names import hash_class_names
 
 NAME = "Photos_of 2 things"
 

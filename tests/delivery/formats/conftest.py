@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.formats.making import Job, make_formats
-from keras_transfer.delivery.formats.table import FORMATS, check_libraries
-from keras_transfer.delivery.prediction import predict_pixels
 from keras_transfer.errors import ExportError
-from keras_transfer.terminal import Silent
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.formats.making import Job, make_formats
+from keras_transfer.export.formats.registry import FORMATS, check_libraries
+from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.reporting.reporter import Silent
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_transfer.delivery.formats.agreement import agree
+from keras_transfer.export.formats.agreement import agree
 
 
 @pytest.fixture

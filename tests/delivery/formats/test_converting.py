@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.converting import convert_run, read_split
 from keras_transfer.data.audit import audit
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import make_splits, manifest
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.formats.runtimes import open_runtime
-from keras_transfer.delivery.formats.table import FORMATS, check_libraries
-from keras_transfer.delivery.prediction import load_run
-from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.errors import DataError, ExportError
+from keras_transfer.experiments.session import open_store
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.conversion import convert_run, read_split
+from keras_transfer.export.formats.registry import FORMATS, check_libraries
+from keras_transfer.export.formats.runtimes import open_runtime
+from keras_transfer.inference.prediction import load_run
 from keras_transfer.models.classifier import build_classifier
-from keras_transfer.shelf import open_store
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, RunSpec
-from keras_transfer.terminal import Silent
+from keras_transfer.storage.run_folder import RunFolder
 from pipelines import arguments, export
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

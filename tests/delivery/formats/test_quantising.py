@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from keras_transfer.backbones.preprocess import Preprocess
-from keras_transfer.delivery.formats.answering import answering
-from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.labels import model_name
+from keras_transfer.export.formats.converters import answering
+from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.storage.class_names import model_name
 
 
 @pytest.mark.skipif(
@@ -32,7 +32,7 @@ def test_the_answering_graph_equals_the_model_in_every_mode_of_preprocessing(mod
 def test_shared_strides_become_one_pooling_and_change_no_answer(tmp_path: Path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    from keras_transfer.delivery.formats.quantising import share_strides
+    from keras_transfer.export.formats.converters import share_strides
 
     generator = np.random.default_rng(0)
     weights = [generator.normal(size=(4, 3, 1, 1)).astype(np.float32) for _ in range(3)]

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.formats.asked_alone import Asked
-from keras_transfer.delivery.formats.openers import PLAIN
-from keras_transfer.delivery.formats.runtimes import open_runtime
-from keras_transfer.delivery.formats.table import FORMATS
 from keras_transfer.errors import ExportError
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.formats.isolated import Asked
+from keras_transfer.export.formats.openers import PLAIN
+from keras_transfer.export.formats.registry import FORMATS
+from keras_transfer.export.formats.runtimes import open_runtime
 
 # OpenVINO forks when it is imported, which JAX warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork\\(\\) was called:RuntimeWarning")

@@ -2,13 +2,8 @@
 
 import pytest
 
-from keras_transfer.delivery.formats.table import (
-    FORMATS,
-    Format,
-    check_libraries,
-    parse_formats,
-)
 from keras_transfer.errors import ExportError
+from keras_transfer.export.formats.registry import FORMATS, Format, check_libraries, parse_formats
 
 
 def test_all_names_every_format_and_a_list_keeps_the_order_of_the_table():

@@ -18,12 +18,12 @@ import numpy as np
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.delivery.card import hash_weights
-from keras_transfer.delivery.explaining import LIKELIEST, explainer
-from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.delivery.saved_model.proof import export_proven
-from keras_transfer.labels import model_name
+from keras_transfer.export.card import hash_weights
+from keras_transfer.export.saved_model.proof import export_proven
+from keras_transfer.inference.explanation import LIKELIEST, explainer
+from keras_transfer.inference.prediction import predict_pixels
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.class_names import model_name
 
 CLASS_NAMES = ("temple", "flower", "path")
 SIZE = 32

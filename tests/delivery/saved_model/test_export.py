@@ -11,17 +11,16 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_transfer.data.images import load_encoded
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.delivery.class_list import read_label_files
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.delivery.saved_model import export as room
-from keras_transfer.delivery.saved_model.export import export_saved_model
-from keras_transfer.delivery.saved_model.network import as_trained
-from keras_transfer.delivery.saved_model.parity import TOLERANCES
-from keras_transfer.delivery.saved_model.proof import export_proven
-from keras_transfer.delivery.saved_model.signatures import ACCELERATOR_ALIAS
 from keras_transfer.errors import DataError, ExportError, RunError
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model import writer as room
+from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.proof import TOLERANCES, export_proven
+from keras_transfer.export.saved_model.signatures import ACCELERATOR_ALIAS
+from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.inference.prediction import predict_pixels
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.class_names import read_label_files
 
 
 def contract(class_names, *, resize: str = "crop") -> Contract:

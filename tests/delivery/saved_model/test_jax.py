@@ -15,10 +15,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.data.images import load_encoded
-from keras_transfer.delivery.card import hash_weights
-from keras_transfer.delivery.explaining import LIKELIEST, explainer
-from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.delivery.saved_model.proof import AS_TRAINED, FOLDED
+from keras_transfer.export.card import hash_weights
+from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED
+from keras_transfer.inference.explanation import LIKELIEST, explainer
+from keras_transfer.inference.prediction import predict_pixels
 
 pytestmark = [
     pytest.mark.slow,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_transfer.delivery.saved_model.network import (
+from keras_transfer.export.saved_model.network import (
     Network,
     as_trained,
     frozen,

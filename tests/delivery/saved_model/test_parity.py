@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.delivery.saved_model.export import export_saved_model
-from keras_transfer.delivery.saved_model.network import as_trained
-from keras_transfer.delivery.saved_model.parity import check_parity, policy_of
 from keras_transfer.errors import DataError, ExportError
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.proof import check_parity, policy_of
+from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.inference.prediction import predict_pixels
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pytest
 
 from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.prediction import predict_pixels
-from keras_transfer.delivery.saved_model import proof as room
-from keras_transfer.delivery.saved_model.network import frozen
-from keras_transfer.delivery.saved_model.proof import AS_TRAINED, FOLDED, FROZEN, export_proven
 from keras_transfer.errors import ExportError
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model import proof as room
+from keras_transfer.export.saved_model.network import frozen
+from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED, FROZEN, export_proven
+from keras_transfer.inference.prediction import predict_pixels
 from keras_transfer.specs import RunSpec
 
 

@@ -6,10 +6,9 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.saved_model.export import export_saved_model
-from keras_transfer.delivery.saved_model.network import as_trained
-from keras_transfer.delivery.saved_model.warmup import WARMUP_FILE, write_warmup
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.writer import WARMUP_FILE, export_saved_model, write_warmup
 
 
 @pytest.fixture(scope="module")

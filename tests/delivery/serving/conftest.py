@@ -13,11 +13,11 @@ import pytest
 from http_clients import Live
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.delivery.saved_model.export import export_saved_model
-from keras_transfer.delivery.saved_model.network import as_trained
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.specs import DataSpec, RunSpec
+from keras_transfer.storage.run_folder import RunFolder
 
 SPEC = RunSpec(name="temples", data=DataSpec(image_size=32, resize="crop", max_megapixels=1.0))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from keras_transfer.delivery.serving.batching import Batcher, batch_sizes
+from keras_transfer.serving.batching import Batcher, batch_sizes
 
 
 def make(run: Callable[[list[Any]], list[Any]], *, sizes=(1, 2, 3, 4, 6, 8), max_wait=0.01):

@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from keras_transfer.delivery.serving import schemas
-from keras_transfer.delivery.serving.settings import Settings
+from keras_transfer.serving import schemas
+from keras_transfer.serving.settings import Settings
 
 CHECKS = [
     not_a_server_error,

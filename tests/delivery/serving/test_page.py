@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from keras_transfer.data.reading import Picture, read_pixels
-from keras_transfer.delivery.contract import Contract
-from keras_transfer.delivery.explaining import explainer
-from keras_transfer.delivery.overlays import percent
-from keras_transfer.delivery.saved_model.export import export_saved_model
-from keras_transfer.delivery.saved_model.network import as_trained
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.inference.explanation import explainer
+from keras_transfer.inference.overlays import percent
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("uvicorn", reason="the server's packages are not installed")

@@ -9,8 +9,8 @@ from http_clients import InProcess, as_base64
 from PIL import Image
 
 from keras_transfer import load_run, predict_files
-from keras_transfer.delivery.prediction import Prediction
-from keras_transfer.delivery.serving.settings import Settings
+from keras_transfer.inference.prediction import Prediction
+from keras_transfer.serving.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

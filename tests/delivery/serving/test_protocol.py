@@ -14,9 +14,9 @@ from http_clients import InProcess, as_base64, claim_png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keras_transfer.delivery.serving.protocol import RefusedError, parse_request, read_bytes
-from keras_transfer.delivery.serving.settings import Settings, find_export_folder
 from keras_transfer.errors import ExportError
+from keras_transfer.serving.protocol import RefusedError, parse_request, read_bytes
+from keras_transfer.serving.settings import Settings, find_export_folder
 
 PREDICT = "/v1/models/temples:predict"
 INPUTS = {"serving_default": ["image_bytes"], "serving_explain": ["class_index", "image_bytes"]}

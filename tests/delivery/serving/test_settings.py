@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from keras_transfer.delivery.serving.settings import Settings
 from keras_transfer.errors import SpecError
+from keras_transfer.serving.settings import Settings
 
 
 @pytest.mark.parametrize(

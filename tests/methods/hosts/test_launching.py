@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from keras_transfer.config import override
-from keras_transfer.delivery.starting import await_run, start_run
 from keras_transfer.devices.hosts import (
     ADDRESSES,
     HOST,
@@ -21,6 +20,7 @@ from keras_transfer.devices.hosts import (
 )
 from keras_transfer.errors import RunError, SpecError
 from keras_transfer.specs import DeviceSpec, RunSpec
+from keras_transfer.storage.run_start import await_run, start_run
 
 ROOT = Path(__file__).parents[3]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_transfer.methods.race.laps import Lap, Limits, compare, estimate
+from pipelines.benchmarks.race.timings import Lap, Limits, compare, estimate
 
 
 def _laps() -> list[Lap]:

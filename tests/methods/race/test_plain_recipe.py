@@ -15,7 +15,8 @@ from keras_transfer.config import override
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import NAMES, Splits, make_splits
-from keras_transfer.methods.race.plain_recipe import (
+from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
+from pipelines.benchmarks.race.plain_recipe import (
     augmentation,
     build_plain,
     class_weight,
@@ -24,7 +25,6 @@ from keras_transfer.methods.race.plain_recipe import (
     link_splits,
     read_split,
 )
-from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 
 FROZEN = PhaseSpec(name="frozen", epochs=1, warmup_epochs=0)
 FINE_TUNE = PhaseSpec(name="fine-tune", epochs=1, unfreeze="last", layer_decay=0.7, warmup_epochs=0)

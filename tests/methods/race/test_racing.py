@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.methods.race.figure import draw_race
-from keras_transfer.methods.race.laps import Lap, Limits, compare
-from keras_transfer.methods.race.sheet import describe
 from pipelines import arguments, race
+from pipelines.benchmarks.race.plot import draw_race
+from pipelines.benchmarks.race.report import describe
+from pipelines.benchmarks.race.timings import Lap, Limits, compare
 
 WORDS = ["flowers", "data.image_size=32", "data.train_size=60", "model.weights=none"]
 WORDS += ["model.backbone=mobilenet_0.25", "model.last_stage=stage1", "views.count=2"]

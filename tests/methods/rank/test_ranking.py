@@ -9,31 +9,31 @@ import pytest
 from PIL import Image
 
 from keras_transfer.config import override
-from keras_transfer.conversion import build
 from keras_transfer.errors import DataError, SpecError, WeightsError
-from keras_transfer.methods.rank.advice import advise
-from keras_transfer.methods.rank.candidates import make_candidates, prepare
-from keras_transfer.methods.rank.figure import Dot, draw_ranking, find_front
-from keras_transfer.methods.rank.finals import Final, agreement
-from keras_transfer.methods.rank.ranking import Ranking, rank
-from keras_transfer.methods.rank.scoring import Score, doubt, spread_over_halves
-from keras_transfer.methods.rank.sheet import describe
-from keras_transfer.methods.rating import take_turns
-from keras_transfer.planning import Pool
-from keras_transfer.rank_spec import CandidateSpec, RankSpec
-from keras_transfer.shelf import open_store
+from keras_transfer.experiments.rank.advice import advise
+from keras_transfer.experiments.rank.candidates import make_candidates, prepare
+from keras_transfer.experiments.rank.finals import Final, agreement
+from keras_transfer.experiments.rank.latency import take_turns
+from keras_transfer.experiments.rank.plot import Dot, draw_ranking, find_front
+from keras_transfer.experiments.rank.ranking import Ranking, rank
+from keras_transfer.experiments.rank.report import describe
+from keras_transfer.experiments.rank.scoring import Score, doubt, spread_over_halves
+from keras_transfer.experiments.run import load_data, read_records
+from keras_transfer.experiments.session import open_store
+from keras_transfer.features.phase_inputs import Pool, Supply
+from keras_transfer.fields import build
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import (
     CacheSpec,
+    CandidateSpec,
     DataSpec,
     ModelSpec,
     PhaseSpec,
+    RankSpec,
     RunSpec,
     TrainingSpec,
     ViewSpec,
 )
-from keras_transfer.supply import Supply
-from keras_transfer.terminal import Silent
-from keras_transfer.transfer import load_data, read_records
 from pipelines import rank as verb
 from pipelines.arguments import USER_ERROR
 

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from keras_transfer.methods.rank.transferability import (
+from keras_transfer.experiments.rank.transferability import (
     h_score,
     knn_hits,
     leep,

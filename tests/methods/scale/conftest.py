@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from keras_transfer.methods.scale.cluster import joined
-from keras_transfer.terminal import Silent
+from keras_transfer.reporting.reporter import Silent
+from keras_transfer.scale.cluster import joined
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import pytest
 
 JOIN = """
 from keras_transfer.errors import RunError
-from keras_transfer.methods.scale.cluster import joined
-from keras_transfer.terminal import Silent
+from keras_transfer.scale.cluster import joined
+from keras_transfer.reporting.reporter import Silent
 try:
     with joined(2, narrator=Silent()):
         print("joined")

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.methods.scale.cluster import Share, joined
-from keras_transfer.methods.scale.crew import Crew
-from keras_transfer.terminal import Silent
+from keras_transfer.reporting.reporter import Silent
+from keras_transfer.scale.cluster import Share, joined
+from keras_transfer.scale.worker_pool import Crew
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -131,9 +131,9 @@ WITHOUT_A_NODE = """
 import os, signal, time
 import ray
 from keras_transfer.errors import RunError
-from keras_transfer.methods.scale.cluster import joined
-from keras_transfer.methods.scale.crew import Crew
-from keras_transfer.terminal import Silent
+from keras_transfer.scale.cluster import joined
+from keras_transfer.scale.worker_pool import Crew
+from keras_transfer.reporting.reporter import Silent
 
 class Worker:
     def do(self, task):

@@ -11,22 +11,22 @@ from PIL import Image
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.data.sources import read_records
-from keras_transfer.delivery.prediction import load_run, predict_files
-from keras_transfer.delivery.prediction_output import write_predictions
-from keras_transfer.delivery.prediction_targets import identify
-from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.errors import RunError, SpecError
-from keras_transfer.features import units
-from keras_transfer.fitting import fit_phases, prepare_classifier
-from keras_transfer.methods.scale.extracting import fill_store
-from keras_transfer.methods.scale.predicting import predict_with_workers
-from keras_transfer.methods.scale.surroundings import Surroundings
-from keras_transfer.methods.scale.workers import Extractor, Predictor
-from keras_transfer.shelf import open_store
+from keras_transfer.experiments.run import load_data
+from keras_transfer.experiments.session import open_store
+from keras_transfer.features import chunks as units
+from keras_transfer.features.phase_inputs import Supply
+from keras_transfer.inference.prediction import load_run, predict_files
+from keras_transfer.inference.targets import identify
+from keras_transfer.inference.writers import write_predictions
+from keras_transfer.reporting.reporter import Silent
+from keras_transfer.scale.environment import Surroundings
+from keras_transfer.scale.extraction import fill_store
+from keras_transfer.scale.prediction import predict_with_workers
+from keras_transfer.scale.workers import Extractor, Predictor
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
-from keras_transfer.supply import Supply
-from keras_transfer.terminal import Silent
-from keras_transfer.transfer import load_data
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
 
 class Killer(Silent):

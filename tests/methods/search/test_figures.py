@@ -18,17 +18,12 @@ from made_search import (
 )
 from matplotlib.figure import Figure
 
-from keras_transfer.evaluation.drawing import ALARM, VALIDATION, broken
-from keras_transfer.evaluation.inlining import inline_svg
-from keras_transfer.methods.search.axes import axis_of, number, places, score_axis
-from keras_transfer.methods.search.figures import draw_panels, draw_parallel
-from keras_transfer.methods.search.importance import (
-    EPOCHS,
-    draw_importance,
-    measure_importance,
-)
-from keras_transfer.methods.search.record import best_so_far, ranked
-from keras_transfer.methods.search.timeline import draw_timeline
+from keras_transfer.experiments.tune.axes import axis_of, number, places, score_axis
+from keras_transfer.experiments.tune.figures import draw_panels, draw_parallel
+from keras_transfer.experiments.tune.importance import EPOCHS, draw_importance, measure_importance
+from keras_transfer.experiments.tune.record import best_so_far, ranked
+from keras_transfer.experiments.tune.timeline import draw_timeline
+from keras_transfer.reporting.figures import ALARM, VALIDATION, broken, inline_svg
 
 DRAWINGS = (draw_parallel, draw_panels, draw_timeline)
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,8 +10,8 @@ from searches import DROPOUT, RATE, Listener
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.methods import bench as bench_room
-from keras_transfer.methods.search.hypermodel import TransferHyperModel
+from keras_transfer.experiments import trial_runner as bench_room
+from keras_transfer.experiments.tune.hypermodel import TransferHyperModel
 
 
 def tuner_of(hypermodel, tmp_path, **changes):

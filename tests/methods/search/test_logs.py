@@ -9,10 +9,10 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
-from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.errors import RunError
-from keras_transfer.methods.search.logs import write_logs
-from keras_transfer.methods.search.record import Search, SearchTrial
+from keras_transfer.experiments.tune.record import Search, SearchTrial
+from keras_transfer.experiments.tune.tensorboard import write_logs
+from keras_transfer.storage.run_folder import RunFolder
 
 SCALES = {
     "phases.0.learning_rate": "log",

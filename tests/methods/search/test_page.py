@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 from made_search import CHOICES, SCALES, made_trial, stage_decides
 
-from keras_transfer.delivery.runs import RunFolder
-from keras_transfer.methods.search.page import write_page
-from keras_transfer.methods.search.record import Search
+from keras_transfer.experiments.tune.page import write_page
+from keras_transfer.experiments.tune.record import Search
+from keras_transfer.storage.run_folder import RunFolder
 
 VOID = {"meta", "wbr", "br", "link", "input"}
 NASTY = '<script>alert("&amp;")</script>'

@@ -10,15 +10,15 @@ import tensorflow as tf
 from searches import DROPOUT, RATE, SPACE, Listener, read_json, search
 
 from keras_transfer.config import load_spec, override
-from keras_transfer.delivery.starting import start_run
 from keras_transfer.errors import RunError, SpecError, WeightsError
-from keras_transfer.methods import bench as bench_room
-from keras_transfer.methods.search.report import describe_winner, write_search
-from keras_transfer.methods.search.taking_part import open_bench
-from keras_transfer.methods.search.winner import write_best_spec
-from keras_transfer.methods.study.studying import run_study
-from keras_transfer.terminal import Silent
-from keras_transfer.transfer import run_transfer
+from keras_transfer.experiments import trial_runner as bench_room
+from keras_transfer.experiments.run import run_transfer
+from keras_transfer.experiments.study.run import run_study
+from keras_transfer.experiments.tune.best import write_best_spec
+from keras_transfer.experiments.tune.report import describe_winner, write_search
+from keras_transfer.experiments.tune.worker import open_bench
+from keras_transfer.reporting.reporter import Silent
+from keras_transfer.storage.run_start import start_run
 
 
 @pytest.fixture(scope="module")

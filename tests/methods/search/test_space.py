@@ -5,7 +5,7 @@ import pytest
 
 from keras_transfer.config import override, spec_from_dict, spec_to_dict
 from keras_transfer.errors import SpecError
-from keras_transfer.methods.search.space import check_space, choices, declare, scales, values_of
+from keras_transfer.experiments.tune.space import check_space, choices, declare, scales, values_of
 from keras_transfer.specs import RunSpec
 
 GOOD = {

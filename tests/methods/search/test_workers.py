@@ -9,10 +9,10 @@ import pytest
 from searches import DROPOUT, RATE, SPACE, Listener, search
 
 from keras_transfer.config import override
-from keras_transfer.delivery.runs import RunFolder
 from keras_transfer.errors import SpecError
-from keras_transfer.methods.search.book import Book
-from keras_transfer.methods.search.workers import run_workers
+from keras_transfer.experiments.tune.trial_log import Book
+from keras_transfer.experiments.tune.workers import run_workers
+from keras_transfer.storage.run_folder import RunFolder
 
 
 def processes(name: str) -> list[int]:

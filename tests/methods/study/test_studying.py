@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import override, spec_to_dict
-from keras_transfer.data.folds import make_folds
 from keras_transfer.data.sources import read_records
-from keras_transfer.data.splits import make_splits
-from keras_transfer.delivery.starting import start_run
+from keras_transfer.data.splits import make_folds, make_splits
 from keras_transfer.devices import set_up
 from keras_transfer.errors import DataError, RunError, SpecError
 from keras_transfer.evaluation.intervals import wilson
-from keras_transfer.fitting import fit_phases
-from keras_transfer.methods.study.study import Study
-from keras_transfer.methods.study.studying import run_study
+from keras_transfer.experiments.run import judge, load_data, run_transfer
+from keras_transfer.experiments.session import open_store
+from keras_transfer.experiments.study.run import run_study
+from keras_transfer.experiments.study.study import Study
+from keras_transfer.features.phase_inputs import Supply
 from keras_transfer.models.classifier import build_classifier
-from keras_transfer.shelf import open_store
+from keras_transfer.reporting.reporter import Silent
 from keras_transfer.specs import (
     CacheSpec,
     DataSpec,
@@ -29,9 +29,8 @@ from keras_transfer.specs import (
     TrainingSpec,
     ViewSpec,
 )
-from keras_transfer.supply import Supply
-from keras_transfer.terminal import Silent
-from keras_transfer.transfer import judge, load_data, run_transfer
+from keras_transfer.storage.run_start import start_run
+from keras_transfer.training.fitting import fit_phases
 from pipelines import train
 from pipelines.arguments import USER_ERROR
 

@@ -1,0 +1,353 @@
+"""From rows of a source to the batches that `fit`, `evaluate` and `predict` read.
+
+Order and views of epoch e are pure functions of (seed, e), so a data set that starts at epoch e
+goes on exactly as one that started at 0 would have: resuming needs no state.
+
+Batching: how rows become batches of one size, shared among devices and hosts.
+
+TPUs and devices that share a batch want all batches alike, and nothing is dropped: the last batch
+is filled up with copies of its own examples that weigh nothing. What the others weigh makes up for
+that, so that a loss is the mean over the real examples, as if the batch were smaller.
+
+Order: which example an epoch shows when and in which view, a pure function of (seed, epoch).
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.views import strengths, view
+from keras_transfer.devices.strategy import current
+from keras_transfer.errors import DataError
+from keras_transfer.specs import ViewSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How rows become batches: `size` examples over all devices, of which a host reads its share.
+
+    The hosts are numbered from 0; host h has the h-th of `num_hosts` equal shares of every batch.
+    A batch may be read in `num_parts` equal parts, one after another, where memory is short.
+    """
+
+    size: int
+    num_parts: int = 1
+    num_devices: int = 1
+    host: int = 0
+    num_hosts: int = 1
+
+    def fitted(self, num_rows: int) -> "Batching":
+        """The same for so few rows that they do not fill a batch: no larger than all need."""
+        if num_rows >= self.size:
+            return self
+        unit = self.num_devices * self.num_parts
+        return replace(self, size=unit * math.ceil(num_rows / unit))
+
+    def fill(self, rows: np.ndarray) -> np.ndarray:
+        """Places in `rows` [N, …], N > 0, that make whole batches: int64 [steps, size].
+
+        All in order, then some of the last batch's once more.
+        """
+        num_left = len(rows) % self.size
+        places = np.arange(len(rows))
+        if num_left:
+            places = np.append(places, np.resize(places[-num_left:], self.size - num_left))
+        return places.reshape(-1, self.size)
+
+    def share(self, batches: np.ndarray) -> np.ndarray:
+        """This host's part of [steps, size, …], batch after batch: [steps * size / hosts, …]."""
+        parts = batches.reshape(len(batches), self.num_hosts, -1, *batches.shape[2:])
+        mine: np.ndarray = parts[:, self.host]
+        return mine.reshape(-1, *batches.shape[2:])
+
+    @property
+    def local_size(self) -> int:
+        """Examples that this host reads at a time."""
+        return self.size // self.num_hosts // self.num_parts
+
+
+def steps_per_epoch(num_rows: int, batch_size: int) -> int:
+    """Batches in an epoch, the last of which may be filled up."""
+    return math.ceil(num_rows / batch_size)
+
+
+def shares(shape: tuple[int, ...], num_rows: int, *, by_batch: bool) -> np.ndarray:
+    """Weights float32 [steps, size] of 0 for copies, and else of a mean of 1.
+
+    The mean is that of each batch, or of all of them together.
+    """
+    real = (np.arange(math.prod(shape)) < num_rows).reshape(shape).astype(np.float32)
+    result: np.ndarray = real / real.mean(axis=1 if by_batch else None, keepdims=True)
+    return result
+
+
+_OCCURRENCE_STRIDE = 2**32
+"""View numbers between two occurrences of a picture in one epoch: more than there are epochs."""
+
+
+def epoch_order(
+    labels: np.ndarray,
+    epoch: int,
+    *,
+    num_classes: int,
+    seed: int,
+    sampling: str,
+    num_views: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which example an epoch shows when, and in which view: (places in `labels`, view numbers).
+
+    'natural' is a permutation. 'balanced' draws every class equally often (±1) in an epoch of the
+    same length: a class with too many examples shows some of them, one with too few goes round.
+    The k-th occurrence of an example in the epoch is view `(epoch + k) mod num_views`; or view
+    `epoch + 1 + k · 2^32` if there is no such number, so that no view is ever shown twice.
+
+    Returns:
+        Two int64 arrays of `len(labels)`.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    if sampling == "natural":
+        places = generator.permutation(len(labels))
+        occurrences = np.zeros(len(labels), np.int64)
+    else:
+        places, occurrences = _balanced_order(labels, num_classes, generator)
+    if num_views is None:
+        return places, epoch + 1 + _OCCURRENCE_STRIDE * occurrences
+    return places, (epoch + occurrences) % num_views
+
+
+def _balanced_order(
+    labels: np.ndarray, num_classes: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places that show every class equally often, and how often each was shown before."""
+    counts = np.full(num_classes, len(labels) // num_classes)
+    counts[generator.permutation(num_classes)[: len(labels) % num_classes]] += 1
+    drawn = [
+        _go_round(np.flatnonzero(labels == number), count, generator)
+        for number, count in enumerate(counts)
+    ]
+    places, occurrences = (np.concatenate(column) for column in zip(*drawn, strict=True))
+    shuffled = generator.permutation(len(labels))
+    return places[shuffled], occurrences[shuffled]
+
+
+def _go_round(
+    members: np.ndarray, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` draws from the members, in rounds without repetition, and the round of each."""
+    numbers = np.arange(count)
+    return generator.permutation(members)[numbers % len(members)], numbers // len(members)
+
+
+class Pixels(Protocol):
+    """Decoded pictures uint8 [N, S, S, 3], in memory or mapped from files."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, S, S, 3]."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """A picture, or several as one array."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """All decoded pictures of a source, row by row.
+
+    `pixels` uint8 [N, S, S, 3], usually memory-mapped; `labels` int64 [N], class indices;
+    `example_ids` int64 [N], `Record.example_id` of each.
+    """
+
+    pixels: Pixels
+    labels: np.ndarray
+    example_ids: np.ndarray
+    num_classes: int
+
+
+class Inputs(Protocol):
+    """What batches are read from: pictures, or features stored for their views."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of its numbers."""
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        """These views of these rows, [B, *shape]; called from several threads."""
+
+
+class Views:
+    """Views of decoded pictures, made when they are read."""
+
+    def __init__(self, examples: Examples, spec: ViewSpec):
+        self._examples = examples
+        self._strengths = strengths(spec)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[S, S, 3] of one picture."""
+        return self._examples.pixels.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Bytes."""
+        return np.dtype(np.uint8)
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        """uint8 [B, S, S, 3]."""
+        pixels = np.asarray(self._examples.pixels[rows])
+        for place in np.flatnonzero(view_indices):
+            example_id = self._examples.example_ids[rows[place]]
+            pixels[place] = view(
+                pixels[place], example_id, view_indices[place], strengths=self._strengths
+            )
+        return pixels
+
+
+def training_dataset(
+    examples: Examples,
+    rows: np.ndarray,
+    inputs: Inputs,
+    *,
+    num_views: int | None,
+    batching: Batching,
+    seed: int,
+    epochs: range,
+    sampling: str = "natural",
+    class_weights: str = "none",
+) -> tf.data.Dataset:
+    """Batches of some epochs, one epoch after another.
+
+    Order and views are those of `epoch_order`. `class_weights='balanced'` weighs an example of
+    class c by n / (C n_c), as scikit-learn does.
+
+    Yields:
+        inputs [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B]. Of an
+        epoch's last batch the n real examples weigh B / n times as much, copies 0.
+
+    Raises:
+        DataError: there are no rows, or balancing is asked for and a class has none.
+    """
+    _check_rows(examples, rows, balanced="balanced" in (sampling, class_weights))
+    labels, num_classes = examples.labels[rows], examples.num_classes
+    weights = _class_weights(labels, num_classes, class_weights)
+    batching = batching.fitted(len(rows))
+
+    def batches_of(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        places, view_indices = epoch_order(
+            labels,
+            int(epoch),
+            num_classes=num_classes,
+            seed=seed,
+            sampling=sampling,
+            num_views=num_views,
+        )
+        filled = batching.fill(places)
+        real = shares(filled.shape, len(places), by_batch=True)
+        weighed = weights[labels[places[filled]]] * real
+        columns = rows[places[filled]], view_indices[filled], weighed
+        return tuple(batching.share(column) for column in columns)  # type: ignore[return-value]
+
+    def dataset_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        columns = tf.numpy_function(batches_of, [epoch], [tf.int64, tf.int64, tf.float32])
+        columns = tuple(tf.ensure_shape(column, [None]) for column in columns)
+        slices = tf.data.Dataset.from_tensor_slices(columns)
+        return slices.batch(batching.local_size, drop_remainder=True)
+
+    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(dataset_of)
+    num_batches = len(epochs) * steps_per_epoch(len(rows), batching.size) * batching.num_parts
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
+    return _load(dataset, examples, inputs)
+
+
+def evaluation_dataset(
+    examples: Examples, rows: np.ndarray, inputs: Inputs, *, batching: Batching
+) -> tf.data.Dataset:
+    """View 0 of everything, the plain picture, in the order of `rows`.
+
+    Yields:
+        inputs [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B]. Copies that
+        fill the last batch weigh 0; all others weigh as much as makes their mean over all places
+        that over all rows.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    _check_rows(examples, rows, balanced=False)
+    batching = batching.fitted(len(rows))
+    filled = batching.fill(rows)
+    columns = rows[filled], np.zeros_like(filled), shares(filled.shape, len(rows), by_batch=False)
+    slices = tf.data.Dataset.from_tensor_slices(tuple(batching.share(c) for c in columns))
+    return _load(slices.batch(batching.local_size, drop_remainder=True), examples, inputs)
+
+
+def _load(batches: tf.data.Dataset, examples: Examples, inputs: Inputs) -> tf.data.Dataset:
+    """Read what batches of (rows, view numbers, weights) stand for, several side by side.
+
+    Inputs stay as they are kept, bytes or half precision: that is less to move to a device, which
+    makes floats of them. On a processor there is nothing to move to, and NumPy is quicker.
+    """
+    labels = tf.constant(examples.labels)
+    on_processor = current().kind == "cpu" and keras.backend.backend() == "tensorflow"
+    dtype = np.dtype(np.float32) if on_processor else inputs.dtype
+
+    def read_inputs(rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        values = inputs.read(rows, view_indices)
+        return _aligned_floats(values) if on_processor else values
+
+    def load(rows: tf.Tensor, view_indices: tf.Tensor, weights: tf.Tensor) -> tuple[Any, ...]:
+        read = tf.numpy_function(read_inputs, [rows, view_indices], dtype)
+        read = tf.ensure_shape(read, [rows.shape[0], *inputs.shape])
+        return read, tf.one_hot(tf.gather(labels, rows), examples.num_classes), weights
+
+    dataset = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _aligned_floats(values: np.ndarray) -> np.ndarray:
+    """The same numbers in float32, where TensorFlow can take them over without another copy.
+
+    It does so at multiples of 64 bytes. TensorFlow's own cast takes more than twice as long, half
+    as long as a view: NumPy asks for huge pages, so that touching new memory is cheap.
+    """
+    memory = np.empty(4 * values.size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    floats = memory[start : start + 4 * values.size].view(np.float32).reshape(values.shape)
+    floats[...] = values
+    return floats
+
+
+def _check_rows(examples: Examples, rows: np.ndarray, *, balanced: bool) -> None:
+    if len(rows) == 0:
+        raise DataError(
+            "a split of the data is empty",
+            expected="at least one picture",
+            received="none",
+            fix="give the split a larger share, or add pictures",
+        )
+    absent = sorted(set(range(examples.num_classes)) - set(examples.labels[rows].tolist()))
+    if balanced and absent:
+        raise DataError(
+            "classes cannot be balanced where one has no picture",
+            expected=f"pictures of all {examples.num_classes} classes in the training split",
+            received=f"none of the classes numbered {absent}",
+            fix="add pictures of them, or set training.sampling and training.class_weights to "
+            "'natural' and 'none'",
+        )
+
+
+def _class_weights(labels: np.ndarray, num_classes: int, class_weights: str) -> np.ndarray:
+    """The weight of every class, float32 [C]."""
+    if class_weights == "none":
+        return np.ones(num_classes, np.float32)
+    counts = np.bincount(labels, minlength=num_classes)
+    return (len(labels) / (num_classes * counts)).astype(np.float32)

@@ -1,0 +1,360 @@
+"""Figures of a training: how it went, and which classes are taken for which.
+
+The learning curve of a study: accuracy against the number of labelled pictures.
+
+Sheets of pictures: views as the network sees them, and the mistakes worth looking at.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from keras_transfer.evaluation.intervals import Interval
+from keras_transfer.reporting.figures import (
+    ALARM,
+    FAINT,
+    GRID,
+    INK,
+    SHADE,
+    TRAIN,
+    VALIDATION,
+    new_figure,
+    percent_axis,
+    save,
+    shown,
+)
+
+_PANEL_INCHES = 4.6
+_CHARACTER_INCHES = 0.08
+_MATRIX_INCHES = 9
+_MOST_CLASSES_WITH_COUNTS = 25
+_MOST_NAMES = 100
+
+
+def draw_learning_curves(history: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Loss and accuracy in training and validation over all epochs, the phases named.
+
+    Args:
+        history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `accuracy`,
+            `val_loss` and `val_accuracy`.
+        file: PNG to write.
+    """
+    figure = new_figure(11, 4.4)
+    panels = figure.subplots(1, 2)
+    phases = _phases(history)
+    inches = _PANEL_INCHES / len(history)
+    crowded = any(
+        len(name) * _CHARACTER_INCHES > (end - start) * inches for name, start, end in phases
+    )
+    for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
+        _draw_curves(axes, history, name)
+        _shade_phases(axes, phases, numbered=crowded)
+        axes.set_title(
+            name.capitalize(), loc="left", color=INK, fontsize=12, fontweight="bold", pad=24
+        )
+    panels[1].yaxis.set_major_formatter(percent_axis())
+    panels[0].legend(frameon=False, labelcolor=INK)
+    if crowded:
+        names = ", ".join(f"{number} {name}" for number, (name, _, _) in enumerate(phases, 1))
+        figure.supxlabel(f"phases: {names}", color=FAINT, fontsize=9)
+    save(figure, file)
+
+
+def _phases(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
+    """Name, left and right edge of every phase on the axis of epochs."""
+    phases = []
+    for name, rows in groupby(history, key=lambda row: row["phase"]):
+        epochs = [row["epoch"] for row in rows]
+        phases.append((shown(name), min(epochs) - 0.5, max(epochs) + 0.5))
+    return phases
+
+
+def _draw_curves(axes: Axes, history: Sequence[Mapping[str, Any]], name: str) -> None:
+    epochs = [row["epoch"] for row in history]
+    for column, color, text in (
+        (name, TRAIN, "training"),
+        (f"val_{name}", VALIDATION, "validation"),
+    ):
+        values = [row[column] for row in history]
+        axes.plot(epochs, values, color=color, label=text, marker="o", markersize=3.5, zorder=3)
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch", color=INK)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def _shade_phases(
+    axes: Axes, phases: Sequence[tuple[str, float, float]], *, numbered: bool
+) -> None:
+    """Every other phase on a shaded ground, its name or its number above it."""
+    for number, (name, start, end) in enumerate(phases, 1):
+        if number % 2:
+            axes.axvspan(start, end, color=SHADE, zorder=0, linewidth=0)
+        axes.text(
+            (start + end) / 2,
+            1.02,
+            str(number) if numbered else name,
+            transform=axes.get_xaxis_transform(),
+            color=FAINT,
+            fontsize=9,
+            va="bottom",
+            ha="center",
+        )
+
+
+def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path) -> None:
+    """The confusion matrix: counts, and in colour the share of the true class.
+
+    Up to 25 classes show their counts; beyond that the colours speak.
+
+    Args:
+        confusion: counts [C, C], rows by true class.
+        class_names: C names.
+        file: PNG to write.
+    """
+    num_classes = len(class_names)
+    cell = max(2.8 / num_classes, min(0.62, _MATRIX_INCHES / num_classes))
+    names_inches = min(24, max(len(name) for name in class_names)) * _CHARACTER_INCHES
+    side = num_classes * cell + names_inches + 0.6
+    figure = new_figure(side + 1.2, side + 0.4)
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    _name_classes(axes, class_names, cell)
+    if num_classes <= _MOST_CLASSES_WITH_COUNTS:
+        _write_counts(axes, confusion, shares, cell)
+    right, total = int(np.trace(confusion)), int(confusion.sum())
+    title = f"Confusion: {right:,} of {total:,} right, {100 * right / total:.1f} %"
+    axes.set_title(title, color=INK, fontsize=12, fontweight="bold", pad=10)
+    _add_scale(figure, picture)
+    save(figure, file)
+
+
+def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
+    """Name rows and columns, as many as can be read, in type that fits the cells."""
+    step = -(-len(class_names) // _MOST_NAMES)
+    places = range(0, len(class_names), step)
+    names = [shown(class_names[place]) for place in places]
+    size = min(9, 72 * cell * step * 0.8)
+    upright = max(map(len, names)) * _CHARACTER_INCHES > cell
+    axes.set_xticks(
+        places,
+        names,
+        fontsize=size,
+        rotation=(90 if cell < 0.3 else 45) if upright else 0,
+        ha="center" if not upright or cell < 0.3 else "right",
+        rotation_mode="anchor" if upright and cell >= 0.3 else "default",
+    )
+    axes.set_yticks(places, names, fontsize=size)
+    axes.tick_params(colors=INK, length=0)
+    axes.set_xlabel("predicted class", color=INK, labelpad=8)
+    axes.set_ylabel("true class", color=INK, labelpad=8)
+    axes.spines[:].set_color(GRID)
+    if step == 1:
+        edges = np.arange(len(class_names) - 1) + 0.5
+        axes.hlines(edges, *axes.get_xlim(), color="white", linewidth=min(1.5, 6 * cell))
+        axes.vlines(edges, *axes.get_ylim(), color="white", linewidth=min(1.5, 6 * cell))
+
+
+def _write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray, cell: float) -> None:
+    digits = len(f"{confusion.max():,}")
+    size = min(11, 72 * cell * 0.9 / (0.7 * digits))
+    for row, column in np.argwhere(confusion):
+        axes.text(
+            column,
+            row,
+            f"{confusion[row, column]:,}",
+            color="white" if shares[row, column] > 0.5 else INK,
+            fontsize=size,
+            ha="center",
+            va="center",
+        )
+
+
+def _add_scale(figure: Figure, picture: AxesImage) -> None:
+    bar = figure.colorbar(picture, ax=picture.axes, shrink=0.6, aspect=24, pad=0.02)
+    bar.ax.yaxis.set_major_formatter(percent_axis())
+    bar.ax.tick_params(colors=INK, length=0)
+    bar.set_label("share of the true class", color=INK)
+    bar.outline.set_visible(False)
+
+
+_HEADROOM = 0.25
+"""Share of the height of the data that is left free above and below it, for figures."""
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """Accuracy with one number of training pictures; `trials` are those of the single seeds."""
+
+    size: int
+    accuracy: float
+    interval: Interval
+    trials: tuple[float, ...]
+
+
+def draw_accuracy_by_size(points: Sequence[SizePoint], file: Path, *, caption: str) -> None:
+    """Accuracy over the number of training pictures, on a logarithmic axis.
+
+    Args:
+        caption: what points and bars stand for.
+        file: PNG to write.
+    """
+    points = sorted(points, key=lambda point: point.size)
+    figure = new_figure(max(5.5, 2.2 + 0.9 * len(points)), 4.4)
+    axes = figure.subplots()
+    _draw_points(axes, points)
+    _set_axes(axes, points)
+    axes.set_title(
+        "Accuracy by number of labels", loc="left", color=INK, fontsize=12, fontweight="bold"
+    )
+    figure.supxlabel(caption, color=FAINT, fontsize=9)
+    save(figure, file)
+
+
+def _draw_points(axes: Axes, points: Sequence[SizePoint]) -> None:
+    sizes = [point.size for point in points]
+    accuracies = [point.accuracy for point in points]
+    lows, highs = zip(*(point.interval for point in points), strict=True)
+    axes.fill_between(sizes, lows, highs, color=TRAIN, alpha=0.12, linewidth=0)
+    axes.vlines(sizes, lows, highs, color=TRAIN, linewidth=1.2, alpha=0.6)
+    axes.plot(sizes, accuracies, color=TRAIN, marker="o", markersize=6, zorder=3)
+    for point in points:
+        if len(point.trials) > 1:
+            each = [point.size] * len(point.trials)
+            axes.scatter(each, point.trials, color="white", edgecolor=TRAIN, s=14, zorder=2)
+        axes.annotate(
+            f"{100 * point.accuracy:.1f}",
+            (point.size, point.interval[1]),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+            fontsize=9,
+        )
+
+
+def _set_axes(axes: Axes, points: Sequence[SizePoint]) -> None:
+    axes.set_xscale("log", base=2)
+    sizes = [point.size for point in points]
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+    low = min(point.interval[0] for point in points)
+    high = max(point.interval[1] for point in points)
+    room = _HEADROOM * max(high - low, 0.02)
+    axes.set_ylim(max(0.0, low - room), high + room)
+    axes.yaxis.set_major_formatter(percent_axis())
+    axes.set_xlabel("training pictures", color=INK)
+    axes.set_ylabel("test accuracy", color=INK)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+
+
+_THUMBNAIL_INCHES = 1.35
+_TITLE_INCHES = 3.4
+_NUM_COLUMNS = 6
+_FEW_PIXELS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Mistake:
+    """One picture [S, S, 3] in 0-255, the name of its class and the name it was given."""
+
+    pixels: np.ndarray
+    label: str
+    prediction: str
+    confidence: float
+
+
+def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
+    """One row a picture, one column a view, the plain picture first.
+
+    Args:
+        views: [R, V, S, S, 3] in 0-255; column v is view v.
+        labels: class name of each row.
+        file: PNG to write.
+    """
+    num_rows, num_views = views.shape[:2]
+    longest = max(len(shown(label, 18)) for label in labels)
+    width = max(_TITLE_INCHES, num_views * _THUMBNAIL_INCHES + 0.3 + 0.085 * longest)
+    figure = new_figure(width, num_rows * _THUMBNAIL_INCHES + 0.7, gap=0.03)
+    grid = figure.subplots(num_rows, num_views, squeeze=False)
+    for row, axes_row in enumerate(grid):
+        for column, axes in enumerate(axes_row):
+            _show_picture(axes, views[row, column])
+            if row == 0:
+                title = "plain" if column == 0 else f"view {column}"
+                axes.set_title(title, color=INK if column == 0 else FAINT, fontsize=10)
+        axes_row[0].set_ylabel(
+            shown(labels[row], 18), rotation=0, ha="right", va="center", color=INK, fontsize=10
+        )
+    figure.suptitle("Views as the network sees them", color=INK, fontweight="bold", fontsize=12)
+    save(figure, file)
+
+
+def draw_mistakes(
+    mistakes: Sequence[Mistake], file: Path, *, num_wrong: int, num_examples: int
+) -> None:
+    """Thumbnails of wrong predictions in the given order: prediction above, truth below.
+
+    Args:
+        mistakes: what to show, at most `num_wrong`; may be empty.
+        file: PNG to write.
+        num_wrong: mistakes in all.
+        num_examples: pictures in all.
+    """
+    num_columns = min(_NUM_COLUMNS, max(1, len(mistakes)))
+    num_rows = -(-len(mistakes) // num_columns)
+    figure = new_figure(max(6.0, num_columns * 1.7 + 0.2), num_rows * 2.1 + 0.9)
+    title = _headline(len(mistakes), num_wrong, num_examples)
+    style: dict[str, Any] = {"color": INK, "fontweight": "bold", "fontsize": 12}
+    if mistakes:
+        figure.suptitle(title, **style)
+        legend = "above each picture: what it was taken for; below: what it is"
+        figure.supxlabel(legend, color=FAINT, fontsize=9)
+        _lay_out(figure.subplots(num_rows, num_columns, squeeze=False).ravel(), mistakes)
+    else:
+        figure.text(0.5, 0.5, title, ha="center", va="center", **style)
+    save(figure, file)
+
+
+def _lay_out(grid: np.ndarray, mistakes: Sequence[Mistake]) -> None:
+    for axes in grid[len(mistakes) :]:
+        axes.set_axis_off()
+    for axes, mistake in zip(grid, mistakes, strict=False):
+        _show_picture(axes, mistake.pixels)
+        prediction = f"{shown(mistake.prediction, 16)} {100 * mistake.confidence:.0f} %"
+        axes.set_title(prediction, color=ALARM, fontsize=9, pad=4)
+        axes.set_xlabel(shown(mistake.label, 20), color=INK, fontsize=9, labelpad=4)
+
+
+def _headline(num_shown: int, num_wrong: int, num_examples: int) -> str:
+    if num_wrong == 0:
+        return f"No mistakes among {num_examples:,} pictures"
+    wrong = f"{num_wrong:,} of {num_examples:,} pictures taken for something else"
+    return wrong if num_shown == num_wrong else f"{wrong}: the {num_shown} most confident"
+
+
+def _show_picture(axes: Axes, pixels: np.ndarray) -> None:
+    """Fill the axes with one picture, without ticks or frame."""
+    axes.imshow(
+        np.clip(np.round(pixels), 0, 255).astype(np.uint8),
+        interpolation="nearest" if len(pixels) < _FEW_PIXELS else "antialiased",
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)

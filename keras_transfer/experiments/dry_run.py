@@ -1,0 +1,104 @@
+"""The dry run: build everything, try one batch of every phase, write nothing."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from keras_transfer.data.datasets import Batching, Examples, Views, training_dataset
+from keras_transfer.data.reading import read_pixels
+from keras_transfer.data.records import BadFile, Records
+from keras_transfer.data.sources import read_records
+from keras_transfer.devices import set_up
+from keras_transfer.devices.hosts import check_one_host
+from keras_transfer.errors import DataError
+from keras_transfer.models.classifier import Classifier
+from keras_transfer.reporting.reporter import Terminal
+from keras_transfer.specs import RunSpec
+from keras_transfer.training.fitting import prepare_classifier
+from keras_transfer.training.optimizers import stage_rates
+from keras_transfer.training.phases import apply_phase, compile_phase
+
+
+def rehearse(spec: RunSpec, terminal: Terminal) -> None:
+    """Read one batch of pictures, train every phase on it once, and print what would happen.
+
+    Raises:
+        DataError, SpecError, WeightsError: what the run itself would raise that early.
+    """
+    check_one_host(spec.devices, "a dry run")
+    devices = set_up(spec.devices, seed=spec.seed)
+    devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
+    terminal.say(devices.describe(spec.training.batch_size))
+    records = read_records(spec.data)
+    terminal.say(f"{len(records.items):,} files of {len(records.class_names)} classes.")
+    absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
+    if absent:
+        terminal.say(f"{len(absent):,} of the files are not there, such as {absent[0]}.")
+    classifier = prepare_classifier(spec, records.class_names)
+    _show_stages(classifier, terminal)
+    rows = list(_try_phases(spec, classifier, _one_batch(spec, records), devices.num_devices))
+    header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
+    terminal.table("Phases", header, rows)
+    terminal.say("Dry run: nothing was written.")
+
+
+def _one_batch(spec: RunSpec, records: Records) -> Examples:
+    """A batch of readable pictures spread over the whole source."""
+    stride = max(1, len(records.items) // spec.training.batch_size)
+    rows = range(0, len(records.items), stride)
+    read = read_pixels(
+        (records.file(row) for row in rows),
+        image_size=spec.data.image_size,
+        resize=spec.data.resize,
+        max_megapixels=spec.data.max_megapixels,
+    )
+    pairs = ((row, item) for row, item in zip(rows, read, strict=True))
+    good = [(row, item) for row, item in pairs if not isinstance(item, BadFile)]
+    good = list(islice(good, spec.training.batch_size))
+    if not good:
+        raise DataError(
+            "none of the pictures tried can be read",
+            expected=f"a readable picture among {len(rows)}",
+            received="unreadable files only",
+            fix="look at the files below data.path",
+        )
+    labels = np.asarray(records.labels(), np.int64)
+    return Examples(
+        pixels=np.stack([item.pixels for _, item in good]),
+        labels=np.asarray([labels[row] for row, _ in good]),
+        example_ids=np.asarray([row for row, _ in good], np.int64),
+        num_classes=len(records.class_names),
+    )
+
+
+def _show_stages(classifier: Classifier, terminal: Terminal) -> None:
+    rows = []
+    for stage, layers in classifier.stages.items():
+        parameters = sum(layer.count_params() for layer in layers)
+        shape = " × ".join(str(size) for size in layers[-1].output.shape[1:])
+        rows.append([stage, str(len(layers)), f"{parameters:,}", shape])
+    terminal.table(classifier.model.name, ["stage", "layers", "parameters", "output"], rows)
+
+
+def _try_phases(
+    spec: RunSpec, classifier: Classifier, examples: Examples, num_devices: int
+) -> Iterator[tuple[str, ...]]:
+    batch = training_dataset(
+        examples,
+        np.arange(len(examples.labels)),
+        Views(examples, spec.views),
+        num_views=spec.views.count,
+        batching=Batching(size=spec.training.batch_size, num_devices=num_devices),
+        seed=spec.seed,
+        epochs=range(1),
+    )
+    for phase in spec.phases:
+        num_trainable = apply_phase(classifier, phase)
+        smoothing = spec.training.label_smoothing
+        compile_phase(classifier, phase, steps_per_epoch=1, label_smoothing=smoothing)
+        loss = classifier.model.fit(batch, shuffle=False, verbose=0).history["loss"][0]
+        rates = stage_rates(phase, classifier)
+        unfrozen = "\n".join(rates)
+        speed = "\n".join(f"{rate:.1e}" for rate in rates.values())
+        yield phase.name, unfrozen, f"{num_trainable:,}", speed, str(phase.epochs), f"{loss:.3f}"

@@ -1,0 +1,129 @@
+"""Questions to a finished run: how good is it, on these pictures, and can it be exported again?"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from keras_transfer.config import override
+from keras_transfer.data.audit import audit, pixels_recipe
+from keras_transfer.data.records import Records
+from keras_transfer.data.sources import read_records
+from keras_transfer.errors import DataError
+from keras_transfer.evaluation.metrics import Evaluation, evaluate
+from keras_transfer.experiments.session import open_store
+from keras_transfer.export.card import make_card
+from keras_transfer.export.delivery import deliver, next_version
+from keras_transfer.export.saved_model.proof import Proof
+from keras_transfer.features.cached_logits import answer
+from keras_transfer.inference.prediction import LoadedRun, labels_in_order, load_run
+from keras_transfer.reporting.reporter import Narrator
+
+
+def evaluate_run(run_path: str | Path, data_path: str | None, *, narrator: Narrator) -> Evaluation:
+    """Judge a run on its own test split, or on all pictures of a folder or CSV file.
+
+    Args:
+        data_path: labels go by name, so the set may hold only some of the run's classes.
+
+    Raises:
+        RunError: the folder holds no finished run.
+        DataError: the pictures cannot be used, changed since the run, or have unknown classes.
+    """
+    run = load_run(run_path)
+    records, labels, probabilities = _predict_labelled(run, data_path, narrator)
+    narrator.say(f"{len(labels):,} pictures of {len(records.class_names)} classes.")
+    return evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
+
+
+def export_run(
+    run_path: str | Path, *, narrator: Narrator, precision: str | None = None
+) -> tuple[Path, Proof]:
+    """Export the run's model under the next version number, proven on its test split.
+
+    Args:
+        precision: as export.precision; None takes the run's own.
+
+    Raises:
+        RunError, DataError: the run or its test pictures are not there any more.
+        ExportError: artefact and model disagree.
+    """
+    run = load_run(run_path)
+    spec = override(run.spec, {"export.precision": precision}) if precision else run.spec
+    records, labels, probabilities = _predict_labelled(run, None, narrator)
+    test = evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
+    rows = run.folder.read_json("splits.json")["rows"]
+    counts = {name: len(entries) for name, entries in rows.items()}
+    export_folder = run.folder.export_folder
+    export_folder.mkdir(exist_ok=True)
+    # Whoever exports at the same time gets another number.
+    with FileLock(export_folder / ".lock"):
+        folder = next_version(export_folder)
+        proof = deliver(
+            run.model,
+            folder,
+            spec=spec,
+            card=make_card(spec, run.model, run.class_names, test, counts),
+            files=[records.file(row) for row in range(len(records.items))],
+            probabilities=probabilities,
+        )
+    return folder, proof
+
+
+def _predict_labelled(
+    run: LoadedRun, data_path: str | None, narrator: Narrator
+) -> tuple[Records, np.ndarray, np.ndarray]:
+    """The pictures asked for, their classes in the run's order, and their probabilities."""
+    records = _test_split(run) if data_path is None else _other_pictures(run, data_path)
+    with open_store(run.spec, narrator=narrator) as store:
+        audited = audit(records, run.spec.data, store=store, narrator=narrator)
+        records = audited.records
+        if data_path is None:
+            _check_unchanged(records, run)
+        labels = labels_in_order(run, records)
+        probabilities = answer(
+            run.model,
+            [record.digest for record in records.items],
+            audited.pixels,
+            pixels_recipe=pixels_recipe(run.spec.data),
+            store=store,
+            narrator=narrator,
+        )
+    return records, labels, probabilities
+
+
+def _test_split(run: LoadedRun) -> Records:
+    """The run's test pictures, without the digests that the audit is to find again."""
+    listed = {entry["path"] for entry in run.folder.read_json("splits.json")["rows"]["test"]}
+    records = read_records(run.spec.data)
+    items = tuple(record for record in records.items if record.path in listed)
+    missing = listed - {record.path for record in items}
+    if missing:
+        raise DataError(
+            f"{len(missing)} test pictures of the run are gone from {records.root}",
+            expected=f"all {len(listed)} pictures of the test split",
+            received=f"no {min(missing)}",
+            fix="restore the pictures, or name other pictures to judge the run on",
+        )
+    return dataclasses.replace(records, items=items)
+
+
+def _check_unchanged(records: Records, run: LoadedRun) -> None:
+    rows = run.folder.read_json("splits.json")["rows"]["test"]
+    digests = {entry["path"]: entry["digest"] for entry in rows}
+    changed = [r.path for r in records.items if r.digest != digests[r.path]]
+    changed += [bad.path for bad in records.bad_files]
+    if changed:
+        raise DataError(
+            f"{len(changed)} test pictures changed since the run",
+            expected="the files that the run was judged on",
+            received=f"another content of {changed[0]}",
+            fix="restore the pictures, or name other pictures to judge the run on",
+        )
+
+
+def _other_pictures(run: LoadedRun, data_path: str) -> Records:
+    source = "csv" if Path(data_path).suffix.lower() == ".csv" else "folder"
+    changes = {"data.source": source, "data.path": data_path}
+    return read_records(override(run.spec, changes).data)

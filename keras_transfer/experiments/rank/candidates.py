@@ -1,0 +1,136 @@
+"""Candidates of a ranking: from names to networks with weights, before any picture is read."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.config import override
+from keras_transfer.errors import SpecError
+from keras_transfer.experiments.rank.source_head import SourceHead, load_source_head
+from keras_transfer.features.phase_inputs import find_cuts
+from keras_transfer.fields import nearest
+from keras_transfer.models.classifier import HEAD, Classifier
+from keras_transfer.models.cuts import Cut
+from keras_transfer.specs import CandidateSpec, PhaseSpec, RankSpec, RunSpec
+from keras_transfer.training.fitting import prepare_classifier
+
+_HEAD_ONLY = PhaseSpec(unfreeze=HEAD)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One trunk to be ranked: `spec` is the run that would fine-tune it."""
+
+    name: str
+    spec: RunSpec
+    source_weights: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """A candidate with its weights. `cut` is where a phase that trains the head alone reads.
+
+    `source` answers for the classes that the trunk was trained on, None where no file was given.
+    """
+
+    candidate: Candidate
+    classifier: Classifier
+    cut: Cut
+    source: SourceHead | None
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the trunk, through its last kept stage."""
+        return sum(layer.count_params() for layer in self.classifier.trunk.layers)
+
+
+def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
+    """What `ranking.backbones` names, filled up with what `spec.model` says.
+
+    Raises:
+        SpecError: there are fewer than two, one is unknown, or two are the same.
+    """
+    if len(ranking.backbones) < 2:
+        raise SpecError(
+            "a ranking needs several trunks",
+            expected='backbones with two entries or more, such as ["resnet50", "mobilenet_v2"]',
+            received=f"{len(ranking.backbones)}",
+            fix="name those that you would consider",
+        )
+    tables = [
+        entry if isinstance(entry, CandidateSpec) else CandidateSpec(backbone=entry)
+        for entry in ranking.backbones
+    ]
+    for number, table in enumerate(tables):
+        if table.backbone not in BACKBONES:
+            raise SpecError(
+                f"backbones.{number} is not in the table of backbones",
+                expected=f"one of {', '.join(BACKBONES)}",
+                received=repr(table.backbone),
+                fix=nearest(table.backbone, list(BACKBONES)),
+            )
+    specs = [override(spec, dict(_changes(table))) for table in tables]
+    names = _name(specs)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SpecError(
+            f"backbones has {twice!r} twice",
+            expected="entries that differ in backbone, last_stage or weights",
+            received=", ".join(names),
+            fix="leave one out, or give them other weights or another last_stage",
+        )
+    return tuple(
+        Candidate(name, one, table.source_weights)
+        for name, one, table in zip(names, specs, tables, strict=True)
+    )
+
+
+def _changes(table: CandidateSpec) -> Iterator[tuple[str, str]]:
+    for name in ("backbone", "last_stage", "weights"):
+        if (value := getattr(table, name)) is not None:
+            yield f"model.{name}", value
+
+
+def _name(specs: Sequence[RunSpec]) -> list[str]:
+    """Names as short as they may be: weights are told where they are random, or where only they
+    tell two candidates apart."""
+    cuts = [(spec.model.backbone, spec.model.last_stage) for spec in specs]
+    trained = [cut for cut, spec in zip(cuts, specs, strict=True) if spec.model.weights != "none"]
+    names = []
+    for spec, cut in zip(specs, cuts, strict=True):
+        name = " to ".join(part for part in cut if part)
+        if spec.model.weights == "none":
+            name += ", random"
+        elif trained.count(cut) > 1:
+            name += f", {spec.model.weights}"
+        names.append(name)
+    return names
+
+
+def prepare(
+    candidates: Sequence[Candidate], class_names: Sequence[str], *, race: bool
+) -> list[Entrant]:
+    """Build all candidates: whatever is wrong with one of them is told within seconds.
+
+    Args:
+        race: whether the phases of the spec will be trained, so that their stages must exist.
+
+    Raises:
+        SpecError: a stage is unknown, pictures are too small, or there is no way to ask for the
+            classes of the source.
+        WeightsError: weights are missing or do not fit.
+    """
+    entrants = []
+    for candidate in candidates:
+        spec = candidate.spec
+        trained = spec if race else replace(spec, phases=(_HEAD_ONLY,))
+        classifier = prepare_classifier(trained, class_names)
+        (cut,) = find_cuts(classifier, [_HEAD_ONLY], 0).values()
+        source = None
+        if candidate.source_weights is not None:
+            source = load_source_head(
+                classifier, spec.model, Path(candidate.source_weights).expanduser()
+            )
+        entrants.append(Entrant(candidate, classifier, cut, source))
+    return entrants

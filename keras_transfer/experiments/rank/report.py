@@ -1,0 +1,232 @@
+"""What a ranking leaves: rank.json, rank.md, rank.png, and a table for the terminal."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from keras_transfer.config import spec_to_dict
+from keras_transfer.experiments.rank.advice import Advice, advise, keeps_limits, three_digits
+from keras_transfer.experiments.rank.finals import agreement
+from keras_transfer.experiments.rank.plot import Dot, draw_ranking
+from keras_transfer.experiments.rank.ranking import Ranked, Ranking
+from keras_transfer.experiments.rank.scoring import METRICS, SHARES, Score
+from keras_transfer.storage.run_folder import RunFolder, describe_environment
+
+TITLE = "Trunks for these pictures, before any fine-tuning"
+_LEGEND = (
+    "Linear probe and k-NN: accuracy in % on pictures held out in turn, with 95 % intervals; "
+    "LogME, H-score, LEEP and NCE: higher is better, comparable within a column only. ms: one "
+    "picture through the frozen layers, images/s: batches of them, measured before features were "
+    "computed. MB: the trunk's weights in float32. The control is noise, which must come last in "
+    "every column."
+)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The ranking in words: tables are headers and rows of texts, `finals` None without a race."""
+
+    sentences: list[str]
+    header: list[str]
+    rows: list[list[str]]
+    finals: tuple[list[str], list[list[str]]] | None
+
+
+def write_ranking(ranking: Ranking, folder: RunFolder) -> Sheet:
+    """Write all files, rank.json last, and return what the terminal shows.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    started = time.perf_counter()
+    advice = advise(ranking)
+    sheet = describe(ranking, advice)
+    folder.write_json("environment.json", describe_environment())
+    with folder.replacing("rank.png") as path:
+        draw_ranking(
+            [_dot(entry, advice) for entry in ranking.entries],
+            path,
+            control=ranking.control["probe"],
+            headline=advice.sentence,
+            max_latency_ms=ranking.ranking.max_latency_ms,
+        )
+    folder.write_text("rank.md", _markdown(ranking, sheet))
+    seconds = {**ranking.seconds, "report": time.perf_counter() - started}
+    folder.write_json("rank.json", _figures(ranking, advice, seconds))
+    return sheet
+
+
+def narrow(sheet: Sheet) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for a terminal of 80 columns.
+
+    Without throughput, and with rounded intervals, of accuracies only, below their values.
+    """
+
+    def broken(name: str) -> str:
+        return name.replace(" to ", "\n  to ").replace(", ", ",\n  ")
+
+    def cell(text: str) -> str:
+        value, _, interval = text.rstrip(")").partition(" (")
+        ends = [f"{float(end):.0f}" for end in interval.split("–") if "…" not in interval and end]
+        return "\n".join([value, "–".join(ends)]) if ends else value
+
+    left_out = sheet.header.index("images/s")
+    header = [title.removeprefix("linear ").removesuffix("-score") for title in sheet.header]
+    rows = [[broken(row[0]), *map(cell, row[1:])] for row in sheet.rows]
+    for cells in (header, *rows):
+        del cells[left_out]
+    return header, rows
+
+
+def describe(ranking: Ranking, advice: Advice) -> Sheet:
+    """Put a ranking and its advice into words."""
+    metrics = [metric for metric in METRICS if metric in ranking.control]
+    header = ["", "ms", "images/s", "MB", *(METRICS[metric] for metric in metrics)]
+    rows = [_row(entry, metrics) for entry in ranking.entries]
+    control = {metric: Score(value) for metric, value in ranking.control.items()}
+    rows.append(["noise, the control", "", "", "", *_cells(control, metrics)])
+    computed = sum(entry.tally.num_computed for entry in ranking.entries)
+    found = sum(entry.tally.num_found for entry in ranking.entries)
+    pictures = (
+        f"Frozen layers ran on {computed:,} pictures; the features of {found:,} were stored "
+        f"already. The {ranking.num_left_out:,} test pictures were left out."
+    )
+    sentences = [advice.sentence, *advice.warnings, pictures]
+    return Sheet(sentences, header, rows, _describe_finals(ranking) if ranking.finals else None)
+
+
+def _row(entry: Ranked, metrics: Sequence[str]) -> list[str]:
+    return [
+        entry.name,
+        three_digits(entry.latency_ms),
+        three_digits(entry.images_per_second),
+        three_digits(entry.size_mb),
+        *_cells(entry.scores, metrics),
+    ]
+
+
+def _cells(scores: dict[str, Score], metrics: Sequence[str]) -> list[str]:
+    cells = []
+    for metric in metrics:
+        if metric not in scores:
+            cells.append("–")
+            continue
+        value, interval = scores[metric].value, scores[metric].interval
+        scale, digits = (100, 1) if metric in SHARES else (1, 2)
+        text = _number(scale * value, digits)
+        if interval:
+            low, high = (_number(scale * end, digits) for end in interval)
+            text += f" ({low}…{high})" if metric not in SHARES else f" ({low}–{high})"
+        cells.append(text)
+    return cells
+
+
+def _number(value: float, digits: int) -> str:
+    """With a real minus sign and no negative zero."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def _describe_finals(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
+    header = ["finalist", "rung", "epochs", "seconds", "validation accuracy"]
+    rows = []
+    for one in ranking.finals:
+        low, high = (f"{100 * end:.1f}" for end in one.val_interval)
+        accuracy = f"{100 * one.val_accuracy:.1f} ({low}–{high})"
+        rows.append([one.name, f"{one.rung}", f"{one.num_epochs}", f"{one.seconds:.0f}", accuracy])
+    return header, rows
+
+
+def describe_agreement(ranking: Ranking) -> str:
+    """How each metric's order agrees with that of the finals, and what that is worth."""
+    told = [
+        f"{METRICS[metric]} {'none' if tau is None else _number(tau, 2)}"
+        for metric, tau in _agreement(ranking).items()
+    ]
+    return (
+        f"Weighted Kendall tau with the outcome, over {len(ranking.finals)} finalists: "
+        f"{', '.join(told)}. So few can agree by chance: take it as an anecdote."
+    )
+
+
+def _agreement(ranking: Ranking) -> dict[str, float | None]:
+    values = {
+        metric: {
+            entry.name: entry.scores[metric].value
+            for entry in ranking.entries
+            if metric in entry.scores
+        }
+        for metric in ranking.control
+    }
+    return agreement(ranking.finals, values)
+
+
+def _dot(entry: Ranked, advice: Advice) -> Dot:
+    probe = entry.scores["probe"]
+    interval = probe.interval or (probe.value, probe.value)
+    recommended = entry.name == advice.recommended
+    return Dot(entry.name, entry.latency_ms, probe.value, interval, recommended)
+
+
+def _figures(ranking: Ranking, advice: Advice, seconds: dict[str, float]) -> dict[str, Any]:
+    return {
+        "recommended": advice.recommended,
+        "sentence": advice.sentence,
+        "warnings": list(advice.warnings),
+        "candidates": [_figures_of(entry, ranking, advice) for entry in ranking.entries],
+        "control": ranking.control,
+        "unreliable": ranking.unreliable,
+        "worthless": ranking.worthless,
+        "finals": [asdict(one) for one in ranking.finals],
+        "agreement": _agreement(ranking) if ranking.finals else {},
+        "num_pictures": ranking.num_pictures,
+        "num_left_out": ranking.num_left_out,
+        "num_classes": ranking.num_classes,
+        "seconds": seconds,
+        "ranking": spec_to_dict(ranking.ranking),
+        "spec": spec_to_dict(ranking.spec),
+    }
+
+
+def _figures_of(entry: Ranked, ranking: Ranking, advice: Advice) -> dict[str, Any]:
+    model = entry.spec.model
+    difference, interval = advice.behind.get(entry.name, (None, None))
+    return {
+        "name": entry.name,
+        "backbone": model.backbone,
+        "last_stage": model.last_stage,
+        "weights": model.weights,
+        "within_limits": keeps_limits(entry, ranking),
+        "num_features": entry.num_features,
+        "num_parameters": entry.num_parameters,
+        "size_mb": entry.size_mb,
+        "latency_ms": entry.latency_ms,
+        "images_per_second": entry.images_per_second,
+        "precision": entry.tally.choice.precision,
+        "scores": {metric: asdict(score) for metric, score in entry.scores.items()},
+        "behind_best": difference,
+        "behind_best_interval": interval,
+        "views_computed": entry.tally.num_computed,
+        "views_found": entry.tally.num_found,
+    }
+
+
+def _markdown(ranking: Ranking, sheet: Sheet) -> str:
+    spec = ranking.spec
+    what = (
+        f"Ranked on {ranking.num_pictures:,} training and validation pictures of "
+        f"{ranking.num_classes} classes at {spec.data.image_size} px, {ranking.ranking.folds} "
+        f"folds, {ranking.ranking.neighbours} neighbours, seed {spec.seed}; {os.cpu_count()} "
+        "processors."
+    )
+    lines = [f"# {TITLE}", sheet.sentences[0], _table(sheet.header, sheet.rows), _LEGEND]
+    lines += [*sheet.sentences[1:], what, "![accuracy against latency](rank.png)"]
+    if sheet.finals:
+        lines += ["## The finals", _table(*sheet.finals), describe_agreement(ranking)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))

@@ -1,0 +1,143 @@
+"""What a study leaves: study.json, out-of-fold predictions or a learning curve, and a table."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from keras_transfer.evaluation.plots import draw_accuracy_by_size
+from keras_transfer.evaluation.predictions import prediction_columns, prediction_rows
+from keras_transfer.experiments.study.study import Group, Study, spread
+from keras_transfer.experiments.summary import with_interval
+from keras_transfer.reporting.reporter import Terminal
+
+
+def write_study(study: Study) -> None:
+    """Write what the study is about, and in the end study.json, which says that it is complete."""
+    if study.spec.folds > 1:
+        _write_out_of_fold(study)
+    if study.spec.halvings:
+        with study.run.replacing("learning_curve.png") as path:
+            points = [group.point for group in study.groups]
+            draw_accuracy_by_size(points, path, caption=_meaning(study))
+    content = {
+        "kind": study.kind,
+        "summary": _summarise(study),
+        "cost": _cost(study),
+        "trials": [asdict(result) for result in study.results],
+    }
+    study.run.write_json("study.json", content)
+
+
+def _write_out_of_fold(study: Study) -> None:
+    """A row for each picture and seed, as in predictions.csv, by seed and in the source's order."""
+    names = study.records.class_names
+    labels = np.asarray(study.records.labels())
+    rows: list[tuple[tuple[int, int], list[Any]]] = []
+    for trial in study.trials:
+        seed = trial.result.seed
+        paths = (study.records.items[row].path for row in trial.rows)
+        predictions = prediction_rows(paths, labels[trial.rows], trial.probabilities, names)
+        for row, prediction in zip(trial.rows.tolist(), predictions, strict=True):
+            rows.append(((seed, row), [seed, trial.result.fold, *prediction]))
+    rows.sort(key=lambda pair: pair[0])
+    header = ["seed", "fold", *prediction_columns(names)]
+    study.run.write_rows("out_of_fold.csv", header, (row for _, row in rows))
+
+
+def _summarise(study: Study) -> dict[str, Any]:
+    groups = study.groups
+    summary: dict[str, Any] = {
+        "by": study.by,
+        "groups": [
+            {
+                study.by: group.value,
+                "num_trials": len(group.results),
+                "num_held_out": group.num_held_out,
+                "accuracy": group.accuracy,
+                "interval": group.interval if group.is_of_one_seed else None,
+                **group.spread,
+            }
+            for group in groups
+        ],
+    }
+    if not study.spec.halvings:
+        summary["over_groups"] = spread([group.accuracy for group in groups])
+    if study.by == "fold":
+        whole = Group(0, tuple(study.results))
+        summary["out_of_fold"] = {"accuracy": whole.accuracy, "interval": whole.interval}
+    return summary
+
+
+def _cost(study: Study) -> dict[str, Any]:
+    names = ("seconds", "views_computed", "views_found", "views_trained_on")
+    return {name: sum(getattr(result, name) for result in study.results) for name in names}
+
+
+def show_study(study: Study, terminal: Terminal) -> None:
+    """Print a row for each group, what they say together, and what the store saved."""
+    groups = study.groups
+    rows = [
+        [
+            f"{group.value:,}",
+            f"{len(group.results)}",
+            f"{group.num_held_out:,}",
+            f"{sum(result.seconds for result in group.results):.0f}",
+            with_interval(group.accuracy, group.interval),
+        ]
+        for group in groups
+    ]
+    title = {"train_size": "training pictures"}.get(study.by, study.by)
+    header = [title, "trials", "held out", "seconds", "accuracy"]
+    caption = f"{_meaning(study)}, in %"
+    terminal.table(f"Study {study.run.path}", header, rows, caption=caption)
+    for sentence in (_describe_result(study), _describe_cost(study)):
+        terminal.say(sentence)
+    if study.spec.folds > 1:
+        terminal.say(f"Out-of-fold predictions {study.run.path / 'out_of_fold.csv'}")
+    if study.spec.halvings:
+        terminal.say(f"Learning curve {study.run.path / 'learning_curve.png'}")
+    terminal.say(f"All figures {study.run.study_file}")
+
+
+def _meaning(study: Study) -> str:
+    """What accuracy and interval of a group are."""
+    if all(group.is_of_one_seed for group in study.groups):
+        return "accuracy with its 95 % interval"
+    return f"accuracy: median, minimum and maximum over {study.spec.seeds} seeds"
+
+
+def _describe_result(study: Study) -> str:
+    groups = study.groups
+    if study.spec.halvings:
+        many, few = groups[0], groups[-1]
+        return (
+            f"{few.accuracy:.1%} with {few.value:,} training pictures, {many.accuracy:.1%} with "
+            f"{many.value:,}."
+        )
+    over = spread([group.accuracy for group in groups])
+    text = (
+        f"over {len(groups)} {study.by}s minimum {over['minimum']:.1%}, median "
+        f"{over['median']:.1%}, maximum {over['maximum']:.1%}, mean {over['mean']:.1%}"
+    )
+    if over["standard_deviation"] is not None:
+        text += f", standard deviation {100 * over['standard_deviation']:.1f} points"
+    if study.by == "fold":
+        whole = Group(0, tuple(study.results))
+        low, high = whole.interval
+        return (
+            f"Out of fold {whole.accuracy:.1%} ({low:.1%} to {high:.1%}) of "
+            f"{whole.num_held_out:,} pictures; {text}."
+        )
+    what = "Out-of-fold accuracy" if study.spec.folds > 1 else "Test accuracy"
+    return f"{what} {text}."
+
+
+def _describe_cost(study: Study) -> str:
+    cost = _cost(study)
+    if not cost["views_computed"] + cost["views_found"]:
+        return "No features were stored: frozen layers ran in every epoch of every trial."
+    return (
+        f"Frozen layers ran on {cost['views_computed']:,} views for {len(study.trials)} trials; "
+        f"epoch by epoch it would have been {cost['views_trained_on']:,}."
+    )

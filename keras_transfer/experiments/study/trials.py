@@ -1,0 +1,195 @@
+"""Trials: the trainings that a study is made of, each on its own splits and with its own seed."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_transfer.config import override
+from keras_transfer.data.records import Records
+from keras_transfer.data.splits import Splits, make_folds, make_splits, with_train_size
+from keras_transfer.devices import forgetting_graphs, set_up
+from keras_transfer.experiments.descriptions import describe_cache
+from keras_transfer.experiments.run import Data
+from keras_transfer.features.phase_inputs import Pool, Supply
+from keras_transfer.reporting.reporter import Narrator, Sheet
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.cache import Store
+from keras_transfer.training.fitting import fit_phases, prepare_classifier
+
+ONE_RUN = {"folds": 1, "seeds": 1, "halvings": 0}
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One training of a study. `splits.test` are the rows it is judged on; `fold` is from 1."""
+
+    name: str
+    spec: RunSpec
+    splits: Splits
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What one trial ended with, as `study.json` has it.
+
+    `num_right` of `num_held_out` pictures that it never trained or chose on were named right.
+    Views are counted as in `cache.json`. `phases` have name, epochs, seconds, val_accuracy, kept.
+    """
+
+    name: str
+    seed: int
+    fold: int | None
+    train_size: int
+    num_held_out: int
+    num_right: int
+    accuracy: float
+    seconds: float
+    views_computed: int
+    views_found: int
+    views_trained_on: int
+    phases: list[dict[str, Any]]
+
+
+def plan_trials(
+    spec: RunSpec, records: Records, apart: np.ndarray, *, narrator: Narrator
+) -> list[Trial]:
+    """All trials of a study, in the order in which they run.
+
+    Args:
+        records: audited.
+        apart: rows of the test split of `spec.seed`, which cross-validation leaves alone.
+
+    Raises:
+        DataError: the pictures do not suffice for so many folds or splits.
+    """
+    seeds = [spec.seed + number for number in range(spec.seeds)]
+    if spec.folds > 1:
+        return [
+            _trial(spec, splits, fold=fold)
+            for seed in seeds
+            for fold, splits in enumerate(
+                make_folds(records, spec.data, apart, num_folds=spec.folds, seed=seed), 1
+            )
+        ]
+    drawn = [make_splits(records, spec.data, seed=seed) for seed in seeds]
+    if not spec.halvings:
+        return [_trial(spec, splits) for splits in drawn]
+    sizes = _halve(min(len(splits.train) for splits in drawn), spec, records, narrator)
+    return [
+        _trial(spec, with_train_size(splits, records, size)) for splits in drawn for size in sizes
+    ]
+
+
+def _trial(spec: RunSpec, splits: Splits, *, fold: int | None = None) -> Trial:
+    parts = []
+    if fold:
+        parts.append(f"fold {fold} of {spec.folds}")
+    if spec.halvings:
+        parts.append(f"{len(splits.train):,} pictures")
+    if spec.seeds > 1 or not parts:
+        parts.append(f"seed {splits.seed}")
+    name = ", ".join(parts)
+    return Trial(name, override(spec, {**ONE_RUN, "seed": splits.seed}), splits, fold)
+
+
+def _halve(size: int, spec: RunSpec, records: Records, narrator: Narrator) -> list[int]:
+    """Numbers of training pictures, the largest first, with one picture a class at least."""
+    wanted = [size // 2**number for number in range(spec.halvings + 1)]
+    sizes = [size for size in wanted if size >= len(records.class_names)]
+    if len(sizes) < len(wanted):
+        narrator.say(
+            f"The learning curve ends at {sizes[-1]:,} training pictures, after "
+            f"{len(sizes) - 1} of {spec.halvings} halvings: with half of them not every one of "
+            f"the {len(records.class_names)} classes would have a picture."
+        )
+    return sizes
+
+
+def pools(trials: Sequence[Trial]) -> list[Pool]:
+    """For each trial the rows of all that have its trunk."""
+    siblings: dict[int | None, list[Splits]] = {}
+    for trial in trials:
+        siblings.setdefault(_trunk_of(trial), []).append(trial.splits)
+    union = {trunk: Pool.of(*splits) for trunk, splits in siblings.items()}
+    return [union[_trunk_of(trial)] for trial in trials]
+
+
+def _trunk_of(trial: Trial) -> int | None:
+    """Random weights depend on the seed, all others do not."""
+    return trial.spec.seed if trial.spec.model.weights == "none" else None
+
+
+def run_trial(
+    trial: Trial, data: Data, pool: Pool, *, store: Store, narrator: Narrator
+) -> tuple[TrialResult, np.ndarray]:
+    """Train once; the result and probabilities float32 [N, C] of the N held-out pictures.
+
+    Args:
+        data: audited; its own splits play no part.
+        pool: rows whose views are stored together, see `pools`.
+
+    Raises:
+        RunError: training diverged, or features cannot be stored.
+    """
+    started = time.perf_counter()
+    # Otherwise Keras keeps something of every model. It resets the dtype policy as well.
+    keras.utils.clear_session()
+    spec, splits = trial.spec, trial.splits
+    set_up(spec.devices, seed=spec.seed)
+    classifier = prepare_classifier(spec, data.records.class_names)
+    supply = Supply(spec, data.source, splits, store=store, narrator=narrator, pool=pool)
+    with forgetting_graphs():
+        outcomes = fit_phases(classifier, supply, narrator=narrator)
+    probabilities = supply.predict(classifier, splits.test)
+    right = int(np.sum(probabilities.argmax(axis=1) == data.examples.labels[splits.test]))
+    cache = describe_cache(data.num_decoded, supply.tallies, outcomes, splits)
+    kept = ("name", "epochs", "seconds", "val_accuracy", "kept")
+    result = TrialResult(
+        name=trial.name,
+        seed=spec.seed,
+        fold=trial.fold,
+        train_size=len(splits.train),
+        num_held_out=len(splits.test),
+        num_right=right,
+        accuracy=right / len(splits.test),
+        seconds=time.perf_counter() - started,
+        views_computed=cache["views_computed"],
+        views_found=cache["views_found"],
+        views_trained_on=cache["views_trained_on"],
+        phases=[{name: dataclasses.asdict(o)[name] for name in kept} for o in outcomes],
+    )
+    return result, probabilities
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Shows a trial's progress under its name; what it says goes to the log alone."""
+
+    narrator: Narrator
+    name: str
+
+    def say(self, text: str) -> None:
+        """Log one sentence."""
+        logging.getLogger("keras_transfer").info(f"{self.name}: {text}")
+
+    def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """The listener's own, with the trial's name."""
+        return self.narrator.counting(f"{self.name}: {title}")
+
+    def watching(
+        self, title: str, epochs: int, steps_per_epoch: int
+    ) -> AbstractContextManager[list[keras.callbacks.Callback]]:
+        """The listener's own, with the trial's name."""
+        return self.narrator.watching(f"{self.name}: {title}", epochs, steps_per_epoch)
+
+    def showing(self, read: Callable[[], Sheet]) -> AbstractContextManager[None]:
+        """The listener's own."""
+        return self.narrator.showing(read)

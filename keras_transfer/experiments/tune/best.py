@@ -1,0 +1,194 @@
+"""The winner of a search: its own weights as a run, its spread over seeds, and whether it gained.
+
+Validation pictures choose the winner, so its score flatters it. Trained with other seeds it shows
+how much of that was luck of the seed, beside the spec as it was; the test split, looked at once
+and by the winner alone, shows what is left on pictures that chose nothing.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import keras
+import numpy as np
+import tomli_w
+
+from keras_transfer.config import override, spec_to_dict
+from keras_transfer.evaluation.intervals import Interval
+from keras_transfer.experiments.run import Result, run_transfer
+from keras_transfer.experiments.study.trials import Aside
+from keras_transfer.experiments.trial_runner import Bench, Training
+from keras_transfer.experiments.tune.record import SearchTrial, ranked
+from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import start_run
+
+BEST_SPEC, WINNER = "best.toml", "winner"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The winner and the spec as it was, trained with the same other seeds.
+
+    Accuracies are on validation, one a seed; `difference` is the mean gain, `interval` its 95 %
+    interval over pictures, each of which is compared with itself.
+    """
+
+    seeds: tuple[int, ...]
+    winner: tuple[float, ...]
+    default: tuple[float, ...]
+    difference: float
+    interval: Interval
+
+    @property
+    def exceeds_noise(self) -> bool:
+        """Whether the gain is surely one."""
+        return self.interval[0] > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Winner:
+    """The best trial, the spec as it was with the search's seed, and the run made of the best.
+
+    `keeps_weights` says that the run has the very weights of the trial; trained on folds, a trial
+    has several models, and the run's is trained anew on the run's own split.
+    """
+
+    trial: SearchTrial
+    spec: RunSpec
+    training: Training
+    default: Training
+    comparison: Comparison | None
+    result: Result
+    keeps_weights: bool
+    is_better_than_default: bool
+
+
+def choose(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> SearchTrial:
+    """The best of the trials that trained longest: scores of shorter ones are not theirs yet.
+
+    Args:
+        trials: at least one is scored.
+    """
+    longest = max(trial.share for trial in trials if trial.is_scored)
+    finalists = [trial for trial in trials if trial.share == longest]
+    return ranked(finalists, higher_is_better=higher_is_better)[0]
+
+
+def crown(
+    trials: Sequence[SearchTrial], bench: Bench, run: RunFolder, *, narrator: Narrator
+) -> Winner:
+    """Choose the winner, compare it, and make a run of it in the folder `winner`.
+
+    Raises:
+        RunError, ExportError: as a run would.
+    """
+    original = bench.original
+    trial = choose(trials, higher_is_better=original.search.higher_is_better)
+    spec = bench.vary(trial.values)
+    narrator.say(f"Trial {trial.name} is the best.")
+    aside = Aside(narrator, f"trial {trial.name}")
+    training = bench.train(spec, narrator=aside)
+    default = bench.train(bench.spec, narrator=Aside(narrator, "the spec as it was"))
+    comparison = None
+    if original.search.refits:
+        comparison = _compare(spec, bench, original.search.refits, narrator)
+    best = override(spec, {"name": f"{original.name}-{WINNER}"})
+    write_best_spec(run, best, trial=trial.name)
+    result = _make_run(best, bench.state(spec).checkpoint_folder, run, aside)
+    sign = 1 if original.search.higher_is_better else -1
+    gain = sign * (
+        training.figures[original.search.objective] - default.figures[original.search.objective]
+    )
+    return Winner(
+        trial,
+        best,
+        training,
+        default,
+        comparison,
+        result,
+        keeps_weights=original.folds == 1,
+        is_better_than_default=gain > 0,
+    )
+
+
+def _compare(spec: RunSpec, bench: Bench, refits: int, narrator: Narrator) -> Comparison:
+    seeds = [spec.seed + 1 + number for number in range(refits)]
+
+    def refit(of: RunSpec, name: str) -> list[Training]:
+        return [
+            bench.train(
+                override(of, {"seed": seed}),
+                narrator=Aside(narrator, f"{name}, seed {seed}"),
+                tell_each=True,
+            )
+            for seed in seeds
+        ]
+
+    ours, theirs = refit(spec, "the winner"), refit(bench.spec, "the spec as it was")
+    gains = _share_right(ours) - _share_right(theirs)
+    half = 1.96 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
+    centre = float(gains.mean())
+    return Comparison(
+        seeds=tuple(seeds),
+        winner=tuple(t.val_accuracy for t in ours),
+        default=tuple(t.val_accuracy for t in theirs),
+        difference=centre,
+        interval=(centre - half, centre + half),
+    )
+
+
+def _share_right(trainings: Sequence[Training]) -> np.ndarray:
+    """How many of the trainings name each picture right, a share [N]."""
+    told = [training.right for training in trainings if training.right is not None]
+    return np.mean(told, axis=0)
+
+
+def write_best_spec(run: RunFolder, best: RunSpec, *, trial: str) -> None:
+    """Write best.toml: every field that is not at its default, so that `train` does it again."""
+    head = f"# Trial {trial}: python -m pipelines.train {run.path / BEST_SPEC}\n"
+    run.write_text(BEST_SPEC, head + tomli_w.dumps(_changed(best)))
+
+
+def _changed(spec: RunSpec) -> dict[str, Any]:
+    values, defaults = spec_to_dict(spec), spec_to_dict(RunSpec())
+    changed = _differences(values, defaults)
+    # TOML has no word for nothing, and a list replaces its default as a whole.
+    changed["phases"] = [
+        {name: value for name, value in phase.items() if value is not None}
+        for phase in values["phases"]
+    ]
+    return changed
+
+
+def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            inner = _differences(value, defaults[name])
+            found |= {name: inner} if inner else {}
+        elif value != defaults[name]:
+            found[name] = "none" if value is None else value
+    return found
+
+
+def _make_run(best: RunSpec, state: Path, run: RunFolder, narrator: Narrator) -> Result:
+    """A run that takes up the trial's training where it ended: with its last phase finished."""
+    folder = run.path / WINNER
+    shutil.rmtree(folder, ignore_errors=True)
+    # Layers that Keras numbers by itself get the names they had in the trial.
+    keras.utils.clear_session()
+    winner = start_run(best, output=folder)
+    shutil.copy(run.path / "splits.json", winner.path / "splits.json")
+    if state.is_dir():
+        shutil.copytree(state, winner.checkpoint_folder)
+    return run_transfer(best, winner, narrator=narrator)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, minimum and maximum of shares, in %."""
+    return f"{mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"

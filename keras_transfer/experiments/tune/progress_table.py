@@ -1,0 +1,151 @@
+"""What a person sees while a search goes on: a sentence a trial, the best and the running ones.
+
+Everything shown is read from the book, so that it does not matter which process trains.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import keras
+
+from keras_transfer.experiments.tune.record import SearchTrial, ranked
+from keras_transfer.experiments.tune.trial_log import Begun, Book
+from keras_transfer.reporting.reporter import Narrator, Sheet, Silent
+from keras_transfer.specs import RunSpec
+
+_NUM_BEST: Final = 3
+_SECONDS: Final = 1.0
+"""Between two looks into the book."""
+
+
+@contextlib.contextmanager
+def watching_book(book: Book, spec: RunSpec, narrator: Narrator) -> Iterator[None]:
+    """Tell of every trial that ends while the block runs, and show the state of the search."""
+    known = {trial.name for trial in book.ended()}
+    over = threading.Event()
+
+    def tell() -> None:
+        for trial in book.ended():
+            if trial.name not in known:
+                known.add(trial.name)
+                narrator.say(describe_trial(trial))
+
+    def keep_telling() -> None:
+        while not over.wait(_SECONDS):
+            tell()
+
+    thread = threading.Thread(target=keep_telling, daemon=True)
+    with narrator.showing(lambda: _read(book, spec)):
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            tell()
+
+
+def describe_trial(trial: SearchTrial) -> str:
+    """How one trial ended, in one sentence."""
+    values = describe_values(trial)
+    if not trial.is_scored or trial.val_accuracy is None:
+        return f"Trial {trial.name} failed ({values}): {trial.cause.splitlines()[0]}"
+    return (
+        f"Trial {trial.name}: validation accuracy {trial.val_accuracy:.1%}, log loss "
+        f"{trial.val_loss:.3f}, {trial.epochs} epochs in {trial.seconds:.1f} s ({values})."
+    )
+
+
+def describe_values(trial: SearchTrial) -> str:
+    """What a trial was given, as overrides are written."""
+    return ", ".join(f"{name}={shown(value)}" for name, value in trial.values.items())
+
+
+def shown(value: Any) -> str:
+    """A value of the space as people write it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def make_sheet(
+    title: str,
+    names: Sequence[str],
+    best: Sequence[SearchTrial],
+    running: Sequence[tuple[Begun, str]] = (),
+    *,
+    caption: str,
+) -> Sheet:
+    """A column for each trial, a row for each parameter and figure: many of them fit a terminal."""
+    columns = [
+        [
+            *_cells(trial.values, names),
+            f"{100 * (trial.val_accuracy or 0):.1f}",
+            f"{trial.val_loss:.3f}",
+            f"{trial.epochs}",
+            f"{trial.seconds:.1f}",
+        ]
+        for trial in best
+    ]
+    columns += [
+        [*_cells(begun.values, names), "…", "…", progress or "building", "…"]
+        for begun, progress in running
+    ]
+    labels = [*names, "validation, %", "log loss", "epochs", "seconds"]
+    rows = [[label, *cells] for label, *cells in zip(labels, *columns, strict=True)]
+    header = ["trial", *(trial.name for trial in best), *(begun.name for begun, _ in running)]
+    return Sheet(title, header, rows, caption)
+
+
+def _read(book: Book, spec: RunSpec) -> Sheet:
+    ended, running = book.ended(), book.running()
+    best = ranked(ended, higher_is_better=spec.search.higher_is_better)[:_NUM_BEST]
+    failed = sum(not trial.is_scored for trial in ended)
+    caption = f"{len(ended)} trials done, {failed} of them failed; the best and the running ones"
+    names = list(spec.search.space)
+    return make_sheet(f"Search {book.folder.path}", names, best, running, caption=caption)
+
+
+def _cells(values: dict[str, Any], names: Sequence[str]) -> list[str]:
+    return [shown(values[name]) if name in values else "" for name in names]
+
+
+@dataclass(frozen=True)
+class TrialNarrator(Silent):
+    """Notes in the book how far a trial is; what it says goes to the log alone."""
+
+    book: Book
+    begun: Begun
+
+    def say(self, text: str) -> None:
+        """Log one sentence."""
+        logging.getLogger("keras_transfer").info(f"trial {self.begun.name}: {text}")
+
+    @contextlib.contextmanager
+    def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """Notes the count about once a second."""
+        noted = [time.monotonic()]
+
+        def count(done: int, total: int) -> None:
+            if time.monotonic() - noted[0] >= _SECONDS:
+                noted[0] = time.monotonic()
+                self.book.note(self.begun.name, f"{title} {done:,}/{total:,}")
+
+        yield count
+
+    @contextlib.contextmanager
+    def watching(
+        self,
+        title: str,
+        epochs: int,
+        steps_per_epoch: int,  # noqa: ARG002
+    ) -> Iterator[list[keras.callbacks.Callback]]:
+        """A callback that notes every epoch."""
+
+        def end(epoch: int, logs: Any) -> None:  # noqa: ARG001
+            self.book.note(self.begun.name, f"{title} {epoch + 1}/{epochs}")
+
+        yield [keras.callbacks.LambdaCallback(on_epoch_end=end)]

@@ -1,0 +1,119 @@
+"""A search: many trainings of one spec with other values, on features that are stored once.
+
+spec and its space → bench (pictures, splits, store) → trials by KerasTuner → winner → report
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from keras_transfer.data.records import Records
+from keras_transfer.devices.hosts import check_one_host
+from keras_transfer.errors import RunError, SpecError
+from keras_transfer.experiments.tune.best import Winner, crown
+from keras_transfer.experiments.tune.progress_table import watching_book
+from keras_transfer.experiments.tune.record import SearchTrial
+from keras_transfer.experiments.tune.space import check_space
+from keras_transfer.experiments.tune.trial_log import Book
+from keras_transfer.experiments.tune.worker import open_bench, parse_duration, run_trials
+from keras_transfer.experiments.tune.workers import run_workers
+from keras_transfer.reporting.reporter import Narrator, Terminal
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+
+SUFFIX: Final = "-search"
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """A finished search.
+
+    Seconds are wall time since the search was begun or resumed: until its last trial ended, and
+    until all was done. `num_before` trials had ended before that.
+    """
+
+    spec: RunSpec
+    run: RunFolder
+    records: Records
+    trials: tuple[SearchTrial, ...]
+    winner: Winner
+    num_before: int
+    search_seconds: float
+    seconds: float
+
+
+def check_search(spec: RunSpec) -> None:
+    """Raise SpecError, before anything is read, if the spec cannot be searched."""
+    check_space(spec)
+    parse_duration(spec.search.time_budget)
+    if spec.seeds > 1 or spec.halvings:
+        raise SpecError(
+            "a search trains every proposal with one seed on all pictures",
+            expected="seeds=1 and halvings=0; folds=… cross-validates",
+            received=f"seeds={spec.seeds}, halvings={spec.halvings}",
+            fix="leave these fields out; search.refits repeats the winner with other seeds",
+        )
+
+
+def run_search(
+    spec: RunSpec,
+    run: RunFolder | None = None,
+    *,
+    num_workers: int = 1,
+    narrator: Narrator | None = None,
+) -> SearchResult:
+    """Search, choose, compare and deliver, into a search's folder.
+
+    Args:
+        run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
+        num_workers: processes that train trials side by side; 1 trains in this one.
+        narrator: who is told of decisions and progress; by default the terminal.
+
+    Raises:
+        SpecError: the space or another field cannot be searched.
+        DataError, WeightsError: the input cannot be used as it is.
+        RunError: every trial failed, or the folder cannot be written.
+        Exception: whatever ended a trial and was not its own fault.
+    """
+    started = time.perf_counter()
+    narrator = narrator or Terminal()
+    run = run or start_run(spec, suffix=SUFFIX)
+    with contextlib.ExitStack() as held:
+        held.enter_context(vacated_on_refusal(run))
+        check_one_host(spec.devices, "a search")
+        check_search(spec)
+        bench = held.enter_context(open_bench(spec, run, narrator=narrator))
+        book = Book(run)
+        num_before = len(book.ended())
+        with watching_book(book, spec, narrator):
+            if num_workers > 1:
+                run_workers(run, num_workers, narrator=narrator)
+            else:
+                run_trials(bench, book)
+        trials = book.ended()
+        _check_some_scored(trials)
+        search_seconds = time.perf_counter() - started
+        winner = crown(trials, bench, run, narrator=narrator)
+    shutil.rmtree(run.checkpoint_folder)
+    seconds = time.perf_counter() - started
+    records = bench.data.records
+    return SearchResult(
+        spec, run, records, tuple(trials), winner, num_before, search_seconds, seconds
+    )
+
+
+def _check_some_scored(trials: Sequence[SearchTrial]) -> None:
+    if not any(trial.is_scored for trial in trials):
+        causes = [trial.cause for trial in trials if trial.cause]
+        all_of_them = f"all {len(trials)} trials" if len(trials) > 1 else "the only trial"
+        raise RunError(
+            f"{all_of_them} of the search failed",
+            expected="at least one trial with a finite score",
+            # The first sentence says what; the rest of it is advice to somebody else.
+            received=causes[0].splitlines()[0] if causes else "no trial",
+            fix="mend what the first failure names, and search anew",
+        )

@@ -1,0 +1,201 @@
+"""KerasTuner at the bench: its oracles propose, its loop asks, and a trial is a training of ours.
+
+What a failure means is decided here, since KerasTuner by itself goes on after anything: numbers
+that are not finite and memory that ran out fail their trial, every other error ends the search.
+"""
+
+import contextlib
+import io
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import keras_tuner
+
+from keras_transfer.devices import is_out_of_memory
+from keras_transfer.devices.subprocess_call import resident_mb
+from keras_transfer.errors import DivergedError, RunError
+from keras_transfer.experiments.trial_runner import Bench, Training
+from keras_transfer.experiments.tune.record import COMPLETED, FAILED, SearchTrial
+from keras_transfer.experiments.tune.space import declare, values_of
+from keras_transfer.experiments.tune.trial_log import Begun, Book
+from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.specs import RunSpec
+
+_MOST_ATTEMPTS: Final = 3
+"""A trial whose process was killed so often has failed: memory may have run out."""
+
+_NO_LIMIT: Final = 10**9
+"""Failed trials in a row that KerasTuner puts up with: we count them in the end."""
+
+Watch = Callable[[Begun], Narrator]
+
+
+def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
+    """The proposer that `spec.search` names; `num_epochs` are those of a whole training."""
+    search = spec.search
+    parameters = keras_tuner.HyperParameters()
+    declare(parameters, spec)
+    direction = "max" if search.higher_is_better else "min"
+    common: dict[str, Any] = {
+        "objective": keras_tuner.Objective(search.objective, direction),
+        "hyperparameters": parameters,
+        "allow_new_entries": False,
+        # KerasTuner takes 0 for no seed at all.
+        "seed": search.seed + 1,
+        "max_consecutive_failed_trials": _NO_LIMIT,
+    }
+    oracles = keras_tuner.oracles
+    if search.tuner == "hyperband":
+        oracle = oracles.HyperbandOracle(
+            max_epochs=num_epochs,
+            factor=search.hyperband_factor,
+            hyperband_iterations=search.hyperband_iterations,
+            **common,
+        )
+    else:
+        kinds = {
+            "random": oracles.RandomSearchOracle,
+            "bayesian": oracles.BayesianOptimizationOracle,
+            "grid": oracles.GridSearchOracle,
+        }
+        oracle = kinds[search.tuner](max_trials=search.trials, **common)
+    oracle.verbose = 0
+    return oracle
+
+
+def hand_out_again(oracle: keras_tuner.Oracle) -> None:
+    """Give trials that a killed search has left to whoever asks first.
+
+    KerasTuner keeps them for workers of the same names, and for ever: there may be fewer now.
+    """
+    oracle._retry_queue.extend(trial.trial_id for trial in oracle.ongoing_trials.values())
+    oracle.ongoing_trials.clear()
+
+
+class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
+    """Runs the oracle's trials at a bench and keeps a book of them."""
+
+    def __init__(self, oracle: keras_tuner.Oracle, bench: Bench, book: Book, *, watch: Watch):
+        """`watch` makes the narrator of a trial that begins."""
+        self._bench, self._book, self._watch = bench, book, watch
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().__init__(oracle, directory=str(book.folder.path), project_name="oracle")
+
+    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
+        """Train with the trial's values; its figures, by the names that objectives have."""
+        try:
+            ended = self._run(trial)
+        except Exception as error:
+            raise keras_tuner.errors.FatalError(str(error)) from error
+        return _figures(ended)
+
+    def _run(self, trial: Any) -> SearchTrial:
+        proposed = trial.hyperparameters.values
+        values = values_of(self._bench.original, proposed)
+        spec = self._bench.vary(values)
+        known = self._book.result(trial.trial_id)
+        if known and known.values == values:
+            return known
+        begun = self._book.begin(trial.trial_id, spec, values, worker=self.tuner_id)
+        whole = spec.num_epochs
+        num_epochs = proposed.get("tuner/epochs", whole)
+        try:
+            _check_attempts(begun)
+            training = self._bench.train(spec, num_epochs=num_epochs, narrator=self._watch(begun))
+        except BaseException as error:
+            if not _is_its_own_fault(error):
+                # It was stopped, not killed: that says nothing against it.
+                self._book.drop(begun.name)
+                raise
+            ended = _ended(begun, num_epochs / whole, error=error)
+        else:
+            objective = self._bench.original.search.objective
+            ended = _ended(begun, num_epochs / whole, training=training, objective=objective)
+        self._book.end(ended)
+        return ended
+
+
+def _is_its_own_fault(error: BaseException) -> bool:
+    """Whether an error fails its trial alone, so that others may do better."""
+    return isinstance(error, DivergedError | _KilledError) or is_out_of_memory(error)
+
+
+def _figures(ended: SearchTrial) -> dict[str, float]:
+    """What KerasTuner is told of a trial that ended, now or before the search was interrupted."""
+    if ended.val_accuracy is None or ended.val_loss is None:
+        raise keras_tuner.errors.FailedTrialError(ended.cause)
+    return {"val_accuracy": ended.val_accuracy, "val_loss": ended.val_loss}
+
+
+class _KilledError(RunError):
+    """The process died in this trial again and again."""
+
+
+def _check_attempts(begun: Begun) -> None:
+    if begun.attempt > _MOST_ATTEMPTS:
+        raise _KilledError(
+            f"the process was killed in trial {begun.name} {_MOST_ATTEMPTS} times",
+            expected="a trial that ends",
+            received="no result",
+            fix="if memory ran out, lower training.batch_size or the largest values of the space",
+        )
+
+
+def _ended(
+    begun: Begun,
+    share: float,
+    *,
+    training: Training | None = None,
+    objective: str = "",
+    error: BaseException | None = None,
+) -> SearchTrial:
+    """A trial's record, of its training or of the error that failed it."""
+    return SearchTrial(
+        name=begun.name,
+        values=begun.values,
+        status=COMPLETED if training else FAILED,
+        score=training.figures[objective] if training else None,
+        val_accuracy=training.val_accuracy if training else None,
+        val_loss=training.val_loss if training else None,
+        epochs=training.epochs if training else 0,
+        seconds=time.time() - begun.started,
+        started=begun.started,
+        worker=begun.worker,
+        cause=f"{type(error).__name__}: {error}" if error else "",
+        share=share,
+        resident_mb=resident_mb(),
+    )
+
+
+def run_tuner(tuner: SearchTuner, oracle: keras_tuner.Oracle, *, seconds: float) -> None:
+    """Search until the oracle has no more trials, or until none may begin any more.
+
+    As a worker, asks the chief; as the chief, answers workers until all have left.
+
+    Args:
+        seconds: how long trials may begin, infinity for no limit.
+
+    Raises:
+        Exception: whatever ended a trial and was not its own fault.
+    """
+
+    def close() -> None:
+        # The oracle then tells everybody, its own loop included, that the search has ended.
+        oracle.max_trials = max(1, len(oracle.trials))
+
+    timer = threading.Timer(seconds, close) if math.isfinite(seconds) else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        # KerasTuner prints the traceback of every failed trial; the book has its cause.
+        with contextlib.redirect_stderr(io.StringIO()):
+            tuner.search()
+    except keras_tuner.errors.FatalError as fatal:
+        raise (fatal.__cause__ or fatal) from None
+    finally:
+        if timer:
+            timer.cancel()

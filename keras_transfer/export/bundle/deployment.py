@@ -1,0 +1,118 @@
+"""What a served model needs around it: configuration, container, manifest, clients and its card.
+
+Written into the folder that holds the numbered versions, filled in for the newest of them:
+
+    models.config             TensorFlow Serving's list of models
+    batching_parameters.txt   how it puts requests together
+    Dockerfile, compose.yaml  a container of the newest version, alone or with Docker Compose
+    kubernetes.yaml           Deployment with probes and limits, Service, autoscaler
+    clients/                  a request with curl, Python's standard library and gRPC
+    README.md                 the model's card
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from keras_transfer.export.card import Card
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model.proof import Proof
+from keras_transfer.export.saved_model.writer import BATCH_SIZES
+from keras_transfer.storage.atomic import replacing
+
+FILES: Final = (
+    "models.config",
+    "batching_parameters.txt",
+    "Dockerfile",
+    ".dockerignore",
+    "compose.yaml",
+    "kubernetes.yaml",
+    "clients/curl.sh",
+    "clients/rest.py",
+    "clients/grpc_client.py",
+)
+SERVING_VERSION: Final = "2.21.0"
+"""Release of TensorFlow Serving that the container is built on: TensorFlow's own, which wrote."""
+
+_BASE_MEGABYTES, _PER_MEGABYTE = 512, 8
+"""Memory asked for: what a server needs before it loads, and for each MB of a SavedModel."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What the templates are filled in with; `is_compiled` says that XLA runs the SavedModel."""
+
+    contract: Contract
+    version: int
+    folder: Path
+    is_compiled: bool
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """By the names that templates know."""
+        size = sum(file.stat().st_size for file in self.version_folder.rglob("*") if file.is_file())
+        megabytes = _BASE_MEGABYTES + _PER_MEGABYTE * size / 1e6
+        return {
+            "name": self.contract.name,
+            "dns_name": dns_name(self.contract.name),
+            "version": self.version,
+            "serving_version": SERVING_VERSION,
+            "batch_sizes": BATCH_SIZES,
+            "memory_mb": 256 * -(-round(megabytes) // 256),
+            "contract": self.contract,
+            "is_compiled": self.is_compiled,
+        }
+
+    @property
+    def version_folder(self) -> Path:
+        """The SavedModel."""
+        return self.folder / str(self.version)
+
+
+def write_bundle(version_folder: Path, proof: Proof) -> None:
+    """Write all files into the parent of a numbered version; earlier ones are replaced.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    folder = version_folder.parent
+    bundle = Bundle(
+        Contract.read(version_folder), int(version_folder.name), folder, proof.backend == "jax"
+    )
+    templates = _environment()
+    for name in FILES:
+        text = templates.get_template(f"{name}.j2").render(bundle.values)
+        with replacing(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
+            path.chmod(0o755 if name.endswith(".sh") else 0o644)
+    text = templates.get_template("README.md.j2").render(
+        bundle.values, card=Card.read(version_folder), proof=proof, kept=proof.kept
+    )
+    with replacing(folder / "README.md") as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def dns_name(name: str) -> str:
+    """A name that Kubernetes accepts: lower case, digits and dashes, at most 50 characters."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "model"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("keras_transfer.export.bundle"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["cell"] = _cell
+    return environment
+
+
+def _cell(text: str) -> str:
+    """Text inside a cell of a Markdown table: nothing in it is Markdown, HTML or a new cell."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", text)

@@ -1,0 +1,138 @@
+"""What a comparison of formats leaves: formats.json, formats.md, and a table for the terminal."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from keras_transfer.export.formats.agreement import BATCH_SIZES, Agreement, Latency
+from keras_transfer.reporting.reporter import Sheet
+from keras_transfer.storage.run_folder import describe_environment
+
+JSON_FILE: Final = "formats.json"
+MARKDOWN_FILE: Final = "formats.md"
+PLAIN: Final = "model.export"
+"""Name of the row that the others are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to answer: its size, how it agrees with the model, and how long it takes.
+
+    `latencies` are by batch size, empty unless ways were timed, or where this one is refused.
+    """
+
+    name: str
+    file: str
+    megabytes: float
+    agreement: Agreement | None
+    refusal: str = ""
+    latencies: dict[int, Latency] = field(default_factory=dict)
+
+    def per_second(self) -> dict[int, float]:
+        """Pictures a second by batch size."""
+        return {size: 1000 * size / latency.p50 for size, latency in self.latencies.items()}
+
+
+def write_sheet(
+    rows: Sequence[Row], folder: Path, *, num_threads: int, notes: Sequence[str]
+) -> None:
+    """Write formats.json, and formats.md where ways were timed."""
+    content = {
+        "formats": [_as_json(row) for row in rows],
+        "num_threads": num_threads,
+        "notes": list(notes),
+        "environment": describe_environment(),
+    }
+    text = json.dumps(content, indent=2, allow_nan=False)
+    (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+    if any(row.latencies for row in rows):
+        (folder / MARKDOWN_FILE).write_text(_markdown(rows, notes), encoding="utf-8")
+
+
+def sheet(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Sheet:
+    """The table for a terminal of 80 columns; the files have more."""
+    timed = any(row.latencies for row in rows)
+    sizes = (BATCH_SIZES[0], BATCH_SIZES[-1])
+    header = ["format", "MB", "agree", "accuracy"]
+    if timed:
+        header += [*(f"ms of {size}" for size in sizes), "img/s"]
+    cells = [
+        _folded(_cells(row, sizes if timed else ()), refused=bool(row.refusal)) for row in rows
+    ]
+    legend = (
+        "Labels that agree in %, largest |Δp| below; accuracy in %, its 95 % interval below; "
+        "milliseconds: median, 95th percentile below."
+    )
+    return Sheet(title, header, cells, " ".join([legend, *notes] if timed else notes))
+
+
+def against_plain(rows: Sequence[Row]) -> list[str]:
+    """Sentences on what the fastest way, and ours, take of the plain export's time."""
+    plain = next((row for row in rows if row.name == PLAIN), None)
+    others = [row for row in rows if row.latencies and not row.name.startswith(PLAIN)]
+    if plain is None or not plain.latencies or not others:
+        return []
+    sentences = []
+    for size in BATCH_SIZES:
+        best = min(others, key=lambda row: row.latencies[size].p50)
+        shares = f"{_share(best, plain, size)} the time of {PLAIN}"
+        ours = next((row for row in others if row.name == "SavedModel"), None)
+        if ours is not None and ours is not best:
+            shares += f"; SavedModel {_share(ours, plain, size)}"
+        sentences.append(f"Batches of {size}: {best.name} is fastest, {shares}.")
+    return sentences
+
+
+def _share(row: Row, plain: Row, size: int) -> str:
+    return f"{row.latencies[size].p50 / plain.latencies[size].p50:.2f} ×"
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    content = dataclasses.asdict(row)
+    if row.agreement is not None and not math.isfinite(row.agreement.max_abs_difference):
+        content["agreement"]["max_abs_difference"] = None
+    return content | {"pictures_per_second": row.per_second()}
+
+
+def _cells(row: Row, sizes: Sequence[int]) -> list[str]:
+    """Name, size, agreement and accuracy; where ways were timed, latencies and pictures/s."""
+    found = row.agreement
+    cells = [row.name, f"{row.megabytes:.1f}", *["–"] * 3]
+    if found is not None:
+        low, high = (100 * end for end in found.accuracy_interval)
+        cells[2:] = [
+            f"{100 * found.label_agreement:.1f}",
+            f"{found.max_abs_difference:.1e}",
+            f"{100 * found.accuracy:.1f} ({low:.1f}–{high:.1f})",
+        ]
+    for size in sizes:
+        latency = row.latencies.get(size)
+        cells.append(f"{latency.p50:.1f} / {latency.p95:.1f}" if latency else "–")
+    if sizes:
+        rates = row.per_second()
+        cells.append(f"{rates[sizes[-1]]:.0f}" if rates else "–")
+    return cells
+
+
+def _folded(cells: list[str], *, refused: bool) -> list[str]:
+    """The same with what is less important on a line of its own."""
+    name, size, agree, difference, *figures = (
+        cell.replace(" (", "\n").replace(" / ", "\n").rstrip(")") for cell in cells
+    )
+    name = name.replace(" ", "\n")
+    return [f"{name}\nrefused" if refused else name, size, f"{agree}\n{difference}", *figures]
+
+
+def _markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    header = ["format", "MB", "labels that agree, %", "max abs Δp", "accuracy, %"]
+    header += [f"ms for {size}, p50 / p95" for size in BATCH_SIZES]
+    header.append(f"pictures/s in batches of {BATCH_SIZES[-1]}")
+    table = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    table += [_cells(row, BATCH_SIZES) for row in rows]
+    refused = [f"- {row.name} is refused: {row.refusal}" for row in rows if row.refusal]
+    lines = ["# Formats", "", *(f"| {' | '.join(cells)} |" for cells in table), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in notes), *refused, ""])

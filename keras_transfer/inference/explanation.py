@@ -1,0 +1,163 @@
+"""Where a finished run sees what it says: a heat map for each of any number of files."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.records import BadFile
+from keras_transfer.errors import DataError
+from keras_transfer.export.saved_model.network import as_trained, grad_cam, heat_map
+from keras_transfer.fields import nearest
+from keras_transfer.inference.prediction import LoadedRun, filled_size, full_float32
+
+BATCH_SIZE = 8
+"""Small: gradients keep what prediction throws away, and somebody waits for the first picture."""
+
+LIKELIEST = -1
+"""In place of a class's column: each picture's most probable class."""
+
+Explain = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Explanation:
+    """One picture's answer, and where the network sees one class in it.
+
+    `pixels` is uint8 [S, S, 3], the square that the network sees; `probabilities` float32 [C];
+    `class_index` the column that is explained; `heat` float32 [h, w] in 0-1, a cell for each place
+    of the trunk's last features.
+    """
+
+    path: str
+    class_names: tuple[str, ...]
+    probabilities: np.ndarray
+    class_index: int
+    heat: np.ndarray
+    pixels: np.ndarray
+
+    @property
+    def label(self) -> str:
+        """Name of the most probable class."""
+        return self.class_names[int(self.probabilities.argmax())]
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the most probable class."""
+        return float(self.probabilities.max())
+
+    @property
+    def explained(self) -> str:
+        """Name of the class that the heat map is of."""
+        return self.class_names[self.class_index]
+
+    @property
+    def explained_probability(self) -> float:
+        """Probability of the class that the heat map is of."""
+        return float(self.probabilities[self.class_index])
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no place speaks for the class: the map is zero everywhere."""
+        return not self.heat.any()
+
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """The `count` most probable classes with their probabilities, best first."""
+        best = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(self.class_names[column], float(self.probabilities[column])) for column in best]
+
+
+def explain_files(
+    run: LoadedRun,
+    files: Iterable[Path],
+    *,
+    class_name: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Explanation | BadFile]:
+    """Explain every file, in order; one that is no usable picture comes back as a `BadFile`.
+
+    Lazy all the way, as `predict_files` is.
+
+    Args:
+        class_name: which class to look for in every picture; None is each picture's likeliest.
+
+    Raises:
+        DataError: at once, if the run has no such class.
+    """
+    index = _column(run, class_name)
+    data = run.spec.data
+    pictures = read_pixels(
+        files, image_size=data.image_size, resize=data.resize, max_megapixels=data.max_megapixels
+    )
+    explain = explainer(run.model)
+
+    def answers() -> Iterator[Explanation | BadFile]:
+        while batch := list(itertools.islice(pictures, batch_size)):
+            good = [item.pixels for item in batch if isinstance(item, Picture)]
+            found = zip(*explain(np.stack(good), index), strict=True) if good else iter(())
+            for item in batch:
+                if isinstance(item, BadFile):
+                    yield item
+                else:
+                    yield _explanation(run, item, index, *next(found))
+
+    return answers()
+
+
+def explainer(model: keras.Model) -> Explain:
+    """A function of pixels uint8 [B, S, S, 3] and a class's column, or `LIKELIEST`.
+
+    It returns probabilities float32 [B, C] and Grad-CAM heat maps float32 [B, h, w] in 0-1. The
+    trunk runs once a picture, and one trace serves batches of any size.
+    """
+    network = as_trained(model)
+    squares = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
+
+    @tf.function(autograph=False, input_signature=[squares, tf.TensorSpec([], tf.int32)])
+    def explain(pixels: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # Mixed precision makes half-precision features, whose gradient would have few digits.
+        features = tf.cast(network.trunk(tf.cast(pixels, tf.float32)), tf.float32)
+        chosen = tf.fill(tf.shape(features)[:1], index)
+        logits = network.head(features)
+        signed = grad_cam(network, features, logits, chosen)
+        return tf.nn.softmax(logits), heat_map(signed)
+
+    def run(pixels: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+        size = len(pixels)
+        filled = np.resize(pixels, (filled_size(size), *pixels.shape[1:]))
+        with full_float32():
+            probabilities, heat = explain(tf.constant(filled, tf.uint8), index)
+        return probabilities[:size].numpy(), heat[:size].numpy()
+
+    return run
+
+
+def _explanation(
+    run: LoadedRun, picture: Picture, index: int, probabilities: np.ndarray, heat: np.ndarray
+) -> Explanation:
+    return Explanation(
+        path=picture.file.as_posix(),
+        class_names=run.class_names,
+        probabilities=probabilities,
+        class_index=int(probabilities.argmax()) if index == LIKELIEST else index,
+        heat=heat,
+        pixels=picture.pixels,
+    )
+
+
+def _column(run: LoadedRun, class_name: str | None) -> int:
+    if class_name is None:
+        return LIKELIEST
+    if class_name not in run.class_names:
+        raise DataError(
+            f"the run in {run.folder.path} has no class {class_name!r}",
+            expected="one of its classes",
+            received=repr(class_name),
+            fix=nearest(class_name, run.class_names),
+        )
+    return run.class_names.index(class_name)

@@ -1,1 +1,0 @@
-"""One training on several hosts: who starts them, and who minds them."""

@@ -1,0 +1,75 @@
+"""Batch prediction by many workers: files go out in chunks, and rows come back in their order.
+
+Chunks are whole batches, so that every batch is made up as it is in a single process. Memory does
+not grow with the number of files: chunks are begun only a few ahead of the oldest one at work.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from keras_transfer.inference.writers import Row
+from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.scale.cluster import joined
+from keras_transfer.scale.environment import Surroundings
+from keras_transfer.scale.worker_pool import Crew
+from keras_transfer.scale.workers import Predictor
+
+_BATCHES_IN_A_CHUNK: Final = 8
+_CHUNKS_AHEAD: Final = 4
+"""For each worker: what the others do while one is started again."""
+
+
+def predict_with_workers(
+    target: str,
+    files: Iterable[Path],
+    *,
+    identity: str,
+    known: Mapping[str, np.ndarray],
+    batch_size: int,
+    num_workers: int,
+    narrator: Narrator,
+) -> Iterator[Row]:
+    """As `delivery.prediction.predict_files`, by many processes: the same rows in the same order.
+
+    Args:
+        target: a path that all machines can open; see `delivery.prediction_targets`.
+        identity: from `prediction_targets.identify`; a worker that opens another one refuses.
+
+    Raises:
+        RunError: Ray is not installed, the workers failed, or have another model.
+    """
+    files = iter(files)
+    chunks = iter(lambda: list(itertools.islice(files, _BATCHES_IN_A_CHUNK * batch_size)), [])
+    first = next(chunks, None)
+    if first is None:
+        return
+    with joined(num_workers, narrator=narrator) as share:
+        import ray
+
+        # Once for all workers.
+        shared = ray.put(dict(known))
+        arguments = (target, identity, shared, batch_size, Surroundings.here(share.num_threads))
+        crew = Crew(
+            start=lambda options: ray.remote(Predictor).options(**options).remote(*arguments),
+            send=lambda worker, chunk: worker.predict.remote(chunk),
+            name=_name,
+            share=share,
+            narrator=narrator,
+        )
+        done: dict[int, list[Row]] = {}
+        place = 0
+        tasks = itertools.chain([first], chunks)
+        ahead = _CHUNKS_AHEAD * num_workers
+        for number, _, rows in crew.work(tasks, num_workers, ahead=ahead):
+            done[number] = rows
+            while place in done:
+                yield from done.pop(place)
+                place += 1
+
+
+def _name(chunk: list[Path]) -> str:
+    return f"the files {chunk[0].as_posix()} to {chunk[-1].as_posix()}"

@@ -1,0 +1,120 @@
+"""What the processes of a crew do. Whatever is large is imported when the first task has come.
+
+Networks are built once and kept. A worker refuses to work with another network than the one that
+the process which plans has: on another machine, weights, files and versions may be others.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_transfer.errors import RunError
+from keras_transfer.scale.environment import Surroundings
+from keras_transfer.specs import RunSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from keras_transfer.features.chunks import Unit, Workshop
+    from keras_transfer.features.source import Source
+    from keras_transfer.inference.writers import Row
+
+
+class Extractor:
+    """Computes units of an extraction, by the classifier that a spec describes."""
+
+    def __init__(self, spec: RunSpec, class_names: Sequence[str], surroundings: Surroundings):
+        """Take note of everything."""
+        self._spec, self._class_names = spec, class_names
+        self._surroundings = surroundings
+        self._workshop: Workshop | None = None
+
+    def compute(self, unit: "Unit", source: "Source") -> None:
+        """Write the unit's shards; `source` has its pictures alone.
+
+        Raises:
+            RunError: the classifier, a version or the store is another one here.
+        """
+        if self._workshop is None:
+            self._surroundings.settle_in()
+            self._workshop = self._open(source)
+        for recipe in unit.recipes:
+            if recipe.digest not in self._workshop.cuts:
+                raise _another("classifier", f"layers of {recipe.title} are others")
+            if not (unit.folder / recipe.id).is_dir():
+                raise _another("store", f"there is no {unit.folder / recipe.id}")
+        workshop = dataclasses.replace(self._workshop, source=source)
+        for _ in workshop.compute([unit]):
+            pass
+
+    def _open(self, source: "Source") -> "Workshop":
+        from keras_transfer.data.audit import pixels_recipe
+        from keras_transfer.devices import set_up
+        from keras_transfer.features.chunks import Workshop
+        from keras_transfer.features.phase_inputs import find_cuts
+        from keras_transfer.features.source import features_recipe
+        from keras_transfer.training.fitting import prepare_classifier
+
+        spec = self._spec
+        if source.pixels.digest != pixels_recipe(spec.data).digest:
+            raise _another("version of TensorFlow", "it would make other pixels")
+        set_up(spec.devices, seed=spec.seed)
+        classifier = prepare_classifier(spec, self._class_names)
+        cuts = find_cuts(classifier, spec.phases, 0).values()
+        by_digest = {features_recipe(cut, source, spec.cache).digest: cut for cut in cuts}
+        return Workshop(by_digest, source)
+
+
+class Predictor:
+    """Answers for files, by a target that all machines can open.
+
+    `identity` is the hash of what the planning process opened; `known` are answers that need no
+    network, by the digests of files.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        identity: str,
+        known: "Mapping[str, np.ndarray]",
+        batch_size: int,
+        surroundings: Surroundings,
+    ):
+        """Take note of everything."""
+        self._path, self._identity, self._known = target, identity, known
+        self._batch_size = batch_size
+        self._surroundings = surroundings
+
+    def predict(self, files: Sequence[Path]) -> "list[Row]":
+        """One row a file, in order.
+
+        Raises:
+            RunError: the target is another one here.
+        """
+        target = self._target  # Before TensorFlow is imported: it settles in.
+        from keras_transfer.inference.prediction import predict_files
+
+        return list(predict_files(target, files, known=self._known, batch_size=self._batch_size))
+
+    @cached_property
+    def _target(self) -> Any:
+        self._surroundings.settle_in()
+        from keras_transfer.inference.targets import identify, open_target
+
+        target = open_target(self._path)
+        if identify(target) != self._identity:
+            raise _another("model", f"{self._path} has other weights or terms")
+        return target
+
+
+def _another(what: str, received: str) -> RunError:
+    import os
+
+    return RunError(
+        f"the worker on {os.uname().nodename} has another {what} than the process that plans",
+        expected="the same package, libraries, weights and folders on all machines",
+        received=received,
+        fix="install the same versions everywhere, and share the folders that the spec names",
+    )

@@ -1,0 +1,255 @@
+"""Store: a folder of entries, one process at a time in each, within a limit of bytes.
+
+    3f2a…/         an entry, named by its recipe        3f2a….lock      who works on it
+    3f2a….removed/ what a killed process left of one
+
+Locks lie beside the entries, so that removing an entry never removes a lock that somebody holds.
+The operating system frees the lock of a killed process.
+
+Where anything that outlives a run is kept: unpacked data sets and stored features.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+
+from keras_transfer.errors import RunError
+from keras_transfer.storage.entry import (
+    DESCRIPTION,
+    Entry,
+    Recipe,
+    read_description,
+    remove_entry,
+    sweep_removed,
+)
+from keras_transfer.storage.shards import explained
+
+_ENTRY: Final = re.compile(r"[0-9a-f]{16}")
+_POLL_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True)
+class EntryInfo:
+    """What `Store.entries` tells about one entry; `used` is in seconds since 1970."""
+
+    id: str
+    kind: str
+    title: str
+    rows: int
+    num_bytes: int
+    used: float
+
+
+def _ignore(text: str) -> None:
+    """Who listens when nobody does."""
+
+
+class Store:
+    """Arrays that are computed once, in one folder of this machine.
+
+    `limit_bytes` is kept by removing the entries that were used least recently, never one that
+    somebody works on. `say` is told in plain sentences what was found damaged, whom the store
+    waits for, and what it removes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        limit_bytes: int | None = None,
+        say: Callable[[str], None] = _ignore,
+    ):
+        self.folder = folder.absolute()
+        self._limit_bytes = limit_bytes
+        self._say = say
+
+    @contextmanager
+    def opened(self, *recipes: Recipe) -> Iterator[tuple[Entry, ...]]:
+        """Hold the entries of recipes, alone, while the block runs; missing ones are started.
+
+        Open all entries of a task at once: two processes that open one after the other, each in
+        its own order, could wait for each other forever.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        wanted = {recipe.id: recipe for recipe in recipes}
+        with ExitStack() as held:
+            with explained(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for name in sorted(wanted):
+                    held.enter_context(self._locked(name, wanted[name].title))
+                sweep_removed(self.folder)
+                entries = {name: self._open(recipe) for name, recipe in wanted.items()}
+            yield tuple(entries[recipe.id] for recipe in recipes)
+
+    def free_for(self, *recipes: Recipe) -> int:
+        """Bytes that the entries of recipes may take together, with what they hold already.
+
+        That is what the limit and the disk leave when all goes that nobody works on.
+        """
+        wanted = {recipe.id for recipe in recipes}
+        in_use = yielding = 0
+        with explained(self.folder):
+            for info in self.entries():
+                if info.id in wanted or self._is_free(info.id):
+                    yielding += info.num_bytes
+                else:
+                    in_use += info.num_bytes
+        room = shutil.disk_usage(_existing(self.folder)).free + yielding
+        return room if self._limit_bytes is None else max(0, min(room, self._limit_bytes - in_use))
+
+    def entries(self) -> list[EntryInfo]:
+        """All entries, the most recently used first."""
+        infos = []
+        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+            if _ENTRY.fullmatch(folder.name) and _is_ours(folder):
+                # Another process may remove one meanwhile.
+                with suppress(FileNotFoundError):
+                    infos.append(_info(folder))
+        return sorted(infos, key=lambda info: info.used, reverse=True)
+
+    def verify(self, name: str) -> int | None:
+        """Check all files of an entry; damaged ones are told and removed.
+
+        Returns how many were damaged, or None if somebody works on the entry.
+        """
+        with explained(self.folder), ExitStack() as held:
+            if not self._try_lock(name, held):
+                return None
+            try:
+                recipe, _, _ = read_description(self.folder / name)
+                if recipe.id != name:
+                    raise ValueError(f"{DESCRIPTION} is that of {recipe.id}")
+            except ValueError as error:
+                self._say(f"{name} is damaged ({error}) and was removed")
+                remove_entry(self.folder / name)
+                return 1
+            entry = self._entry(recipe)
+            entry.check()
+            return entry.num_damaged
+
+    def remove(self, name: str) -> bool:
+        """Remove an entry; False if somebody works on it."""
+        with explained(self.folder), ExitStack() as held:
+            if not self._try_lock(name, held):
+                return False
+            remove_entry(self.folder / name)
+            return True
+
+    def _open(self, recipe: Recipe) -> Entry:
+        entry = self._entry(recipe)
+        (self.folder / recipe.id / DESCRIPTION).touch()  # Its time says when it was used last.
+        return entry
+
+    def _entry(self, recipe: Recipe) -> Entry:
+        return Entry(self.folder / recipe.id, recipe, say=self._say, make_room=self._make_room)
+
+    @contextmanager
+    def _locked(self, name: str, title: str) -> Iterator[None]:
+        lock = self._lock(name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self._say(f"Waiting for another process that works on the stored {title}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _lock(self, name: str) -> FileLock:
+        file = self.folder / f"{name}.lock"
+        return FileLock(file, poll_interval=_POLL_SECONDS, thread_local=False)
+
+    def _try_lock(self, name: str, held: ExitStack) -> bool:
+        try:
+            held.enter_context(self._lock(name).acquire(timeout=0))
+        except Timeout:
+            return False
+        return True
+
+    def _is_free(self, name: str) -> bool:
+        with ExitStack() as held:
+            return self._try_lock(name, held)
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Remove what was used least recently until `num_bytes` more fit within the limit."""
+        if self._limit_bytes is None:
+            return
+        infos = self.entries()
+        excess = sum(info.num_bytes for info in infos) + num_bytes - self._limit_bytes
+        leaving = []
+        with ExitStack() as held:
+            # All that would have to go are locked first: nothing goes in vain.
+            for info in reversed(infos):
+                if excess > 0 and self._try_lock(info.id, held):
+                    leaving.append(info)
+                    excess -= info.num_bytes
+            if excess > 0:
+                raise self._too_full(excess)
+            for info in leaving:
+                with explained(self.folder):
+                    remove_entry(self.folder / info.id)
+                self._say(
+                    f"Removed the stored {info.title} ({info.num_bytes / 1e6:,.0f} MB), used least "
+                    "recently, to stay within cache.limit_gb"
+                )
+
+    def _too_full(self, excess: int) -> RunError:
+        assert self._limit_bytes is not None
+        return RunError(
+            f"the store in {self.folder} has reached its limit",
+            expected=f"at most cache.limit_gb={self._limit_bytes / 1e9:g}",
+            received=f"{excess / 1e9:.2g} GB more, and nothing that nobody works on to remove",
+            fix="raise cache.limit_gb, or set cache.mode=off",
+        )
+
+
+def _info(folder: Path) -> EntryInfo:
+    sizes = dict(_sizes(folder))
+    num_bytes = sum(sizes.values())
+    try:
+        recipe, _, _ = read_description(folder)
+    except ValueError:
+        used = folder.stat().st_mtime
+        return EntryInfo(folder.name, "", "rows of a damaged entry", 0, num_bytes, used)
+    data_bytes = sum(size for name, size in sizes.items() if name.endswith(".bin"))
+    used = (folder / DESCRIPTION).stat().st_mtime
+    num_rows = data_bytes // recipe.row_bytes
+    return EntryInfo(folder.name, recipe.kind, recipe.title, num_rows, num_bytes, used)
+
+
+def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as files:
+        for file in files:
+            # What is half written is renamed sooner or later.
+            with suppress(FileNotFoundError):
+                yield file.name, file.stat().st_size
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is an entry, perhaps one that has lost its description."""
+    return (folder / DESCRIPTION).is_file() or any(folder.glob("shard-*.json"))
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def home() -> Path:
+    """$KERAS_TRANSFER_HOME, or ~/.cache/keras_transfer."""
+    default = Path.home() / ".cache" / "keras_transfer"
+    return Path(os.environ.get("KERAS_TRANSFER_HOME") or default).expanduser().absolute()
+
+
+def feature_folder(folder: str = "") -> Path:
+    """The feature store that `cache.folder` names; '' is features/ below home."""
+    return Path(folder).expanduser().absolute() if folder else home() / "features"

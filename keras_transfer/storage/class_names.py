@@ -1,0 +1,104 @@
+"""The label contract: one class list, in one order, with one hash, in every artefact.
+
+The class list as files: in the run folder, and beside every exported model.
+
+class_names.json   {"class_names": [...], "hash": "..."}, names in the order of the logits
+labels.txt         the same names, one a line, as other tools want them
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_transfer.errors import DataError, ExportError, KerasTransferError, RunError
+
+
+def hash_class_names(class_names: Sequence[str]) -> str:
+    """The SHA-256 of the names in their order, in hex."""
+    return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
+
+
+def model_name(class_names: Sequence[str]) -> str:
+    """The name a classifier carries, so that its file remembers the order it was trained on."""
+    return f"classifier_{hash_class_names(class_names)[:16]}"
+
+
+def check_class_order(name_of_model: str, class_names: Sequence[str], where: str) -> None:
+    """Raise DataError unless the model was trained on exactly these classes in this order."""
+    if name_of_model != model_name(class_names):
+        raise DataError(
+            f"the model was trained on other classes, or in another order, than {where} lists",
+            expected=f"the class list whose model is called {name_of_model}",
+            received=f"{len(class_names)} classes, {', '.join(list(class_names)[:5])} …",
+            fix="restore the class list that was written together with the model",
+        )
+
+
+def describe_class_names(class_names: Sequence[str]) -> dict[str, Any]:
+    """The content of class_names.json."""
+    return {"class_names": list(class_names), "hash": hash_class_names(class_names)}
+
+
+def verify_class_names(content: Any, *, where: str) -> tuple[str, ...]:
+    """The classes out of the content of a class_names.json.
+
+    Raises:
+        RunError: it is no class list, or not the one that its hash belongs to.
+    """
+    match content:
+        case {"class_names": [*names], "hash": str(digest)} if hash_class_names(names) == digest:
+            return tuple(names)
+    raise RunError(
+        f"{where} was changed after the model was trained",
+        expected="the class names in the order of the model, with their hash",
+        received=json.dumps(content)[:200],
+        fix="restore the file; classes cannot be renamed or reordered afterwards",
+    )
+
+
+def write_label_files(folder: Path, class_names: Sequence[str]) -> None:
+    """Write labels.txt and class_names.json into the folder of an exported model.
+
+    Raises:
+        ExportError: a name does not fit on one line of UTF-8.
+    """
+    for name in class_names:
+        # Half a surrogate pair stands for a byte of a file name that is not Unicode.
+        if any(letter in "\r\n" or "\ud800" <= letter <= "\udfff" for letter in name):
+            raise ExportError(
+                f"the class name {name!r} cannot be exported",
+                expected="one line of valid Unicode, since labels.txt holds one name a line",
+                received=repr(name),
+                fix="rename the class in the data and train again",
+            )
+    text = "".join(f"{name}\n" for name in class_names)
+    (folder / "labels.txt").write_text(text, encoding="utf-8")
+    description = json.dumps(describe_class_names(class_names), indent=2)
+    (folder / "class_names.json").write_text(description + "\n", encoding="utf-8")
+
+
+def read_label_files(folder: Path) -> tuple[str, ...]:
+    """The classes that an exported model's labels.txt and class_names.json agree on.
+
+    Raises:
+        ExportError: one is missing, they differ, or the hash belongs to another list.
+    """
+    try:
+        labels = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        content = json.loads((folder / "class_names.json").read_text(encoding="utf-8"))
+        names = verify_class_names(content, where=str(folder / "class_names.json"))
+        reason = "" if list(names) == labels else "labels.txt differs from class_names.json"
+    except KerasTransferError as error:
+        reason = error.what
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    if reason:
+        raise ExportError(
+            f"the class list beside the model in {folder} is not as it was written",
+            expected="labels.txt and class_names.json with the same names and their hash",
+            received=reason,
+            fix="restore the files, or export again",
+        )
+    return names

@@ -1,0 +1,324 @@
+"""Entry: all stored rows of one recipe, found again by their keys.
+
+    entry.json           the recipe, notes on how the rows were computed, when it was made
+    shard-0.bin …        the rows
+
+What makes rows differ, beside their key, is in the recipe, and the recipe's digest is in the
+folder's name, in entry.json and in every shard: another recipe is another entry.
+
+Recipe: what stored rows are a function of beside their key, and the file that says so.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from keras_transfer.errors import RunError
+from keras_transfer.storage.atomic import discard_partials
+from keras_transfer.storage.shards import (
+    Rows,
+    Shard,
+    explained,
+    read_sealed,
+    read_shard,
+    remove_shard,
+    shard_numbers,
+    write_sealed,
+    write_shard,
+)
+
+DESCRIPTION: Final = "entry.json"
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What rows are a function of, beside their key.
+
+    `kind` is 'pixels', 'features' or 'logits'. `title` is a few words for people that can follow
+    "the stored", and changes nothing. `content` holds JSON values. `shape` and `dtype` (a NumPy
+    name) are those of one row.
+    """
+
+    kind: str
+    title: str
+    content: Mapping[str, Any]
+    shape: tuple[int, ...]
+    dtype: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex over everything but the title."""
+        # Once through JSON, so that a recipe read back from disk has the digest it had.
+        content = json.loads(json.dumps(dict(self.content), allow_nan=False))
+        whole = [_FORMAT, self.kind, content, list(self.shape), self.dtype]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def id(self) -> str:
+        """The name of the entry's folder: the digest's first 16 digits."""
+        return self.digest[:16]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def write_description(folder: Path, recipe: Recipe, notes: Mapping[str, Any], created: str) -> None:
+    """Write the recipe, the notes and the day of birth of the entry in `folder`."""
+    described = {
+        "kind": recipe.kind,
+        "title": recipe.title,
+        "content": dict(recipe.content),
+        "shape": list(recipe.shape),
+        "dtype": recipe.dtype,
+    }
+    content = {"recipe": described, "notes": dict(notes), "created": created}
+    write_sealed(folder / DESCRIPTION, content)
+
+
+def read_description(folder: Path) -> tuple[Recipe, dict[str, Any], str]:
+    """The recipe, the notes and the day of birth of the entry in `folder`.
+
+    Raises:
+        ValueError: entry.json is missing or damaged.
+    """
+    content = read_sealed(folder / DESCRIPTION)
+    try:
+        recipe = content["recipe"]
+        recipe = Recipe(**{**recipe, "shape": tuple(recipe["shape"])})
+        return recipe, content["notes"], content["created"]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{DESCRIPTION} describes no entry") from error
+
+
+_REMOVED: Final = ".removed"
+_TOLD_BYTES: Final = 2_000_000_000
+
+
+class Entry:
+    """The rows of one recipe. Made by `Store.opened`, whose block holds the entry's lock."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        say: Callable[[str], None],
+        make_room: Callable[[int], None],
+    ):
+        """Open the entry in `folder`, or start it; what is damaged is told and removed."""
+        self.folder = folder
+        self.recipe = recipe
+        self.notes: dict[str, Any] = {}
+        self.num_damaged = 0
+        self._say = say
+        self.make_room = make_room
+        self._created = datetime.now(UTC).isoformat(timespec="seconds")
+        self._shards: dict[int, Shard] = {}
+        self._sound: set[int] = set()
+        # Every row has a place in one long line of all rows; a shard's begin where it starts.
+        self._starts: dict[int, int] = {}
+        self._places: dict[str, int] = {}
+        self._end = 0
+        self._read_description()
+        for number in shard_numbers(folder):
+            try:
+                self._add(read_shard(folder, number, entry=recipe.digest))
+            except ValueError as error:
+                self._discard(number, f"{error}")
+
+    def note(self, **values: Any) -> None:
+        """Keep small JSON values with the entry, such as the batch size of its computation."""
+        self.notes = {**self.notes, **values}
+        with explained(self.folder):
+            self._write_description()
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all stored rows."""
+        return list(self._places)
+
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """Positions in `keys` whose rows are not stored, of equal keys the first.
+
+        Every shard with a wanted row is checked first, once: a damaged one is told and removed.
+
+        Raises:
+            RunError: the data cannot be read.
+        """
+        first: dict[str, int] = {}
+        for position, key in enumerate(keys):
+            first.setdefault(key, position)
+        held = (self._places.get(key, -1) for key in first)
+        places = np.fromiter(held, np.int64, len(first))
+        self._check(self._numbers_of(places[places >= 0]))
+        return [position for key, position in first.items() if key not in self._places]
+
+    def append(self, keys: Sequence[str], rows: np.ndarray) -> None:
+        """Store rows [len(keys), *recipe.shape] under new, distinct keys, as one shard.
+
+        Raises:
+            RunError: the disk is full, the folder cannot be written, or the store's limit is too
+                low; what was stored before is safe.
+        """
+        assert rows.shape == (len(keys), *self.recipe.shape), rows.shape
+        assert rows.dtype == np.dtype(self.recipe.dtype), rows.dtype
+        assert len(set(keys)) == len(keys), "equal keys"
+        assert not any(key in self._places for key in keys), "a key is stored already"
+        if not keys:
+            return
+        self.make_room(rows.nbytes + sum(len(key) + 4 for key in keys) + 200)
+        number = max(self._shards, default=-1) + 1
+        with explained(self.folder):
+            shard = write_shard(self.folder, number, entry=self.recipe.digest, keys=keys, rows=rows)
+        self._sound.add(number)
+        self._add(shard)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of all shards."""
+        return list(self._shards)
+
+    def free_numbers(self) -> Iterator[int]:
+        """Numbers of shards that are not taken, from the lowest up."""
+        return (number for number in itertools.count() if number not in self._shards)
+
+    def adopt(self, number: int, keys: Sequence[str], *, is_sound: bool) -> None:
+        """Take in a shard that was written into the folder under a free number.
+
+        Args:
+            keys: those it must hold, in order; none of them is stored already.
+            is_sound: whether its data need no check, since this process has just written them.
+
+        Raises:
+            RunError: it is not there, or holds other rows.
+        """
+        try:
+            shard = read_shard(self.folder, number, entry=self.recipe.digest)
+            if shard.keys != tuple(keys):
+                raise ValueError(f"{len(shard.keys):,} other rows")
+            self._add(shard)
+        except ValueError as error:
+            raise RunError(
+                f"shard {number} of the stored {self.recipe.title} is not what was asked for",
+                expected=f"{len(keys):,} new rows in {self.folder}",
+                received=f"{error}",
+                fix="have every process use the same folder (cache.folder), and run it again",
+            ) from error
+        if is_sound:
+            self._sound.add(number)
+
+    def rows(self, keys: Sequence[str]) -> Rows:
+        """The rows of keys, which may repeat; `missing` has been asked about all of them."""
+        places = np.fromiter(map(self._places.__getitem__, keys), np.int64, len(keys))
+        numbers = self._numbers_of(places)
+        assert self._sound.issuperset(numbers), "ask `missing` first"
+        starts = np.array([self._starts[number] for number in numbers], np.int64)
+        shards = np.searchsorted(starts, places, side="right") - 1
+        with explained(self.folder):
+            return Rows(
+                [self._shards[number].data_file for number in numbers],
+                np.stack([shards, places - starts[shards]], axis=1),
+                shape=self.recipe.shape,
+                dtype=np.dtype(self.recipe.dtype),
+            )
+
+    def check(self) -> None:
+        """Check every shard: a damaged one is told and removed."""
+        self._check(self._shards)
+
+    def _numbers_of(self, places: np.ndarray) -> list[int]:
+        """The shards that hold some of these places, in the order of their places."""
+        numbers = list(self._starts)
+        starts = np.array(list(self._starts.values()), np.int64)
+        return [numbers[i] for i in np.unique(np.searchsorted(starts, places, side="right") - 1)]
+
+    def _check(self, numbers: Iterable[int]) -> None:
+        unsure = [number for number in numbers if number not in self._sound]
+        if not unsure:  # As nearly always where keys are asked about one by one.
+            return
+        num_bytes = sum(self._shards[number].num_bytes for number in unsure)
+        if num_bytes >= _TOLD_BYTES:
+            self._say(f"Checking {num_bytes / 1e9:.1f} GB of the stored {self.recipe.title}")
+        # Reading and checksums leave Python's lock alone: threads use all cores.
+        with explained(self.folder), ThreadPoolExecutor() as pool:
+            damages = list(pool.map(lambda number: self._shards[number].damage(), unsure))
+            for number, damage in zip(unsure, damages, strict=True):
+                if damage:
+                    self._discard(number, damage)
+                else:
+                    self._sound.add(number)
+
+    def _add(self, shard: Shard) -> None:
+        if not self._places.keys().isdisjoint(shard.keys):
+            raise ValueError("rows that another shard has")
+        self._shards[shard.number] = shard
+        self._starts[shard.number] = self._end
+        places = range(self._end, self._end + len(shard.keys))
+        self._places.update(zip(shard.keys, places, strict=True))
+        self._end += len(shard.keys)
+
+    def _discard(self, number: int, reason: str) -> None:
+        self._tell_damage(f"{self.folder.name}/shard-{number}", reason)
+        remove_shard(self.folder, number)
+        self._starts.pop(number, None)
+        if shard := self._shards.pop(number, None):
+            for key in shard.keys:
+                self._places.pop(key, None)
+
+    def _tell_damage(self, name: str, reason: str) -> None:
+        self.num_damaged += 1
+        self._say(
+            f"{name} of the stored {self.recipe.title} is damaged ({reason}); it was removed, and "
+            "its rows are computed again where they are needed"
+        )
+
+    def _read_description(self) -> None:
+        if not self.folder.is_dir():
+            self._write_description()
+            return
+        discard_partials(self.folder)
+        if not any(self.folder.iterdir()):  # Killed while it was started.
+            self._write_description()
+            return
+        try:
+            found, notes, created = read_description(self.folder)
+            if found.digest != self.recipe.digest:
+                raise ValueError(f"{DESCRIPTION} is that of other rows")
+            self.notes, self._created = notes, created
+        except ValueError as error:
+            self._tell_damage(self.folder.name, f"{error}")
+            remove_entry(self.folder)
+            self._write_description()
+
+    def _write_description(self) -> None:
+        write_description(self.folder, self.recipe, self.notes, self._created)
+
+
+def remove_entry(folder: Path) -> None:
+    """Remove an entry, if it is there: at once for all who look, its files afterwards."""
+    aside = folder.with_name(folder.name + _REMOVED)
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep_removed(folder: Path) -> None:
+    """Remove what killed processes left of entries below the store's folder."""
+    for aside in folder.glob("*" + _REMOVED):
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,336 @@
+"""The run folder: everything one run was asked, decided, measured and made.
+
+    spec.json          the resolved spec         history.csv       one row an epoch
+    splits.json        which picture is where    metrics.json      phases, test, export
+    class_names.json   the classes and a hash    predictions.csv   one row a test picture
+    environment.json   versions, command, time   run.log           TensorFlow's chatter
+    model.keras        the classifier            figures/          PNG
+    export/1/          the SavedModel            checkpoint/       while training only
+
+A folder is a run as soon as it holds spec.json, and complete when it holds metrics.json. Those of
+a study of many runs and of a search begin alike; they are complete when they hold study.json or
+search.json.
+
+What a run was made with: enough to ask, a year later, why its numbers differ.
+"""
+
+import csv
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from keras_transfer.errors import RunError
+from keras_transfer.storage.atomic import discard_partials, replacing, storage_error
+from keras_transfer.storage.class_names import describe_class_names, verify_class_names
+
+_PACKAGES: Final = (
+    "keras_transfer",
+    "keras",
+    "tensorflow",
+    "tensorflow-cpu",
+    "jax",
+    "numpy",
+    "h5py",
+    "pillow",
+    "scikit-learn",
+    "tensorflow-datasets",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+    "ai-edge-litert",
+    "openvino",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """The content of environment.json: time (UTC), command line, machine and versions.
+
+    Packages that are not installed are left out.
+    """
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+FILES: Final = (
+    "spec.json",
+    "splits.json",
+    "class_names.json",
+    "environment.json",
+    "history.csv",
+    "model.keras",
+    "predictions.csv",
+    "metrics.json",
+    "export/1",
+)
+"""What a run leaves for later, roughly in the order in which it is written."""
+
+_BEFORE_THE_SPEC: Final = {
+    "run.log",
+    "environment.json",
+    "environment.partial.json",
+    "spec.partial.json",
+    "probe.partial",
+}
+"""What a run may leave that is killed before it has a spec: it may start again in its folder."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths, reading and safe writing of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, *, resume: bool = False) -> "RunFolder":
+        """Make the folder of a new run, or enter the one to resume.
+
+        What a killed run left half written is removed.
+
+        Raises:
+            RunError: there is a run already, or none to resume; the folder holds other things,
+                is a file, or cannot be written.
+        """
+        run = cls(Path(path))
+        try:
+            if resume:
+                run._check_is_run(fix="leave out --resume to start a new run")
+            else:
+                run._check_is_vacant()
+            run.path.mkdir(parents=True, exist_ok=True)
+            discard_partials(run.path)
+            # `os.access` is no answer for root, for network disks and for full ones: try it.
+            probe = run.path / "probe.partial"
+            probe.write_text("can this folder be written?", encoding="utf-8")
+            probe.unlink()
+        except OSError as error:
+            raise storage_error(error, run.path) from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """The folder of an existing run, for reading.
+
+        Raises:
+            RunError: there is no run.
+        """
+        run = cls(Path(path))
+        run._check_is_run(fix="give the folder that `train` wrote, such as saved_models/<name>")
+        return run
+
+    @property
+    def profile_folder(self) -> Path:
+        return self.path / "profile"
+
+    @property
+    def spec_file(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def study_file(self) -> Path:
+        return self.path / "study.json"
+
+    @property
+    def search_file(self) -> Path:
+        return self.path / "search.json"
+
+    @property
+    def history_file(self) -> Path:
+        return self.path / "history.csv"
+
+    @property
+    def predictions_file(self) -> Path:
+        return self.path / "predictions.csv"
+
+    @property
+    def model_file(self) -> Path:
+        return self.path / "model.keras"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "run.log"
+
+    @property
+    def figures_folder(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def export_folder(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run, the study or the search came to its end."""
+        return any(
+            file.is_file() for file in (self.metrics_file, self.study_file, self.search_file)
+        )
+
+    def replacing(self, name: str) -> AbstractContextManager[Path]:
+        """Write one artefact beside its place: `with run.replacing("model.keras") as path: …`.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written; names what is safe.
+        """
+        kept = [name for name in FILES if (self.path / name).exists()]
+        safe = "a training goes on with --resume"
+        return replacing(
+            self.path / name, safe=f"{safe}; already safe: {', '.join(kept)}" if kept else safe
+        )
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file; names that are no valid Unicode keep their bytes."""
+        with self.replacing(name) as path:
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write plain values; NaN and infinities become null, since JSON has no word for them."""
+        self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+    def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a CSV file, row by row."""
+        with (
+            self.replacing(name) as path,
+            path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the run.
+
+        Raises:
+            RunError: the file is missing or is not JSON.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else f"{error}"
+            raise RunError(
+                f"{path} cannot be read",
+                expected=f"the {name} that the run wrote",
+                received=str(reason),
+                fix="restore the file, or finish the run with --resume",
+            ) from error
+
+    def write_class_names(self, class_names: Sequence[str]) -> None:
+        """Write class_names.json: the names in the order of the logits, and their hash."""
+        self.write_json("class_names.json", describe_class_names(class_names))
+
+    def read_class_names(self) -> tuple[str, ...]:
+        """The classes in the order of the logits.
+
+        Raises:
+            RunError: the file is missing, not a class list, or was changed since it was written.
+        """
+        path = self.path / "class_names.json"
+        return verify_class_names(self.read_json(path.name), where=str(path))
+
+    def _check_is_run(self, *, fix: str) -> None:
+        if not self.spec_file.is_file():
+            raise RunError(
+                f"there is no run in {self.path}",
+                expected="a folder with a spec.json",
+                received="a folder without one" if self.path.is_dir() else "no such folder",
+                fix=fix,
+            )
+
+    def _check_is_vacant(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunError(
+                f"{self.path} is a file",
+                expected="a new or empty folder for the run",
+                received=f"a file of {self.path.stat().st_size:,} bytes",
+                fix="give another --output",
+            )
+        if self.spec_file.exists():
+            raise RunError(
+                f"{self.path} already holds a run",
+                expected="a new or empty folder, so that no earlier result is lost",
+                received="a finished run" if self.is_complete else "an unfinished run",
+                fix="give another --output"
+                + ("" if self.is_complete else ", or add --resume to go on with this one"),
+            )
+        others = sorted({entry.name for entry in self.path.iterdir()} - _BEFORE_THE_SPEC)
+        if others:
+            raise RunError(
+                f"{self.path} holds other files than a run's",
+                expected="a new or empty folder",
+                received=", ".join(others[:5]) + (" …" if len(others) > 5 else ""),
+                fix="give another --output",
+            )
+
+
+def next_free(parent: str | Path, name: str) -> Path:
+    """The first of `name`, `name-2`, `name-3` … that does not exist in `parent` yet."""
+    number = 1
+    while (path := Path(parent) / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return path
+
+
+def latest(parent: str | Path, name: str) -> Path:
+    """The run of the highest number among `name`, `name-2`, `name-3` … in `parent`.
+
+    Raises:
+        RunError: there is none.
+    """
+    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    numbers = {
+        int(match[1] or 1): file.parent
+        for file in Path(parent).glob("*/spec.json")
+        if (match := pattern.fullmatch(file.parent.name))
+    }
+    if not numbers:
+        raise RunError(
+            f"there is no run called {name!r} in {parent}",
+            expected=f"{Path(parent) / name} or a later {name}-2, {name}-3 …",
+            received="no such folder with a spec.json",
+            fix="give the run's folder with --output, or leave out --resume",
+        )
+    return numbers[max(numbers)]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

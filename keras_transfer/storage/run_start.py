@@ -1,0 +1,131 @@
+"""Begin a run or go on with one: which folder, and is it still the same run?"""
+
+import contextlib
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_transfer.config import load_spec, spec_to_dict
+from keras_transfer.errors import KerasTransferError, RunError
+from keras_transfer.specs import PretrainSpec, RunSpec
+from keras_transfer.storage.run_folder import RunFolder, describe_environment, latest, next_free
+
+DEFAULT_PARENT = Path("saved_models")
+_HOSTS_WAIT_SECONDS = 300.0
+_POLL_SECONDS = 0.2
+
+
+def start_run(
+    spec: RunSpec,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    suffix: str | None = None,
+) -> RunFolder:
+    """Make the folder of a run, of a study or of a search, or enter the one to resume.
+
+    Args:
+        output: the folder; by default the next free `saved_models/<name>`, `<name>-2` … for a new
+            run, and the latest of them to resume.
+        suffix: put behind the name of the default folder; None is '-study' for a study and nothing
+            for a run.
+
+    Raises:
+        RunError: the folder cannot be used, or the run to resume is finished or was started with
+            another spec.
+    """
+    if suffix is None:
+        suffix = "-study" if spec.num_trials > 1 else ""
+    name = f"{spec.name}{suffix}"
+    if resume:
+        run = RunFolder.create(output or latest(DEFAULT_PARENT, name), resume=True)
+        check_same_spec(load_spec(run.spec_file), spec, run)
+        if run.is_complete:
+            raise RunError(
+                f"{run.path} is finished",
+                expected="an interrupted run",
+                received="a run that came to its end",
+                fix="use it as it is, or leave out --resume to train anew in another folder",
+            )
+        return run
+    run = RunFolder.create(output or next_free(DEFAULT_PARENT, name))
+    run.write_json("environment.json", describe_environment())
+    run.write_json("spec.json", spec_to_dict(spec))
+    return run
+
+
+def await_run(
+    spec: RunSpec, *, output: str | Path | None, seconds: float = _HOSTS_WAIT_SECONDS
+) -> RunFolder:
+    """The folder of a run that another host makes, or has made.
+
+    Raises:
+        RunError: it does not appear, or holds another run.
+    """
+    if output is None:
+        raise RunError(
+            "hosts that train together need one folder that all of them see",
+            expected="--output DIR, the same on every host",
+            received="no folder",
+            fix="give one on storage that they share",
+        )
+    run = RunFolder(Path(output))
+    deadline = time.monotonic() + seconds
+    while not run.spec_file.is_file():
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"host 0 has not begun its run in {run.path}",
+                expected=f"{run.spec_file} within {seconds:g} seconds",
+                received="no such file",
+                fix="start host 0 as well, with a folder that all hosts see",
+            )
+        time.sleep(_POLL_SECONDS)
+    check_same_spec(load_spec(run.spec_file), spec, run)
+    return run
+
+
+@contextlib.contextmanager
+def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
+    """Take a folder away again if its run is refused before it has split its pictures.
+
+    Such a run has nothing worth keeping, and its folder would be in the way of the corrected one.
+    """
+    try:
+        yield
+    except KerasTransferError:
+        if not (run.path / "splits.json").exists():
+            names = ("spec.json", "environment.json", "run.log", "host-*.log")
+            for file in itertools.chain.from_iterable(map(run.path.glob, names)):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(run.checkpoint_folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                run.path.rmdir()
+        raise
+
+
+def check_same_spec(
+    saved: RunSpec | PretrainSpec, given: RunSpec | PretrainSpec, run: RunFolder
+) -> None:
+    """Raise RunError, naming the fields that differ, unless the two specs are equal."""
+    before, now = dict(_flat(spec_to_dict(saved))), dict(_flat(spec_to_dict(given)))
+    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    if changed:
+        raise RunError(
+            f"{run.path} was started with another spec",
+            expected="; ".join(f"{name}={before.get(name)}" for name in changed),
+            received="; ".join(f"{name}={now.get(name)}" for name in changed),
+            fix=f"resume with the run's own spec (name {run.path} instead of a preset and leave "
+            "out overrides), or start a new run without --resume",
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    pairs = values.items() if isinstance(values, dict) else enumerate(values)
+    for name, value in pairs:
+        if isinstance(value, dict | list):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,87 @@
+"""How much a trunk's weights are worth: linear probes on few labels, against two controls.
+
+A logistic regression is trained on a handful of labelled pictures and judged on all others, for
+the trunk's pooled features, for the same trunk with random weights, and for raw pixels. The gap
+between the first and the other two is what was transferred.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from keras_transfer.config import override
+from keras_transfer.data.audit import audit
+from keras_transfer.data.datasets import Pixels
+from keras_transfer.data.sources import read_records
+from keras_transfer.devices import set_up
+from keras_transfer.experiments.session import open_store
+from keras_transfer.inference.prediction import forward_pixels
+from keras_transfer.models.classifier import build_classifier
+from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.specs import RunSpec
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Accuracies of one kind of features with one number of labels, one for each seed."""
+
+    features: str
+    num_labels: int
+    accuracies: tuple[float, ...]
+
+
+def probe(
+    spec: RunSpec, label_counts: Sequence[int], *, num_seeds: int, narrator: Narrator
+) -> list[Probe]:
+    """Probe the trunk of `spec` on its data; its heads, phases and views play no part.
+
+    A seed draws the labelled pictures, stratified, and the random trunk's weights.
+
+    Raises:
+        DataError, SpecError, WeightsError: as a run would.
+        ValueError: there are fewer labels than classes, or no picture is left to judge on.
+    """
+    set_up(spec.devices, seed=spec.seed)
+    with open_store(spec, narrator=narrator) as store:
+        records, pixels, _ = audit(
+            read_records(spec.data), spec.data, store=store, narrator=narrator
+        )
+        labels = np.asarray(records.labels())
+        fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
+        if spec.model.weights != "none":
+            features = _features(spec, records.class_names, pixels)
+            fixed = {f"{spec.model.weights} weights": features, **fixed}
+        random_spec = override(spec, {"model.weights": "none"})
+        result: dict[tuple[str, int], list[float]] = {}
+        for seed in range(num_seeds):
+            random = _features(override(random_spec, {"seed": seed}), records.class_names, pixels)
+            for name, features in {**fixed, "random weights": random}.items():
+                for num_labels in label_counts:
+                    accuracy = _accuracy(features, labels, num_labels, seed)
+                    result.setdefault((name, num_labels), []).append(accuracy)
+            narrator.say(f"Seed {seed} of {num_seeds} is done.")
+    return [Probe(name, number, tuple(values)) for (name, number), values in result.items()]
+
+
+def _features(spec: RunSpec, class_names: Sequence[str], pixels: Pixels) -> np.ndarray:
+    """Pooled features [N, channels] of the last stage."""
+    model = build_classifier(
+        spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
+    ).model
+    trunk = keras.Model(model.input, model.get_layer("pooling").output)
+    return forward_pixels(trunk, pixels)
+
+
+def _accuracy(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) -> float:
+    known, unknown = train_test_split(
+        np.arange(len(labels)), train_size=num_labels, stratify=labels, random_state=seed
+    )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    probe.fit(features[known], labels[known])
+    return float(probe.score(features[unknown], labels[unknown]))

@@ -1,0 +1,196 @@
+"""What the processes of a race do: lay out the splits, measure the limits, run one lap.
+
+Called through `child.in_child`, so the public functions take and return JSON values.
+"""
+
+import functools
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_transfer.config import override, spec_from_dict
+from keras_transfer.data.audit import audit
+from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.sources import read_records
+from keras_transfer.data.splits import NAMES, make_splits, manifest
+from keras_transfer.devices import set_up
+from keras_transfer.devices.subprocess_call import peak_mb
+from keras_transfer.experiments.run import load_data
+from keras_transfer.experiments.session import open_store, settle
+from keras_transfer.features.extraction import Tally
+from keras_transfer.features.phase_inputs import Supply, find_cuts
+from keras_transfer.features.prefix import choose
+from keras_transfer.reporting.reporter import Silent
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.cache import Store
+from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
+from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_splits, read_split
+from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Lap, Stopwatch
+
+_MOST_FILES = 2_000
+"""Files that decoding is measured on."""
+
+_FORWARD_SECONDS = 2.0
+
+
+def survey(spec: dict[str, Any], scratch: str, num_seeds: int) -> dict[str, dict[str, float]]:
+    """Lay out the splits of every seed, and measure what this machine does at most.
+
+    Returns:
+        `num_pictures` by split, and `limits`, the fields of `Limits`.
+    """
+    first = spec_from_dict(spec)
+    set_up(first.devices, seed=first.seed)
+    num_pictures = lay_out(first, scratch, num_seeds)
+    return {"num_pictures": num_pictures, "limits": _measure_limits(first, scratch)}
+
+
+def lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
+    """Folders of links, `<scratch>/splits-<seed>`, to the very splits that `load_data` draws."""
+    with tempfile.TemporaryDirectory(dir=scratch) as aside:
+        store = Store(Path(aside))
+        records = audit(read_records(spec.data), spec.data, store=store, narrator=Silent()).records
+    for seed in range(spec.seed, spec.seed + num_seeds):
+        splits = make_splits(records, spec.data, seed=seed)
+        folder = splits_folder(scratch, seed)
+        link_splits(records, splits, folder, max_megapixels=spec.data.max_megapixels)
+        (folder / "hash").write_text(manifest(splits, records)["hash"])
+    return {split: len(getattr(splits, split)) for split in NAMES}
+
+
+def splits_folder(scratch: str, seed: int) -> Path:
+    """Where `lay_out` puts the splits of a seed."""
+    return Path(scratch) / f"splits-{seed}"
+
+
+def _measure_limits(spec: RunSpec, scratch: str) -> dict[str, float]:
+    """Images a second of decoding with resizing alone, and of the frozen layers alone."""
+    train = splits_folder(scratch, spec.seed) / "train"
+    files = sorted(train.glob("*/*"), key=lambda file: file.name)
+    batch_size = min(spec.training.batch_size, len(files))
+    # The first call also traces the decoder.
+    batch = np.stack([picture.pixels for picture in _read(files[:batch_size], spec)])
+    started = time.perf_counter()
+    num_read = len(_read(files[:_MOST_FILES], spec))
+    decode_rate = num_read / (time.perf_counter() - started)
+    num_views = len(files) * (spec.views.count or 1)
+    forward_rate = _forward_rate(spec, batch, num_views=num_views)
+    return {"decode_rate": decode_rate, "forward_rate": forward_rate}
+
+
+def _read(files: Sequence[Path], spec: RunSpec) -> list[Picture]:
+    data = spec.data
+    found = read_pixels(
+        files,
+        image_size=data.image_size,
+        resize=data.resize,
+        max_megapixels=data.max_megapixels,
+    )
+    return [picture for picture in found if isinstance(picture, Picture)]
+
+
+def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float:
+    """Views a second through the frozen layers, as ours computes them, on ready pictures.
+
+    Args:
+        pixels: uint8 [B, S, S, 3].
+        num_views: how many an extraction would compute: short ones are done as they stand.
+    """
+    classifier = prepare_classifier(spec, ("a", "b"))
+    cuts = list(find_cuts(classifier, spec.phases, 0).values())
+    if cuts:
+        choice, prefix = choose(cuts, pixels, precision=spec.cache.precision, num_views=num_views)
+        size = choice.batch_size
+        forward = functools.partial(prefix, batch_size=size)
+    else:  # Nothing is frozen: the network as it is.
+        size, forward = len(pixels), classifier.model.predict_on_batch
+    batch = np.resize(pixels, (size, *pixels.shape[1:]))
+    forward(batch)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < _FORWARD_SECONDS:
+        forward(batch)
+        count += size
+    return count / (time.perf_counter() - started)
+
+
+def run_plain(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
+    """A lap of the plain recipe on the linked splits."""
+    return asdict(_run_plain(spec_from_dict(spec), scratch, name))
+
+
+def _run_plain(spec: RunSpec, scratch: str, name: str) -> Lap:
+    watch = Stopwatch()
+    folder = splits_folder(scratch, spec.seed)
+    with watch.timing(SETUP):
+        set_up(spec.devices, seed=spec.seed)
+        training, validation, test = (
+            read_split(folder, split, spec) for split in ("train", "val", "test")
+        )
+        recipe = build_plain(spec, training.class_names)
+    for phase in spec.phases:
+        with watch.timing(phase.name):
+            fit_plain(recipe, phase, spec, training=training, validation=validation)
+    with watch.timing(TEST):
+        figures = recipe.model.evaluate(test, return_dict=True, verbose=0)
+    return Lap(name, spec.seed, watch.stages, figures["accuracy"], peak_mb())
+
+
+def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
+    """A lap of this package, with nothing stored beforehand."""
+    with tempfile.TemporaryDirectory(dir=scratch) as cold:
+        seeded = override(spec_from_dict(spec), {"cache.folder": str(Path(cold) / "store")})
+        splits_hash = (splits_folder(scratch, seeded.seed) / "hash").read_text()
+        return asdict(_run_ours(seeded, Path(cold), name, splits_hash=splits_hash))
+
+
+def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
+    """The corridor's calls one by one; all that is stored lies below the empty folder `cold`."""
+    watch, silent = Stopwatch(), Silent()
+    with watch.timing(SETUP):
+        set_up(spec.devices, seed=spec.seed)
+        records = read_records(spec.data)
+        classifier = prepare_classifier(spec, records.class_names)
+    settled = settle(spec, len(records.items), narrator=silent)
+    with open_store(settled, narrator=silent, scratch=cold) as store:
+        with watch.timing(READING):
+            data = load_data(settled, records, store=store, narrator=silent)
+        assert manifest(data.splits, data.records)["hash"] == splits_hash
+        supply = Supply(settled, data.source, data.splits, store=store, narrator=silent)
+        started = time.perf_counter()
+        outcomes = fit_phases(classifier, supply, narrator=silent)
+        probabilities = supply.predict(classifier, data.splits.test)
+        seconds = time.perf_counter() - started
+        stored = sum(info.num_bytes for info in store.entries())
+    watch.stages |= _share_out(seconds, outcomes, supply.tallies)
+    right = probabilities.argmax(axis=1) == data.examples.labels[data.splits.test]
+    return Lap(
+        name,
+        spec.seed,
+        watch.stages,
+        accuracy=float(right.mean()),
+        peak_mb=peak_mb(),
+        stored_mb=stored / 1e6,
+        extraction_rate=_extraction_rate(supply.tallies),
+    )
+
+
+def _share_out(
+    seconds: float, outcomes: Sequence[Outcome], tallies: Sequence[Tally]
+) -> dict[str, float]:
+    """Stages of the time in which phases were trained: all that is left over is judging.
+
+    Ours judges every phase on validation and test, the plain recipe its last on the test alone.
+    """
+    stages = {EXTRACTION: sum(tally.seconds for tally in tallies)}
+    stages |= {outcome.name: outcome.seconds for outcome in outcomes}
+    return {**stages, TEST: seconds - sum(stages.values())}
+
+
+def _extraction_rate(tallies: Sequence[Tally]) -> float | None:
+    """Views a second once it is decided how; None where all phases trained on pictures."""
+    return tallies[0].rate if tallies else None

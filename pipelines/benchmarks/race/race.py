@@ -1,0 +1,128 @@
+"""A race on the user's own pictures: the plain Keras recipe against this package.
+
+    survey → for every seed: plain, ours (order flipped every seed) → laps
+
+Every lap runs in a process of its own, one at a time, on the same splits, with the same trunk,
+head, phases and epochs. Stages are wall seconds without imports; nothing that a user would wait
+for is left out.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_transfer.config import override, spec_to_dict
+from keras_transfer.devices.subprocess_call import in_child
+from keras_transfer.errors import SpecError
+from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.specs import RunSpec
+from pipelines.benchmarks.race.contestants import run_ours, run_plain, survey
+from pipelines.benchmarks.race.plain_recipe import left_out
+from pipelines.benchmarks.race.timings import OURS, PLAIN, STAGES, TOTAL, Lap, Limits
+
+
+@dataclass(frozen=True)
+class Race:
+    """All laps in the order they were run, and the limits measured beside them.
+
+    `num_pictures` is by split and the same for every seed.
+    """
+
+    spec: RunSpec
+    num_pictures: dict[str, int]
+    laps: tuple[Lap, ...]
+    limits: Limits
+
+
+def race(
+    spec: RunSpec, *, num_seeds: int, also: Sequence[str], folder: Path, narrator: Narrator
+) -> Race:
+    """Run every contestant once for each of the seeds spec.seed, spec.seed + 1 …
+
+    Work is made equal: no phase stops early and none is undone.
+
+    Args:
+        also: dtype policies in which the plain recipe runs as a further contestant.
+        folder: an existing one for temporary files and the children's log.
+
+    Raises:
+        SpecError: the spec asks for what the plain recipe cannot do.
+        DataError, WeightsError: as a run would.
+        RunError: a lap crashed.
+    """
+    spec = _equal_work(spec)
+    missing = left_out(spec.views)
+    if missing:
+        narrator.say(f"The plain recipe trains without {', '.join(missing)}.")
+    log = folder / "run.log"
+    with _scratch(folder) as scratch:
+        given = {"spec": spec_to_dict(spec), "scratch": scratch}
+        narrator.say("Every picture is checked once, and the splits of every seed are laid out.")
+        found = in_child(survey, title="the survey", log=log, num_seeds=num_seeds, **given)
+        starters = _starters(spec, num_seeds=num_seeds, also=also)
+        laps: list[Lap] = []
+        with narrator.counting("laps") as count:
+            for name, lap_spec in starters:
+                count(len(laps), len(starters))
+                given["spec"] = spec_to_dict(lap_spec)
+                title = f"{name}, seed {lap_spec.seed},"
+                function = run_ours if name == OURS else run_plain
+                lap = Lap(**in_child(function, title=title, log=log, name=name, **given))
+                narrator.say(f"{title} took {lap.seconds:.1f} s: {100 * lap.accuracy:.1f} %.")
+                laps.append(lap)
+    return Race(spec, found["num_pictures"], tuple(laps), Limits(**found["limits"]))
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[str]:
+    """A folder for links and cold stores, emptied of what a killed race has left."""
+    scratch = folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield str(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _equal_work(spec: RunSpec) -> RunSpec:
+    names = {phase.name for phase in spec.phases} & {*STAGES, TOTAL}
+    if names:
+        raise SpecError(
+            "a phase has the name of a stage of the race",
+            expected=f"any name but {', '.join((*STAGES, TOTAL))}",
+            received=", ".join(sorted(names)),
+            fix="set phases.N.name",
+        )
+    if spec.num_trials > 1:
+        raise SpecError(
+            "a study of several trainings cannot be raced",
+            expected="folds=1, seeds=1 and halvings=0; --seeds says how often each runs",
+            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
+            fix="leave these fields out",
+        )
+    if spec.training.sampling != "natural":
+        raise SpecError(
+            "the plain recipe cannot sample classes in balance",
+            expected="training.sampling=natural",
+            received=spec.training.sampling,
+            fix="set training.sampling=natural, and training.class_weights=balanced if need be",
+        )
+    patience = {f"phases.{number}.patience_epochs": 0 for number in range(len(spec.phases))}
+    return override(spec, {"training.rollback": False, **patience})
+
+
+def _starters(spec: RunSpec, *, num_seeds: int, also: Sequence[str]) -> list[tuple[str, RunSpec]]:
+    """Name and spec of every lap in running order: a slow hour of the machine hits all alike."""
+    starters = []
+    for number in range(num_seeds):
+        seeded = override(spec, {"seed": spec.seed + number})
+        round_ = [(PLAIN, seeded), (OURS, seeded)]
+        round_ += [
+            (f"{PLAIN} {policy}", override(seeded, {"devices.precision": policy}))
+            for policy in also
+        ]
+        starters += round_ if number % 2 == 0 else round_[::-1]
+    return starters

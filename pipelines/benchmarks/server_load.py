@@ -1,0 +1,195 @@
+"""A load generator that leaves the processor to the server: no HTTP library, prepared requests.
+
+Run as a process of its own: `python -m pipelines.benchmarks.server_load PORT PATH FILE…`. Every
+line of JSON on standard input is a job, and is answered by a line of JSON:
+
+    {"clients": 32, "seconds": 5}   so many clients, each asking again as soon as it is answered
+    {"rate": 100, "seconds": 5}     so many requests a second at fixed times, whatever they take
+
+The answer is {"latencies": [seconds, …], "seconds": 5.01, "failures": 0}. A latency begins when the
+request was due, not when a connection was free for it.
+"""
+
+import asyncio
+import base64
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, cast
+
+_WARM_UP: Final = 0.2
+"""Share of a job's seconds that go before, unmeasured."""
+
+
+def build_request(path: str, body: bytes, *, host: str = "127.0.0.1") -> bytes:
+    """A whole HTTP request that asks for the connection to be kept."""
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode("ascii") + body
+
+
+def predict_body(picture: bytes) -> bytes:
+    """The body that asks about one picture."""
+    encoded = base64.b64encode(picture).decode("ascii")
+    return json.dumps({"instances": [{"b64": encoded}]}).encode("ascii")
+
+
+class Client(asyncio.Protocol):
+    """One connection, one request at a time."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport
+        self._received = bytearray()
+        self._missing = -1
+        self._done: Callable[[int], None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what to write to."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def ask(self, request: bytes, done: Callable[[int], None]) -> None:
+        """Send a request; `done` is called with the status of its answer, 0 for none."""
+        self._done = done
+        if self._transport.is_closing():
+            self._finish(0)
+        else:
+            self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for as many bytes as the head of the answer promises."""
+        if self._missing < 0:
+            self._received += data
+            end = self._received.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = bytes(self._received[:end]).lower()
+            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            self._missing = end + 4 + length - len(self._received)
+        else:
+            self._missing -= len(data)
+        if self._missing <= 0:
+            status = int(self._received[9:12])
+            self._received.clear()
+            self._missing = -1
+            self._finish(status)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Whoever waits gets no answer."""
+        self._finish(0)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._done = None
+        self._transport.close()
+
+    def _finish(self, status: int) -> None:
+        if self._done is not None:
+            done, self._done = self._done, None
+            done(status)
+
+
+class _Record:
+    """Latencies of the requests that were due after the warm-up."""
+
+    def __init__(self, seconds: float):
+        self.begin = time.perf_counter() + _WARM_UP * seconds
+        self.end = self.begin + seconds
+        self.latencies: list[float] = []
+        self.num_in_time = 0
+        self.failures = 0
+
+    def note(self, due: float, status: int) -> None:
+        now = time.perf_counter()
+        if status != 200:
+            self.failures += 1
+            return
+        if self.begin <= due < self.end:
+            self.latencies.append(now - due)
+        self.num_in_time += self.begin <= now < self.end
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "latencies": self.latencies,
+            "answered": self.num_in_time,
+            "seconds": self.end - self.begin,
+            "failures": self.failures,
+        }
+
+
+async def _closed_loop(port: int, requests: Iterator[bytes], job: dict[str, Any]) -> dict[str, Any]:
+    """Clients that ask again as soon as they are answered."""
+    clients = [await _connect(port) for _ in range(job["clients"])]
+    record = _Record(job["seconds"])
+    idle: asyncio.Queue[Client] = asyncio.Queue()
+
+    def ask(client: Client) -> None:
+        due = time.perf_counter()
+
+        def done(status: int) -> None:
+            record.note(due, status)
+            if status and time.perf_counter() < record.end:
+                ask(client)
+            else:
+                idle.put_nowait(client)
+
+        client.ask(next(requests), done)
+
+    for client in clients:
+        ask(client)
+    for _ in clients:
+        (await idle.get()).close()
+    return record.to_dict()
+
+
+async def _open_loop(port: int, requests: Iterator[bytes], job: dict[str, Any]) -> dict[str, Any]:
+    """Requests at fixed times, each on a connection that is free."""
+    free = [await _connect(port) for _ in range(8)]
+    record = _Record(job["seconds"])
+    pending: set[Client] = set()
+    started = time.perf_counter()
+    for number in itertools.count():
+        due = started + number / job["rate"]
+        if due >= record.end:
+            break
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        client = free.pop() if free else await _connect(port)
+        pending.add(client)
+
+        def done(status: int, client: Client = client, due: float = due) -> None:
+            record.note(due, status)
+            pending.discard(client)
+            free.append(client)
+
+        client.ask(next(requests), done)
+    while pending:
+        await asyncio.sleep(0.01)
+    for client in free:
+        client.close()
+    return record.to_dict()
+
+
+async def _connect(port: int) -> Client:
+    _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
+    return client
+
+
+def main(port: str, path: str, *files: str) -> None:
+    """Do the jobs on standard input, one after the other."""
+    import uvloop
+
+    requests = itertools.cycle(
+        [build_request(path, predict_body(Path(file).read_bytes())) for file in files]
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        for line in sys.stdin:
+            job = json.loads(line)
+            loop = _closed_loop if "clients" in job else _open_loop
+            result = runner.run(loop(int(port), requests, job))
+            sys.stdout.write(json.dumps(result) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
