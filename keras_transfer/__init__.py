@@ -1,4 +1,4 @@
-"""Transfer learning for pictures: from a folder of photographs to a verified SavedModel.
+"""Transfer learning for images: from a folder of photographs to a verified SavedModel.
 
 Names are looked up on first use, so that importing the package does not import TensorFlow.
 """
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
     from keras_transfer.config import override as override
     from keras_transfer.data.sources import read_records as read_records
     from keras_transfer.errors import KerasTransferError as KerasTransferError
-    from keras_transfer.experiments.run import judge as judge
+    from keras_transfer.experiments.run import evaluate_test as evaluate_test
     from keras_transfer.experiments.run import load_data as load_data
     from keras_transfer.experiments.run import run_transfer as run_transfer
-    from keras_transfer.experiments.session import open_store as open_store
     from keras_transfer.experiments.tune.hypermodel import TransferHyperModel as TransferHyperModel
     from keras_transfer.export.saved_model.proof import export_proven as export_proven
-    from keras_transfer.features.phase_inputs import Supply as Supply
+    from keras_transfer.features.phase_inputs import PhaseInputs as PhaseInputs
     from keras_transfer.inference.prediction import load_run as load_run
     from keras_transfer.inference.prediction import predict_files as predict_files
     from keras_transfer.models.classifier import build_classifier as build_classifier
-    from keras_transfer.reporting.reporter import Silent as Silent
-    from keras_transfer.reporting.reporter import Terminal as Terminal
+    from keras_transfer.reporting.reporter import SilentReporter as SilentReporter
+    from keras_transfer.reporting.reporter import TerminalReporter as TerminalReporter
     from keras_transfer.specs import DataSpec as DataSpec
     from keras_transfer.specs import DeviceSpec as DeviceSpec
     from keras_transfer.specs import ModelSpec as ModelSpec
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from keras_transfer.specs import RunSpec as RunSpec
     from keras_transfer.specs import TrainingSpec as TrainingSpec
     from keras_transfer.specs import ViewSpec as ViewSpec
+    from keras_transfer.storage.cache import open_cache as open_cache
     from keras_transfer.storage.run_start import start_run as start_run
     from keras_transfer.training.fitting import fit_phases as fit_phases
 
@@ -44,17 +44,29 @@ if platform.machine() in ("x86_64", "AMD64") and "tensorflow" not in sys.modules
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _HOMES = {
-    "config": ("load_spec", "override"),
+    "config": (
+        "load_spec",
+        "override",
+    ),
     "data.sources": ("read_records",),
-    "delivery.prediction": ("load_run", "predict_files"),
-    "delivery.saved_model.proof": ("export_proven",),
-    "delivery.starting": ("start_run",),
     "errors": ("KerasTransferError",),
-    "fitting": ("fit_phases",),
-    "shelf": ("open_store",),
-    "supply": ("Supply",),
-    "methods.search.hypermodel": ("TransferHyperModel",),
+    "experiments.run": (
+        "evaluate_test",
+        "load_data",
+        "run_transfer",
+    ),
+    "experiments.tune.hypermodel": ("TransferHyperModel",),
+    "export.saved_model.proof": ("export_proven",),
+    "features.phase_inputs": ("PhaseInputs",),
+    "inference.prediction": (
+        "load_run",
+        "predict_files",
+    ),
     "models.classifier": ("build_classifier",),
+    "reporting.reporter": (
+        "SilentReporter",
+        "TerminalReporter",
+    ),
     "specs": (
         "DataSpec",
         "DeviceSpec",
@@ -64,8 +76,9 @@ _HOMES = {
         "TrainingSpec",
         "ViewSpec",
     ),
-    "terminal": ("Silent", "Terminal"),
-    "transfer": ("judge", "load_data", "run_transfer"),
+    "storage.cache": ("open_cache",),
+    "storage.run_start": ("start_run",),
+    "training.fitting": ("fit_phases",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -74,22 +87,22 @@ __all__ = [
     "DeviceSpec",
     "KerasTransferError",
     "ModelSpec",
+    "PhaseInputs",
     "PhaseSpec",
     "RunSpec",
-    "Silent",
-    "Supply",
-    "Terminal",
+    "SilentReporter",
+    "TerminalReporter",
     "TrainingSpec",
     "TransferHyperModel",
     "ViewSpec",
     "build_classifier",
+    "evaluate_test",
     "export_proven",
     "fit_phases",
-    "judge",
     "load_data",
     "load_run",
     "load_spec",
-    "open_store",
+    "open_cache",
     "override",
     "predict_files",
     "read_records",

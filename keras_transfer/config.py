@@ -1,4 +1,4 @@
-"""From TOML, JSON and `a.b=c` words to a `RunSpec`, strictly: one door for every caller.
+"""From TOML, JSON and `a.b=c` words to a `RunSpec`, strictly: one cli for every caller.
 
 A command line, a notebook cell and a trial all say `override(spec, {"phases.1.epochs": 5})`.
 Unknown names are errors that offer the nearest known one; types and ranges are checked here, once.
@@ -192,7 +192,7 @@ def check_consistency(spec: RunSpec) -> None:
             "a new view in every epoch cannot be stored",
             expected="views.count=4, say, with cache.mode=on",
             received="views.count=none",
-            fix="set views.count, or cache.mode=auto, which then trains on pictures",
+            fix="set views.count, or cache.mode=auto, which then trains on images",
         )
     names = [phase.name for phase in spec.phases]
     if len(set(names)) < len(names):

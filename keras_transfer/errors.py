@@ -1,8 +1,8 @@
 """Everything this package raises on purpose, drawn before it is coded.
 
-KerasTransferError          what a front door catches and prints without a traceback
+KerasTransferError          what a front cli catches and prints without a traceback
 ├── SpecError               a field of the spec is unknown, ill-typed or out of range
-├── DataError               pictures, labels or splits cannot be used as they are
+├── DataError               images, labels or splits cannot be used as they are
 ├── WeightsError            pretrained weights are missing or do not fit the trunk
 ├── RunError                a run folder cannot be written, read or resumed
 │   └── DivergedError       training left the finite numbers
@@ -35,7 +35,7 @@ class SpecError(KerasTransferError):
 
 
 class DataError(KerasTransferError):
-    """Pictures, labels or splits cannot be used as they are."""
+    """Images, labels or splits cannot be used as they are."""
 
 
 class WeightsError(KerasTransferError):

@@ -86,7 +86,7 @@ class CandidateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RankSpec:
-    """Which trunks are compared for these pictures, and what the chosen one may cost."""
+    """Which trunks are compared for these images, and what the chosen one may cost."""
 
     backbones: tuple[str | CandidateSpec, ...] = field(
         default=(),
@@ -97,7 +97,7 @@ class RankSpec:
         },
     )
     max_latency_ms: float | None = option(
-        None, "most milliseconds for one picture through the frozen layers, here", low=0.001
+        None, "most milliseconds for one image through the frozen layers, here", low=0.001
     )
     max_size_mb: float | None = option(
         None, "most 10^6 bytes of the trunk's weights in float32", low=0.001
@@ -105,17 +105,17 @@ class RankSpec:
     race: bool = option(False, "fine-tune the best ones, the worse half leaving early")
     finalists: int = option(3, "how many candidates race=true fine-tunes", low=2)
     neighbours: int = option(5, "k of the k nearest neighbours", low=1)
-    folds: int = option(5, "folds in which pictures are held out from a probe", low=2)
+    folds: int = option(5, "folds in which images are held out from a probe", low=2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Where the pictures come from, how they are split and brought to size."""
+    """Where the images come from, how they are split and brought to size."""
 
     source: Literal["folder", "csv", "tfds"] = option("folder", "kind of source")
     path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
     name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
-    path_column: str = option("path", "CSV column of picture paths (relative to the CSV)")
+    path_column: str = option("path", "CSV column of image paths (relative to the CSV)")
     label_column: str = option("label", "CSV column of class names")
     split_column: str = option("split", "CSV column of split names; may be absent")
     group_column: str = option("group", "CSV column of groups kept in one split; may be absent")
@@ -129,15 +129,15 @@ class DataSpec:
         0.15, "the test's share where the source has no such split", low=0.01, high=0.8
     )
     train_size: int | None = option(
-        None, "keep only this many training pictures, stratified (none = all)", low=1
+        None, "keep only this many training images, stratified (none = all)", low=1
     )
     on_bad_file: Literal["skip", "error"] = option("skip", "what to do with unreadable files")
     max_megapixels: float = option(
-        100.0, "larger pictures are reported as bad, not decoded", low=0.001
+        100.0, "larger images are reported as bad, not decoded", low=0.001
     )
     image_size: int = option(224, "side of the square the network sees, px", low=8, high=2048)
     resize: Literal["crop", "pad", "squash"] = option(
-        "crop", "how a picture becomes square: centre crop, black bars, or stretched"
+        "crop", "how an image becomes square: centre crop, black bars, or stretched"
     )
 
 
@@ -148,7 +148,7 @@ class ViewSpec:
     policy: Literal["none", "light", "strong"] = option("light", "set of default strengths")
     count: int | None = option(
         4,
-        "distinct views of each training picture, the plain one among them: epoch e shows view "
+        "distinct views of each training image, the plain one among them: epoch e shows view "
         "e mod count (none = a new view every epoch, which no cache can keep)",
         low=1,
     )
@@ -226,7 +226,7 @@ class PhaseSpec:
 class TrainingSpec:
     """What all phases share."""
 
-    batch_size: int = option(32, "pictures per optimizer step, over all devices", low=1)
+    batch_size: int = option(32, "images per optimizer step, over all devices", low=1)
     label_smoothing: float = option(
         0.0, "share of the target spread over all classes", low=0, high=0.9
     )
@@ -258,7 +258,7 @@ class DeviceSpec:
     )
     batch_size: int | None = option(
         None,
-        "pictures in memory at once, over all devices: where it is less than training.batch_size, "
+        "images in memory at once, over all devices: where it is less than training.batch_size, "
         "gradients are gathered (none = all, and fewer once memory runs out)",
         low=1,
     )
@@ -318,7 +318,7 @@ class RunSpec:
     folds: int = option(1, "cross-validation: how many folds (1 = a single split)", low=1)
     seeds: int = option(1, "repeats: with seed, seed + 1, … (1 = a single run)", low=1)
     halvings: int = option(
-        0, "learning curve: how often to halve the training pictures (0 = all of them)", low=0
+        0, "learning curve: how often to halve the training images (0 = all of them)", low=0
     )
     data: DataSpec = field(default_factory=DataSpec)
     views: ViewSpec = field(default_factory=ViewSpec)

@@ -103,7 +103,7 @@ def _check_backend() -> None:
 
 
 def scratch_log() -> Path:
-    """Where TensorFlow's chatter goes when there is no run folder to write to."""
+    """Where TensorFlow's native log output goes when there is no run folder to write to."""
     # One for each user of a machine: nobody may write to another's.
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir()) / f"keras_transfer-{user}.log"

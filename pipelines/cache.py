@@ -18,8 +18,8 @@ from keras_transfer.storage.cache import feature_folder
 from pipelines.arguments import make_parser, run_verb
 
 if TYPE_CHECKING:
-    from keras_transfer.reporting.reporter import Terminal
-    from keras_transfer.storage.cache import EntryInfo, Store
+    from keras_transfer.reporting.reporter import TerminalReporter
+    from keras_transfer.storage.cache import Cache, EntryInfo
 
 DAMAGED: Final = 1
 
@@ -56,19 +56,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Do the task; returns how many damaged files it found."""
-    from keras_transfer.reporting.reporter import Terminal
-    from keras_transfer.storage.cache import Store
+    from keras_transfer.reporting.reporter import TerminalReporter
+    from keras_transfer.storage.cache import Cache
 
-    terminal = Terminal()
+    terminal = TerminalReporter()
     folder = _checked(feature_folder(arguments.folder), named=bool(arguments.folder))
-    store = Store(folder, say=terminal.say)
-    infos = _chosen(store, arguments)
+    cache = Cache(folder, say=terminal.info)
+    infos = _chosen(cache, arguments)
     if arguments.task == "list":
-        _list(store, infos, terminal)
+        _list(cache, infos, terminal)
     elif arguments.task == "clear":
-        _clear(store, infos, terminal)
+        _clear(cache, infos, terminal)
     else:
-        return _verify(store, infos, terminal)
+        return _verify(cache, infos, terminal)
     return 0
 
 
@@ -83,8 +83,8 @@ def _checked(folder: Path, *, named: bool) -> Path:
     return folder
 
 
-def _chosen(store: "Store", arguments: argparse.Namespace) -> "list[EntryInfo]":
-    infos = store.entries()
+def _chosen(cache: "Cache", arguments: argparse.Namespace) -> "list[EntryInfo]":
+    infos = cache.entries()
     if arguments.task == "clear" and bool(arguments.ids) == arguments.all:
         raise RunError(
             "clear has to be told what to remove",
@@ -94,7 +94,7 @@ def _chosen(store: "Store", arguments: argparse.Namespace) -> "list[EntryInfo]":
         )
     if unknown := set(arguments.ids) - {info.id for info in infos}:
         raise RunError(
-            f"there is no entry {', '.join(sorted(unknown))} in {store.folder}",
+            f"there is no entry {', '.join(sorted(unknown))} in {cache.folder}",
             expected="ids of its entries",
             received=f"{len(unknown)} that it does not have",
             fix="see `python -m pipelines.cache list` for the ids",
@@ -102,12 +102,12 @@ def _chosen(store: "Store", arguments: argparse.Namespace) -> "list[EntryInfo]":
     return [info for info in infos if not arguments.ids or info.id in arguments.ids]
 
 
-def _list(store: "Store", infos: "list[EntryInfo]", terminal: "Terminal") -> None:
+def _list(cache: "Cache", infos: "list[EntryInfo]", terminal: "TerminalReporter") -> None:
     if not infos:
-        terminal.say(f"Nothing is stored in {store.folder}")
+        terminal.info(f"Nothing is stored in {cache.folder}")
         return
     terminal.table(
-        f"Stored in {store.folder}",
+        f"Stored in {cache.folder}",
         ("what", "id", "rows", "MB", "last used"),
         [
             (
@@ -123,30 +123,30 @@ def _list(store: "Store", infos: "list[EntryInfo]", terminal: "Terminal") -> Non
     )
 
 
-def _verify(store: "Store", infos: "list[EntryInfo]", terminal: "Terminal") -> int:
+def _verify(cache: "Cache", infos: "list[EntryInfo]", terminal: "TerminalReporter") -> int:
     checked, num_damaged = [], 0
     for info in infos:
-        found = store.verify(info.id)
+        found = cache.verify(info.id)
         if found is None:
-            terminal.say(f"{info.id} is in use by a run and was not checked")
+            terminal.info(f"{info.id} is in use by a run and was not checked")
         else:
             checked.append(info)
             num_damaged += found
-    terminal.say(
+    terminal.info(
         f"Checked {len(checked)} of {len(infos)} entries, {_megabytes(*checked)} MB: "
         + (f"{num_damaged} damaged, now removed" if num_damaged else "all as they were written")
     )
     return num_damaged
 
 
-def _clear(store: "Store", infos: "list[EntryInfo]", terminal: "Terminal") -> None:
+def _clear(cache: "Cache", infos: "list[EntryInfo]", terminal: "TerminalReporter") -> None:
     removed = []
     for info in infos:
-        if store.remove(info.id):
+        if cache.remove(info.id):
             removed.append(info)
         else:
-            terminal.say(f"{info.id} is in use by a run and stays")
-    terminal.say(f"Removed {len(removed)} of {len(infos)} entries, {_megabytes(*removed)} MB")
+            terminal.info(f"{info.id} is in use by a run and stays")
+    terminal.info(f"Removed {len(removed)} of {len(infos)} entries, {_megabytes(*removed)} MB")
 
 
 def _megabytes(*infos: "EntryInfo") -> str:

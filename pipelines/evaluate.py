@@ -1,4 +1,4 @@
-"""Evaluate: judge a run on its own test split, or on other labelled pictures.
+"""Evaluate: judge a run on its own test split, or on other labelled images.
 
 python -m pipelines.evaluate saved_models/flowers
 python -m pipelines.evaluate saved_models/flowers new_photos --output new.json
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from keras_transfer.storage.atomic import check_vacant, replacing
 from pipelines.arguments import main_of, make_parser, scratch_log
 
@@ -27,18 +27,18 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.output:
         check_vacant(Path(arguments.output))
-    with chatter_to(scratch_log()):
+    with native_log_to(scratch_log()):
         from keras_transfer.experiments.evaluation import evaluate_run
         from keras_transfer.experiments.summary import show_evaluation
-        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.reporting.reporter import TerminalReporter
 
-        terminal = Terminal()
-        evaluation = evaluate_run(arguments.run, arguments.data, narrator=terminal)
+        terminal = TerminalReporter()
+        evaluation = evaluate_run(arguments.run, arguments.data, reporter=terminal)
         show_evaluation(evaluation, terminal)
         if arguments.output:
             with replacing(Path(arguments.output)) as path:
                 path.write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
-            terminal.say(f"Figures: {arguments.output}")
+            terminal.info(f"Figures: {arguments.output}")
 
 
 main = main_of(_run)

@@ -1,16 +1,16 @@
-"""Explain: show where a finished run sees the classes in files, folders or a list of pictures.
+"""Explain: show where a finished run sees the classes in files, folders or a list of images.
 
 python -m pipelines.explain saved_models/flowers photo.jpg more_photos/ --output explanations
 python -m pipelines.explain saved_models/flowers photo.jpg --class tulips --output tulips
 
-FOLDER gets explain.html to look at, explain.csv, and a picture with its heat map for each file.
+FOLDER gets explain.html to look at, explain.csv, and an image with its heat map for each file.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, scratch_log
 
@@ -28,17 +28,17 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_args(argv)
     output = Path(arguments.output)
     check_vacant(output)
-    with chatter_to(scratch_log()):
+    with native_log_to(scratch_log()):
         from keras_transfer.inference.explanation import explain_files
         from keras_transfer.inference.explanation_files import PAGE, write_explanations
         from keras_transfer.inference.files import expand_paths
         from keras_transfer.inference.prediction import load_run
-        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.reporting.reporter import TerminalReporter
 
-        terminal = Terminal()
+        terminal = TerminalReporter()
         files = expand_paths(arguments.paths, sys.stdin)
         loaded = load_run(arguments.run)
-        with terminal.counting("explaining") as count:
+        with terminal.progress("explaining") as count:
             rows = explain_files(loaded, files, class_name=arguments.class_name)
             summary = write_explanations(
                 terminal.counted(rows, count),
@@ -47,10 +47,10 @@ def _run(argv: Sequence[str] | None) -> None:
                 class_names=loaded.class_names,
             )
         labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
-        terminal.table(f"Pictures: {summary.num_explained:,}", ["label", "pictures"], labels)
+        terminal.table(f"Images: {summary.num_explained:,}", ["label", "images"], labels)
         if summary.num_bad:
-            terminal.say(f"{summary.num_bad:,} files could not be read: see the error column.")
-        terminal.say(f"To look at: {output / PAGE}")
+            terminal.info(f"{summary.num_bad:,} files could not be read: see the error column.")
+        terminal.info(f"To look at: {output / PAGE}")
 
 
 main = main_of(_run)

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from pipelines.arguments import main_of, make_parser, scratch_log
 
 if TYPE_CHECKING:
-    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.reporting.reporter import TerminalReporter
 
 
 def _run(argv: Sequence[str] | None) -> None:
@@ -43,7 +43,7 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.compare and arguments.formats is None:
         parser.error("--compare needs --formats, such as --formats all")
-    with chatter_to(scratch_log()):
+    with native_log_to(scratch_log()):
         from keras_transfer.export.formats.registry import check_libraries, parse_formats
 
         # Before anything is written.
@@ -51,17 +51,19 @@ def _run(argv: Sequence[str] | None) -> None:
             check_libraries(parse_formats(arguments.formats))
         from keras_transfer.experiments.evaluation import export_run
         from keras_transfer.experiments.summary import describe_proof
-        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.reporting.reporter import TerminalReporter
 
-        terminal = Terminal()
-        folder, proof = export_run(arguments.run, narrator=terminal, precision=arguments.precision)
-        terminal.say(describe_proof(proof))
-        terminal.say(f"SavedModel {folder}")
+        terminal = TerminalReporter()
+        folder, proof = export_run(arguments.run, reporter=terminal, precision=arguments.precision)
+        terminal.info(describe_proof(proof))
+        terminal.info(f"SavedModel {folder}")
         if arguments.formats is not None:
             _convert(arguments, folder, terminal)
 
 
-def _convert(arguments: argparse.Namespace, export_folder: Path, terminal: "Terminal") -> None:
+def _convert(
+    arguments: argparse.Namespace, export_folder: Path, terminal: "TerminalReporter"
+) -> None:
     from keras_transfer.export.conversion import convert_run
     from keras_transfer.export.formats.registry import parse_formats
     from keras_transfer.export.formats.report import against_plain, sheet
@@ -72,7 +74,7 @@ def _convert(arguments: argparse.Namespace, export_folder: Path, terminal: "Term
         export_folder,
         parse_formats(arguments.formats),
         compare=arguments.compare,
-        narrator=terminal,
+        reporter=terminal,
     )
     shown = sheet(
         rows,
@@ -82,10 +84,10 @@ def _convert(arguments: argparse.Namespace, export_folder: Path, terminal: "Term
     terminal.table(shown.title, shown.header, shown.rows, caption=shown.caption)
     for row in rows:
         if row.refusal:
-            terminal.say(f"{row.name} is refused: {row.refusal}")
+            terminal.info(f"{row.name} is refused: {row.refusal}")
     for sentence in against_plain(rows):
-        terminal.say(sentence)
-    terminal.say(f"Formats {folder}")
+        terminal.info(sentence)
+    terminal.info(f"Formats {folder}")
 
 
 main = main_of(_run)

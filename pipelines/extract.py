@@ -12,7 +12,7 @@ the one that RAY_ADDRESS names, whose machines share folders, or of this machine
 import sys
 from collections.abc import Sequence
 
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from pipelines.arguments import (
     add_spec_arguments,
     main_of,
@@ -34,18 +34,18 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     arguments = parser.parse_intermixed_args(argv)
     spec = read_spec(arguments)
-    with chatter_to(scratch_log()):
-        from keras_transfer.reporting.reporter import Terminal
+    with native_log_to(scratch_log()):
+        from keras_transfer.reporting.reporter import TerminalReporter
         from keras_transfer.scale.extraction import fill_store
 
-        terminal = Terminal()
-        tallies = fill_store(spec, num_workers=arguments.workers, narrator=terminal)
+        terminal = TerminalReporter()
+        extraction_stats = fill_store(spec, num_workers=arguments.workers, reporter=terminal)
         start = ", the workers' start included" if arguments.workers else ""
-        for tally in tallies:
-            if tally.rate:
-                terminal.say(f"That is {tally.rate:,.0f} views/s{start}.")
-        if not tallies:
-            terminal.say("Nothing is stored: the first phase trains on pictures.")
+        for stats in extraction_stats:
+            if stats.rate:
+                terminal.info(f"That is {stats.rate:,.0f} views/s{start}.")
+        if not extraction_stats:
+            terminal.info("Nothing is stored: the first phase trains on images.")
 
 
 main = main_of(_run)

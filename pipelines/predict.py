@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, positive, scratch_log
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from keras_transfer.inference.prediction import LoadedRun, Target
     from keras_transfer.inference.writers import PredictionSummary, Row
-    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.reporting.reporter import TerminalReporter
 
 
 def _run(argv: Sequence[str] | None) -> None:
@@ -36,7 +36,7 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_argument(
         "--output", metavar="FILE", default="predictions.csv", help=".csv or .parquet to write"
     )
-    parser.add_argument("--batch-size", type=positive, default=32, help="pictures per forward pass")
+    parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass")
     parser.add_argument(
         "--resume", action="store_true", help="go on behind the rows of a killed process"
     )
@@ -49,20 +49,20 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     arguments = parser.parse_args(argv)
     check_vacant(Path(arguments.output))
-    with chatter_to(scratch_log()):
+    with native_log_to(scratch_log()):
         from keras_transfer.inference.files import expand_paths
         from keras_transfer.inference.prediction import LoadedRun
         from keras_transfer.inference.targets import identify, open_target
         from keras_transfer.inference.writers import write_predictions
-        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.reporting.reporter import TerminalReporter
 
-        terminal = Terminal()
+        terminal = TerminalReporter()
         files = expand_paths(arguments.paths, sys.stdin)
         target = open_target(arguments.target)
         known = _known(target, terminal) if isinstance(target, LoadedRun) else {}
         identity = identify(target)
         answer = _answerer(arguments, target, identity, known, terminal)
-        with terminal.counting("predicting") as count:
+        with terminal.progress("predicting") as count:
             summary = write_predictions(
                 lambda remaining: terminal.counted(answer(remaining), count),
                 files,
@@ -79,7 +79,7 @@ def _answerer(
     target: "Target",
     identity: str,
     known: "dict[str, np.ndarray]",
-    terminal: "Terminal",
+    terminal: "TerminalReporter",
 ) -> "Callable[[Iterator[Path]], Iterator[Row]]":
     """From files to their rows, in this process or by many."""
     from keras_transfer.inference.prediction import predict_files
@@ -97,27 +97,27 @@ def _answerer(
         known=known,
         batch_size=arguments.batch_size,
         num_workers=arguments.workers,
-        narrator=terminal,
+        reporter=terminal,
     )
 
 
-def _known(run: "LoadedRun", terminal: "Terminal") -> "dict[str, np.ndarray]":
-    from keras_transfer.data.audit import pixels_recipe
-    from keras_transfer.experiments.session import open_store
-    from keras_transfer.features.cached_logits import known_answers
+def _known(run: "LoadedRun", terminal: "TerminalReporter") -> "dict[str, np.ndarray]":
+    from keras_transfer.data.audit import pixels_key
+    from keras_transfer.features.cached_logits import known_probabilities
+    from keras_transfer.storage.cache import open_cache
 
-    with open_store(run.spec, narrator=terminal) as store:
-        return known_answers(run.model, pixels=pixels_recipe(run.spec.data), store=store)
+    with open_cache(run.spec, reporter=terminal) as cache:
+        return known_probabilities(run.model, pixels=pixels_key(run.spec.data), cache=cache)
 
 
-def _show(summary: "PredictionSummary", output: str, terminal: "Terminal") -> None:
+def _show(summary: "PredictionSummary", output: str, terminal: "TerminalReporter") -> None:
     if summary.num_kept:
-        terminal.say(f"{summary.num_kept:,} rows were there already.")
+        terminal.info(f"{summary.num_kept:,} rows were there already.")
     labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
-    terminal.table(f"Pictures: {summary.num_predicted:,}", ["label", "pictures"], labels)
+    terminal.table(f"Images: {summary.num_predicted:,}", ["label", "images"], labels)
     if summary.num_bad:
-        terminal.say(f"{summary.num_bad:,} files could not be read: see the error column.")
-    terminal.say(f"Predictions: {output}")
+        terminal.info(f"{summary.num_bad:,} files could not be read: see the error column.")
+    terminal.info(f"Predictions: {output}")
 
 
 main = main_of(_run)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.config import load, override, parse_assignments, spec_to_dict
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from keras_transfer.specs import PretrainSpec
 from keras_transfer.storage.run_folder import RunFolder, latest, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, check_same_spec
@@ -30,23 +30,25 @@ def _run(argv: Sequence[str] | None) -> None:
     spec = load(PretrainSpec, arguments.preset, presets=presets)
     spec = override(spec, parse_assignments(arguments.overrides))
     run = _enter(spec, resume=arguments.resume)
-    with chatter_to(run.log_file):
+    with native_log_to(run.log_file):
         from keras_transfer.backbones.archives import EMBEDDED
         from keras_transfer.experiments.pretraining import embed, pretrain
-        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.reporting.reporter import TerminalReporter
         from keras_transfer.training.progress import Checkpoint
 
-        terminal = Terminal()
+        terminal = TerminalReporter()
         steps = spec.num_letters // spec.batch_size
-        with terminal.watching(spec.name, spec.phase.epochs, steps) as callbacks:
+        with terminal.training_progress(spec.name, spec.phase.epochs, steps) as callbacks:
             saver = Checkpoint(run, "phase-0")
             classifier, result = pretrain(spec, saver=saver, callbacks=callbacks)
         accuracy = result.history[result.best_epoch - 1]["val_accuracy"]
         command = " ".join(["python -m pipelines.pretrain", arguments.preset, *arguments.overrides])
         folder = Path(arguments.output) if arguments.output else EMBEDDED
         file = embed(classifier, result, spec, command=command, folder=folder)
-        terminal.say(f"{accuracy:.1%} of new letters are named right after {result.seconds:.0f} s.")
-        terminal.say(f"Weights: {file}")
+        terminal.info(
+            f"{accuracy:.1%} of new letters are named right after {result.seconds:.0f} s."
+        )
+        terminal.info(f"Weights: {file}")
 
 
 def _enter(spec: PretrainSpec, *, resume: bool) -> RunFolder:

@@ -1,4 +1,4 @@
-"""Probe: what are pretrained weights worth on these pictures, with few labels?
+"""Probe: what are pretrained weights worth on these images, with few labels?
 
     python -m pipelines.probe quickstart
     python -m pipelines.probe flowers data.path=my_photos --labels 50,100,200
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from statistics import median
 
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from pipelines.arguments import add_spec_arguments, main_of, make_parser, read_spec, scratch_log
 
 
@@ -19,16 +19,16 @@ def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser("probe", str(__doc__))
     add_spec_arguments(parser)
     parser.add_argument("--labels", default="30,50,100,200,1000", help="numbers of labels")
-    parser.add_argument("--seeds", type=int, default=5, help="how many draws of labelled pictures")
+    parser.add_argument("--seeds", type=int, default=5, help="how many draws of labelled images")
     arguments = parser.parse_intermixed_args(argv)
     spec = read_spec(arguments)
     counts = [int(number) for number in arguments.labels.split(",")]
-    with chatter_to(scratch_log()):
-        from keras_transfer.reporting.reporter import Terminal
+    with native_log_to(scratch_log()):
+        from keras_transfer.reporting.reporter import TerminalReporter
         from pipelines.benchmarks.probe import probe
 
-        terminal = Terminal()
-        probes = probe(spec, counts, num_seeds=arguments.seeds, narrator=terminal)
+        terminal = TerminalReporter()
+        probes = probe(spec, counts, num_seeds=arguments.seeds, reporter=terminal)
         rows: dict[str, list[str]] = {}
         for item in probes:
             low, middle, high = min(item.accuracies), median(item.accuracies), max(item.accuracies)

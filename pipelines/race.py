@@ -1,4 +1,4 @@
-"""Race: the plain Keras recipe and this package, side by side on your pictures and machine.
+"""Race: the plain Keras recipe and this package, side by side on your images and machine.
 
     python -m pipelines.race quickstart
     python -m pipelines.race flowers data.path=my_photos --seeds 5 --also mixed_bfloat16
@@ -12,7 +12,7 @@ machine does at most.
 import sys
 from collections.abc import Sequence
 
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, vacated_on_refusal
 from pipelines.arguments import add_spec_arguments, main_of, make_parser, positive, read_spec
@@ -37,23 +37,23 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     spec = read_spec(arguments)
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"race-{spec.name}"))
-    with chatter_to(folder.log_file), vacated_on_refusal(folder):
-        from keras_transfer.reporting.reporter import Terminal
+    with native_log_to(folder.log_file), vacated_on_refusal(folder):
+        from keras_transfer.reporting.reporter import TerminalReporter
         from pipelines.benchmarks.race.race import race
         from pipelines.benchmarks.race.report import TITLE, write_race
 
-        terminal = Terminal()
+        terminal = TerminalReporter()
         result = race(
             spec,
             num_seeds=arguments.seeds,
             also=arguments.also,
             folder=folder.path,
-            narrator=terminal,
+            reporter=terminal,
         )
         sheet = write_race(result, folder)
         terminal.table(TITLE, sheet.header, sheet.rows, caption=sheet.limits)
-        terminal.say(sheet.headline)
-        terminal.say(f"Written to {folder.path}: race.json, race.md and race.png")
+        terminal.info(sheet.headline)
+        terminal.info(f"Written to {folder.path}: race.json, race.md and race.png")
 
 
 main = main_of(_run)

@@ -1,10 +1,10 @@
-"""Rank: which pretrained trunk suits these pictures, before any of them is fine-tuned?
+"""Rank: which pretrained trunk suits these images, before any of them is fine-tuned?
 
     python -m pipelines.rank data.path=my_photos 'backbones=["resnet50", "mobilenet_v2"]'
     python -m pipelines.rank quickstart 'backbones=["resnet50", "vgg16"]' max_latency_ms=50
 
-Every candidate's frozen layers see every training and validation picture once; test pictures are
-left out. Features are scored by a linear probe and by nearest neighbours on held-out pictures, and
+Every candidate's frozen layers see every training and validation image once; test images are
+left out. Features are scored by a linear probe and by nearest neighbours on held-out images, and
 by LogME and the H-score, beside noise as a control; latency, throughput and size are measured. A
 sentence recommends the fastest of those that cannot be told from the best within the limits.
 Writes rank.json, rank.md and rank.png. What was computed is stored where `train` looks for it.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from keras_transfer.config import describe_fields, load_spec, override, parse_assignments
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from keras_transfer.fields import build
 from keras_transfer.specs import RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read_words(words: Sequence[str]) -> tuple[RunSpec, RankSpec]:
-    """What is ranked on which pictures; fields of the ranking go before those of the run.
+    """What is ranked on which images; fields of the ranking go before those of the run.
 
     Raises:
         SpecError: a field is unknown, ill-typed or out of range.
@@ -66,7 +66,7 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     spec, ranking = read_words(arguments.words)
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
-    with chatter_to(folder.log_file), vacated_on_refusal(folder):
+    with native_log_to(folder.log_file), vacated_on_refusal(folder):
         from keras_transfer.experiments.rank.ranking import rank
         from keras_transfer.experiments.rank.report import (
             TITLE,
@@ -74,19 +74,19 @@ def _run(argv: Sequence[str] | None) -> None:
             narrow,
             write_ranking,
         )
-        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.reporting.reporter import TerminalReporter
 
-        terminal = Terminal()
-        result = rank(spec, ranking, narrator=terminal)
+        terminal = TerminalReporter()
+        result = rank(spec, ranking, reporter=terminal)
         sheet = write_ranking(result, folder)
         caption = "accuracies in % and 95 % intervals"
         terminal.table(TITLE, *narrow(sheet), caption=caption)
         if sheet.finals:
             terminal.table("The finals", *sheet.finals, caption="validation accuracy in %")
-            terminal.say(describe_agreement(result))
+            terminal.info(describe_agreement(result))
         for sentence in sheet.sentences:
-            terminal.say(sentence)
-        terminal.say(f"Written to {folder.path}: rank.json, rank.md and rank.png")
+            terminal.info(sentence)
+        terminal.info(f"Written to {folder.path}: rank.json, rank.md and rank.png")
 
 
 main = main_of(_run)

@@ -10,7 +10,7 @@ folded in half precision. With `cache.precision=auto` a run takes the faster, if
 import sys
 from collections.abc import Sequence
 
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from pipelines.arguments import main_of, make_parser, positive, scratch_log
 
 
@@ -20,10 +20,10 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_argument("--image-size", type=positive, default=224, metavar="PIXELS")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N")
     arguments = parser.parse_args(argv)
-    with chatter_to(scratch_log()):
+    with native_log_to(scratch_log()):
         from keras_transfer.experiments.rank.latency import rate
         from keras_transfer.features.prefix import half_precision
-        from keras_transfer.reporting.reporter import Terminal
+        from keras_transfer.reporting.reporter import TerminalReporter
 
         rows = []
         for backbone in arguments.backbones:
@@ -32,7 +32,9 @@ def _run(argv: Sequence[str] | None) -> None:
             rows.append([backbone, *(f"{figure:,.3g}" for figure in figures)])
         header = ["images/s", "Keras", "folded float32", f"folded {half_precision()}"]
         size = f"{arguments.image_size} px, batches of {arguments.batch_size}"
-        Terminal().table("Frozen layers", header, rows, caption=f"{size}, medians of five rounds")
+        TerminalReporter().table(
+            "Frozen layers", header, rows, caption=f"{size}, medians of five rounds"
+        )
 
 
 main = main_of(_run)

@@ -1,4 +1,4 @@
-"""Train: from a folder of pictures to a fine-tuned, verified SavedModel in a run folder.
+"""Train: from a folder of images to a fine-tuned, verified SavedModel in a run folder.
 
     python -m pipelines.train quickstart
     python -m pipelines.train flowers data.path=my_photos model.backbone=mobilenet_0.25
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from keras_transfer.devices.hosts import check_one_host, given_host, num_hosts_of
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import RunSpec
@@ -58,14 +58,14 @@ def _run(argv: Sequence[str] | None) -> None:
             fix="leave out folds, seeds and halvings, or --profile",
         )
     if arguments.dry_run:
-        with chatter_to(scratch_log()):
-            from keras_transfer.experiments.dry_run import rehearse
-            from keras_transfer.reporting.reporter import Terminal
+        with native_log_to(scratch_log()):
+            from keras_transfer.experiments.dry_run import dry_run
+            from keras_transfer.reporting.reporter import TerminalReporter
 
-            terminal = Terminal()
-            rehearse(spec, terminal)
+            terminal = TerminalReporter()
+            dry_run(spec, terminal)
             if spec.num_trials > 1:
-                terminal.say(f"Up to {spec.num_trials} trials would train like this.")
+                terminal.info(f"Up to {spec.num_trials} trials would train like this.")
         return
     if spec.num_trials > 1:
         check_one_host(spec.devices, "a study")
@@ -74,7 +74,7 @@ def _run(argv: Sequence[str] | None) -> None:
         run = _await_run(spec, host, arguments.output)
     else:
         run = start_run(spec, output=arguments.output, resume=arguments.resume)
-    with chatter_to(run.log_file):
+    with native_log_to(run.log_file):
         if spec.num_trials == 1:
             _train(spec, run, num_hosts=num_hosts, profile=arguments.profile)
         else:
@@ -82,9 +82,9 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def _await_run(spec: RunSpec, host: int, output: str | None) -> RunFolder:
-    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.reporting.reporter import TerminalReporter
 
-    Terminal().say(f"Host {host} waits for the run that host 0 begins in {output}.")
+    TerminalReporter().info(f"Host {host} waits for the run that host 0 begins in {output}.")
     return await_run(spec, output=output)
 
 
@@ -92,23 +92,23 @@ def _await_run(spec: RunSpec, host: int, output: str | None) -> RunFolder:
 def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> None:
     from keras_transfer.experiments.run import run_transfer
     from keras_transfer.experiments.summary import show_result
-    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.scale.host_launcher import run_hosts
 
-    terminal = Terminal()
+    terminal = TerminalReporter()
     if num_hosts > 1:
-        run_hosts(spec, run, narrator=terminal, profile=profile)
+        run_hosts(spec, run, reporter=terminal, profile=profile)
     else:
-        show_result(run_transfer(spec, run, narrator=terminal, profile=profile), terminal)
+        show_result(run_transfer(spec, run, reporter=terminal, profile=profile), terminal)
 
 
 def _study(spec: RunSpec, run: RunFolder) -> None:
     from keras_transfer.experiments.study.report import show_study
     from keras_transfer.experiments.study.run import run_study
-    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.reporting.reporter import TerminalReporter
 
-    terminal = Terminal()
-    show_study(run_study(spec, run, narrator=terminal), terminal)
+    terminal = TerminalReporter()
+    show_study(run_study(spec, run, reporter=terminal), terminal)
 
 
 main = main_of(_run)

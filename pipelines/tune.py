@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.devices import chatter_to
+from keras_transfer.devices import native_log_to
 from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chief
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -64,13 +64,13 @@ def _run(argv: Sequence[str] | None) -> None:
     output = arguments.output or named
     if is_worker():
         run = wait_for_chief(spec, output)
-        with chatter_to(run.path / f"{os.environ['KERASTUNER_TUNER_ID']}.log"):
+        with native_log_to(run.path / f"{os.environ['KERASTUNER_TUNER_ID']}.log"):
             _work(spec, run)
         return
     run = start_run(spec, output=output, resume=arguments.resume, suffix="-search")
     num_plain = _NUM_PLAIN if arguments.against_plain else 0
-    store = _empty_store(run) if arguments.against_plain else contextlib.nullcontext()
-    with chatter_to(run.log_file), store:
+    cache = _empty_store(run) if arguments.against_plain else contextlib.nullcontext()
+    with native_log_to(run.log_file), cache:
         _search(spec, run, num_workers=arguments.workers, num_plain=num_plain)
 
 
@@ -91,9 +91,9 @@ def _empty_store(run: RunFolder) -> Iterator[None]:
 # What follows imports TensorFlow, and only then, so that its start-up goes to the log.
 def _work(spec: RunSpec, run: RunFolder) -> None:
     from keras_transfer.experiments.tune.worker import take_part
-    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.reporting.reporter import TerminalReporter
 
-    take_part(spec, run, narrator=Terminal())
+    take_part(spec, run, reporter=TerminalReporter())
 
 
 def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int) -> None:
@@ -103,16 +103,16 @@ def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int) 
         write_search,
     )
     from keras_transfer.experiments.tune.search import run_search
-    from keras_transfer.reporting.reporter import Terminal
+    from keras_transfer.reporting.reporter import TerminalReporter
     from pipelines.benchmarks.plain_search import measure_plain
 
-    terminal = Terminal()
-    found = run_search(spec, run, num_workers=num_workers, narrator=terminal)
-    plain = measure_plain(spec, run, num_trials=num_plain, narrator=terminal) if num_plain else None
+    terminal = TerminalReporter()
+    found = run_search(spec, run, num_workers=num_workers, reporter=terminal)
+    plain = measure_plain(spec, run, num_trials=num_plain, reporter=terminal) if num_plain else None
     write_search(found, against_plain=plain)
     show_search(found, terminal)
     if plain:
-        terminal.say(describe_against_plain(found, plain))
+        terminal.info(describe_against_plain(found, plain))
 
 
 main = main_of(_run)

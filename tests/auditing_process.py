@@ -12,21 +12,21 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import numpy as np  # noqa: E402
 
 
-def run(pictures: str, store: str) -> dict:
+def run(images: str, cache: str) -> dict:
     """Audit a folder of classes twice: what was found, and how much was decoded each time."""
     from keras_transfer.data.audit import audit
     from keras_transfer.data.sources import read_records
     from keras_transfer.devices.hosts import wait_for_all
-    from keras_transfer.reporting.reporter import Silent
+    from keras_transfer.reporting.reporter import SilentReporter
     from keras_transfer.specs import DataSpec
-    from keras_transfer.storage.cache import Store
+    from keras_transfer.storage.cache import Cache
 
-    spec = DataSpec(path=pictures, image_size=16)
+    spec = DataSpec(path=images, image_size=16)
     records = read_records(spec)
     decoded = []
     for _ in range(2):
         audited, pixels, num_decoded = audit(
-            records, spec, store=Store(Path(store)), narrator=Silent()
+            records, spec, cache=Cache(Path(cache)), reporter=SilentReporter()
         )
         decoded.append(num_decoded)
         wait_for_all()

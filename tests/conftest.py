@@ -1,4 +1,4 @@
-"""What several rooms' tests share: a quiet TensorFlow, a private cache and real pictures."""
+"""What several rooms' tests share: a quiet TensorFlow, a private cache and real images."""
 
 import os
 from collections.abc import Iterator

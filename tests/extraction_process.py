@@ -14,57 +14,57 @@ from keras_transfer.data.datasets import Examples
 from keras_transfer.devices.subprocess_call import peak_mb
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.source import Request, Source
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, ViewSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 
-NUM_PICTURES = 320
+NUM_IMAGES = 320
 SHARD_BYTES = 300_000
 """Of small shards, so that there are many moments between two of them."""
 
 
 def run(folder: str, result: str) -> None:
-    """Extract at two cuts of one network; with views of every picture at one of them."""
-    classifier, source = make_classifier("mobilenet_0.25"), make_source(NUM_PICTURES)
+    """Extract at two cuts of one network; with views of every image at one of them."""
+    classifier, source = make_classifier("mobilenet_0.25"), make_source(NUM_IMAGES)
     cuts = [cut_at(classifier, "head"), cut_at(classifier, "stage2")]
-    pairs = [wanted(NUM_PICTURES, 1), wanted(NUM_PICTURES, 3)]
+    pairs = [wanted(NUM_IMAGES, 1), wanted(NUM_IMAGES, 3)]
     requests = [Request(cut, rows) for cut, rows in zip(cuts, pairs, strict=True)]
-    features, tally = extract(
+    features, stats = extract(
         requests,
         source,
-        cache=EXACT,
-        store=Store(Path(folder)),
-        narrator=Silent(),
+        cache_spec=EXACT,
+        cache=Cache(Path(folder)),
+        reporter=SilentReporter(),
         shard_bytes=SHARD_BYTES,
     )
     arrays = {str(number): np.asarray(item.rows) for number, item in enumerate(features)}
-    np.savez(result, computed=tally.num_computed, **arrays)
+    np.savez(result, computed=stats.num_computed, **arrays)
 
 
-def run_many(num_pictures: int, folder: str, result: str) -> None:
-    """Extract a map of 4,096 numbers from each of many pictures; keep the peak of memory."""
+def run_many(num_images: int, folder: str, result: str) -> None:
+    """Extract a map of 4,096 numbers from each of many images; keep the peak of memory."""
     generator = np.random.default_rng(0)
-    store = Store(Path(folder))
-    keys = [f"{number:064x}" for number in range(num_pictures)]
-    with store.opened(PIXELS) as (entry,):
-        for start in range(0, num_pictures, 1000):
+    cache = Cache(Path(folder))
+    keys = [f"{number:064x}" for number in range(num_images)]
+    with cache.opened(PIXELS) as (entry,):
+        for start in range(0, num_images, 1000):
             chunk = keys[start : start + 1000]
             entry.append(chunk, generator.integers(0, 256, (len(chunk), 32, 32, 3), np.uint8))
         pixels = entry.rows(keys)
-    labels = np.zeros(num_pictures, np.int64)
-    examples = Examples(pixels, labels, np.arange(num_pictures, dtype=np.int64), 10)
+    labels = np.zeros(num_images, np.int64)
+    examples = Examples(pixels, labels, np.arange(num_images, dtype=np.int64), 10)
     source = Source(examples, keys, ViewSpec(), PIXELS)
     cut = cut_at(make_classifier("mobilenet_0.25"), "stage2")
-    request = Request(cut, wanted(num_pictures, 1))
-    cache = CacheSpec(precision="float32")
-    _, tally = extract(
+    request = Request(cut, wanted(num_images, 1))
+    cache_spec = CacheSpec(precision="float32")
+    _, stats = extract(
         [request],
         source,
+        cache_spec=cache_spec,
         cache=cache,
-        store=store,
-        narrator=Silent(),
-        # Of a size that a thousand pictures fill: shards are what memory holds.
+        reporter=SilentReporter(),
+        # Of a size that a thousand images fill: shards are what memory holds.
         shard_bytes=2 * cut.num_values * 500,
     )
-    assert tally.num_computed == num_pictures
+    assert stats.num_computed == num_images
     Path(result).write_text(str(peak_mb()))

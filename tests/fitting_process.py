@@ -58,8 +58,8 @@ def fit(job: Fit) -> dict:
     from keras_transfer.config import override
     from keras_transfer.data.splits import Splits
     from keras_transfer.devices import set_up
-    from keras_transfer.features.phase_inputs import Supply
-    from keras_transfer.reporting.reporter import Silent
+    from keras_transfer.features.phase_inputs import PhaseInputs
+    from keras_transfer.reporting.reporter import SilentReporter
     from keras_transfer.specs import (
         CacheSpec,
         DeviceSpec,
@@ -69,7 +69,7 @@ def fit(job: Fit) -> dict:
         TrainingSpec,
         ViewSpec,
     )
-    from keras_transfer.storage.cache import Store
+    from keras_transfer.storage.cache import Cache
     from keras_transfer.storage.run_folder import RunFolder
     from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
@@ -120,9 +120,15 @@ def fit(job: Fit) -> dict:
     started = time.perf_counter()
     for num_epochs in (*([job.stop_after] if job.stop_after else []), None):
         classifier = prepare_classifier(spec, [str(digit) for digit in range(10)])
-        supply = Supply(spec, source, splits, store=Store(folder / "store"), narrator=Silent())
+        phase_inputs = PhaseInputs(
+            spec, source, splits, cache=Cache(folder / "store"), reporter=SilentReporter()
+        )
         outcomes = fit_phases(
-            classifier, supply, narrator=Silent(), run=RunFolder(folder), num_epochs=num_epochs
+            classifier,
+            phase_inputs,
+            reporter=SilentReporter(),
+            run=RunFolder(folder),
+            num_epochs=num_epochs,
         )
     seconds = time.perf_counter() - started
     if devices.host == 0:

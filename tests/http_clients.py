@@ -29,7 +29,7 @@ class InProcess:
         self.app = build_app(self.service)
 
     def __enter__(self) -> "InProcess":
-        self.service.versions.look()
+        self.service.versions.preview()
         self._runner = asyncio.Runner()
         transport = httpx.ASGITransport(self.app)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://test")

@@ -4,7 +4,7 @@ import json
 
 from keras_transfer.config import override
 from keras_transfer.experiments.tune.search import SearchResult, run_search
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import (
     CacheSpec,
     DataSpec,
@@ -20,13 +20,13 @@ RATE, DROPOUT = "phases.0.learning_rate", "model.dropout"
 SPACE = {RATE: {"values": [1e-3, 1e-2, 3e-2]}, DROPOUT: {"values": [0.0, 0.3]}}
 
 
-class Listener(Silent):
+class Listener(SilentReporter):
     """Remembers what is said."""
 
     def __init__(self):
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -45,9 +45,9 @@ def make_spec(folder, cache, **changes) -> RunSpec:
     return override(spec, {**search, **changes})
 
 
-def search(spec: RunSpec, output, narrator=None, *, resume: bool = False, **given) -> SearchResult:
+def search(spec: RunSpec, output, reporter=None, *, resume: bool = False, **given) -> SearchResult:
     run = start_run(spec, output=output, resume=resume, suffix="-search")
-    return run_search(spec, run, narrator=narrator or Silent(), **given)
+    return run_search(spec, run, reporter=reporter or SilentReporter(), **given)
 
 
 def read_json(path):

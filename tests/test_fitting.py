@@ -9,10 +9,10 @@ import pytest
 from feature_sources import make_source, make_splits
 from small_models import make_classifier, weights_by_stage
 
-from keras_transfer.features.phase_inputs import Supply
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.features.phase_inputs import PhaseInputs
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import fit_phases
 
@@ -28,16 +28,18 @@ SPEC = RunSpec(
 
 def train(tmp_path, run=None, num_epochs=None, splits=None):
     keras.utils.clear_session()
-    narrator = Silent()
-    supply = Supply(
+    reporter = SilentReporter()
+    phase_inputs = PhaseInputs(
         SPEC,
         make_source(views=SPEC.views),
         splits or make_splits(),
-        store=Store(tmp_path / "store"),
-        narrator=narrator,
+        cache=Cache(tmp_path / "store"),
+        reporter=reporter,
     )
     classifier = make_classifier("mobilenet_0.25", seed=SPEC.seed)
-    outcomes = fit_phases(classifier, supply, narrator=narrator, run=run, num_epochs=num_epochs)
+    outcomes = fit_phases(
+        classifier, phase_inputs, reporter=reporter, run=run, num_epochs=num_epochs
+    )
     return classifier, outcomes
 
 

@@ -1,4 +1,4 @@
-"""A look at the pictures: what it draws, what it counts, and what a later run finds done."""
+"""A look at the images: what it draws, what it counts, and what a later run finds done."""
 
 import io
 
@@ -8,8 +8,8 @@ from PIL import Image
 from rich.console import Console
 
 from keras_transfer.data.splits import NAMES
-from keras_transfer.experiments.preview import look, show_data
-from keras_transfer.reporting.reporter import Silent, Terminal
+from keras_transfer.experiments.preview import preview, show_data
+from keras_transfer.reporting.reporter import SilentReporter, TerminalReporter
 from keras_transfer.specs import CacheSpec, DataSpec, RunSpec, ViewSpec
 
 
@@ -23,12 +23,12 @@ def spec(digits_folder, tmp_path):
 
 
 def test_the_look_draws_views_and_stores_what_it_decoded(spec, tmp_path):
-    first = look(spec, tmp_path / "figures" / "views.png", narrator=Silent())
-    again = look(spec, tmp_path / "figures" / "views.png", narrator=Silent())
+    first = preview(spec, tmp_path / "figures" / "views.png", reporter=SilentReporter())
+    again = preview(spec, tmp_path / "figures" / "views.png", reporter=SilentReporter())
     assert (first.num_decoded, again.num_decoded) == (300, 0)
     with Image.open(tmp_path / "figures" / "views.png") as figure:
         pixels = np.asarray(figure.convert("L"))
-    # Six pictures below each other, in three views beside each other.
+    # Six images below each other, in three views beside each other.
     assert pixels.shape[0] > 1.5 * pixels.shape[1]
     assert (pixels < 64).mean() > 0.2
     for name in NAMES:
@@ -36,9 +36,9 @@ def test_the_look_draws_views_and_stores_what_it_decoded(spec, tmp_path):
 
 
 def test_the_table_counts_classes_in_splits(spec, tmp_path):
-    data = look(spec, tmp_path / "views.png", narrator=Silent())
+    data = preview(spec, tmp_path / "views.png", reporter=SilentReporter())
     written = io.StringIO()
-    show_data(data, Terminal(Console(file=written, width=80)))
+    show_data(data, TerminalReporter(Console(file=written, width=80)))
     rows = [line.split() for line in written.getvalue().splitlines()]
     counts = {
         row[0]: [int(cell) for cell in row[1:]] for row in rows if row[1:2] and row[1].isdigit()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_transfer.experiments.run import run_transfer
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.storage.run_start import start_run
 from pipelines import predict
@@ -34,14 +34,14 @@ def test_ants_and_bees_train_export_and_predict(
         ),
         training=TrainingSpec(class_weights="balanced"),
     )
-    result = run_transfer(spec, start_run(spec, output=tmp_path / "run"), narrator=Silent())
+    result = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     assert result.test.num_examples == 153
     # Chance is 0.54; pretrained features of this small trunk are far from it.
     assert result.test.accuracy > 0.75
     assert result.proof.parity.max_abs_difference <= 1e-5
 
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"not a picture")
+    broken.write_bytes(b"not an image")
     folder = shared_data / "ants_bees" / "val" / "bees"
     output = tmp_path / "predictions.csv"
     words = [str(result.run.path), str(folder), str(broken), "--output", str(output)]

@@ -4,17 +4,17 @@ from io import StringIO
 
 from rich.console import Console
 
-from keras_transfer.reporting.reporter import Terminal
+from keras_transfer.reporting.reporter import TerminalReporter
 
 
-def _terminal() -> tuple[Terminal, StringIO]:
+def _terminal() -> tuple[TerminalReporter, StringIO]:
     text = StringIO()
-    return Terminal(Console(file=text, width=100)), text
+    return TerminalReporter(Console(file=text, width=100)), text
 
 
 def test_names_in_square_brackets_are_text_not_markup():
     terminal, text = _terminal()
-    terminal.say("left out: photos/[bold]cat[1].jpg")
+    terminal.info("left out: photos/[bold]cat[1].jpg")
     assert "photos/[bold]cat[1].jpg" in text.getvalue()
 
 
@@ -27,6 +27,6 @@ def test_table_shows_every_cell_and_its_caption():
 
 def test_counting_passes_items_on_and_counts_them():
     seen = []
-    items = list(Terminal.counted("abc", lambda done, total: seen.append((done, total))))
+    items = list(TerminalReporter.counted("abc", lambda done, total: seen.append((done, total))))
     assert items == ["a", "b", "c"]
     assert seen == [(1, 0), (2, 0), (3, 0)]

@@ -19,7 +19,7 @@ from keras_transfer.errors import RunError, SpecError
 from keras_transfer.experiments.evaluation import evaluate_run, export_run
 from keras_transfer.experiments.run import Result, run_transfer
 from keras_transfer.inference.prediction import load_run, predict_files
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.storage.run_start import start_run
 from pipelines import evaluate as evaluate_verb
@@ -54,22 +54,22 @@ def read_json(path: Path):
     return json.loads(path.read_text())
 
 
-class Counting(Silent):
+class Counting(SilentReporter):
     """Remembers what was counted."""
 
     def __init__(self):
         self.counted: set[str] = set()
 
-    def counting(self, title: str):
+    def progress(self, title: str):
         self.counted.add(title)
-        return super().counting(title)
+        return super().progress(title)
 
 
 @pytest.fixture(scope="module")
 def result(digits_folder, tmp_path_factory) -> Result:
     spec = make_spec(digits_folder)
     run = start_run(spec, output=tmp_path_factory.mktemp("runs") / "first")
-    return run_transfer(spec, run, narrator=Silent())
+    return run_transfer(spec, run, reporter=SilentReporter())
 
 
 def test_run_folder_holds_everything_and_nothing_half_done(result):
@@ -142,42 +142,44 @@ def test_same_seed_gives_the_same_metrics_from_an_empty_cache(
     monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path))
     keras.utils.clear_session()
     spec = make_spec(digits_folder)
-    again = run_transfer(spec, start_run(spec, output=tmp_path / "again"), narrator=Silent())
+    again = run_transfer(
+        spec, start_run(spec, output=tmp_path / "again"), reporter=SilentReporter()
+    )
     first, second = (read_json(r.run.metrics_file) for r in (result, again))
     assert without_times(first) == without_times(second)
     cache = read_json(again.run.path / "cache.json")
-    assert (cache["pictures_decoded"], cache["views_found"]) == (300, 0)
-    # 210 training pictures in three views, 90 others: the store has them all, in one pass.
+    assert (cache["images_decoded"], cache["views_found"]) == (300, 0)
+    # 210 training images in three views, 90 others: the cache has them all, in one pass.
     assert cache["views_computed"] == 210 * 3 + 90
 
 
-def test_another_head_decodes_no_picture_and_runs_no_frozen_layer(result, digits_folder, tmp_path):
+def test_another_head_decodes_no_image_and_runs_no_frozen_layer(result, digits_folder, tmp_path):
     changes = {"model.dropout": 0.5, "model.head": "mlp", "phases.0.learning_rate": 1e-3}
     spec = override(make_spec(digits_folder), changes)
-    done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), narrator=Silent())
+    done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     cache = read_json(done.run.path / "cache.json")
-    assert (cache["pictures_decoded"], cache["views_computed"]) == (0, 0)
+    assert (cache["images_decoded"], cache["views_computed"]) == (0, 0)
     assert cache["views_found"] == 210 * 3 + 90
 
 
 def test_judging_a_run_again_asks_neither_decoder_nor_classifier(result):
-    narrator = Counting()
-    evaluate_run(result.run.path, None, narrator=narrator)
-    assert narrator.counted == {"reading pictures"}
+    reporter = Counting()
+    evaluate_run(result.run.path, None, reporter=reporter)
+    assert reporter.counted == {"reading images"}
 
 
 def test_evaluate_gives_the_runs_own_figures(result):
-    evaluation = evaluate_run(result.run.path, None, narrator=Silent())
+    evaluation = evaluate_run(result.run.path, None, reporter=SilentReporter())
     assert evaluation.accuracy == result.test.accuracy
     assert evaluation.log_loss == pytest.approx(result.test.log_loss, abs=1e-6)
 
 
-def test_evaluate_on_other_pictures_goes_by_name(result, digits_folder, tmp_path):
+def test_evaluate_on_other_images_goes_by_name(result, digits_folder, tmp_path):
     for name in ("digit_3", "digit_7"):
         (tmp_path / "two" / name).mkdir(parents=True)
         for file in (digits_folder / name).iterdir():
             (tmp_path / "two" / name / file.name).write_bytes(file.read_bytes())
-    evaluation = evaluate_run(result.run.path, str(tmp_path / "two"), narrator=Silent())
+    evaluation = evaluate_run(result.run.path, str(tmp_path / "two"), reporter=SilentReporter())
     loaded = load_run(result.run.path)
     right = 0
     files = sorted((tmp_path / "two").rglob("*.png"))
@@ -194,7 +196,7 @@ def test_evaluate_verb_writes_the_figures_where_told(result, tmp_path, capsys):
 
 
 def test_export_again_gets_the_next_version_and_its_proof(result):
-    folder, proof = export_run(result.run.path, narrator=Silent())
+    folder, proof = export_run(result.run.path, reporter=SilentReporter())
     assert folder.name == "2"
     assert proof.parity.label_agreement == 1.0
     assert (result.run.export_folder / "1" / "saved_model.pb").is_file()
@@ -204,7 +206,7 @@ def test_phase_that_gains_nothing_is_undone(digits_folder, tmp_path):
     changes = {"training.rollback": True, "phases.1.learning_rate": 0.0, "phases.1.epochs": 1}
     changes |= {"phases.1.warmup_epochs": 0, "phases.1.weight_decay": 0}
     spec = override(make_spec(digits_folder), changes)
-    done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), narrator=Silent())
+    done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     assert [outcome.kept for outcome in done.outcomes] == [True, False]
     assert done.outcomes[1].gain == 0
     assert done.test.accuracy == done.outcomes[0].test_accuracy
@@ -250,7 +252,7 @@ def test_refused_run_leaves_no_folder_in_the_way(digits_folder, tmp_path):
     spec = override(make_spec(digits_folder), {"phases.1.unfreeze": "stage9"})
     run = start_run(spec, output=tmp_path / "run")
     with pytest.raises(SpecError, match="stage9"):
-        run_transfer(spec, run, narrator=Silent())
+        run_transfer(spec, run, reporter=SilentReporter())
     assert not run.path.exists()
 
 

@@ -1,6 +1,6 @@
 """The rows of the table, family by family; the small networks are in `small_families`.
 
-Stages are named by how far the picture has shrunk: `stage k` holds the layers that work at 1/2^k
+Stages are named by how far the image has shrunk: `stage k` holds the layers that work at 1/2^k
 of the input's side, up to the last tensor of that size, so that `stage3` asks for the same
 resolution in every family, whatever its paper calls the blocks. `stem` is what comes before the
 first block. A family lacks the stages it cannot be cut at: ResNets, DenseNets and ConvNeXts reach
@@ -201,7 +201,7 @@ def _nasnet() -> Iterator[Backbone]:
 
 
 def _convnext() -> Iterator[Backbone]:
-    """Blocks end with sums without names; a named layer shrinks the picture between stages."""
+    """Blocks end with sums without names; a named layer shrinks the image between stages."""
     for size, digest in (
         ("tiny", "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1"),
         ("small", "6fc8009faa2f00c1c1dfce59feea9b0745eb260a7dd11bee65c8e20843da6eab"),

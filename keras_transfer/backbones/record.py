@@ -49,9 +49,9 @@ class Backbone:
     mode: Mode
     """What `Preprocess` does to the pixels."""
     image_size: int
-    """Side of the pictures it was trained on, px."""
+    """Side of the images it was trained on, px."""
     minimal_size: int = 32
-    """Side of the smallest picture it takes, px."""
+    """Side of the smallest image it takes, px."""
     stages: tuple[Stage, ...]
     """From bottom to top; together they hold every variable of the trunk once."""
     imagenet: PublishedWeights

@@ -23,9 +23,9 @@ def build_trunk(
 
     Layers have the names Keras gives them. Left out are the kinds in `Backbone.leave_out`: those
     that scale the input, which `Preprocess` does, and the drop-connect of the EfficientNets,
-    because a frozen stage must be a function of the picture alone.
+    because a frozen stage must be a function of the image alone.
 
-    Raises SpecError for an unknown stage or too small pictures, WeightsError for weights that are
+    Raises SpecError for an unknown stage or too small images, WeightsError for weights that are
     missing or do not fit.
     """
     _check_size(backbone, inputs)
@@ -44,7 +44,7 @@ def build_trunk(
 
 
 def _check_size(backbone: Backbone, inputs: keras.KerasTensor) -> None:
-    """Raise SpecError if the pictures are smaller than the network takes."""
+    """Raise SpecError if the images are smaller than the network takes."""
     sides = [side for side in inputs.shape[1:3] if side is not None]
     if sides and min(sides) < backbone.minimal_size:
         raise SpecError(

@@ -1,10 +1,10 @@
 """The audit: every file is opened before training, and its pixels are kept.
 
-Nothing trains on a picture that was not read here, and nothing stands in for one that could not
+Nothing trains on an image that was not read here, and nothing stands in for one that could not
 be: it is named, counted and left out, or the run stops. Pixels are stored by the content of the
-file, so a picture that was decoded once, in any run, is read and checked but not decoded again.
+file, so an image that was decoded once, in any run, is read and checked but not decoded again.
 
-Pixels on their way to the store, a shard at a time: by one process, or by several hosts.
+Pixels on their way to the cache, a shard at a time: by one process, or by several hosts.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.images import DECODER_VERSION, Encoded
-from keras_transfer.data.reading import Picture, read_new_pixels
+from keras_transfer.data.reading import DecodedImage, read_new_pixels
 from keras_transfer.data.records import BadFile, Record, Records, counted
 from keras_transfer.devices.hosts import gather, meet, share_from_first
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import DataSpec
-from keras_transfer.storage.cache import Store
-from keras_transfer.storage.entry import Entry, Recipe
+from keras_transfer.storage.cache import Cache
+from keras_transfer.storage.entry import CacheKey, Entry
 from keras_transfer.storage.shards import SHARD_BYTES, Rows, explained, write_shard
 
 
 class PixelBatches:
-    """Collects decoded pictures and hands them on in shards.
+    """Collects decoded images and hands them on in shards.
 
     `holds` says whether a digest's pixels are stored already; `write` stores new ones. Copies of
     one file in one source may be decoded twice; they are stored once.
@@ -39,27 +39,27 @@ class PixelBatches:
 
     def __init__(
         self,
-        recipe: Recipe,
+        cache_key: CacheKey,
         *,
         holds: Callable[[str], bool],
         write: Callable[[Sequence[str], np.ndarray], None],
     ):
         self.num_decoded = 0
         self.holds, self._write = holds, write
-        self._size = max(1, SHARD_BYTES // recipe.row_bytes)
+        self._size = max(1, SHARD_BYTES // cache_key.row_bytes)
         self._waiting: dict[str, np.ndarray] = {}
 
     @classmethod
     def into(cls, entry: Entry) -> "PixelBatches":
         """Into an entry that this process holds."""
         return cls(
-            entry.recipe, holds=lambda digest: not entry.missing([digest]), write=entry.append
+            entry.cache_key, holds=lambda digest: not entry.missing([digest]), write=entry.append
         )
 
-    def add(self, picture: Picture) -> None:
-        """Take a decoded picture, and store a shard if there are enough."""
+    def add(self, image: DecodedImage) -> None:
+        """Take a decoded image, and store a shard if there are enough."""
         self.num_decoded += 1
-        self._waiting[picture.digest] = picture.pixels
+        self._waiting[image.digest] = image.pixels
         if len(self._waiting) == self._size:
             self.store()
 
@@ -76,8 +76,8 @@ class NumberedShards:
     `written` lists them with their keys, for host 0 to adopt.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, known: Container[str], numbers: range):
-        self._folder, self._recipe, self._known = folder, recipe, known
+    def __init__(self, folder: Path, cache_key: CacheKey, known: Container[str], numbers: range):
+        self._folder, self._recipe, self._known = folder, cache_key, known
         self._numbers = iter(numbers)
         self._keys: set[str] = set()
         self.written: list[tuple[int, list[str]]] = []
@@ -106,7 +106,7 @@ _NAMED_IN_ERRORS = 10
 class Audited(NamedTuple):
     """The readable records, with digests, their pixels, and how many had to be decoded.
 
-    `pixels` is uint8 [N, S, S, 3], mapped from the store: row i belongs to record i.
+    `pixels` is uint8 [N, S, S, 3], mapped from the cache: row i belongs to record i.
     """
 
     records: Records
@@ -114,10 +114,10 @@ class Audited(NamedTuple):
     num_decoded: int
 
 
-def pixels_recipe(spec: DataSpec) -> Recipe:
+def pixels_key(spec: DataSpec) -> CacheKey:
     """What stored pixels are a function of, beside the bytes of their file."""
     size = spec.image_size
-    return Recipe(
+    return CacheKey(
         kind="pixels",
         title=f"pixels, {size} px by {spec.resize!r}",
         content={
@@ -131,8 +131,8 @@ def pixels_recipe(spec: DataSpec) -> Recipe:
     )
 
 
-def audit(records: Records, spec: DataSpec, *, store: Store, narrator: Narrator) -> Audited:
-    """Read and check every picture; decode and resize those whose pixels are not stored yet.
+def audit(records: Records, spec: DataSpec, *, cache: Cache, reporter: Reporter) -> Audited:
+    """Read and check every image; decode and resize those whose pixels are not stored yet.
 
     Args:
         records: what the source lists; rows keep their order.
@@ -146,37 +146,37 @@ def audit(records: Records, spec: DataSpec, *, store: Store, narrator: Narrator)
     """
     host, num_hosts = meet()
     if num_hosts > 1:
-        return _audit_together(records, spec, store, narrator, host=host, num_hosts=num_hosts)
-    with store.opened(pixels_recipe(spec)) as (entry,):
+        return _audit_together(records, spec, cache, reporter, host=host, num_hosts=num_hosts)
+    with cache.opened(pixels_key(spec)) as (entry,):
         batches = PixelBatches.into(entry)
-        return _audited(records, [_read(records, spec, batches, narrator)], spec, entry)
+        return _audited(records, [_read(records, spec, batches, reporter)], spec, entry)
 
 
 def _audit_together(
     records: Records,
     spec: DataSpec,
-    store: Store,
-    narrator: Narrator,
+    cache: Cache,
+    reporter: Reporter,
     *,
     host: int,
     num_hosts: int,
 ) -> Audited:
     """The same by several hosts: each reads every so-manieth file, host 0 holds the entry."""
-    recipe = pixels_recipe(spec)
+    cache_key = pixels_key(spec)
 
     def read(known: set[str], first: int) -> tuple[_Found, NumberedShards]:
         numbers = range(first + host, sys.maxsize, num_hosts)
-        shards = NumberedShards(store.folder / recipe.id, recipe, known, numbers)
-        batches = PixelBatches(recipe, holds=shards.holds, write=shards.write)
+        shards = NumberedShards(cache.folder / cache_key.id, cache_key, known, numbers)
+        batches = PixelBatches(cache_key, holds=shards.holds, write=shards.write)
         rows = range(host, len(records.items), num_hosts)
-        return _read(records, spec, batches, narrator, rows=rows), shards
+        return _read(records, spec, batches, reporter, rows=rows), shards
 
     if host:
         found, shards = read(*share_from_first(None))
         gather((found, shards.written))
         parts = share_from_first(None)
     else:
-        with store.opened(recipe) as (entry,):
+        with cache.opened(cache_key) as (entry,):
             entry.check()
             start = set(entry.keys), max(entry.numbers, default=-1) + 1
             found, shards = read(*share_from_first(start))
@@ -186,7 +186,7 @@ def _audit_together(
                 for number, keys in written:
                     entry.adopt(number, keys, is_sound=False)
         share_from_first(parts)
-    with store.opened(recipe) as (entry,):
+    with cache.opened(cache_key) as (entry,):
         return _audited(records, parts, spec, entry)
 
 
@@ -210,8 +210,8 @@ def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: E
     digests = [record.digest for record in good]
     if lost := entry.missing(digests):
         raise RunError(
-            f"{len(lost):,} of {len(digests):,} pictures are no longer in the store",
-            expected="pixels of all pictures that were read",
+            f"{len(lost):,} of {len(digests):,} images are no longer in the cache",
+            expected="pixels of all images that were read",
             received=f"none of {good[lost[0]].path}",
             fix="raise cache.limit_gb, see that all hosts use the same folder, and run it again",
         )
@@ -225,7 +225,7 @@ def _read(
     records: Records,
     spec: DataSpec,
     batches: PixelBatches,
-    narrator: Narrator,
+    reporter: Reporter,
     *,
     rows: range | None = None,
 ) -> _Found:
@@ -240,7 +240,7 @@ def _read(
         resize=spec.resize,
         max_megapixels=spec.max_megapixels,
     )
-    with narrator.counting("reading pictures") as count:
+    with reporter.progress("reading images") as count:
         for done, (row, result) in enumerate(zip(rows, results, strict=True), 1):
             record = records.items[row]
             if isinstance(result, BadFile):
@@ -248,7 +248,7 @@ def _read(
             else:
                 found[row] = dataclasses.replace(record, digest=result.encoded.digest)
                 unusual.update(_traits(result.encoded))
-            if isinstance(result, Picture):
+            if isinstance(result, DecodedImage):
                 batches.add(result)
             count(done, len(rows))
     batches.store()
@@ -260,7 +260,7 @@ def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None
         raise DataError(
             f"{counted(len(audited.bad_files), 'file', 'files')} of {len(records.items)} below "
             f"{records.root} cannot be read, and data.on_bad_file=error",
-            expected="readable pictures only",
+            expected="readable images only",
             received=_name_some(audited.bad_files),
             fix="repair or remove them, or set data.on_bad_file=skip to leave them out",
         )
@@ -271,7 +271,7 @@ def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None
             if name not in readable:
                 paths = [item.path for item in records.items if getattr(item, field) == name]
                 raise DataError(
-                    f"{words} {name!r} has no readable picture",
+                    f"{words} {name!r} has no readable image",
                     expected=f"at least one readable file out of its {len(paths)}",
                     received=_name_some(reasons[path] for path in paths),
                     fix=f"repair its files or remove the {words}",
@@ -296,13 +296,13 @@ def _traits(encoded: Encoded) -> Iterator[str]:
 def _notes_on_files(unusual: Counter[str]) -> Iterator[str]:
     alpha, rotated = unusual.pop("alpha", 0), unusual.pop("rotated", 0)
     if alpha:
-        words = counted(alpha, "picture has", "pictures have")
+        words = counted(alpha, "image has", "images have")
         yield f"{words} an alpha channel; transparency is dropped"
     if rotated:
-        words = counted(rotated, "picture carries", "pictures carry")
+        words = counted(rotated, "image carries", "images carry")
         yield f"{words} an EXIF rotation, which is ignored in training and serving alike"
     for name, count in sorted(unusual.items()):
-        words = counted(count, "picture was", "pictures were")
+        words = counted(count, "image was", "images were")
         yield f"{words} converted to PNG first ({name})"
 
 
@@ -314,11 +314,11 @@ def _notes_on_copies(items: Iterable[Record]) -> Iterator[str]:
     twins = [group for group in copies.values() if len(group) > 1]
     if twins:
         count = sum(len(group) - 1 for group in twins)
-        yield f"{counted(count, 'picture is an exact copy', 'pictures are exact copies')} of others"
+        yield f"{counted(count, 'image is an exact copy', 'images are exact copies')} of others"
     for field, words in (("label", "under different labels"), ("split", "in different splits")):
         torn = [group for group in twins if len({getattr(item, field) for item in group}) > 1]
         if torn:
             first = torn[0][0]
             other = next(x for x in torn[0] if getattr(x, field) != getattr(first, field))
             pair = " and ".join(f"{x.path} ({getattr(x, field)})" for x in (first, other))
-            yield f"{counted(len(torn), 'picture appears', 'pictures appear')} {words}: {pair}"
+            yield f"{counted(len(torn), 'image appears', 'images appear')} {words}: {pair}"

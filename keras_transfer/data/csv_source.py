@@ -1,4 +1,4 @@
-"""The CSV source: one line a picture, with its path, its label and perhaps a split and a group."""
+"""The CSV source: one line an image, with its path, its label and perhaps a split and a group."""
 
 import csv
 import difflib
@@ -14,13 +14,13 @@ _Row = tuple[int, dict[str, str]]
 
 
 def read(spec: DataSpec) -> Found:
-    """List the pictures of a UTF-8 CSV file; relative paths are taken from the file's folder.
+    """List the images of a UTF-8 CSV file; relative paths are taken from the file's folder.
 
-    Whether the pictures exist is left to the audit. A line that repeats another is dropped.
+    Whether the images exist is left to the audit. A line that repeats another is dropped.
 
     Raises:
         DataError: the file, a column, a path or a label is missing, a split has an unknown name,
-            or two lines about one picture disagree.
+            or two lines about one image disagree.
     """
     file = Path(spec.path).expanduser().absolute()
     if not spec.path or not file.is_file():
@@ -41,10 +41,10 @@ def read(spec: DataSpec) -> Found:
             repeated += 1
     if not first_seen:
         raise DataError(
-            f"{file} lists no picture",
-            expected="one line for each picture below the line of column names",
+            f"{file} lists no image",
+            expected="one line for each image below the line of column names",
             received="no such line",
-            fix="add the pictures, one a line",
+            fix="add the images, one a line",
         )
     words = counted(repeated, "line", "lines")
     notes = [f"{words} of {file.name} ignored, repeating another"] if repeated else []
@@ -128,7 +128,7 @@ def _check_agreement(one: Record, other: Record, where: str) -> None:
     if one != other:
         raise DataError(
             f"{where} disagree about {one.path}",
-            expected="one label, one split and one group for each picture",
+            expected="one label, one split and one group for each image",
             received=f"{one.label}, {one.split}, {one.group} and "
             f"{other.label}, {other.split}, {other.group}",
             fix="keep the line that is right",

@@ -86,7 +86,7 @@ def shares(shape: tuple[int, ...], num_rows: int, *, by_batch: bool) -> np.ndarr
 
 
 _OCCURRENCE_STRIDE = 2**32
-"""View numbers between two occurrences of a picture in one epoch: more than there are epochs."""
+"""View numbers between two occurrences of an image in one epoch: more than there are epochs."""
 
 
 def epoch_order(
@@ -143,7 +143,7 @@ def _go_round(
 
 
 class Pixels(Protocol):
-    """Decoded pictures uint8 [N, S, S, 3], in memory or mapped from files."""
+    """Decoded images uint8 [N, S, S, 3], in memory or mapped from files."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -153,12 +153,12 @@ class Pixels(Protocol):
         """N."""
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """A picture, or several as one array."""
+        """An image, or several as one array."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """All decoded pictures of a source, row by row.
+    """All decoded images of a source, row by row.
 
     `pixels` uint8 [N, S, S, 3], usually memory-mapped; `labels` int64 [N], class indices;
     `example_ids` int64 [N], `Record.example_id` of each.
@@ -171,7 +171,7 @@ class Examples:
 
 
 class Inputs(Protocol):
-    """What batches are read from: pictures, or features stored for their views."""
+    """What batches are read from: images, or features stored for their views."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -186,7 +186,7 @@ class Inputs(Protocol):
 
 
 class Views:
-    """Views of decoded pictures, made when they are read."""
+    """Views of decoded images, made when they are read."""
 
     def __init__(self, examples: Examples, spec: ViewSpec):
         self._examples = examples
@@ -194,7 +194,7 @@ class Views:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[S, S, 3] of one picture."""
+        """[S, S, 3] of one image."""
         return self._examples.pixels.shape[1:]
 
     @property
@@ -272,7 +272,7 @@ def training_dataset(
 def evaluation_dataset(
     examples: Examples, rows: np.ndarray, inputs: Inputs, *, batching: Batching
 ) -> tf.data.Dataset:
-    """View 0 of everything, the plain picture, in the order of `rows`.
+    """View 0 of everything, the plain image, in the order of `rows`.
 
     Yields:
         inputs [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B]. Copies that
@@ -330,17 +330,17 @@ def _check_rows(examples: Examples, rows: np.ndarray, *, balanced: bool) -> None
     if len(rows) == 0:
         raise DataError(
             "a split of the data is empty",
-            expected="at least one picture",
+            expected="at least one image",
             received="none",
-            fix="give the split a larger share, or add pictures",
+            fix="give the split a larger share, or add images",
         )
     absent = sorted(set(range(examples.num_classes)) - set(examples.labels[rows].tolist()))
     if balanced and absent:
         raise DataError(
-            "classes cannot be balanced where one has no picture",
-            expected=f"pictures of all {examples.num_classes} classes in the training split",
+            "classes cannot be balanced where one has no image",
+            expected=f"images of all {examples.num_classes} classes in the training split",
             received=f"none of the classes numbered {absent}",
-            fix="add pictures of them, or set training.sampling and training.class_weights to "
+            fix="add images of them, or set training.sampling and training.class_weights to "
             "'natural' and 'none'",
         )
 

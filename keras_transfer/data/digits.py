@@ -18,7 +18,7 @@ _INK_LEVELS = 16
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """One split, 'train': PNG pictures, grey, ink in white on black, labelled '0' to '9'."""
+    """One split, 'train': PNG images, grey, ink in white on black, labelled '0' to '9'."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -1,11 +1,11 @@
 """From a file to the square the network sees: one function, one meaning, everywhere.
 
-`decode_and_resize` is pure TensorFlow graph code and the only way a picture becomes pixels: the
+`decode_and_resize` is pure TensorFlow graph code and the only way an image becomes pixels: the
 audit before training, evaluation, the exported model and prediction all run it.
 
-Picture files before they are decoded: what the header says, and bytes TensorFlow reads.
+Image files before they are decoded: what the header says, and bytes TensorFlow reads.
 
-Pillow looks at the header alone, so a picture of absurd size is refused before any memory is
+Pillow looks at the header alone, so an image of absurd size is refused before any memory is
 spent on it. The few files that TensorFlow would read wrongly or not at all (animations, palette
 bitmaps, transparent WebP) become a PNG without loss; all others pass through untouched.
 """
@@ -33,7 +33,7 @@ from keras_transfer.errors import DataError
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 FORMATS = "JPEG, PNG, GIF, BMP or WebP"
 
-# Opened by class, not by `PIL.Image.open`: that one warns of large pictures or raises by limits
+# Opened by class, not by `PIL.Image.open`: that one warns of large images or raises by limits
 # of its own, and would hand a file to dozens of formats that nobody asked for.
 _READERS: dict[str, type[ImageFile]] = {
     ".jpg": JpegImageFile,
@@ -47,11 +47,11 @@ _ORIENTATION_TAG = 0x0112
 
 
 class UnreadableError(Exception):
-    """Why a file is no usable picture, in a few words."""
+    """Why a file is no usable image, in a few words."""
 
 
 class TooLargeError(UnreadableError):
-    """A picture has more pixels than are allowed."""
+    """An image has more pixels than are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Encoded:
     """A file's bytes as TensorFlow decodes them, and what is unusual about the file.
 
     `digest` is the SHA-256 of the file as it lies on disk, in hex. `converted_from` names the
-    format a picture had before it became a PNG, '' where it passed through.
+    format an image had before it became a PNG, '' where it passed through.
     """
 
     data: bytes
@@ -70,7 +70,7 @@ class Encoded:
 
 
 def sniff(head: bytes) -> str:
-    """The suffix that a file's first 12 bytes call for, such as '.png'; '' for no picture."""
+    """The suffix that a file's first 12 bytes call for, such as '.png'; '' for no image."""
     if head.startswith(b"\xff\xd8\xff"):
         return ".jpg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -83,12 +83,12 @@ def sniff(head: bytes) -> str:
 
 
 def read_encoded(file: Path, *, max_megapixels: float) -> Encoded:
-    """Read a picture file and look at its header.
+    """Read an image file and look at its header.
 
     Raises:
-        UnreadableError: the file is missing, empty, no picture, too large, or its header damaged.
+        UnreadableError: the file is missing, empty, no image, too large, or its header damaged.
     """
-    data = _read_picture_bytes(file)
+    data = _read_image_bytes(file)
     with _telling_damage():
         image = _open(data, max_megapixels)
         must_convert = _is_misread_by_tensorflow(image, data)
@@ -102,7 +102,7 @@ def read_encoded(file: Path, *, max_megapixels: float) -> Encoded:
 
 
 def check_encoded(data: bytes, *, max_megapixels: float) -> bytes:
-    """Look at the header of a picture in memory; returns bytes that TensorFlow decodes rightly.
+    """Look at the header of an image in memory; returns bytes that TensorFlow decodes rightly.
 
     Raises:
         UnreadableError: as `read_encoded`.
@@ -135,11 +135,11 @@ def _check_kind(head: bytes) -> None:
     if not head:
         raise UnreadableError("empty file")
     if not sniff(head[:_HEAD_BYTES]):
-        raise UnreadableError(f"not a picture ({FORMATS})")
+        raise UnreadableError(f"not an image ({FORMATS})")
 
 
-def _read_picture_bytes(file: Path) -> bytes:
-    """Content of a file; only its first bytes are read if it is no picture."""
+def _read_image_bytes(file: Path) -> bytes:
+    """Content of a file; only its first bytes are read if it is no image."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
@@ -151,7 +151,7 @@ def _read_picture_bytes(file: Path) -> bytes:
 
 
 def _is_misread_by_tensorflow(image: ImageFile, data: bytes) -> bool:
-    """True for the pictures `tf.io.decode_image` shows wrongly, refuses, or reads in full.
+    """True for the images `tf.io.decode_image` shows wrongly, refuses, or reads in full.
 
     It takes the indices of a palette bitmap for grey values, refuses animated and transparent
     WebP, and unpacks every frame of an animated GIF before it keeps the first.
@@ -182,7 +182,7 @@ def _orientation(image: ImageFile) -> int:
     try:
         exif.load(raw)
         return int(exif.get(_ORIENTATION_TAG, 1))
-    except Exception:  # Broken metadata leaves the picture itself usable.
+    except Exception:  # Broken metadata leaves the image itself usable.
         return 1
 
 
@@ -204,13 +204,13 @@ _BMP_BITS_PER_PIXEL = 28
 
 
 def load_encoded(file: Path, *, max_megapixels: float) -> bytes:
-    """Read a picture file as bytes that `decode_and_resize` accepts.
+    """Read an image file as bytes that `decode_and_resize` accepts.
 
-    Only the header is looked at, so a picture that is too large costs nothing; damage further
+    Only the header is looked at, so an image that is too large costs nothing; damage further
     on shows when the bytes are decoded.
 
     Raises:
-        DataError: the file is missing, empty, no picture, damaged or too large; `received` is
+        DataError: the file is missing, empty, no image, damaged or too large; `received` is
             the reason in a few words.
     """
     try:
@@ -218,14 +218,14 @@ def load_encoded(file: Path, *, max_megapixels: float) -> bytes:
     except UnreadableError as error:
         raise DataError(
             f"{file} cannot be read",
-            expected=f"a {FORMATS} picture of at most {max_megapixels:g} megapixels",
+            expected=f"a {FORMATS} image of at most {max_megapixels:g} megapixels",
             received=str(error),
             fix="replace or remove the file, or raise data.max_megapixels if it is only large",
         ) from error
 
 
 def decode_and_resize(encoded: tf.Tensor, *, image_size: int, resize: str) -> tf.Tensor:
-    """Decode one picture and bring it to the square the network sees.
+    """Decode one image and bring it to the square the network sees.
 
     Args:
         encoded: scalar string, the bytes of a JPEG, PNG, GIF, BMP without palette or opaque WebP.
@@ -237,7 +237,7 @@ def decode_and_resize(encoded: tf.Tensor, *, image_size: int, resize: str) -> tf
         first frame; EXIF rotation is ignored.
 
     Raises:
-        tf.errors.InvalidArgumentError: the bytes are no such picture, or damaged.
+        tf.errors.InvalidArgumentError: the bytes are no such image, or damaged.
     """
     with tf.control_dependencies([_refuse_palette_bmp(encoded)]):
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
@@ -268,7 +268,7 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
         size = tf.fill([2], side)
     elif resize == "pad":
         ratio = tf.cast(size, tf.float32) / tf.cast(tf.reduce_max(size), tf.float32)
-        # The short side of a very long picture would vanish between two output pixels.
+        # The short side of a very long image would vanish between two output pixels.
         content = tf.maximum(tf.cast(tf.round(image_size * ratio), tf.int32), 1)
     resized = tf.raw_ops.ScaleAndTranslate(
         images=batch,
@@ -296,7 +296,7 @@ def decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
 
 @functools.cache
 def batch_decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`decoder` for many pictures at once, string [B] to uint8 [B, S, S, 3]; one bad fails all."""
+    """`decoder` for many images at once, string [B] to uint8 [B, S, S, 3]; one bad fails all."""
     decode = decoder(image_size, resize)
 
     def decode_all(encoded: tf.Tensor) -> tf.Tensor:
@@ -310,7 +310,7 @@ def batch_decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tens
 
 @functools.cache
 def resizer(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`resize_pixels` of one uint8 picture [H, W, 3] as a traced function, off any accelerator."""
+    """`resize_pixels` of one uint8 image [H, W, 3] as a traced function, off any accelerator."""
 
     def shrink(pixels: tf.Tensor) -> tf.Tensor:
         with tf.device("/CPU:0"):

@@ -1,7 +1,7 @@
 """Rendered letters: a source task that needs no download and no licence beyond matplotlib's fonts.
 
-52 classes (A-Z, a-z) in the text fonts that ship with matplotlib, each picture warped, blurred,
-coarsened and coloured at random. Every picture is a pure function of (seed, index).
+52 classes (A-Z, a-z) in the text fonts that ship with matplotlib, each image warped, blurred,
+coarsened and coloured at random. Every image is a pure function of (seed, index).
 """
 
 import functools
@@ -37,7 +37,7 @@ def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
 
 
 def render_letter(seed: int, index: int, *, image_size: int = 32) -> tuple[np.ndarray, int]:
-    """Draw one letter: (uint8 picture [image_size, image_size, 3], class index)."""
+    """Draw one letter: (uint8 image [image_size, image_size, 3], class index)."""
     random = np.random.default_rng([seed, index])
     label = int(random.integers(len(CLASS_NAMES)))
     canvas = _draw(random, CLASS_NAMES[label])

@@ -17,7 +17,7 @@ _LOOK_AHEAD = 4 * _NUM_THREADS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class DecodedImage:
     """A decoded file: `pixels` is uint8 [S, S, 3], RGB; `encoded` tells what was unusual."""
 
     file: Path
@@ -38,7 +38,7 @@ class Known:
     encoded: Encoded
 
 
-_Waiting = Future[Picture | BadFile] | Known | BadFile
+_Waiting = Future[DecodedImage | BadFile] | Known | BadFile
 
 
 def read_pixels(
@@ -47,7 +47,7 @@ def read_pixels(
     image_size: int,
     resize: str,
     max_megapixels: float,
-) -> Iterator[Picture | BadFile]:
+) -> Iterator[DecodedImage | BadFile]:
     """Read, check, decode and resize files, in their order, on several threads.
 
     A file that cannot be used comes back as a `BadFile`; nothing is raised for it. Files are
@@ -71,7 +71,7 @@ def read_new_pixels(
     image_size: int,
     resize: str,
     max_megapixels: float,
-) -> Iterator[Picture | Known | BadFile]:
+) -> Iterator[DecodedImage | Known | BadFile]:
     """As `read_pixels`, but a file whose digest is `known` is read and checked, not decoded.
 
     `known` is asked once a file, in the caller's thread and in the files' order.
@@ -104,7 +104,7 @@ def read_new_pixels(
         pool.shutdown(cancel_futures=True)
 
 
-def _result(waiting: _Waiting) -> Picture | Known | BadFile:
+def _result(waiting: _Waiting) -> DecodedImage | Known | BadFile:
     return waiting.result() if isinstance(waiting, Future) else waiting
 
 
@@ -117,8 +117,8 @@ def _read(file: Path, max_megapixels: float) -> Encoded | BadFile:
 
 def _decode(
     file: Path, encoded: Encoded, decode: Callable[[tf.Tensor], tf.Tensor]
-) -> Picture | BadFile:
+) -> DecodedImage | BadFile:
     try:
-        return Picture(file, decode(tf.constant(encoded.data)).numpy(), encoded)
+        return DecodedImage(file, decode(tf.constant(encoded.data)).numpy(), encoded)
     except tf.errors.InvalidArgumentError:
         return BadFile(file.as_posix(), "truncated or damaged")

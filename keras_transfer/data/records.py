@@ -1,7 +1,7 @@
-"""Records: which pictures there are, what they show, and where they may go.
+"""Records: which images there are, what they show, and where they may go.
 
 Paths, labels and hashes only; no pixels. A record is always a file: TFDS sources are unpacked
-into files once, so that splits, predictions and mistakes can always name the picture.
+into files once, so that splits, predictions and mistakes can always name the image.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One labelled picture.
+    """One labelled image.
 
     `path` is relative to `Records.root` where the file lies below it, absolute otherwise, always
     with forward slashes. `split` ('train', 'val' or 'test') and `group` are the source's own, None
@@ -26,7 +26,7 @@ class Record:
 
     @property
     def example_id(self) -> int:
-        """A 63-bit number that depends on the picture's content alone."""
+        """A 63-bit number that depends on the image's content alone."""
         return int(self.digest[:16], 16) >> 1
 
 
@@ -49,7 +49,7 @@ class BadFile:
 
 @dataclass(frozen=True)
 class Records:
-    """All pictures of a source: rows in a fixed order, classes sorted by name."""
+    """All images of a source: rows in a fixed order, classes sorted by name."""
 
     items: tuple[Record, ...]
     class_names: tuple[str, ...]

@@ -1,6 +1,6 @@
 """Sources: a folder, a CSV file or a TFDS data set becomes `Records`, and must make sense.
 
-No picture is opened here; whether a file is a readable picture is the audit's business.
+No image is opened here; whether a file is a readable image is the audit's business.
 """
 
 import os
@@ -14,11 +14,11 @@ from keras_transfer.data.records import Found, Record, Records, counted
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.specs import DataSpec
 
-_LAYOUT = "class sub-folders with pictures in them, or train, val and test folders of such"
+_LAYOUT = "class sub-folders with images in them, or train, val and test folders of such"
 
 
 def read_records(spec: DataSpec) -> Records:
-    """List a source's pictures with their labels, splits and groups, in a fixed order.
+    """List a source's images with their labels, splits and groups, in a fixed order.
 
     Raises:
         DataError: the source is missing, empty, has fewer than two classes, classes that differ
@@ -71,7 +71,7 @@ def _check_classes(class_names: list[str], where: str) -> None:
     if len(class_names) < 2:
         raise DataError(
             f"{where} shows fewer than two classes",
-            expected="pictures of at least two classes",
+            expected="images of at least two classes",
             received=f"one class only, {class_names[0]!r}" if class_names else "no class",
             fix="add a second class, or point data.path one level up or down",
         )
@@ -95,7 +95,7 @@ def _check_every_class_is_trained(items: list[Record], where: str) -> None:
                 f"class {record.label!r} of {where} is missing from the training split",
                 expected=f"one of training's classes, {', '.join(sorted(trained)) or 'none'}",
                 received=f"{record.label!r} in split {record.split!r} only, as in {record.path}",
-                fix="correct the label, or add training pictures of the class",
+                fix="correct the label, or add training images of the class",
             )
 
 
@@ -119,7 +119,7 @@ def _read_folder(spec: DataSpec) -> Found:
             f"data.path={spec.path} has no class sub-folders",
             expected=_LAYOUT,
             received=f"files: {stray}, sub-folders: {len(folders)}, classes: none",
-            fix="put the pictures of each class into a sub-folder named after the class",
+            fix="put the images of each class into a sub-folder named after the class",
         )
     return Found(items, root, _notes(stray, skipped))
 
@@ -131,7 +131,7 @@ def _notes(stray: int, skipped: Counter[str]) -> list[str]:
     if skipped:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in skipped.most_common(5))
         words = counted(skipped.total(), "file", "files")
-        notes.append(f"{words} without a picture's suffix ignored ({kinds})")
+        notes.append(f"{words} without an image's suffix ignored ({kinds})")
     return notes
 
 
@@ -142,7 +142,7 @@ def _existing_folder(path: str) -> Path:
             f"data.path={path!r} is not a folder",
             expected=_LAYOUT,
             received="a file" if path and root.exists() else "nothing there",
-            fix="set data.path to your folder of pictures, or data.source=csv for a CSV file",
+            fix="set data.path to your folder of images, or data.source=csv for a CSV file",
         )
     return root
 
@@ -188,7 +188,7 @@ def _stop(error: OSError) -> None:
 def _read_class(
     root: Path, folder: str, split: str | None, label: str, skipped: Counter[str]
 ) -> list[Record]:
-    """The pictures below one class folder; files with other suffixes are counted in `skipped`."""
+    """The images below one class folder; files with other suffixes are counted in `skipped`."""
     items: list[Record] = []
     for parent, names, files in os.walk(root / folder, onerror=_stop):
         names[:] = sorted(name for name in names if not _is_hidden(name))
@@ -201,9 +201,9 @@ def _read_class(
                 skipped[suffix or "without suffix"] += 1
     if not items:
         raise DataError(
-            f"class folder {root / folder} holds no picture",
+            f"class folder {root / folder} holds no image",
             expected=f"files named {', '.join(sorted(EXTENSIONS))}",
             received="none",
-            fix="add pictures of the class, or remove the folder",
+            fix="add images of the class, or remove the folder",
         )
     return items

@@ -3,7 +3,7 @@
 A split that the source has is kept as it is. One that it lacks is carved out of its training
 rows: stratified, seeded, with groups and exact copies kept together.
 
-Folds: every picture outside the test split is held out once, drawn like splits are.
+Folds: every image outside the test split is held out once, drawn like splits are.
 
 Stratified by class, with groups and exact copies kept whole. scikit-learn's StratifiedGroupKFold
 may leave a class out of a fold that could have had it, so the carving of splits draws folds too.
@@ -51,7 +51,7 @@ def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
     Rows without a split in the source count as training rows until something is carved out.
 
     Raises:
-        DataError: a class has too few pictures to be in every split, a group is in two of the
+        DataError: a class has too few images to be in every split, a group is in two of the
             source's splits, or `spec.train_size` does not fit.
         SpecError: the fractions leave nothing to train on.
     """
@@ -93,7 +93,7 @@ def manifest(splits: Splits, records: Records) -> dict[str, Any]:
     """The splits as plain JSON values: every row by path, label, group and digest.
 
     `hash` is the SHA-256 of the sorted (split, label, digest) triples: it tells whether two runs
-    saw the same pictures in the same roles, wherever the files lay.
+    saw the same images in the same roles, wherever the files lay.
     """
     rows = {name: getattr(splits, name).tolist() for name in NAMES}
     used = {row for part in rows.values() for row in part}
@@ -115,7 +115,7 @@ def read_manifest(document: dict[str, Any], records: Records) -> Splits:
     """Find the manifest's rows among audited records, wherever their root lies now.
 
     Raises:
-        DataError: the manifest was edited, or pictures, labels or classes are not those it lists.
+        DataError: the manifest was edited, or images, labels or classes are not those it lists.
     """
     entries: dict[str, list[dict[str, Any]]] = document["rows"]
     if document["hash"] != _content_hash(entries):
@@ -131,10 +131,10 @@ def read_manifest(document: dict[str, Any], records: Records) -> Splits:
     same_classes = document["class_names_hash"] == hash_class_names(records.class_names)
     if missing or added or not same_classes:
         raise DataError(
-            f"the pictures below {records.root} are not those that were split",
-            expected=f"{len(listed)} pictures with the paths, labels and content of the manifest",
+            f"the images below {records.root} are not those that were split",
+            expected=f"{len(listed)} images with the paths, labels and content of the manifest",
             received=_describe("changed or gone", missing) + ", " + _describe("new", added),
-            fix="restore the pictures, or start a new run on them",
+            fix="restore the images, or start a new run on them",
         )
     rows = {
         name: np.array(sorted(row_of[_identity(entry)] for entry in entries[name]), dtype=np.int64)
@@ -157,7 +157,7 @@ def carve_pool(
         fractions: share of each split but training, which takes the rest.
 
     Raises:
-        DataError: a class has too few pictures to be in every split.
+        DataError: a class has too few images to be in every split.
         SpecError: the fractions leave nothing to train on.
     """
     if sum(fractions.values()) >= 1:
@@ -173,15 +173,15 @@ def carve_pool(
     counts = np.bincount(labels, minlength=len(records.class_names))
     num_units = carving.count_units(labels, units, len(records.class_names))
     needed = len(fractions) + 1
-    for name, pictures, distinct in zip(records.class_names, counts, num_units, strict=True):
+    for name, images, distinct in zip(records.class_names, counts, num_units, strict=True):
         if distinct < needed:
             raise DataError(
                 f"class {name!r} has fewer files than splits",
-                expected=f"at least {needed} pictures, one for each of train, "
+                expected=f"at least {needed} images, one for each of train, "
                 f"{', '.join(sorted(fractions))}",
-                received=f"{counted(pictures, 'file', 'files')}; {distinct} without copies and "
+                received=f"{counted(images, 'file', 'files')}; {distinct} without copies and "
                 "members of one group",
-                fix="add pictures of the class, or leave it out",
+                fix="add images of the class, or leave it out",
             )
     shares = carving.share_out(counts, fractions)
     return carving.carve(labels, units, shares, np.random.default_rng(seed))
@@ -196,7 +196,7 @@ def _check_groups(items: Iterable[Record]) -> None:
         if (first.split or carving.TRAIN) != (record.split or carving.TRAIN):
             raise DataError(
                 f"group {record.group!r} is in two splits of the source",
-                expected="all pictures of a group in one split",
+                expected="all images of a group in one split",
                 received=f"{first.path} in {first.split or carving.TRAIN}, "
                 f"{record.path} in {record.split or carving.TRAIN}",
                 fix="correct the split column, or leave it empty to have the splits drawn",
@@ -212,10 +212,10 @@ def _check_every_class_in_every_split(
             if c not in present:
                 raise DataError(
                     f"class {name!r} is missing from the {split} split",
-                    expected="at least one picture of every class in every split",
-                    received=f"{counted(int((labels == c).sum()), 'picture', 'pictures')} of the "
+                    expected="at least one image of every class in every split",
+                    received=f"{counted(int((labels == c).sum()), 'image', 'images')} of the "
                     "class, all in other splits",
-                    fix="add pictures of the class to the split, or leave it out of the source to "
+                    fix="add images of the class to the split, or leave it out of the source to "
                     "have one drawn; with groups, smaller groups help",
                 )
 
@@ -224,7 +224,7 @@ def _check_train_size(size: int, num_rows: int, num_classes: int) -> None:
     if not num_classes <= size <= num_rows:
         raise DataError(
             f"data.train_size={size} does not fit the training split",
-            expected=f"{num_classes} (one picture a class) to {num_rows} (all there are)",
+            expected=f"{num_classes} (one image a class) to {num_rows} (all there are)",
             received=str(size),
             fix="choose a number in between, or leave data.train_size out for all",
         )
@@ -268,7 +268,7 @@ def make_folds(
         num_folds: 2 or more.
 
     Raises:
-        DataError: a class has too few pictures to be in every fold, or in every part of one, or
+        DataError: a class has too few images to be in every fold, or in every part of one, or
             `spec.train_size` does not fit.
     """
     pool = np.setdiff1d(np.arange(len(records.items)), apart)
@@ -290,30 +290,30 @@ def draw_folds(records: Records, pool: np.ndarray, num_folds: int, *, seed: int)
     """The fold of every pool row, int64 from 0; groups and exact copies are kept whole.
 
     Raises:
-        DataError: a class has fewer pictures than there are folds.
+        DataError: a class has fewer images than there are folds.
     """
     items = [records.items[row] for row in pool]
     labels = np.array(records.labels(), np.int64)[pool]
     units = carving.find_units([item.digest for item in items], [item.group for item in items])
     counts = np.bincount(labels, minlength=len(records.class_names))
     num_units = carving.count_units(labels, units, len(records.class_names))
-    for name, pictures, distinct in zip(records.class_names, counts, num_units, strict=True):
+    for name, images, distinct in zip(records.class_names, counts, num_units, strict=True):
         if distinct < num_folds:
             raise DataError(
                 f"class {name!r} is too small for {num_folds} folds",
-                expected=f"at least {num_folds} pictures outside the test split, one for each fold",
-                received=f"{counted(pictures, 'file', 'files')}; {distinct} without copies and "
+                expected=f"at least {num_folds} images outside the test split, one for each fold",
+                received=f"{counted(images, 'file', 'files')}; {distinct} without copies and "
                 "members of one group",
-                fix="lower folds, add pictures of the class, or leave it out",
+                fix="lower folds, add images of the class, or leave it out",
             )
     generator = np.random.default_rng([seed, num_folds])
     return carving.carve(labels, units, _deal(counts, num_folds), generator).astype(np.int64)
 
 
 def _deal(counts: np.ndarray, num_folds: int) -> dict[str, np.ndarray]:
-    """How many pictures of each class every fold should get.
+    """How many images of each class every fold should get.
 
-    Dealt like cards, one class after the other: folds differ by one picture at most, in each
+    Dealt like cards, one class after the other: folds differ by one image at most, in each
     class and in all.
     """
     ends = np.cumsum(counts)
@@ -334,10 +334,9 @@ def _check_every_class(records: Records, rows: dict[str, np.ndarray], fold: int)
         if absent:
             name = records.class_names[min(absent)]
             raise DataError(
-                f"class {name!r} is missing from the {part_names[part]} pictures of fold "
-                f"{fold + 1}",
-                expected="at least one picture of every class in every part of every fold",
-                received=f"{counted(int((labels == min(absent)).sum()), 'picture', 'pictures')} "
+                f"class {name!r} is missing from the {part_names[part]} images of fold {fold + 1}",
+                expected="at least one image of every class in every part of every fold",
+                received=f"{counted(int((labels == min(absent)).sum()), 'image', 'images')} "
                 "of the class, all in other parts",
                 fix="lower folds, or make groups smaller",
             )

@@ -1,7 +1,7 @@
 """Carving splits out of one pool: exact shares, every class everywhere, units kept whole.
 
-A unit is what must not be torn: one picture with its exact copies, or a group with all of its
-pictures. scikit-learn's stratified splitters keep neither a minimum per class nor free fractions
+A unit is what must not be torn: one image with its exact copies, or a group with all of its
+images. scikit-learn's stratified splitters keep neither a minimum per class nor free fractions
 with groups, so this is a largest-first greedy of our own; without groups its counts are exact.
 """
 
@@ -43,13 +43,13 @@ def count_units(labels: np.ndarray, units: np.ndarray, num_classes: int) -> np.n
 
 
 def share_out(counts: np.ndarray, fractions: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """How many pictures of each class every split should get.
+    """How many images of each class every split should get.
 
-    The total of a split is its fraction of all pictures, rounded, handed to classes by largest
+    The total of a split is its fraction of all images, rounded, handed to classes by largest
     remainder; no class gets less than one anywhere, not even in training, which takes the rest.
 
     Args:
-        counts: pictures of each class, int64 [C], each at least `len(fractions) + 1`.
+        counts: images of each class, int64 [C], each at least `len(fractions) + 1`.
         fractions: share of each split but training; their sum is below 1.
     """
     shares: dict[str, np.ndarray] = {}
@@ -128,7 +128,7 @@ def nested_subset(labels: np.ndarray, size: int, generator: np.random.Generator)
     position = np.empty(len(labels))
     for c in np.unique(labels):
         rows = shuffled[labels[shuffled] == c]
-        # The j-th of n pictures stands at (j + ½) / n: any beginning of the line is stratified.
+        # The j-th of n images stands at (j + ½) / n: any beginning of the line is stratified.
         position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
         position[rows[0]] = 0
     return np.sort(np.argsort(position, kind="stable")[:size])

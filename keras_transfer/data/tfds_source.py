@@ -1,6 +1,6 @@
-"""The TFDS source: a TensorFlow Datasets data set, unpacked once into ordinary picture files.
+"""The TFDS source: a TensorFlow Datasets data set, unpacked once into ordinary image files.
 
-Pictures are taken as they are stored, still encoded, so a JPEG stays the JPEG it was. Afterwards
+Images are taken as they are stored, still encoded, so a JPEG stays the JPEG it was. Afterwards
 such a source behaves like a folder: splits, predictions and mistakes can name a file.
 """
 
@@ -34,11 +34,11 @@ _PROBE_SECONDS = 4
 
 
 def read(spec: DataSpec) -> Found:
-    """List the pictures of a data set, prepared and unpacked first where that is still to do.
+    """List the images of a data set, prepared and unpacked first where that is still to do.
 
     Raises:
         DataError: the name is unknown, the data are neither here nor to be had, the training
-            split is missing, or there is no picture or no class label in the data.
+            split is missing, or there is no image or no class label in the data.
     """
     # One process prepares and unpacks, and others that want the same find it done.
     home().mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _chosen_splits(builder: tfds.core.DatasetBuilder, spec: DataSpec) -> dict[st
 
 
 def _unpack(builder: tfds.core.DatasetBuilder, split: str, folder: Path) -> Path:
-    """Write a split's pictures below `folder`, one sub-folder a class, unless they are there."""
+    """Write a split's images below `folder`, one sub-folder a class, unless they are there."""
     info = builder.info.splits[split]
     origin = {"num_examples": info.num_examples, "num_bytes": info.num_bytes}
     origin["from"] = str(builder.data_dir)
@@ -141,7 +141,7 @@ def _unpack(builder: tfds.core.DatasetBuilder, split: str, folder: Path) -> Path
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{split}.", dir=folder.parent))
     try:
-        _write_pictures(builder, split, beside)
+        _write_images(builder, split, beside)
         (beside / _MARKER).write_text(json.dumps(origin))
         if folder.exists() and not _is_unpacked(folder, origin):
             shutil.rmtree(folder)
@@ -149,7 +149,7 @@ def _unpack(builder: tfds.core.DatasetBuilder, split: str, folder: Path) -> Path
             beside.rename(folder)
     except OSError as error:
         raise DataError(
-            f"the pictures of {builder.info.full_name} cannot be unpacked into {folder}",
+            f"the images of {builder.info.full_name} cannot be unpacked into {folder}",
             expected=f"a writable folder with about {info.num_bytes} free bytes",
             received=str(error),
             fix="make room, or set the environment variable KERAS_TRANSFER_HOME to another disk",
@@ -164,7 +164,7 @@ def _is_unpacked(folder: Path, origin: dict[str, Any]) -> bool:
     return marker.is_file() and json.loads(marker.read_text()) == origin
 
 
-def _write_pictures(builder: tfds.core.DatasetBuilder, split: str, folder: Path) -> None:
+def _write_images(builder: tfds.core.DatasetBuilder, split: str, folder: Path) -> None:
     image_key, label_key = _image_and_label(builder)
     names = builder.info.features[label_key].names
     # A class folder's name is quoted: a class may be called 'and/or'.
@@ -175,9 +175,9 @@ def _write_pictures(builder: tfds.core.DatasetBuilder, split: str, folder: Path)
         label = int(example[label_key])
         if label < 0:
             raise DataError(
-                f"split {split!r} of {builder.info.full_name} has pictures without a label",
-                expected="a class label on every picture",
-                received=f"none on picture {index}",
+                f"split {split!r} of {builder.info.full_name} has images without a label",
+                expected="a class label on every image",
+                received=f"none on image {index}",
                 fix="set data.test_split or data.val_split to a labelled split, or to a name that "
                 "does not exist to have one split off from training",
             )
@@ -201,7 +201,7 @@ def _encoded_examples(
 
 
 def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """The keys of the one picture and the one class label in an example."""
+    """The keys of the one image and the one class label in an example."""
     features = dict(builder.info.features)
     images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
     labels = [key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)]
@@ -210,9 +210,9 @@ def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     labels = [key for key in labels if key in preferred] or labels
     if len(images) != 1 or len(labels) != 1:
         raise DataError(
-            f"{builder.info.full_name} is no data set of labelled pictures",
-            expected="one picture and one class label in each example",
+            f"{builder.info.full_name} is no data set of labelled images",
+            expected="one image and one class label in each example",
             received=", ".join(f"{key}: {type(value).__name__}" for key, value in features.items()),
-            fix="choose another data set, or write its pictures into class folders",
+            fix="choose another data set, or write its images into class folders",
         )
     return images[0], labels[0]

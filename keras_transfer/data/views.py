@@ -1,13 +1,13 @@
-"""Views: augmented pictures that are pure functions of (picture, example, view number, spec).
+"""Views: augmented images that are pure functions of (image, example, view number, spec).
 
 `draw` turns an example's number and a view's number into a `Plan` of a few plain numbers;
 `view_pixels.apply` carries it out. Nothing else plays a part: no run, no clock, no neighbour in a
 batch, no thread. So a view can be stored, and made again on any day.
 
-The pixels of a view: what `views.draw` decided, done to one picture by OpenCV.
+The pixels of a view: what `views.draw` decided, done to one image by OpenCV.
 
 Colour as one affine map, geometry as one resampling, then noise and erasing; what a plan leaves
-alone is not touched, so a neutral plan gives back the picture bit for bit.
+alone is not touched, so a neutral plan gives back the image bit for bit.
 
 OpenCV is used as it comes. How many threads it may use is a setting of the whole process, and
 beside batches that are made side by side it makes no difference (measured at 96 to 400 px).
@@ -43,13 +43,13 @@ _NEUTRAL_WARP = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to a picture, as plain numbers; the defaults do nothing.
+    """What is done to an image, as plain numbers; the defaults do nothing.
 
     `chroma` multiplies the colour I + iQ of YIQ, so its length is the saturation and its angle
     the hue; `contrast` is a factor on distances from the mean colour; `brightness`, `noise` (a
     standard deviation) are in 0-255; `noise_start` (0-1) says which noise. `warp` is the map
-    a, b, c, d, x, y from view to picture and `box` the left, top, right and bottom of what is
-    erased, both in sides of the picture.
+    a, b, c, d, x, y from view to image and `box` the left, top, right and bottom of what is
+    erased, both in sides of the image.
     """
 
     chroma: complex = 1.0
@@ -62,7 +62,7 @@ class Plan:
 
 
 def apply(image: np.ndarray, plan: Plan) -> np.ndarray:
-    """Turn a picture, uint8 [S, S, 3], into a view, a new array of the same kind."""
+    """Turn an image, uint8 [S, S, 3], into a view, a new array of the same kind."""
     pixels = np.array(image)
     recolours = (plan.chroma, plan.contrast, plan.brightness) != (1, 1, 0)
     if recolours or plan.box:
@@ -76,7 +76,7 @@ def apply(image: np.ndarray, plan: Plan) -> np.ndarray:
         noise = _noise(plan.noise_start, pixels.shape)
         pixels = cv2.addWeighted(pixels, 1.0, noise, plan.noise, 0.0, dtype=cv2.CV_8U)
     if plan.box:
-        # The mean of the picture's colours as the view shows them.
+        # The mean of the image's colours as the view shows them.
         _erase(pixels, plan.box, colour[:, :3] @ mean + colour[:, 3])
     return pixels
 
@@ -94,13 +94,13 @@ def _colour_map(plan: Plan, mean: np.ndarray) -> np.ndarray:
 def _warp_pixels(
     pixels: np.ndarray, a: float, b: float, c: float, d: float, x: float, y: float
 ) -> np.ndarray:
-    """Resample once, bilinearly. What lies outside the picture is its mirror image.
+    """Resample once, bilinearly. What lies outside the image is its mirror image.
 
     A constant would frame it with straight edges that are the strongest in sight, repeating its
     border would draw streaks; neither saves more than an eighth of the time.
     """
     size = len(pixels)
-    # OpenCV counts from the centre of the first pixel, where the picture's centre is at:
+    # OpenCV counts from the centre of the first pixel, where the image's centre is at:
     centre = (size - 1) / 2
     right = size * x + centre - (a + b) * centre
     down = size * y + centre - (c + d) * centre
@@ -180,7 +180,7 @@ POLICIES: dict[str, dict[str, bool | float]] = {"none": _OFF, "light": _LIGHT, "
 """Default strengths of each policy, for photographs whose mirror image means the same."""
 
 _SMALLEST_BOX = 0.02
-"""Smallest share of the picture an erased box covers; smaller ones hide nothing."""
+"""Smallest share of the image an erased box covers; smaller ones hide nothing."""
 
 
 def strengths(spec: ViewSpec) -> ViewSpec:
@@ -198,11 +198,11 @@ def strengths(spec: ViewSpec) -> ViewSpec:
 
 
 def view(image: np.ndarray, example_id: int, view_index: int, *, strengths: ViewSpec) -> np.ndarray:
-    """One view of one picture: the plain picture for view 0, an augmented one for any other.
+    """One view of one image: the plain image for view 0, an augmented one for any other.
 
     Args:
         image: uint8 [S, S, 3].
-        example_id: 63-bit number of the picture (`Record.example_id`).
+        example_id: 63-bit number of the image (`Record.example_id`).
         view_index: 0 or more.
         strengths: a spec without open strengths, as the function of that name returns. Its seed
             counts, its policy's name and its number of views do not.
@@ -215,7 +215,7 @@ def view(image: np.ndarray, example_id: int, view_index: int, *, strengths: View
 
 
 def draw(example_id: int, view_index: int, *, strengths: ViewSpec) -> Plan:
-    """What will be done to one picture; nothing for view 0.
+    """What will be done to one image; nothing for view 0.
 
     All random numbers are drawn, always and in the same order, so that changing one strength
     leaves the other parts of every view as they were.
@@ -286,11 +286,11 @@ def _ranges(strengths: ViewSpec) -> tuple[tuple[str, ...], np.ndarray, np.ndarra
 
 
 def _warp(value: dict[str, float]) -> tuple[float, ...]:
-    """Flip, zoom, crop, rotation and shift as one affine map, from view to picture.
+    """Flip, zoom, crop, rotation and shift as one affine map, from view to image.
 
-    With points measured from the centre in sides: picture = [[a, b], [c, d]] · view + [x, y].
+    With points measured from the centre in sides: image = [[a, b], [c, d]] · view + [x, y].
     """
-    # A wider aspect than 1/area would not fit into the picture.
+    # A wider aspect than 1/area would not fit into the image.
     limit = -math.log(value["crop_area"])
     half = 0.5 * min(max(value["crop_log_aspect"], -limit), limit)
     size = math.sqrt(value["crop_area"])

@@ -1,6 +1,7 @@
-"""Graphs: frozen networks as compiled functions from pictures to numbers."""
+"""Graphs: frozen networks as compiled functions from images to numbers."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -18,7 +19,7 @@ Frozen = Callable[[np.ndarray], list[np.ndarray]]
 def compile_frozen(model: keras.Model) -> Frozen:
     """A network that no longer changes, compiled for batches of any size.
 
-    Pictures travel to the device as bytes and become floats there. TensorFlow has the weights as
+    Images travel to the device as bytes and become floats there. TensorFlow has the weights as
     constants, which its kernels may lay out once for all; JAX keeps them on the devices of this
     host, which share a batch that divides among them.
     """
@@ -73,3 +74,30 @@ def _local_shardings() -> "tuple[jax.sharding.NamedSharding, jax.sharding.NamedS
     devices = jax.local_devices() if current().num_devices > 1 else jax.local_devices()[:1]
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Have float32 products computed in float32: GPUs round to ten bits, TPUs to seven.
+
+    An exported model is held to its model's probabilities to five digits, on any device.
+    """
+    import tensorflow as tf
+
+    setting = tf.config.experimental
+    before = setting.tensor_float_32_execution_enabled()
+    setting.enable_tensor_float_32_execution(False)
+    try:
+        with _full_float32_on_jax():
+            yield
+    finally:
+        setting.enable_tensor_float_32_execution(before)
+
+
+def _full_float32_on_jax() -> contextlib.AbstractContextManager[None]:
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    # What was compiled under another setting is compiled anew.
+    return jax.default_matmul_precision("float32")

@@ -8,7 +8,7 @@ for several processes of one machine:
     KERAS_DISTRIBUTION_PROCESS_ID       which one this is, from 0
 
 All run the same program on the same spec, and meet where they exchange something. What they share
-beside that is a folder: the store's, and the run's, which host 0 alone writes.
+beside that is a folder: the cache's, and the run's, which host 0 alone writes.
 """
 
 import functools

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def chatter_to(log: Path) -> Iterator[None]:
+def native_log_to(log: Path) -> Iterator[None]:
     """Send what native code and loggers say to a file, and keep the terminal for people.
 
     TensorFlow's C++ part writes to file descriptor 2 itself, so the descriptor is redirected;

@@ -165,7 +165,7 @@ def _find_for_tensorflow(strategy: str) -> tuple[str, list[Any]]:
 
 
 def _find_for_jax(strategy: str) -> tuple[str, list[Any]]:
-    """Kind and devices; TensorFlow, which reads the pictures, is kept off all but the processor."""
+    """Kind and devices; TensorFlow, which reads the images, is kept off all but the processor."""
     import jax
     import tensorflow as tf
 

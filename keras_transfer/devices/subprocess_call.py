@@ -27,7 +27,7 @@ _SHOWN_LINES = 15
 _POLL_SECONDS = 0.5
 
 
-class Child:
+class SubprocessCall:
     """A module's function at work in a process of its own.
 
     `ended` and `was_killed` (by a signal, not by an error of its own) can be asked at any time.
@@ -51,7 +51,7 @@ class Child:
             title: what the call is, for the error.
             log: the child's output is added to this file.
             environment: variables beside those of this process.
-            on_terminal: what it prints for people is shown; only its chatter goes to the log.
+            on_terminal: show its standard output; standard error goes to the log.
         """
         self._title, self._log = title, log
         self._scratch = tempfile.TemporaryDirectory()
@@ -119,12 +119,14 @@ class Child:
         self._scratch.cleanup()
 
 
-def in_child(function: Callable[..., Any], /, *, title: str, log: Path, **arguments: Any) -> Any:
+def call_in_subprocess(
+    function: Callable[..., Any], /, *, title: str, log: Path, **arguments: Any
+) -> Any:
     """Call a module's function with these arguments in a process of its own and wait for it.
 
-    Arguments, answer and errors are those of `Child`.
+    Arguments, answer and errors are those of `SubprocessCall`.
     """
-    child = Child(function, title=title, log=log, **arguments)
+    child = SubprocessCall(function, title=title, log=log, **arguments)
     try:
         return child.answer()
     finally:

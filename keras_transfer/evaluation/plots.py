@@ -1,8 +1,8 @@
 """Figures of a training: how it went, and which classes are taken for which.
 
-The learning curve of a study: accuracy against the number of labelled pictures.
+The learning curve of a study: accuracy against the number of labelled images.
 
-Sheets of pictures: views as the network sees them, and the mistakes worth looking at.
+Sheets of images: views as the network sees them, and the mistakes worth looking at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -130,14 +130,14 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path
     figure = new_figure(side + 1.2, side + 0.4)
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     _name_classes(axes, class_names, cell)
     if num_classes <= _MOST_CLASSES_WITH_COUNTS:
         _write_counts(axes, confusion, shares, cell)
     right, total = int(np.trace(confusion)), int(confusion.sum())
     title = f"Confusion: {right:,} of {total:,} right, {100 * right / total:.1f} %"
     axes.set_title(title, color=INK, fontsize=12, fontweight="bold", pad=10)
-    _add_scale(figure, picture)
+    _add_scale(figure, image)
     save(figure, file)
 
 
@@ -182,8 +182,8 @@ def _write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray, cell: f
         )
 
 
-def _add_scale(figure: Figure, picture: AxesImage) -> None:
-    bar = figure.colorbar(picture, ax=picture.axes, shrink=0.6, aspect=24, pad=0.02)
+def _add_scale(figure: Figure, image: AxesImage) -> None:
+    bar = figure.colorbar(image, ax=image.axes, shrink=0.6, aspect=24, pad=0.02)
     bar.ax.yaxis.set_major_formatter(percent_axis())
     bar.ax.tick_params(colors=INK, length=0)
     bar.set_label("share of the true class", color=INK)
@@ -196,7 +196,7 @@ _HEADROOM = 0.25
 
 @dataclass(frozen=True)
 class SizePoint:
-    """Accuracy with one number of training pictures; `trials` are those of the single seeds."""
+    """Accuracy with one number of training images; `trials` are those of the single seeds."""
 
     size: int
     accuracy: float
@@ -205,7 +205,7 @@ class SizePoint:
 
 
 def draw_accuracy_by_size(points: Sequence[SizePoint], file: Path, *, caption: str) -> None:
-    """Accuracy over the number of training pictures, on a logarithmic axis.
+    """Accuracy over the number of training images, on a logarithmic axis.
 
     Args:
         caption: what points and bars stand for.
@@ -256,7 +256,7 @@ def _set_axes(axes: Axes, points: Sequence[SizePoint]) -> None:
     room = _HEADROOM * max(high - low, 0.02)
     axes.set_ylim(max(0.0, low - room), high + room)
     axes.yaxis.set_major_formatter(percent_axis())
-    axes.set_xlabel("training pictures", color=INK)
+    axes.set_xlabel("training images", color=INK)
     axes.set_ylabel("test accuracy", color=INK)
     axes.tick_params(colors=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
@@ -272,7 +272,7 @@ _FEW_PIXELS = 64
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """One picture [S, S, 3] in 0-255, the name of its class and the name it was given."""
+    """One image [S, S, 3] in 0-255, the name of its class and the name it was given."""
 
     pixels: np.ndarray
     label: str
@@ -281,7 +281,7 @@ class Mistake:
 
 
 def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
-    """One row a picture, one column a view, the plain picture first.
+    """One row an image, one column a view, the plain image first.
 
     Args:
         views: [R, V, S, S, 3] in 0-255; column v is view v.
@@ -295,7 +295,7 @@ def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
     grid = figure.subplots(num_rows, num_views, squeeze=False)
     for row, axes_row in enumerate(grid):
         for column, axes in enumerate(axes_row):
-            _show_picture(axes, views[row, column])
+            _show_image(axes, views[row, column])
             if row == 0:
                 title = "plain" if column == 0 else f"view {column}"
                 axes.set_title(title, color=INK if column == 0 else FAINT, fontsize=10)
@@ -315,7 +315,7 @@ def draw_mistakes(
         mistakes: what to show, at most `num_wrong`; may be empty.
         file: PNG to write.
         num_wrong: mistakes in all.
-        num_examples: pictures in all.
+        num_examples: images in all.
     """
     num_columns = min(_NUM_COLUMNS, max(1, len(mistakes)))
     num_rows = -(-len(mistakes) // num_columns)
@@ -324,7 +324,7 @@ def draw_mistakes(
     style: dict[str, Any] = {"color": INK, "fontweight": "bold", "fontsize": 12}
     if mistakes:
         figure.suptitle(title, **style)
-        legend = "above each picture: what it was taken for; below: what it is"
+        legend = "above each image: what it was taken for; below: what it is"
         figure.supxlabel(legend, color=FAINT, fontsize=9)
         _lay_out(figure.subplots(num_rows, num_columns, squeeze=False).ravel(), mistakes)
     else:
@@ -336,7 +336,7 @@ def _lay_out(grid: np.ndarray, mistakes: Sequence[Mistake]) -> None:
     for axes in grid[len(mistakes) :]:
         axes.set_axis_off()
     for axes, mistake in zip(grid, mistakes, strict=False):
-        _show_picture(axes, mistake.pixels)
+        _show_image(axes, mistake.pixels)
         prediction = f"{shown(mistake.prediction, 16)} {100 * mistake.confidence:.0f} %"
         axes.set_title(prediction, color=ALARM, fontsize=9, pad=4)
         axes.set_xlabel(shown(mistake.label, 20), color=INK, fontsize=9, labelpad=4)
@@ -344,13 +344,13 @@ def _lay_out(grid: np.ndarray, mistakes: Sequence[Mistake]) -> None:
 
 def _headline(num_shown: int, num_wrong: int, num_examples: int) -> str:
     if num_wrong == 0:
-        return f"No mistakes among {num_examples:,} pictures"
-    wrong = f"{num_wrong:,} of {num_examples:,} pictures taken for something else"
+        return f"No mistakes among {num_examples:,} images"
+    wrong = f"{num_wrong:,} of {num_examples:,} images taken for something else"
     return wrong if num_shown == num_wrong else f"{wrong}: the {num_shown} most confident"
 
 
-def _show_picture(axes: Axes, pixels: np.ndarray) -> None:
-    """Fill the axes with one picture, without ticks or frame."""
+def _show_image(axes: Axes, pixels: np.ndarray) -> None:
+    """Fill the axes with one image, without ticks or frame."""
     axes.imshow(
         np.clip(np.round(pixels), 0, 255).astype(np.uint8),
         interpolation="nearest" if len(pixels) < _FEW_PIXELS else "antialiased",

@@ -22,7 +22,7 @@ def prediction_rows(
     probabilities: np.ndarray,
     class_names: Sequence[str],
 ) -> Iterator[list[str | float]]:
-    """One row a picture: what it is, what it was taken for, and all probabilities [N, C].
+    """One row an image: what it is, what it was taken for, and all probabilities [N, C].
 
     `confidence` is the predicted class's probability, `correct` is 1 or 0. Probabilities have
     as many digits as it takes to read the same float32 back.

@@ -10,7 +10,7 @@ from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
 from keras_transfer.data.views import strengths
 from keras_transfer.devices.strategy import current
-from keras_transfer.features.extraction import Tally
+from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.specs import RunSpec
 from keras_transfer.training.fitting import Outcome
@@ -20,10 +20,10 @@ MAX_NAMED = 5
 
 
 def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
-    """Pictures, bad files, splits, resizing and augmentation."""
+    """Images, bad files, splits, resizing and augmentation."""
     names = records.class_names
     shown = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
-    yield f"{len(records.items):,} pictures of {len(names)} classes: {shown}."
+    yield f"{len(records.items):,} images of {len(names)} classes: {shown}."
     if records.bad_files:
         named = "; ".join(f"{bad.path} ({bad.reason})" for bad in records.bad_files[:MAX_NAMED])
         more = len(records.bad_files) - MAX_NAMED
@@ -44,7 +44,7 @@ def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[s
         f"({origin})."
     )
     yield (
-        f"Every picture becomes {spec.data.image_size} × {spec.data.image_size} px by "
+        f"Every image becomes {spec.data.image_size} × {spec.data.image_size} px by "
         f"'{spec.data.resize}', here and in the exported model."
     )
     with warnings.catch_warnings(record=True) as ignored:
@@ -72,11 +72,11 @@ def _describe_views(spec: RunSpec) -> str:
     active = [text for text, strength in parts.items() if strength]
     count = spec.views.count
     if count == 1 and active:
-        return "Training pictures are not augmented: the only view of each is the plain one."
+        return "Training images are not augmented: the only view of each is the plain one."
     if not active:
-        return "Training pictures are not augmented."
+        return "Training images are not augmented."
     shown = f"{count} views of each, one of them plain" if count else "a new view in every epoch"
-    return f"Training pictures are augmented ('{spec.views.policy}', {shown}): {', '.join(active)}."
+    return f"Training images are augmented ('{spec.views.policy}', {shown}): {', '.join(active)}."
 
 
 def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
@@ -87,7 +87,7 @@ def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterat
         yield "Every class is drawn equally often."
     elif counts.max() >= 3 * counts.min():
         yield (
-            f"The classes are imbalanced ({counts.min()} to {counts.max()} training pictures); "
+            f"The classes are imbalanced ({counts.min()} to {counts.max()} training images); "
             "training.class_weights=balanced or training.sampling=balanced would correct it."
         )
 
@@ -122,23 +122,26 @@ def describe_model(spec: RunSpec, classifier: Classifier) -> str:
 
 
 def describe_cache(
-    num_decoded: int, tallies: Sequence[Tally], outcomes: Sequence[Outcome], splits: Splits
+    num_decoded: int,
+    extraction_stats: Sequence[ExtractionStats],
+    outcomes: Sequence[Outcome],
+    splits: Splits,
 ) -> dict[str, Any]:
     """What was computed once and what that saved, as `cache.json` has it."""
     per_epoch = len(splits.train) + len(splits.val)
     return {
-        "pictures_decoded": num_decoded,
-        "views_computed": sum(tally.num_computed for tally in tallies),
-        "views_found": sum(tally.num_found for tally in tallies),
+        "images_decoded": num_decoded,
+        "views_computed": sum(stats.num_computed for stats in extraction_stats),
+        "views_found": sum(stats.num_found for stats in extraction_stats),
         "views_trained_on": sum(outcome.epochs * per_epoch for outcome in outcomes),
-        "bytes": sum(tally.num_bytes for tally in tallies),
+        "bytes": sum(stats.num_bytes for stats in extraction_stats),
         "passes": [
             {
-                "seconds": tally.seconds,
-                "views_per_second": tally.rate or tally.choice.rate,
-                **tally.choice.to_dict(),
+                "seconds": stats.seconds,
+                "views_per_second": stats.rate or stats.choice.rate,
+                **stats.choice.to_dict(),
             }
-            for tally in tallies
+            for stats in extraction_stats
         ],
     }
 

@@ -13,15 +13,15 @@ from keras_transfer.devices import set_up
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DataError
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.reporting.reporter import Terminal
+from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.training.fitting import prepare_classifier
 from keras_transfer.training.optimizers import stage_rates
 from keras_transfer.training.phases import apply_phase, compile_phase
 
 
-def rehearse(spec: RunSpec, terminal: Terminal) -> None:
-    """Read one batch of pictures, train every phase on it once, and print what would happen.
+def dry_run(spec: RunSpec, terminal: TerminalReporter) -> None:
+    """Read one batch of images, train every phase on it once, and print what would happen.
 
     Raises:
         DataError, SpecError, WeightsError: what the run itself would raise that early.
@@ -29,22 +29,22 @@ def rehearse(spec: RunSpec, terminal: Terminal) -> None:
     check_one_host(spec.devices, "a dry run")
     devices = set_up(spec.devices, seed=spec.seed)
     devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
-    terminal.say(devices.describe(spec.training.batch_size))
+    terminal.info(devices.describe(spec.training.batch_size))
     records = read_records(spec.data)
-    terminal.say(f"{len(records.items):,} files of {len(records.class_names)} classes.")
+    terminal.info(f"{len(records.items):,} files of {len(records.class_names)} classes.")
     absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
     if absent:
-        terminal.say(f"{len(absent):,} of the files are not there, such as {absent[0]}.")
+        terminal.info(f"{len(absent):,} of the files are not there, such as {absent[0]}.")
     classifier = prepare_classifier(spec, records.class_names)
     _show_stages(classifier, terminal)
     rows = list(_try_phases(spec, classifier, _one_batch(spec, records), devices.num_devices))
     header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
     terminal.table("Phases", header, rows)
-    terminal.say("Dry run: nothing was written.")
+    terminal.info("Dry run: nothing was written.")
 
 
 def _one_batch(spec: RunSpec, records: Records) -> Examples:
-    """A batch of readable pictures spread over the whole source."""
+    """A batch of readable images spread over the whole source."""
     stride = max(1, len(records.items) // spec.training.batch_size)
     rows = range(0, len(records.items), stride)
     read = read_pixels(
@@ -58,8 +58,8 @@ def _one_batch(spec: RunSpec, records: Records) -> Examples:
     good = list(islice(good, spec.training.batch_size))
     if not good:
         raise DataError(
-            "none of the pictures tried can be read",
-            expected=f"a readable picture among {len(rows)}",
+            "none of the images tried can be read",
+            expected=f"a readable image among {len(rows)}",
             received="unreadable files only",
             fix="look at the files below data.path",
         )
@@ -72,7 +72,7 @@ def _one_batch(spec: RunSpec, records: Records) -> Examples:
     )
 
 
-def _show_stages(classifier: Classifier, terminal: Terminal) -> None:
+def _show_stages(classifier: Classifier, terminal: TerminalReporter) -> None:
     rows = []
     for stage, layers in classifier.stages.items():
         parameters = sum(layer.count_params() for layer in layers)

@@ -1,4 +1,4 @@
-"""Questions to a finished run: how good is it, on these pictures, and can it be exported again?"""
+"""Questions to a finished run: how good is it, on these images, and can it be exported again?"""
 
 import dataclasses
 from pathlib import Path
@@ -7,38 +7,38 @@ import numpy as np
 from filelock import FileLock
 
 from keras_transfer.config import override
-from keras_transfer.data.audit import audit, pixels_recipe
+from keras_transfer.data.audit import audit, pixels_key
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
-from keras_transfer.experiments.session import open_store
 from keras_transfer.export.card import make_card
 from keras_transfer.export.delivery import deliver, next_version
 from keras_transfer.export.saved_model.proof import Proof
-from keras_transfer.features.cached_logits import answer
+from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.inference.prediction import LoadedRun, labels_in_order, load_run
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.storage.cache import open_cache
 
 
-def evaluate_run(run_path: str | Path, data_path: str | None, *, narrator: Narrator) -> Evaluation:
-    """Judge a run on its own test split, or on all pictures of a folder or CSV file.
+def evaluate_run(run_path: str | Path, data_path: str | None, *, reporter: Reporter) -> Evaluation:
+    """Judge a run on its own test split, or on all images of a folder or CSV file.
 
     Args:
         data_path: labels go by name, so the set may hold only some of the run's classes.
 
     Raises:
         RunError: the folder holds no finished run.
-        DataError: the pictures cannot be used, changed since the run, or have unknown classes.
+        DataError: the images cannot be used, changed since the run, or have unknown classes.
     """
     run = load_run(run_path)
-    records, labels, probabilities = _predict_labelled(run, data_path, narrator)
-    narrator.say(f"{len(labels):,} pictures of {len(records.class_names)} classes.")
+    records, labels, probabilities = _predict_labelled(run, data_path, reporter)
+    reporter.info(f"{len(labels):,} images of {len(records.class_names)} classes.")
     return evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
 
 
 def export_run(
-    run_path: str | Path, *, narrator: Narrator, precision: str | None = None
+    run_path: str | Path, *, reporter: Reporter, precision: str | None = None
 ) -> tuple[Path, Proof]:
     """Export the run's model under the next version number, proven on its test split.
 
@@ -46,12 +46,12 @@ def export_run(
         precision: as export.precision; None takes the run's own.
 
     Raises:
-        RunError, DataError: the run or its test pictures are not there any more.
+        RunError, DataError: the run or its test images are not there any more.
         ExportError: artefact and model disagree.
     """
     run = load_run(run_path)
     spec = override(run.spec, {"export.precision": precision}) if precision else run.spec
-    records, labels, probabilities = _predict_labelled(run, None, narrator)
+    records, labels, probabilities = _predict_labelled(run, None, reporter)
     test = evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
     rows = run.folder.read_json("splits.json")["rows"]
     counts = {name: len(entries) for name, entries in rows.items()}
@@ -72,39 +72,39 @@ def export_run(
 
 
 def _predict_labelled(
-    run: LoadedRun, data_path: str | None, narrator: Narrator
+    run: LoadedRun, data_path: str | None, reporter: Reporter
 ) -> tuple[Records, np.ndarray, np.ndarray]:
-    """The pictures asked for, their classes in the run's order, and their probabilities."""
-    records = _test_split(run) if data_path is None else _other_pictures(run, data_path)
-    with open_store(run.spec, narrator=narrator) as store:
-        audited = audit(records, run.spec.data, store=store, narrator=narrator)
+    """The images asked for, their classes in the run's order, and their probabilities."""
+    records = _test_split(run) if data_path is None else _other_images(run, data_path)
+    with open_cache(run.spec, reporter=reporter) as cache:
+        audited = audit(records, run.spec.data, cache=cache, reporter=reporter)
         records = audited.records
         if data_path is None:
             _check_unchanged(records, run)
         labels = labels_in_order(run, records)
-        probabilities = answer(
+        probabilities = predict_cached(
             run.model,
             [record.digest for record in records.items],
             audited.pixels,
-            pixels_recipe=pixels_recipe(run.spec.data),
-            store=store,
-            narrator=narrator,
+            pixels_key=pixels_key(run.spec.data),
+            cache=cache,
+            reporter=reporter,
         )
     return records, labels, probabilities
 
 
 def _test_split(run: LoadedRun) -> Records:
-    """The run's test pictures, without the digests that the audit is to find again."""
+    """The run's test images, without the digests that the audit is to find again."""
     listed = {entry["path"] for entry in run.folder.read_json("splits.json")["rows"]["test"]}
     records = read_records(run.spec.data)
     items = tuple(record for record in records.items if record.path in listed)
     missing = listed - {record.path for record in items}
     if missing:
         raise DataError(
-            f"{len(missing)} test pictures of the run are gone from {records.root}",
-            expected=f"all {len(listed)} pictures of the test split",
+            f"{len(missing)} test images of the run are gone from {records.root}",
+            expected=f"all {len(listed)} images of the test split",
             received=f"no {min(missing)}",
-            fix="restore the pictures, or name other pictures to judge the run on",
+            fix="restore the images, or name other images to judge the run on",
         )
     return dataclasses.replace(records, items=items)
 
@@ -116,14 +116,14 @@ def _check_unchanged(records: Records, run: LoadedRun) -> None:
     changed += [bad.path for bad in records.bad_files]
     if changed:
         raise DataError(
-            f"{len(changed)} test pictures changed since the run",
+            f"{len(changed)} test images changed since the run",
             expected="the files that the run was judged on",
             received=f"another content of {changed[0]}",
-            fix="restore the pictures, or name other pictures to judge the run on",
+            fix="restore the images, or name other images to judge the run on",
         )
 
 
-def _other_pictures(run: LoadedRun, data_path: str) -> Records:
+def _other_images(run: LoadedRun, data_path: str) -> Records:
     source = "csv" if Path(data_path).suffix.lower() == ".csv" else "folder"
     changes = {"data.source": source, "data.path": data_path}
     return read_records(override(run.spec, changes).data)

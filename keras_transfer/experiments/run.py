@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_transfer.data.audit import audit, pixels_recipe
+from keras_transfer.data.audit import audit, pixels_key
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
@@ -30,16 +30,16 @@ from keras_transfer.experiments.descriptions import (
     describe_saving,
 )
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
-from keras_transfer.experiments.session import open_store, settle
+from keras_transfer.experiments.session import resolve_cache_mode
 from keras_transfer.export.card import make_card
 from keras_transfer.export.delivery import deliver
 from keras_transfer.export.saved_model.proof import Proof
-from keras_transfer.features.phase_inputs import Supply
+from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.features.source import Source
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.reporting.reporter import Narrator, Terminal
+from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
@@ -56,7 +56,7 @@ class Data:
 
     @property
     def examples(self) -> Examples:
-        """Pixels, labels and numbers of all pictures."""
+        """Pixels, labels and numbers of all images."""
         return self.source.examples
 
 
@@ -76,14 +76,14 @@ def run_transfer(
     spec: RunSpec,
     run: RunFolder | None = None,
     *,
-    narrator: Narrator | None = None,
+    reporter: Reporter | None = None,
     profile: bool = False,
 ) -> Result:
     """The main job: train, judge, export and prove, into a run folder.
 
     Args:
         run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
-        narrator: who is told of decisions and progress; by default the terminal.
+        reporter: who is told of decisions and progress; by default the terminal.
         profile: whether to trace some steps of every phase for TensorBoard, into profile/.
 
     Raises:
@@ -91,40 +91,44 @@ def run_transfer(
         RunError: the run cannot be written or resumed, or training diverged.
         ExportError: the artefact does not agree with the model.
     """
-    narrator = narrator or Terminal()
+    reporter = reporter or TerminalReporter()
     run = run or start_run(spec)
     with vacated_on_refusal(run):
-        return _run(spec, run, narrator, profile=profile)
+        return _run(spec, run, reporter, profile=profile)
 
 
-def _run(spec: RunSpec, run: RunFolder, narrator: Narrator, *, profile: bool) -> Result:
+def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) -> Result:
     _check_single(spec)
     started = time.perf_counter()
     devices = set_up(spec.devices, seed=spec.seed)
     devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
-    narrator.say(f"Run folder: {run.path}")
-    narrator.say(devices.describe(spec.training.batch_size))
+    reporter.info(f"Run folder: {run.path}")
+    reporter.info(devices.describe(spec.training.batch_size))
     records = read_records(spec.data)
-    # Before any picture is decoded: missing weights and wrong stages are told within seconds.
+    # Before any image is decoded: missing weights and wrong stages are told within seconds.
     classifier = prepare_classifier(spec, records.class_names)
-    narrator.say(describe_model(spec, classifier))
+    reporter.info(describe_model(spec, classifier))
     run.checkpoint_folder.mkdir(exist_ok=True)
-    settled = settle(spec, len(records.items), narrator=narrator)
-    with open_store(settled, narrator=narrator, scratch=run.checkpoint_folder) as store:
+    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
+    with open_cache(settled, reporter=reporter, scratch=run.checkpoint_folder) as cache:
         writer = run if devices.host == 0 else None
-        data = load_data(settled, records, store=store, narrator=narrator, run=writer)
-        supply = Supply(settled, data.source, data.splits, store=store, narrator=narrator)
-        outcomes = fit_phases(classifier, supply, narrator=narrator, run=run, profile=profile)
-        probabilities = supply.predict(classifier, data.splits.test)
-        test = judge(data, probabilities, seed=spec.seed)
+        data = load_data(settled, records, cache=cache, reporter=reporter, run=writer)
+        phase_inputs = PhaseInputs(
+            settled, data.source, data.splits, cache=cache, reporter=reporter
+        )
+        outcomes = fit_phases(classifier, phase_inputs, reporter=reporter, run=run, profile=profile)
+        probabilities = phase_inputs.predict(classifier, data.splits.test)
+        test = evaluate_test(data, probabilities, seed=spec.seed)
         proof = None
         if writer:
             # Other hosts take no part in making the networks that are exported.
             with on_one_device():
                 proof = _deliver(run, spec, classifier, data, outcomes, test, probabilities)
-            cache = describe_cache(data.num_decoded, supply.tallies, outcomes, data.splits)
-            run.write_json("cache.json", cache)
-            narrator.say(describe_saving(cache))
+            cache_use = describe_cache(
+                data.num_decoded, phase_inputs.extraction_stats, outcomes, data.splits
+            )
+            run.write_json("cache.json", cache_use)
+            reporter.info(describe_saving(cache_use))
             run.write_json("metrics.json", _metrics(outcomes, test, proof))
     wait_for_all()
     if writer:
@@ -154,22 +158,22 @@ def load_data(
     spec: RunSpec,
     records: Records,
     *,
-    store: Store,
-    narrator: Narrator,
+    cache: Cache,
+    reporter: Reporter,
     run: RunFolder | None = None,
 ) -> Data:
-    """Read every picture once, leave out what cannot be read, and split.
+    """Read every image once, leave out what cannot be read, and split.
 
     Args:
         records: from `read_records`.
-        store: where the pixels are kept, from `open_store`.
+        store: where the pixels are kept, from `open_cache`.
         run: whose splits.json and class_names.json are written, or honoured where they exist.
 
     Raises:
-        DataError: the pictures or their splits cannot be used.
+        DataError: the images or their splits cannot be used.
         RunError: the pixels cannot be stored.
     """
-    records, pixels, num_decoded = audit(records, spec.data, store=store, narrator=narrator)
+    records, pixels, num_decoded = audit(records, spec.data, cache=cache, reporter=reporter)
     if run and (run.path / "splits.json").is_file():
         splits = read_manifest(run.read_json("splits.json"), records)
     else:
@@ -178,7 +182,7 @@ def load_data(
         run.write_json("splits.json", manifest(splits, records))
         run.write_class_names(records.class_names)
     for sentence in describe_data(spec, records, splits):
-        narrator.say(sentence)
+        reporter.info(sentence)
     examples = Examples(
         pixels=pixels,
         labels=np.asarray(records.labels(), np.int64),
@@ -186,11 +190,11 @@ def load_data(
         num_classes=len(records.class_names),
     )
     digests = [record.digest for record in records.items]
-    source = Source(examples, digests, spec.views, pixels_recipe(spec.data))
+    source = Source(examples, digests, spec.views, pixels_key(spec.data))
     return Data(records, splits, source, num_decoded)
 
 
-def judge(data: Data, probabilities: np.ndarray, *, seed: int) -> Evaluation:
+def evaluate_test(data: Data, probabilities: np.ndarray, *, seed: int) -> Evaluation:
     """All figures of the test split, with intervals."""
     labels = data.examples.labels[data.splits.test]
     return evaluate(labels, probabilities, data.records.class_names, seed=seed)

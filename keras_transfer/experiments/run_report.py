@@ -36,8 +36,8 @@ HISTORY_COLUMNS: Final = (
     "learning_rate",
     "seconds",
 )
-NUM_PICTURES, NUM_VIEWS = 6, 6
-"""Rows and columns of the sheet of views at most, the plain picture included."""
+NUM_IMAGES, NUM_VIEWS = 6, 6
+"""Rows and columns of the sheet of views at most, the plain image included."""
 
 
 def write_history(run: RunFolder, outcomes: Sequence[Outcome]) -> None:
@@ -55,7 +55,7 @@ def write_history(run: RunFolder, outcomes: Sequence[Outcome]) -> None:
 def write_views(
     run: RunFolder, spec: RunSpec, records: Records, splits: Splits, examples: Examples
 ) -> None:
-    """Draw some training pictures as the network sees them, into the run's figures."""
+    """Draw some training images as the network sees them, into the run's figures."""
     with run.replacing("figures/views.png") as path:
         draw_some_views(path, spec, records, splits, examples)
 
@@ -63,8 +63,8 @@ def write_views(
 def draw_some_views(
     file: Path, spec: RunSpec, records: Records, splits: Splits, examples: Examples
 ) -> None:
-    """Draw some training pictures as the network sees them, spread over the classes."""
-    places = np.linspace(0, len(splits.train) - 1, NUM_PICTURES).round().astype(int)
+    """Draw some training images as the network sees them, spread over the classes."""
+    places = np.linspace(0, len(splits.train) - 1, NUM_IMAGES).round().astype(int)
     rows = splits.train[np.unique(places)]
     numbers = np.arange(min(spec.views.count or NUM_VIEWS, NUM_VIEWS))
     views = Views(examples, spec.views).read(

@@ -3,11 +3,11 @@
 from keras_transfer.evaluation.metrics import Evaluation
 from keras_transfer.experiments.run import Result
 from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof
-from keras_transfer.reporting.reporter import Terminal
+from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.training.fitting import Outcome
 
 
-def show_result(result: Result, terminal: Terminal) -> None:
+def show_result(result: Result, terminal: TerminalReporter) -> None:
     """Print phases, test figures, parity of the export and where everything is."""
     rows = []
     for outcome in result.outcomes:
@@ -24,13 +24,13 @@ def show_result(result: Result, terminal: Terminal) -> None:
     header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
     caption = "accuracy in %, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
-    terminal.say(_describe_figures(result.test))
+    terminal.info(_describe_figures(result.test))
     if result.proof:
-        terminal.say(describe_proof(result.proof))
+        terminal.info(describe_proof(result.proof))
     path = result.run.path
-    terminal.say(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
-    terminal.say(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
-    terminal.say(f"{result.seconds:.0f} seconds in all.")
+    terminal.info(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
+    terminal.info(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
+    terminal.info(f"{result.seconds:.0f} seconds in all.")
 
 
 def _judged(outcome: Outcome) -> str:
@@ -40,7 +40,7 @@ def _judged(outcome: Outcome) -> str:
     return with_interval(outcome.test_accuracy, outcome.test_interval)
 
 
-def show_evaluation(evaluation: Evaluation, terminal: Terminal) -> None:
+def show_evaluation(evaluation: Evaluation, terminal: TerminalReporter) -> None:
     """Print the figures of a judgement, class by class."""
     rows = [
         [
@@ -52,8 +52,8 @@ def show_evaluation(evaluation: Evaluation, terminal: Terminal) -> None:
         ]
         for name, figures in evaluation.per_class.items()
     ]
-    terminal.table("Classes", ["class", "precision", "recall", "F1", "pictures"], rows)
-    terminal.say(_describe_figures(evaluation))
+    terminal.table("Classes", ["class", "precision", "recall", "F1", "images"], rows)
+    terminal.info(_describe_figures(evaluation))
 
 
 def describe_proof(proof: Proof) -> str:

@@ -1,4 +1,4 @@
-"""The bench: one spec trained with other values, again and again, on features stored once."""
+"""Trial runner: trains variants of one spec, again and again, on features stored once."""
 
 import dataclasses
 import hashlib
@@ -18,11 +18,11 @@ from keras_transfer.devices import forgetting_graphs, set_up
 from keras_transfer.errors import DivergedError
 from keras_transfer.experiments.run import Data
 from keras_transfer.experiments.study.trials import ONE_RUN
-from keras_transfer.features.phase_inputs import Pool, Supply
+from keras_transfer.features.phase_inputs import PhaseInputs, Pool
 from keras_transfer.models.classifier import Classifier, Rebuilder
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec, SearchSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 
@@ -32,10 +32,10 @@ _SAVE_SECONDS = 10.0
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """How well one spec did: over all pictures it was judged on, none of them a test picture.
+    """How well one spec did: over all images it was judged on, none of them a test image.
 
     `val_loss` is the log loss in nats. `epochs` are those of all phases, the most of any fold.
-    `right` bool [N] tells of each judged picture whether it was named right, None where that was
+    `right` bool [N] tells of each judged image whether it was named right, None where that was
     not asked for.
     """
 
@@ -63,27 +63,27 @@ class Fit:
     right: np.ndarray | None
 
 
-class Bench:
+class TrialRunner:
     """Trains a spec with some of its fields changed, and judges it on validation alone.
 
-    With `spec.folds` above 1 every picture outside the test split is judged once, by the training
+    With `spec.folds` above 1 every image outside the test split is judged once, by the training
     that held it out. The test split is never looked at. One training at a time: all of them share
     one trunk. `original` is the spec with its search, `spec` what trainings are made of.
     """
 
     def __init__(
-        self, spec: RunSpec, data: Data, *, store: Store, states: RunFolder, narrator: Narrator
+        self, spec: RunSpec, data: Data, *, cache: Cache, states: RunFolder, reporter: Reporter
     ):
         """`states` is where trainings are kept, so that longer ones go on from shorter ones."""
         self.original = spec
         self.spec = dataclasses.replace(override(spec, ONE_RUN), search=SearchSpec())
-        self.data, self._store, self._states, self._narrator = data, store, states, narrator
+        self.data, self._cache, self._states, self._reporter = data, cache, states, reporter
         self.splits = _draw(spec, data)
         self._pool = Pool.of(*self.splits)
         self._rebuild = Rebuilder()
 
     def vary(self, values: Mapping[str, Any]) -> RunSpec:
-        """The bench's spec with these values.
+        """The trial runner's spec with these values.
 
         Raises:
             SpecError: they contradict each other.
@@ -101,7 +101,7 @@ class Bench:
         spec: RunSpec,
         *,
         num_epochs: int | None = None,
-        narrator: Narrator | None = None,
+        reporter: Reporter | None = None,
         tell_each: bool = False,
     ) -> Training:
         """Train a spec from `vary`, or go on with it, up to `num_epochs` of all its phases.
@@ -114,7 +114,7 @@ class Bench:
             RunError: features cannot be stored, or the disk is full.
         """
         started = time.perf_counter()
-        listener = narrator or self._narrator
+        listener = reporter or self._reporter
         fits = []
         for fold in range(len(self.splits)):
             # Otherwise Keras keeps something of every model. Garbage is left to Python, which
@@ -150,7 +150,7 @@ class Bench:
         self,
         classifier: Classifier,
         spec: RunSpec,
-        narrator: Narrator,
+        reporter: Reporter,
         *,
         fold: int = 0,
         num_epochs: int | None = None,
@@ -159,12 +159,14 @@ class Bench:
         """Train the untrained classifier of a spec from `vary` on one fold; see `train`."""
         splits = self.splits[fold]
         source = dataclasses.replace(self.data.source, views=spec.views)
-        supply = Supply(spec, source, splits, store=self._store, narrator=narrator, pool=self._pool)
+        phase_inputs = PhaseInputs(
+            spec, source, splits, cache=self._cache, reporter=reporter, pool=self._pool
+        )
         with forgetting_graphs():
             outcomes = fit_phases(
                 classifier,
-                supply,
-                narrator=narrator,
+                phase_inputs,
+                reporter=reporter,
                 run=self.state(spec, fold),
                 num_epochs=num_epochs,
                 save_seconds=_SAVE_SECONDS,
@@ -180,10 +182,10 @@ class Bench:
         right = None
         if tell_each:
             rows = _judged(splits)
-            answers = supply.predict(classifier, rows).argmax(axis=1)
+            answers = phase_inputs.predict(classifier, rows).argmax(axis=1)
             right = answers == self.data.examples.labels[rows]
         epochs = sum(outcome.epochs for outcome in outcomes)
-        computed = sum(tally.num_computed for tally in supply.tallies)
+        computed = sum(stats.num_computed for stats in phase_inputs.extraction_stats)
         return Fit(accuracy, loss, epochs, computed, right)
 
 

@@ -23,8 +23,8 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names
 from keras_transfer.storage.run_folder import describe_environment
 
-FEW_PICTURES: Final = 20
-"""Test pictures of a class below which its figures say little."""
+FEW_IMAGES: Final = 20
+"""Test images of a class below which its figures say little."""
 
 _MUCH_OFF: Final = 0.05
 _PREPROCESSING: Final = {
@@ -90,7 +90,7 @@ def make_card(
     """The card of a trained model.
 
     Args:
-        counts: pictures by split: 'train', 'val' and 'test'.
+        counts: images by split: 'train', 'val' and 'test'.
     """
     backbone = get_backbone(spec.model.backbone)
     environment = describe_environment()
@@ -138,16 +138,16 @@ def hash_weights(model: keras.Model) -> str:
 
 def _limits(test: Evaluation, class_names: Sequence[str]) -> list[str]:
     sentences = [
-        f"It names one of its {len(class_names)} classes, whatever a picture shows: pictures of "
+        f"It names one of its {len(class_names)} classes, whatever an image shows: images of "
         "anything else are named after one of them as well.",
-        "It was judged on pictures from the same source as those it learnt from; pictures taken "
+        "It was judged on images from the same source as those it learnt from; images taken "
         "elsewhere, or later, may be named less well.",
     ]
-    few = [name for name in class_names if test.per_class[name].support < FEW_PICTURES]
+    few = [name for name in class_names if test.per_class[name].support < FEW_IMAGES]
     if few:
         named = ", ".join(few[:10]) + (" …" if len(few) > 10 else "")
         sentences.append(
-            f"Fewer than {FEW_PICTURES} test pictures show {named}: what is said of "
+            f"Fewer than {FEW_IMAGES} test images show {named}: what is said of "
             f"{'it' if len(few) == 1 else 'them'} is rough."
         )
     if test.expected_calibration_error > _MUCH_OFF:
@@ -156,7 +156,7 @@ def _limits(test: Evaluation, class_names: Sequence[str]) -> list[str]:
             f"{100 * test.expected_calibration_error:.0f} points on average."
         )
     sentences.append(
-        "Pictures are shown as their pixels are stored: EXIF rotation is ignored, transparency is "
+        "Images are shown as their pixels are stored: EXIF rotation is ignored, transparency is "
         "dropped, and of an animation only the first frame counts."
     )
     return sentences

@@ -27,7 +27,7 @@ class Contract:
     """One artefact's terms, the same for a SavedModel and for every other format.
 
     `name` is the model's name in URLs; `class_names` are in the order of the outputs; `image_size`
-    (px) and `resize` say how a picture becomes the square the network sees; pictures of more than
+    (px) and `resize` say how an image becomes the square the network sees; images of more than
     `max_megapixels` are refused; `precision` is what the network computes in.
     """
 

@@ -9,11 +9,10 @@ from typing import Final
 import keras
 import numpy as np
 
-from keras_transfer.data.audit import pixels_recipe
-from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.audit import pixels_key
+from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, ExportError
-from keras_transfer.experiments.session import open_store
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats import variants as ways
 from keras_transfer.export.formats.agreement import num_processors
@@ -21,21 +20,23 @@ from keras_transfer.export.formats.making import Job, files_of, make_formats
 from keras_transfer.export.formats.registry import Format, check_libraries
 from keras_transfer.export.formats.report import Row, write_sheet
 from keras_transfer.export.saved_model.proof import policy_of
-from keras_transfer.features.cached_logits import known_answers
-from keras_transfer.inference.prediction import LoadedRun, load_run, predict_pixels
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.features.cached_logits import known_probabilities
+from keras_transfer.inference.prediction import LoadedRun, load_run
+from keras_transfer.models.forward import predict_pixels
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.storage.atomic import discard_partials, replacing
+from keras_transfer.storage.cache import open_cache
 
 NUM_RANGES: Final = 64
-"""Training pictures that int8 formats take the ranges of their activations from."""
+"""Training images that int8 formats take the ranges of their activations from."""
 
-MAX_TEST_PICTURES: Final = 1024
-"""Test pictures that every format answers, spread evenly; more would take hours and tell little."""
+MAX_TEST_IMAGES: Final = 1024
+"""Test images that every format answers, spread evenly; more would take hours and tell little."""
 
 
 @dataclass(frozen=True, eq=False)
-class SplitPictures:
-    """Pictures of one split: uint8 [N, S, S, 3], their classes int64 [N], digests of the files."""
+class SplitImages:
+    """Images of one split: uint8 [N, S, S, 3], their classes int64 [N], digests of the files."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -48,7 +49,7 @@ def convert_run(
     formats: Sequence[Format],
     *,
     compare: bool,
-    narrator: Narrator,
+    reporter: Reporter,
 ) -> tuple[Path, list[Row]]:
     """Write a run's network in other formats beside one of its exports.
 
@@ -62,13 +63,13 @@ def convert_run(
 
     Raises:
         ExportError: a library is missing, or no format could be made that agrees.
-        DataError: pictures of the run are gone or changed.
+        DataError: images of the run are gone or changed.
         RunError: the disk is full, or the folder cannot be written.
     """
     check_libraries(formats)
     run = load_run(run_path)
-    narrator.say("Reading the run's test pictures, and training pictures for ranges …")
-    test, train = read_split(run, "test", MAX_TEST_PICTURES), read_split(run, "train", NUM_RANGES)
+    reporter.info("Reading the run's test images, and training images for ranges …")
+    test, train = read_split(run, "test", MAX_TEST_IMAGES), read_split(run, "train", NUM_RANGES)
     contract = Contract.of(run.spec, run.class_names)
     folder = run.folder.path / "formats" / export_folder.name
     # What a killed conversion left half written.
@@ -84,13 +85,13 @@ def convert_run(
             folder=path,
             class_hash=contract.class_hash,
             formats=tuple(entry.name for entry in formats),
-            pictures=scratch / "train.npy",
+            images=scratch / "train.npy",
             scratch=scratch,
             plain=compare,
         )
         if keras.backend.backend() != "tensorflow":
-            narrator.say("A process in which Keras runs on TensorFlow makes the formats …")
-        failed = make_formats(job, narrator=narrator)
+            reporter.info("A process in which Keras runs on TensorFlow makes the formats …")
+        failed = make_formats(job, reporter=reporter)
         tried = ways.of_formats(formats, path)
         if compare:
             own = {way.name for way in tried}
@@ -100,20 +101,20 @@ def convert_run(
         bench = ways.Bench(
             contract=contract,
             pixels_file=scratch / "test.npy",
-            probabilities=_probabilities(run, test, narrator),
+            probabilities=_probabilities(run, test, reporter),
             labels=test.labels,
             trained_in=policy_of(run.model),
         )
-        narrator.say(f"Asking each format about {len(test.labels):,} test pictures …")
-        rows = ways.try_all(tried, bench, failed=failed, timed=compare, narrator=narrator)
+        reporter.info(f"Asking each format about {len(test.labels):,} test images …")
+        rows = ways.try_all(tried, bench, failed=failed, timed=compare, reporter=reporter)
         _drop_refused(rows, formats, path)
         notes = ways.notes([row.name for row in rows], timed=compare)
         write_sheet(rows, path, num_threads=num_processors(), notes=notes)
     return folder, rows
 
 
-def read_split(run: LoadedRun, name: str, limit: int) -> SplitPictures:
-    """At most `limit` pictures of a run's split, spread evenly over its manifest.
+def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
+    """At most `limit` images of a run's split, spread evenly over its manifest.
 
     Raises:
         DataError: one of them is gone, or is not the file that the run saw.
@@ -122,34 +123,34 @@ def read_split(run: LoadedRun, name: str, limit: int) -> SplitPictures:
     chosen = np.linspace(0, len(listed) - 1, min(limit, len(listed))).round().astype(int)
     entries = [listed[row] for row in chosen]
     data, root = run.spec.data, read_records(run.spec.data).root
-    pictures = read_pixels(
+    images = read_pixels(
         [root / entry["path"] for entry in entries],
         image_size=data.image_size,
         resize=data.resize,
         max_megapixels=data.max_megapixels,
     )
     pixels = np.empty((len(entries), data.image_size, data.image_size, 3), np.uint8)
-    for row, (entry, picture) in enumerate(zip(entries, pictures, strict=True)):
-        if not isinstance(picture, Picture) or picture.digest != entry["digest"]:
+    for row, (entry, image) in enumerate(zip(entries, images, strict=True)):
+        if not isinstance(image, DecodedImage) or image.digest != entry["digest"]:
             raise DataError(
-                f"pictures of the run's {name} split changed since the run",
+                f"images of the run's {name} split changed since the run",
                 expected="the files that the run was trained and judged on",
                 received=f"another content of {entry['path']}"
-                if isinstance(picture, Picture)
-                else f"{entry['path']}: {picture.reason}",
-                fix="restore the pictures, or export without --formats",
+                if isinstance(image, DecodedImage)
+                else f"{entry['path']}: {image.reason}",
+                fix="restore the images, or export without --formats",
             )
-        pixels[row] = picture.pixels
+        pixels[row] = image.pixels
     column = {label: number for number, label in enumerate(run.class_names)}
     labels = np.array([column[entry["label"]] for entry in entries], np.int64)
-    return SplitPictures(pixels, labels, [entry["digest"] for entry in entries])
+    return SplitImages(pixels, labels, [entry["digest"] for entry in entries])
 
 
-def _probabilities(run: LoadedRun, test: SplitPictures, narrator: Narrator) -> np.ndarray:
+def _probabilities(run: LoadedRun, test: SplitImages, reporter: Reporter) -> np.ndarray:
     """The model's own, float32 [N, C]: as the run stored them, computed where it did not."""
-    recipe = pixels_recipe(run.spec.data)
-    with open_store(run.spec, narrator=narrator) as store:
-        known = known_answers(run.model, pixels=recipe, store=store)
+    cache_key = pixels_key(run.spec.data)
+    with open_cache(run.spec, reporter=reporter) as cache:
+        known = known_probabilities(run.model, pixels=cache_key, cache=cache)
     missing = [row for row, digest in enumerate(test.digests) if digest not in known]
     computed = iter(predict_pixels(run.model, test.pixels, rows=np.array(missing, np.int64)))
     return np.stack([known[d] if d in known else next(computed) for d in test.digests])

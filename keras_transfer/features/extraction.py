@@ -1,9 +1,9 @@
-"""Features: what the frozen layers make of pictures, computed once for each view and stored.
+"""Features: what the frozen layers make of images, computed once for each view and stored.
 
-wanted (row, view) pairs → missing ones → units → shards in the store → `Features`
+wanted (row, view) pairs → missing ones → chunks → shards in the cache → `Features`
 
-Whoever calls holds the locks of the entries from the first look to the last check; the units in
-between may be computed by a crew of any number of processes, on any machines that see the store.
+Whoever calls holds the locks of the entries from the first look to the last check; the chunks in
+between may be computed by any number of processes, on any machines that see the cache.
 """
 
 import time
@@ -15,45 +15,48 @@ import numpy as np
 
 from keras_transfer.data.datasets import Views
 from keras_transfer.errors import RunError
-from keras_transfer.features.chunks import Gap, Unit, Workshop, cut_up
+from keras_transfer.features.chunks import Chunk, FeatureWriter, Gap, split_into_chunks
 from keras_transfer.features.prefix import COMPARED, Choice, choose
-from keras_transfer.features.source import Features, Request, Source, features_recipe
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.features.source import Features, Request, Source, features_key
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import CacheSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.entry import Entry
 from keras_transfer.storage.shards import SHARD_BYTES
 
 
-class Crew(Protocol):
-    """Who computes the units of an extraction: this process, or many.
+class WorkerPool(Protocol):
+    """Who computes the chunks of an extraction: this process, or many.
 
     It is called even where there is nothing to do, so that processes can agree on that.
     """
 
     def __call__(
-        self, units: Iterable[Unit], workshop: Workshop, on_views: Callable[[int], None]
-    ) -> Iterator[Unit]:
-        """Take units, compute each once or again, and pass it on when its shards are on disk.
+        self,
+        chunks: Iterable[Chunk],
+        feature_writer: FeatureWriter,
+        on_views: Callable[[int], None],
+    ) -> Iterator[Chunk]:
+        """Take chunks, compute each once or again, and pass it on when its shards are on disk.
 
-        The store makes room for a unit when it is taken. `workshop` can compute them in this
+        The cache makes room for a chunk when it is taken. `feature_writer` can compute them in this
         process; `on_views` is told how many views are done.
         """
 
 
-def alone(
-    units: Iterable[Unit], workshop: Workshop, on_views: Callable[[int], None]
-) -> Iterator[Unit]:
-    """The crew of one: this process."""
-    return workshop.compute(units, on_views)
+def this_process(
+    chunks: Iterable[Chunk], feature_writer: FeatureWriter, on_views: Callable[[int], None]
+) -> Iterator[Chunk]:
+    """The worker pool of one: this process."""
+    return feature_writer.compute(chunks, on_views)
 
 
 @dataclass(frozen=True)
-class Tally:
+class ExtractionStats:
     """What an extraction did.
 
     `num_computed` views went through the prefix, `num_found` were stored already; `num_bytes` is
-    what all of them take in the store; `rate` is views per second while they were computed, 0
+    what all of them take in the cache; `rate` is views per second while they were computed, 0
     where none was; `choice` is how they are computed, decided now or earlier.
     """
 
@@ -77,36 +80,38 @@ def extract(
     requests: Sequence[Request],
     source: Source,
     *,
-    cache: CacheSpec,
-    store: Store,
-    narrator: Narrator,
+    cache_spec: CacheSpec,
+    cache: Cache,
+    reporter: Reporter,
     shard_bytes: int = SHARD_BYTES,
-    crew: Crew = alone,
-) -> tuple[list[Features], Tally]:
+    worker_pool: WorkerPool = this_process,
+) -> tuple[list[Features], ExtractionStats]:
     """Features at several cuts of one classifier; what is stored already is not computed again.
 
-    All cuts are served by one pass over the pictures. A killed extraction loses at most a unit
+    All cuts are served by one pass over the images. A killed extraction loses at most a chunk
     in each process.
 
     Raises:
-        RunError: no room, activations too large for float16, or the crew did not do its work.
+        RunError: no room, activations too large for float16, or rows are missing afterwards.
     """
     started = time.perf_counter()
-    recipes = [features_recipe(request.cut, source, cache) for request in requests]
-    with store.opened(*recipes) as entries:
+    cache_keys = [features_key(request.cut, source, cache_spec) for request in requests]
+    with cache.opened(*cache_keys) as entries:
         jobs = _jobs(requests, entries, source)
-        units, workshop = _plan(list(jobs.values()), source, cache, narrator, shard_bytes)
-        rate = _carry_out(units, workshop, jobs, crew, narrator)
+        chunks, feature_writer = _plan(
+            list(jobs.values()), source, cache_spec, reporter, shard_bytes
+        )
+        rate = _carry_out(chunks, feature_writer, jobs, worker_pool, reporter)
         choice = Choice(**entries[0].notes)
         features = [
-            jobs[recipe.digest].features(request, source)
-            for request, recipe in zip(requests, recipes, strict=True)
+            jobs[cache_key.digest].features(request, source)
+            for request, cache_key in zip(requests, cache_keys, strict=True)
         ]
     wanted = max(len(job.keys) for job in jobs.values())
     computed = max(len(job.missing) for job in jobs.values())
     seconds = time.perf_counter() - started
     num_bytes = sum(item.rows.nbytes for item in features)
-    return features, Tally(computed, wanted - computed, num_bytes, seconds, rate, choice)
+    return features, ExtractionStats(computed, wanted - computed, num_bytes, seconds, rate, choice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,99 +137,103 @@ class _Job:
 
 
 def _jobs(requests: Sequence[Request], entries: Sequence[Entry], source: Source) -> dict[str, _Job]:
-    """One job an entry, by the digests of their recipes: several phases may read the same one."""
+    """One job per entry, by cache-key digest: several phases may read the same entry."""
     jobs: dict[str, _Job] = {}
     for request, entry in zip(requests, entries, strict=True):
-        if before := jobs.get(entry.recipe.digest):
+        if before := jobs.get(entry.cache_key.digest):
             both = np.concatenate([before.request.wanted, request.wanted])
             request = Request(request.cut, np.unique(both, axis=0))
         keys = source.keys(request.wanted)
         missing = np.asarray(entry.missing(keys), np.int64)
-        jobs[entry.recipe.digest] = _Job(request, entry, keys, missing)
+        jobs[entry.cache_key.digest] = _Job(request, entry, keys, missing)
     return jobs
 
 
 def _plan(
-    jobs: list[_Job], source: Source, cache: CacheSpec, narrator: Narrator, shard_bytes: int
-) -> tuple[list[Unit], Workshop]:
-    """Units that fill the gaps. Entries go on as they were begun; new ones join them.
+    jobs: list[_Job], source: Source, cache_spec: CacheSpec, reporter: Reporter, shard_bytes: int
+) -> tuple[list[Chunk], FeatureWriter]:
+    """Chunks that fill the gaps. Entries go on as they were begun; new ones join them.
 
     After a kill features come out bit by bit as if nothing had happened. So the longest job is
     written last: it lacks all that any other lacks, and batches are made up as they were. And
     complete jobs stay in the graph on the way to incomplete ones, so that it is compiled alike.
     """
-    workshop = Workshop({job.entry.recipe.digest: job.request.cut for job in jobs}, source)
+    feature_writer = FeatureWriter(
+        {job.entry.cache_key.digest: job.request.cut for job in jobs}, source
+    )
     deepest = max((job.depth for job in jobs if len(job.missing)), default=0)
     if not deepest:
-        return [], workshop
+        return [], feature_writer
     jobs = [job for job in jobs if len(job.missing) or job.depth <= deepest]
     jobs.sort(key=lambda job: len(job.missing))
     choices = [Choice(**job.entry.notes) for job in jobs if job.entry.notes]
     if not choices:
-        choices = [_choose(jobs, workshop, cache)]
-        narrator.say(choices[0].describe())
+        choices = [_choose(jobs, feature_writer, cache_spec)]
+        reporter.info(choices[0].describe())
     groups: dict[tuple[str, int], list[_Job]] = {}
     for job in jobs:
         if not job.entry.notes:
             job.entry.note(**choices[0].to_dict())
         groups.setdefault(Choice(**job.entry.notes).way, []).append(job)
-    units: list[Unit] = []
+    chunks: list[Chunk] = []
     for way, group in groups.items():
         gaps = [
-            Gap(job.entry.recipe, job.request.wanted[job.missing], job.entry.free_numbers())
+            Gap(job.entry.cache_key, job.request.wanted[job.missing], job.entry.free_numbers())
             for job in group
         ]
-        units += cut_up(gaps, folder=jobs[0].entry.folder.parent, way=way, shard_bytes=shard_bytes)
-    return units, workshop
+        chunks += split_into_chunks(
+            gaps, folder=jobs[0].entry.folder.parent, way=way, shard_bytes=shard_bytes
+        )
+    return chunks, feature_writer
 
 
-def _choose(jobs: Sequence[_Job], workshop: Workshop, cache: CacheSpec) -> Choice:
-    wanted, source = jobs[-1].request.wanted, workshop.source
+def _choose(jobs: Sequence[_Job], feature_writer: FeatureWriter, cache_spec: CacheSpec) -> Choice:
+    wanted, source = jobs[-1].request.wanted, feature_writer.source
     sample = wanted[:: max(1, len(wanted) // COMPARED)][:COMPARED]
     choice, prefix = choose(
         [job.request.cut for job in jobs],
         Views(source.examples, source.views).read(*sample.T),
-        precision=cache.precision,
+        precision=cache_spec.precision,
         num_views=len(jobs[-1].missing),
     )
-    workshop.keep([job.entry.recipe for job in jobs], choice.precision, prefix)
+    feature_writer.keep([job.entry.cache_key for job in jobs], choice.precision, prefix)
     return choice
 
 
 def _carry_out(
-    units: Sequence[Unit],
-    workshop: Workshop,
+    chunks: Sequence[Chunk],
+    feature_writer: FeatureWriter,
     jobs: dict[str, _Job],
-    crew: Crew,
-    narrator: Narrator,
+    worker_pool: WorkerPool,
+    reporter: Reporter,
 ) -> float:
-    """Have all units computed, take in what they stored, check it, and return the rate."""
-    started, num_views, num_done = time.perf_counter(), sum(map(len, units)), 0
+    """Have all chunks computed, take in what they stored, check it, and return the rate."""
+    started, num_views, num_done = time.perf_counter(), sum(map(len, chunks)), 0
     under_way = 0
 
-    def taken() -> Iterator[Unit]:
+    def taken() -> Iterator[Chunk]:
         nonlocal under_way
-        for unit in units:
-            under_way += unit.num_bytes
-            # Any entry would do: they share the store, and are held by this process.
-            jobs[unit.recipes[0].digest].entry.make_room(under_way)
-            yield unit
+        for chunk in chunks:
+            under_way += chunk.num_bytes
+            # Any entry would do: they share the cache, and are held by this process.
+            jobs[chunk.cache_keys[0].digest].entry.make_room(under_way)
+            yield chunk
 
-    with narrator.counting("computing features") as count:
+    with reporter.progress("computing features") as count:
 
         def on_views(num_new: int) -> None:
             nonlocal num_done
             num_done += num_new
             count(num_done, num_views)
 
-        for unit in crew(taken(), workshop, on_views):
-            under_way -= unit.num_bytes
-            for target in unit.targets:
-                entry = jobs[unit.recipes[target.output].digest].entry
-                keys = workshop.source.keys(unit.pairs_of(target))
-                entry.adopt(target.number, keys, is_sound=crew is alone)
+        for chunk in worker_pool(taken(), feature_writer, on_views):
+            under_way -= chunk.num_bytes
+            for target in chunk.targets:
+                entry = jobs[chunk.cache_keys[target.output].digest].entry
+                keys = feature_writer.source.keys(chunk.pairs_of(target))
+                entry.adopt(target.number, keys, is_sound=worker_pool is this_process)
     _check_complete(jobs.values())
-    return num_views / (time.perf_counter() - started) if units else 0.0
+    return num_views / (time.perf_counter() - started) if chunks else 0.0
 
 
 def _check_complete(jobs: Iterable[_Job]) -> None:
@@ -232,7 +241,7 @@ def _check_complete(jobs: Iterable[_Job]) -> None:
     for job in jobs:
         if lost := job.entry.missing(job.keys):
             raise RunError(
-                f"the stored {job.entry.recipe.title} are not complete after the work",
+                f"the stored {job.entry.cache_key.title} are not complete after the work",
                 expected=f"{len(job.keys):,} views",
                 received=f"{len(lost):,} of them missing or damaged",
                 fix="run it again: what is stored and whole is not computed again",

@@ -1,12 +1,12 @@
-"""What each phase reads: features stored at its cut where they fit, pictures where they do not.
+"""What each phase reads: features stored at its cut where they fit, images where they do not.
 
 Both feed the same layers. A phase on features fits the tail, which shares its layers with the
-classifier; a phase on pictures fits the classifier itself.
+classifier; a phase on images fits the classifier itself.
 
 Which phases train on stored features, at which cut and on how many views, and why.
 
 Bytes are estimated before anything is computed. What does not fit makes do with fewer views, and
-where two do not fit either, with the pictures themselves: frozen layers then run again in every
+where two do not fit either, with the images themselves: frozen layers then run again in every
 epoch, without gradients.
 """
 
@@ -29,16 +29,16 @@ from keras_transfer.data.datasets import (
 from keras_transfer.data.splits import Splits
 from keras_transfer.devices.hosts import share_from_first, share_out
 from keras_transfer.devices.strategy import current, undistributed
-from keras_transfer.features.cached_logits import answer
-from keras_transfer.features.extraction import Crew, Tally, alone
+from keras_transfer.features.cached_logits import predict_cached
+from keras_transfer.features.extraction import ExtractionStats, WorkerPool, this_process
 from keras_transfer.features.host_extraction import extract_together
-from keras_transfer.features.source import Features, Request, Source, features_recipe
-from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.features.source import Features, Request, Source, features_key
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut, find_cut
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.models.forward import predict_pixels
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec, RunSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 from keras_transfer.training.phases import apply_phase
 from keras_transfer.training.progress import changing_variables
 
@@ -69,7 +69,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Plan:
-    """One phase on features: `num_views` of each training picture, `num_bytes` in all."""
+    """One phase on features: `num_views` of each training image, `num_bytes` in all."""
 
     cut: Cut
     num_views: int
@@ -109,9 +109,9 @@ def make_plans(
 
     Args:
         cuts: by the phases' numbers.
-        num_views: distinct views of a training picture; a short phase sees fewer.
-        num_train: pictures with all their views.
-        num_plain: pictures in view 0 only.
+        num_views: distinct views of a training image; a short phase sees fewer.
+        num_train: images with all their views.
+        num_plain: images in view 0 only.
         item_size: bytes of a stored number.
         room: bytes that may be taken; None stores whatever it takes.
 
@@ -132,13 +132,13 @@ def make_plans(
         if views < min(asked, FEWEST_VIEWS):
             needed = row_bytes * (num_train * min(asked, FEWEST_VIEWS) + num_plain)
             told.append(
-                f"Phase {name!r} trains on pictures: features at {cut.name} would take "
+                f"Phase {name!r} trains on images: features at {cut.name} would take "
                 f"{needed / 1e9:.2g} GB, and there is room for {room / 1e9:.2g} GB."
             )
             continue
         if views < asked:
             told.append(
-                f"Phase {name!r} shows {views} views of each picture instead of {asked}: more "
+                f"Phase {name!r} shows {views} views of each image instead of {asked}: more "
                 f"features at {cut.name} would not fit into {room / 1e9:.2g} GB."
             )
         plans[number] = Plan(cut, views, row_bytes * (num_train * views + num_plain))
@@ -150,7 +150,7 @@ def make_plans(
 class SplitData:
     """The training and validation splits of a run, as phases want them.
 
-    `inputs` are pictures or features; epoch e shows view e mod `num_views`.
+    `inputs` are images or features; epoch e shows view e mod `num_views`.
     """
 
     spec: RunSpec
@@ -160,7 +160,7 @@ class SplitData:
     num_views: int | None
 
     @classmethod
-    def of_pictures(cls, spec: RunSpec, examples: Examples, splits: Splits) -> "SplitData":
+    def of_images(cls, spec: RunSpec, examples: Examples, splits: Splits) -> "SplitData":
         """Views made when they are read."""
         return cls(spec, examples, splits, Views(examples, spec.views), spec.views.count)
 
@@ -182,7 +182,7 @@ class SplitData:
 
     @property
     def batch_size(self) -> int:
-        """Pictures of an optimizer step."""
+        """Images of an optimizer step."""
         return self.spec.training.batch_size
 
     def training(self, epochs: range, num_parts: int = 1) -> Any:
@@ -207,7 +207,7 @@ class SplitData:
         )
 
     def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
-        """Class probabilities float32 [N, C] of plain pictures by a part that reads `inputs`."""
+        """Class probabilities float32 [N, C] of plain images by a part that reads `inputs`."""
         plain = _Plain(self.inputs, len(self.examples.labels))
         predictor = undistributed(part)
         return share_out(
@@ -219,7 +219,7 @@ class SplitData:
 
 @dataclass(frozen=True)
 class _Plain:
-    """View 0 of rows, for whoever indexes pictures."""
+    """View 0 of rows, for whoever indexes images."""
 
     inputs: Inputs
     num_rows: int
@@ -235,12 +235,12 @@ class _Plain:
         return self.inputs.read(rows, np.zeros(len(rows), np.int64))
 
 
-class Supply:
-    """Hands every phase its inputs; one pass over the pictures serves as many phases as it can.
+class PhaseInputs:
+    """Hands every phase its inputs; one pass over the images serves as many phases as it can.
 
-    `tallies` has an entry for every such pass. `pool` has the rows of this run and its siblings
-    in a study: what no training has touched yet is stored for all of them at once. `crew`
-    computes what is not stored yet.
+    `extraction_stats` has an entry for every such pass. `pool` has the rows of this run and of the
+    other trials of a study: features of untrained layers are stored for all of them at once.
+    `worker_pool` computes what is not stored yet.
     """
 
     def __init__(
@@ -249,16 +249,16 @@ class Supply:
         source: Source,
         splits: Splits,
         *,
-        store: Store,
-        narrator: Narrator,
+        cache: Cache,
+        reporter: Reporter,
         pool: Pool | None = None,
-        crew: Crew = alone,
+        worker_pool: WorkerPool = this_process,
     ):
         self._pool = pool or Pool.of(splits)
-        self._crew = crew
+        self._crew = worker_pool
         self.spec, self.source, self.splits = spec, source, splits
-        self.tallies: list[Tally] = []
-        self._store, self._narrator = store, narrator
+        self.extraction_stats: list[ExtractionStats] = []
+        self._cache, self._reporter = cache, reporter
         self._extracted: dict[int, tuple[Plan, Features]] = {}
 
     def for_phase(self, classifier: Classifier, number: int) -> tuple[SplitData, keras.Model]:
@@ -271,25 +271,25 @@ class Supply:
             self._extract(classifier, number)
         examples = self.source.examples
         if number not in self._extracted:
-            return SplitData.of_pictures(self.spec, examples, self.splits), classifier.model
+            return SplitData.of_images(self.spec, examples, self.splits), classifier.model
         plan, features = self._extracted.pop(number)
         data = SplitData(self.spec, examples, self.splits, features, plan.num_views)
         return data, plan.cut.tail()
 
     def predict(self, classifier: Classifier, rows: np.ndarray) -> np.ndarray:
-        """Class probabilities float32 [N, C] of plain pictures, by the whole classifier.
+        """Class probabilities float32 [N, C] of plain images, by the whole classifier.
 
         Raises:
             RunError: answers cannot be stored.
         """
-        return answer(
+        return predict_cached(
             undistributed(classifier.model),
             [self.source.digests[row] for row in rows],
             self.source.examples.pixels,
             rows=rows,
-            pixels_recipe=self.source.pixels,
-            store=self._store,
-            narrator=self._narrator,
+            pixels_key=self.source.pixels,
+            cache=self._cache,
+            reporter=self._reporter,
         )
 
     def _extract(self, classifier: Classifier, first: int) -> None:
@@ -300,34 +300,36 @@ class Supply:
         if not plans:
             return
         requests = [Request(plan.cut, pool.pairs(plan.num_views)) for plan in plans.values()]
-        features, tally = extract_together(
+        features, stats = extract_together(
             requests,
             self.source,
-            cache=self.spec.cache,
-            store=self._store,
-            narrator=self._narrator,
-            crew=self._crew,
+            cache_spec=self.spec.cache,
+            cache=self._cache,
+            reporter=self._reporter,
+            worker_pool=self._crew,
         )
-        self.tallies.append(tally)
-        self._narrator.say(tally.describe())
+        self.extraction_stats.append(stats)
+        self._reporter.info(stats.describe())
         pairs = zip(plans.values(), features, strict=True)
         self._extracted.update(zip(plans, pairs, strict=True))
 
     def _plan(self, cuts: dict[int, Cut], pool: Pool) -> dict[int, Plan]:
-        cache, count = self.spec.cache, self.spec.views.count
+        cache_spec, count = self.spec.cache, self.spec.views.count
         if not cuts or count is None:
             return {}
-        recipes = [features_recipe(cut, self.source, cache) for cut in cuts.values()]
+        cache_keys = [features_key(cut, self.source, cache_spec) for cut in cuts.values()]
         plans, told = make_plans(
             cuts,
             self.spec.phases,
             num_views=count,
             num_train=len(pool.train),
             num_plain=len(pool.plain),
-            item_size=np.dtype(cache.dtype).itemsize,
+            item_size=np.dtype(cache_spec.dtype).itemsize,
             # What host 0 finds, so that all hosts make the same plans.
-            room=share_from_first(self._store.free_for(*recipes)) if cache.mode == "auto" else None,
+            room=share_from_first(self._cache.free_for(*cache_keys))
+            if cache_spec.mode == "auto"
+            else None,
         )
         for sentence in told:
-            self._narrator.say(sentence)
+            self._reporter.info(sentence)
         return plans

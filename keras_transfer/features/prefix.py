@@ -20,12 +20,12 @@ from keras_transfer.models.cuts import Cut, is_random_state
 from keras_transfer.models.folding import fold
 
 AGREEMENT: Final = 0.999
-"""Least cosine between a picture's features in half precision and in float32."""
+"""Least cosine between an image's features in half precision and in float32."""
 
 BATCH_SIZE: Final = 32
 BATCH_SIZES: Final = (16, 32, 64)
 COMPARED: Final = 16
-"""Pictures that precisions are compared on."""
+"""Images that precisions are compared on."""
 
 _USUAL = 1.1
 """How much faster another batch size must be: rates scatter by as much."""
@@ -49,7 +49,7 @@ class Choice:
     """How a prefix is computed, and why.
 
     `rates` are images/s as measured, by 'precision × batch size'; `agreement` is the least cosine
-    between a picture's features in half precision and in float32, None where not compared;
+    between an image's features in half precision and in float32, None where not compared;
     `reason` says in a few words why it is this precision.
     """
 
@@ -60,7 +60,7 @@ class Choice:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For the store's notes."""
+        """For the cache's notes."""
         return asdict(self)
 
     @property
@@ -107,8 +107,8 @@ def choose(
 
     A given precision is taken, in batches of `BATCH_SIZE`: nothing depends on the clock. With
     'auto' half precision (bfloat16 on CPUs, float16 on GPUs) and other batch sizes are measured.
-    Half is taken if it is faster and every picture's features keep a cosine of `AGREEMENT` with
-    float32's; a processor without units for it is told by a product of matrices, before a network
+    Half is taken if it is faster and every image's features keep a cosine of `AGREEMENT` with
+    float32's; a processor without chunks for it is told by a product of matrices, before a network
     is built twice. A job of a few seconds is done as it stands: measuring would take longer. Batch
     sizes matter less than precision, and are tried for thousands of views only.
 
@@ -143,7 +143,7 @@ def choose(
 
 
 def half_precision() -> str:
-    """The half precision that the machine may have units for."""
+    """The half precision that the machine may have chunks for."""
     return "float16" if current().kind == "gpu" else "bfloat16"
 
 
@@ -191,7 +191,7 @@ class _Bench:
         return self.rates[name]
 
     def agreement(self, *precisions: str) -> float:
-        """The least cosine over pictures and cuts."""
+        """The least cosine over images and cuts."""
         batch = self._batch(COMPARED)
         one, other = (self.prefix(precision)(batch, COMPARED) for precision in precisions)
         return min(_least_cosine(a, b) for a, b in zip(one, other, strict=True))
@@ -203,7 +203,7 @@ class _Bench:
 def _least_cosine(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    # A picture that excites nothing has no direction: then both must be zero.
+    # An image that excites nothing has no direction: then both must be zero.
     cosines = np.sum(a * b, axis=1) / np.where(lengths > 0, lengths, 1)
     both_zero = ~(a.any(axis=1) | b.any(axis=1))
     return float(np.min(np.where(both_zero, 1.0, cosines)))

@@ -1,8 +1,8 @@
-"""Where features come from and what they are: pictures in views, requests, stored rows.
+"""Where features come from and what they are: images in views, requests, stored rows.
 
 A row's key is the digest of its file, for an augmented view also that of the augmentation; all
 else that it is a function of (layers below the cut with their weights, size and resizing of the
-pictures, precision, versions) is in the recipe of the entry. So whatever changes is a miss.
+images, precision, versions) is in the cache key of the entry. So whatever changes is a miss.
 """
 
 import dataclasses
@@ -18,25 +18,25 @@ from keras_transfer.data.datasets import Examples
 from keras_transfer.data.views import VERSION, strengths
 from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import CacheSpec, ViewSpec
-from keras_transfer.storage.entry import Recipe
+from keras_transfer.storage.entry import CacheKey
 from keras_transfer.storage.shards import Rows
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Pictures and their views, as features are made from them.
+    """Images and their views, as features are made from them.
 
-    `digests` are those of the files, row by row for `examples`; `pixels` is the recipe of the
+    `digests` are those of the files, row by row for `examples`; `pixels` is the cache key of the
     examples' pixels.
     """
 
     examples: Examples
     digests: Sequence[str]
     views: ViewSpec
-    pixels: Recipe
+    pixels: CacheKey
 
     def keys(self, wanted: np.ndarray) -> list[str]:
-        """One key for each (row, view): plain pictures do not depend on the augmentation."""
+        """One key for each (row, view): plain images do not depend on the augmentation."""
         described = dataclasses.asdict(strengths(self.views))
         for name in ("policy", "count"):
             del described[name]
@@ -48,7 +48,7 @@ class Source:
         ]
 
     def part(self, rows: np.ndarray) -> "Source":
-        """Some of the pictures, with nothing of the others: little to send to another process."""
+        """Some of the images, with nothing of the others: little to send to another process."""
         examples = self.examples
         pixels = examples.pixels
         kept = dataclasses.replace(
@@ -69,19 +69,19 @@ class Request:
     wanted: np.ndarray
 
 
-def features_recipe(cut: Cut, source: Source, cache: CacheSpec) -> Recipe:
+def features_key(cut: Cut, source: Source, cache_spec: CacheSpec) -> CacheKey:
     """What stored activations are a function of, beside their key."""
-    return Recipe(
+    return CacheKey(
         kind="features",
         title=f"features at {cut.name}, {source.pixels.title}",
         content={
             "below": cut.fingerprint,
             "pixels": source.pixels.digest,
-            "precision": cache.precision,
+            "precision": cache_spec.precision,
             "keras": keras.__version__,
         },
         shape=cut.shape,
-        dtype=cache.dtype,
+        dtype=cache_spec.dtype,
     )
 
 
@@ -89,7 +89,7 @@ def features_recipe(cut: Cut, source: Source, cache: CacheSpec) -> Recipe:
 class Features:
     """Stored activations at one cut, of the views that were asked for.
 
-    `place` is int64 [num_pictures, num_views]: where in `rows` a view of a picture is, -1 where
+    `place` is int64 [num_images, num_views]: where in `rows` a view of an image is, -1 where
     it was not asked for.
     """
 
@@ -107,7 +107,7 @@ class Features:
         return self.rows.dtype
 
     def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
-        """Activations [B, …] of pictures in views, as stored."""
+        """Activations [B, …] of images in views, as stored."""
         places = self.place[rows, view_indices]
         assert (places >= 0).all(), "a view that was not extracted"
         return self.rows[places]

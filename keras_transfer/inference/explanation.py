@@ -9,25 +9,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.records import BadFile
+from keras_transfer.devices.graphs import full_float32
 from keras_transfer.errors import DataError
-from keras_transfer.export.saved_model.network import as_trained, grad_cam, heat_map
+from keras_transfer.export.saved_model.build import as_trained
+from keras_transfer.export.saved_model.network import grad_cam, heat_map
 from keras_transfer.fields import nearest
-from keras_transfer.inference.prediction import LoadedRun, filled_size, full_float32
+from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.models.forward import filled_size
 
 BATCH_SIZE = 8
-"""Small: gradients keep what prediction throws away, and somebody waits for the first picture."""
+"""Small: gradients keep what prediction throws away, and somebody waits for the first image."""
 
 LIKELIEST = -1
-"""In place of a class's column: each picture's most probable class."""
+"""In place of a class's column: each image's most probable class."""
 
 Explain = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Explanation:
-    """One picture's answer, and where the network sees one class in it.
+    """One image's answer, and where the network sees one class in it.
 
     `pixels` is uint8 [S, S, 3], the square that the network sees; `probabilities` float32 [C];
     `class_index` the column that is explained; `heat` float32 [h, w] in 0-1, a cell for each place
@@ -79,26 +82,26 @@ def explain_files(
     class_name: str | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Explanation | BadFile]:
-    """Explain every file, in order; one that is no usable picture comes back as a `BadFile`.
+    """Explain every file, in order; one that is no usable image comes back as a `BadFile`.
 
     Lazy all the way, as `predict_files` is.
 
     Args:
-        class_name: which class to look for in every picture; None is each picture's likeliest.
+        class_name: which class to look for in every image; None is each image's likeliest.
 
     Raises:
         DataError: at once, if the run has no such class.
     """
     index = _column(run, class_name)
     data = run.spec.data
-    pictures = read_pixels(
+    images = read_pixels(
         files, image_size=data.image_size, resize=data.resize, max_megapixels=data.max_megapixels
     )
     explain = explainer(run.model)
 
     def answers() -> Iterator[Explanation | BadFile]:
-        while batch := list(itertools.islice(pictures, batch_size)):
-            good = [item.pixels for item in batch if isinstance(item, Picture)]
+        while batch := list(itertools.islice(images, batch_size)):
+            good = [item.pixels for item in batch if isinstance(item, DecodedImage)]
             found = zip(*explain(np.stack(good), index), strict=True) if good else iter(())
             for item in batch:
                 if isinstance(item, BadFile):
@@ -113,7 +116,7 @@ def explainer(model: keras.Model) -> Explain:
     """A function of pixels uint8 [B, S, S, 3] and a class's column, or `LIKELIEST`.
 
     It returns probabilities float32 [B, C] and Grad-CAM heat maps float32 [B, h, w] in 0-1. The
-    trunk runs once a picture, and one trace serves batches of any size.
+    trunk runs once an image, and one trace serves batches of any size.
     """
     network = as_trained(model)
     squares = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
@@ -138,15 +141,15 @@ def explainer(model: keras.Model) -> Explain:
 
 
 def _explanation(
-    run: LoadedRun, picture: Picture, index: int, probabilities: np.ndarray, heat: np.ndarray
+    run: LoadedRun, image: DecodedImage, index: int, probabilities: np.ndarray, heat: np.ndarray
 ) -> Explanation:
     return Explanation(
-        path=picture.file.as_posix(),
+        path=image.file.as_posix(),
         class_names=run.class_names,
         probabilities=probabilities,
         class_index=int(probabilities.argmax()) if index == LIKELIEST else index,
         heat=heat,
-        pixels=picture.pixels,
+        pixels=image.pixels,
     )
 
 

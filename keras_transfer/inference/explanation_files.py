@@ -1,8 +1,8 @@
-"""What an explanation leaves: an overlay for every picture, a CSV of all and a page to look at.
+"""What an explanation leaves: an overlay for every image, a CSV of all and a page to look at.
 
-overlays/       000001_rose.png …, one for each picture that could be read
+overlays/       000001_rose.png …, one for each image that could be read
 explain.csv     one row a file: path, label, confidence, class explained, overlay, error
-explain.html    the first pictures with their heat and likeliest classes, in one file
+explain.html    the first images with their heat and likeliest classes, in one file
 """
 
 import base64
@@ -37,7 +37,7 @@ COLUMNS: Final = (
 )
 
 MOST_SHOWN: Final = 300
-"""Pictures on the page, which are kept in memory and in one file; the CSV has all."""
+"""Images on the page, which are kept in memory and in one file; the CSV has all."""
 
 _NUM_TOP: Final = 5
 _SHOWN_SIDE: Final = 288
@@ -47,7 +47,7 @@ _LOOK: Final = re.compile(r"/\* look: [^\n]*\n(.*)\n *?/\* end of look \*/", re.
 
 @dataclass(frozen=True)
 class ExplanationSummary:
-    """How many pictures were explained, by label, and how many files could not be read."""
+    """How many images were explained, by label, and how many files could not be read."""
 
     num_by_label: dict[str, int]
     num_bad: int
@@ -59,7 +59,7 @@ class ExplanationSummary:
 
 @dataclass(frozen=True)
 class _Shown:
-    """One picture on the page: `image` is a data URI, `top` names with percentages and widths."""
+    """One image on the page: `image` is a data URI, `top` names with percentages and widths."""
 
     path: str
     label: str
@@ -98,7 +98,7 @@ def write_explanations(
     """Write overlays, table and page into the new folder `output`, as the rows come.
 
     The folder appears complete or not at all. Memory is bounded: the page shows the first
-    `MOST_SHOWN` pictures and as many bad files.
+    `MOST_SHOWN` images and as many bad files.
 
     Args:
         name: of the run, for the page's title.
@@ -155,7 +155,7 @@ def _write_page(file: Path, kept: _Kept, summary: ExplanationSummary, *, name: s
         num_bad=summary.num_bad,
         counts=[(printable(x), count) for x, count in summary.num_by_label.items() if count],
         table=TABLE,
-        look=_look(),
+        preview=_look(),
         **{entry.name: getattr(kept, entry.name) for entry in dataclasses.fields(kept)},
     )
     with file.open("w", encoding="utf-8") as out:
@@ -190,5 +190,5 @@ def _to_show(explanation: Explanation, overlay: str) -> _Shown:
 
 
 def _plain(path: str) -> str:
-    """A picture's name in letters that every file system and address can hold."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).stem)[:_LONGEST_NAME].strip("-") or "picture"
+    """An image's name in letters that every file system and address can hold."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).stem)[:_LONGEST_NAME].strip("-") or "image"

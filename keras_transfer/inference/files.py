@@ -12,12 +12,12 @@ from keras_transfer.errors import DataError
 def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
     """The files that a command line means, one by one: millions fit.
 
-    A file stands for itself. A folder stands for all pictures below it, in the order of their
+    A file stands for itself. A folder stands for all images below it, in the order of their
     names; hidden names and links to folders are left out. '-' stands for a list on `stdin`, one
     path a line. Memory is bounded by the largest single folder's names.
 
     Raises:
-        DataError: at once, if a path does not exist or a folder holds no picture.
+        DataError: at once, if a path does not exist or a folder holds no image.
     """
     for argument in arguments:
         if argument != "-":
@@ -29,31 +29,31 @@ def _check_argument(argument: str) -> None:
     if not os.path.exists(argument):
         raise DataError(
             f"{argument} does not exist",
-            expected="files, folders of pictures, or - for a list of paths on standard input",
+            expected="files, folders of images, or - for a list of paths on standard input",
             received=f"a path that leads nowhere from {os.getcwd()}",
             fix="correct the path",
         )
-    if os.path.isdir(argument) and next(_pictures(argument)) == Path(argument):
+    if os.path.isdir(argument) and next(_images(argument)) == Path(argument):
         raise DataError(
-            f"the folder {argument} holds no picture",
+            f"the folder {argument} holds no image",
             expected=f"files named {', '.join(sorted(EXTENSIONS))} in it or in its sub-folders",
             received="none",
-            fix="give the folder that holds the pictures",
+            fix="give the folder that holds the images",
         )
 
 
 def _expand(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
     for argument in arguments:
         if argument != "-":
-            yield from _pictures(argument)
+            yield from _images(argument)
             continue
         for line in stdin:
             if path := line.rstrip("\r\n"):
-                yield from _pictures(path)
+                yield from _images(path)
 
 
-def _pictures(path: str) -> Iterator[Path]:
-    """The pictures below a folder, or the path itself.
+def _images(path: str) -> Iterator[Path]:
+    """The images below a folder, or the path itself.
 
     A folder that is empty or cannot be listed is passed on like a file, to end as a bad one:
     an endless list must neither stop for it nor swallow it.

@@ -1,7 +1,7 @@
-"""An explanation as a picture: the square the network sees, and the heat of one class over it.
+"""An explanation as an image: the square the network sees, and the heat of one class over it.
 
 Colours are matplotlib's inferno over a darkened grey: what is hotter is lighter, whatever the
-picture's own colours and whoever looks at it.
+image's own colours and whoever looks at it.
 """
 
 import functools
@@ -21,7 +21,7 @@ SIDE: Final = 384
 _FEW_PIXELS: Final = 64
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 _DARKER: Final = 0.65
-# With less, low heat would be darker than none where the picture is white.
+# With less, low heat would be darker than none where the image is white.
 _LEAST, _MORE = 0.3, 0.45
 
 _MARGIN, _GAP = 20, 12
@@ -32,11 +32,11 @@ _Font = ImageFont.FreeTypeFont
 
 
 def blend(pixels: np.ndarray, heat: np.ndarray, *, side: int = SIDE) -> np.ndarray:
-    """The picture in darkened grey, coloured by heat, uint8 [side, side, 3].
+    """The image in darkened grey, coloured by heat, uint8 [side, side, 3].
 
     Args:
         pixels: uint8 [S, S, 3].
-        heat: float32 [h, w] in 0-1, spread smoothly over the picture.
+        heat: float32 [h, w] in 0-1, spread smoothly over the image.
     """
     grey = _DARKER * (_enlarged(pixels, side).astype(np.float32) @ _LUMA)[..., np.newaxis]
     smooth = Image.fromarray(heat).resize((side, side), Image.Resampling.BICUBIC)
@@ -49,7 +49,7 @@ def blend(pixels: np.ndarray, heat: np.ndarray, *, side: int = SIDE) -> np.ndarr
 def draw_panels(
     explanation: Explanation, *, side: int, gap: int = 0, ground: str = "black"
 ) -> Image.Image:
-    """The picture and, right of it, its heat; no words."""
+    """The image and, right of it, its heat; no words."""
     panels = Image.new("RGB", (2 * side + gap, side), ground)
     panels.paste(Image.fromarray(_enlarged(explanation.pixels, side)))
     heat = blend(explanation.pixels, explanation.heat, side=side)

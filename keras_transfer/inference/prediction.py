@@ -1,37 +1,33 @@
-"""What a finished run says about pictures: any number of files, or a labelled set of pixels."""
+"""What a finished run says about images: any number of files, or a labelled set of pixels."""
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.config import load_spec
-from keras_transfer.data.datasets import Pixels
-from keras_transfer.data.reading import Known, Picture, read_new_pixels
+from keras_transfer.data.reading import DecodedImage, Known, read_new_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.export.contract import Contract
 from keras_transfer.fields import nearest
+from keras_transfer.models.forward import BATCH_SIZE, predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import check_class_order
 from keras_transfer.storage.run_folder import RunFolder
 
-BATCH_SIZE = 32
-
 
 class Target(Protocol):
-    """What can be asked about pictures: a finished run, or an artefact of any format."""
+    """What can be asked about images: a finished run, or an artefact of any format."""
 
     @property
     def contract(self) -> Contract:
-        """How a picture becomes pixels, and what the answers stand for."""
+        """How an image becomes pixels, and what the answers stand for."""
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities float32 [B, C] of pixels uint8 [B, S, S, 3], B of 1 or more."""
@@ -39,7 +35,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """A run's model with all that is needed to ask it about new pictures.
+    """A run's model with all that is needed to ask it about new images.
 
     `model` maps float32 [B, S, S, 3] in 0-255 to logits in the order of `class_names`.
     """
@@ -61,7 +57,7 @@ class LoadedRun:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prediction:
-    """One picture's answer: `probabilities` is float32 [C], `confidence` the label's own."""
+    """One image's answer: `probabilities` is float32 [C], `confidence` the label's own."""
 
     path: str
     label: str
@@ -108,7 +104,7 @@ def predict_files(
     known: Mapping[str, np.ndarray] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction | BadFile]:
-    """Answer for every file, in order; one that is no usable picture comes back as a `BadFile`.
+    """Answer for every file, in order; one that is no usable image comes back as a `BadFile`.
 
     Lazy all the way: only a batch and the reader's look-ahead are in memory, and `files` may be
     endless.
@@ -116,18 +112,18 @@ def predict_files(
     Args:
         target: from `load_run` or `formats.runtimes.open_runtime`.
         known: probabilities float32 [C] by the digests of files that need not be decoded, from
-            `answers.known_answers`.
+            `answers.known_probabilities`.
     """
     contract, known = target.contract, known or {}
-    pictures = read_new_pixels(
+    images = read_new_pixels(
         files,
         known=known.__contains__,
         image_size=contract.image_size,
         resize=contract.resize,
         max_megapixels=contract.max_megapixels,
     )
-    while batch := list(itertools.islice(pictures, batch_size)):
-        new = [item.pixels for item in batch if isinstance(item, Picture)]
+    while batch := list(itertools.islice(images, batch_size)):
+        new = [item.pixels for item in batch if isinstance(item, DecodedImage)]
         answers = iter(target(np.stack(new)) if new else ())
         for item in batch:
             if isinstance(item, BadFile):
@@ -136,60 +132,6 @@ def predict_files(
                 told = isinstance(item, Known)
                 probabilities = known[item.encoded.digest] if told else next(answers)
                 yield _prediction(item.file, probabilities, contract.class_names)
-
-
-def predict_pixels(
-    model: keras.Model,
-    pixels: Pixels,
-    *,
-    rows: np.ndarray | None = None,
-    batch_size: int = BATCH_SIZE,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """The classifier's probabilities, float32 [N, C]; arguments as for `forward_pixels`."""
-    logits = forward_pixels(
-        model, pixels, rows=rows, batch_size=batch_size, on_progress=on_progress
-    )
-    return softmax(logits) if len(logits) else logits
-
-
-def forward_pixels(
-    model: keras.Model,
-    pixels: Pixels,
-    *,
-    rows: np.ndarray | None = None,
-    batch_size: int = BATCH_SIZE,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """The model's outputs, float32 [N, …], in full float32 precision on every device.
-
-    Args:
-        pixels: uint8 [M, S, S, 3], in memory or mapped from a file; read batch by batch.
-        rows: which N of the M pictures to show, in which order; None shows all.
-        on_progress: called with the number of pictures done and N.
-    """
-    rows = np.arange(len(pixels)) if rows is None else rows
-    outputs = np.empty((len(rows), *model.output_shape[1:]), np.float32)
-    full = batch_size if batch_size < len(rows) else filled_size(len(rows))
-    with full_float32():
-        for start in range(0, len(rows), batch_size):
-            batch = pixels[rows[start : start + batch_size]].astype(np.float32)
-            size = len(batch)
-            if size < full:
-                # Filled up: another shape would be traced anew, for longer than it takes to run.
-                batch = np.resize(batch, (full, *batch.shape[1:]))
-            outputs[start : start + size] = model.predict_on_batch(batch)[:size]
-            if on_progress is not None:
-                on_progress(start + size, len(rows))
-    return outputs
-
-
-def filled_size(size: int) -> int:
-    """How many pictures a lone batch of `size` is filled up to.
-
-    XLA compiles a program for each size: on the JAX backend only powers of two are shown.
-    """
-    return 1 << (size - 1).bit_length() if size and keras.backend.backend() == "jax" else size
 
 
 def labels_in_order(run: LoadedRun, records: Records) -> np.ndarray:
@@ -230,35 +172,3 @@ def _load_model(folder: RunFolder) -> keras.Model:
 def _prediction(file: Path, probabilities: np.ndarray, class_names: tuple[str, ...]) -> Prediction:
     top = int(probabilities.argmax())
     return Prediction(file.as_posix(), class_names[top], float(probabilities[top]), probabilities)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities float32 of the same shape, along the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
-    result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
-    return result
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Have float32 products computed in float32: GPUs round to ten bits, TPUs to seven.
-
-    An exported model is held to its model's probabilities to five digits, on any device.
-    """
-    setting = tf.config.experimental
-    before = setting.tensor_float_32_execution_enabled()
-    setting.enable_tensor_float_32_execution(False)
-    try:
-        with _full_float32_on_jax():
-            yield
-    finally:
-        setting.enable_tensor_float_32_execution(before)
-
-
-def _full_float32_on_jax() -> contextlib.AbstractContextManager[None]:
-    if keras.backend.backend() != "jax":
-        return contextlib.nullcontext()
-    import jax
-
-    # What was compiled under another setting is compiled anew.
-    return jax.default_matmul_precision("float32")

@@ -23,9 +23,9 @@ _ONLY_BEFORE_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor of a classifier's graph through which all above it depends on the picture.
+    """A tensor of a classifier's graph through which all above it depends on the image.
 
-    `name` is that of the layer it comes from, `shape` that of one picture's activations.
+    `name` is that of the layer it comes from, `shape` that of one image's activations.
     """
 
     model: keras.Model
@@ -34,7 +34,7 @@ class Cut:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one picture's activations, without the batch."""
+        """Of one image's activations, without the batch."""
         return tuple(self.tensor.shape[1:])
 
     @property
@@ -49,7 +49,7 @@ class Cut:
 
     @cached_property
     def variables(self) -> list[keras.Variable]:
-        """All that the activations depend on beside the picture."""
+        """All that the activations depend on beside the image."""
         variables: list[keras.Variable] = self._below.variables
         return variables
 

@@ -29,37 +29,37 @@ class Sheet:
     caption: str = ""
 
 
-class Narrator(Protocol):
+class Reporter(Protocol):
     """Who is told what a run decides and how far it is."""
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Tell a decision or a finding, one sentence."""
 
-    def counting(self, title: str) -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
+    def progress(self, title: str) -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
         """While the block runs, its value is called with (done, total)."""
 
-    def watching(
+    def training_progress(
         self, title: str, epochs: int, steps_per_epoch: int
     ) -> contextlib.AbstractContextManager[list["keras.callbacks.Callback"]]:
         """Callbacks that show the epochs of one phase while the block runs."""
 
-    def showing(self, read: Callable[[], Sheet]) -> contextlib.AbstractContextManager[None]:
+    def live_table(self, read: Callable[[], Sheet]) -> contextlib.AbstractContextManager[None]:
         """Show what `read` returns while the block runs, about once a second."""
 
 
-class Silent:
+class SilentReporter:
     """Tells nobody: for tests and for callers with a display of their own."""
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Say nothing."""
 
     @contextlib.contextmanager
-    def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
+    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
         """Count nothing."""
         yield lambda done, total: None  # noqa: ARG005
 
     @contextlib.contextmanager
-    def watching(
+    def training_progress(
         self,
         title: str,  # noqa: ARG002
         epochs: int,  # noqa: ARG002
@@ -69,31 +69,31 @@ class Silent:
         yield []
 
     @contextlib.contextmanager
-    def showing(self, read: Callable[[], Sheet]) -> Iterator[None]:  # noqa: ARG002
+    def live_table(self, read: Callable[[], Sheet]) -> Iterator[None]:  # noqa: ARG002
         """Show nothing."""
         yield
 
 
-class Terminal:
+class TerminalReporter:
     """Tells on a terminal or in a notebook cell, with `rich`."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Print one sentence with a bullet."""
         logging.getLogger("keras_transfer").info(text)
         self.console.print(f"[bold cyan]•[/] {_escaped(text)}", highlight=False)
 
     @contextlib.contextmanager
-    def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A bar that is gone when the block ends."""
         with self._progress() as bar:
             task = bar.add_task(title, total=None, note="")
             yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
     @contextlib.contextmanager
-    def watching(
+    def training_progress(
         self, title: str, epochs: int, steps_per_epoch: int
     ) -> Iterator[list["keras.callbacks.Callback"]]:
         """A bar over all steps of a phase, with the last epoch's figures beside it."""
@@ -123,7 +123,7 @@ class Terminal:
             ]
 
     @contextlib.contextmanager
-    def showing(self, read: Callable[[], Sheet]) -> Iterator[None]:
+    def live_table(self, read: Callable[[], Sheet]) -> Iterator[None]:
         """A table that changes in place, and is gone when the block ends."""
         if not self._changes_in_place:
             yield

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from keras_transfer.errors import RunError
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 
 _FEWEST_THREADS: Final = 2
 """In bfloat16 a single thread adds in another order than two, three, eight or sixteen do."""
 
 _MESSAGES_BYTES: Final = 100 << 20
-"""Room for what travels between processes: a few units' rows, no pictures."""
+"""Room for what travels between processes: a few chunks' rows, no images."""
 
 _ANSWER_SECONDS: Final = 5
 
@@ -38,7 +38,7 @@ class Share:
 
 
 @contextlib.contextmanager
-def joined(num_workers: int, *, narrator: Narrator) -> Iterator[Share]:
+def joined(num_workers: int, *, reporter: Reporter) -> Iterator[Share]:
     """Join a cluster while the block runs, and share its CPUs out among as many workers.
 
     A cluster that this process has joined already is used and left as it is.
@@ -55,7 +55,7 @@ def joined(num_workers: int, *, narrator: Narrator) -> Iterator[Share]:
         _start(ray, address, num_workers)
         share = _share(ray, num_workers)
         place = f"of the cluster at {address}" if address else "of this machine"
-        narrator.say(
+        reporter.info(
             f"{num_workers} workers {place}, {share.num_threads} threads each; what they print is "
             "in Ray's logs."
         )

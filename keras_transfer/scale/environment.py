@@ -56,6 +56,5 @@ class Surroundings:
                 f"the worker on {os.uname().nodename} does not see the folder {self.folder}",
                 expected="folders that all machines share, under the same paths",
                 received=f"{error.strerror}",
-                fix="start in a shared folder, and keep pictures, weights and cache.folder in "
-                "others",
+                fix="start in a shared folder, and keep images, weights and cache.folder in others",
             ) from error

@@ -1,7 +1,7 @@
-"""Extraction by many workers: the store filled with what a training's phases will read.
+"""Extraction by many workers: the cache filled with what a training's phases will read.
 
-This process reads the pictures, plans the units and holds the entries' locks. A worker gets a
-unit with the names of the pixels' files and writes its shards into the same folder.
+This process reads the images, plans the chunks and holds the entries' locks. A worker gets a
+chunk with the names of the pixels' files and writes its shards into the same folder.
 """
 
 import itertools
@@ -13,21 +13,24 @@ from keras_transfer.devices import Devices, set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.descriptions import describe_model
 from keras_transfer.experiments.run import load_data
-from keras_transfer.experiments.session import open_store, settle
+from keras_transfer.experiments.session import resolve_cache_mode
 from keras_transfer.features import extraction
-from keras_transfer.features.chunks import Unit, Workshop
-from keras_transfer.features.extraction import Tally
-from keras_transfer.features.phase_inputs import Supply
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.features.chunks import Chunk, FeatureWriter
+from keras_transfer.features.extraction import ExtractionStats
+from keras_transfer.features.phase_inputs import PhaseInputs
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.scale.cluster import joined
 from keras_transfer.scale.environment import Surroundings
-from keras_transfer.scale.worker_pool import Crew
+from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.scale.workers import Extractor
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.cache import open_cache
 from keras_transfer.training.fitting import prepare_classifier
 
 
-def fill_store(spec: RunSpec, *, num_workers: int | None, narrator: Narrator) -> list[Tally]:
+def fill_store(
+    spec: RunSpec, *, num_workers: int | None, reporter: Reporter
+) -> list[ExtractionStats]:
     """Store the features of all phases whose cuts are known before any training.
 
     A training with the same spec then computes none of them.
@@ -36,7 +39,7 @@ def fill_store(spec: RunSpec, *, num_workers: int | None, narrator: Narrator) ->
         num_workers: processes of a Ray cluster; None computes in this one.
 
     Returns:
-        What was done; nothing where all phases train on pictures, which is told.
+        What was done; nothing where all phases train on images, which is told.
 
     Raises:
         DataError, SpecError, WeightsError: the input cannot be used as it is.
@@ -48,20 +51,25 @@ def fill_store(spec: RunSpec, *, num_workers: int | None, narrator: Narrator) ->
         _check_devices(devices)
     records = read_records(spec.data)
     classifier = prepare_classifier(spec, records.class_names)
-    narrator.say(describe_model(spec, classifier))
-    settled = settle(spec, len(records.items), narrator=narrator)
+    reporter.info(describe_model(spec, classifier))
+    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
     if settled.cache.mode == "off":
         return []
-    crew: extraction.Crew = extraction.alone
+    worker_pool: extraction.WorkerPool = extraction.this_process
     if num_workers:
-        crew = _Workers(settled, records.class_names, num_workers, narrator)
-    with open_store(settled, narrator=narrator) as store:
-        data = load_data(settled, records, store=store, narrator=narrator)
-        supply = Supply(
-            settled, data.source, data.splits, store=store, narrator=narrator, crew=crew
+        worker_pool = _Workers(settled, records.class_names, num_workers, reporter)
+    with open_cache(settled, reporter=reporter) as cache:
+        data = load_data(settled, records, cache=cache, reporter=reporter)
+        phase_inputs = PhaseInputs(
+            settled,
+            data.source,
+            data.splits,
+            cache=cache,
+            reporter=reporter,
+            worker_pool=worker_pool,
         )
-        supply.for_phase(classifier, 0)
-    return supply.tallies
+        phase_inputs.for_phase(classifier, 0)
+    return phase_inputs.extraction_stats
 
 
 def _check(spec: RunSpec) -> None:
@@ -93,44 +101,49 @@ def _check_devices(devices: Devices) -> None:
 
 
 class _Workers:
-    """A crew of Ray workers, each of which builds the spec's classifier; see `extraction.Crew`."""
+    """Ray workers that each build the spec's classifier; see `extraction.WorkerPool`."""
 
     def __init__(
-        self, spec: RunSpec, class_names: Sequence[str], num_workers: int, narrator: Narrator
+        self, spec: RunSpec, class_names: Sequence[str], num_workers: int, reporter: Reporter
     ):
         self._spec, self._class_names = spec, tuple(class_names)
-        self._num_workers, self._narrator = num_workers, narrator
+        self._num_workers, self._reporter = num_workers, reporter
 
     def __call__(
-        self, units: Iterable[Unit], workshop: Workshop, on_views: Callable[[int], None]
-    ) -> Iterator[Unit]:
-        units = iter(units)
-        first = next(units, None)
+        self,
+        chunks: Iterable[Chunk],
+        feature_writer: FeatureWriter,
+        on_views: Callable[[int], None],
+    ) -> Iterator[Chunk]:
+        chunks = iter(chunks)
+        first = next(chunks, None)
         if first is None:  # Nothing is missing: no cluster is started for that.
             return
-        source = workshop.source
+        source = feature_writer.source
 
-        def send(worker: Any, unit: Unit) -> Any:
-            own, rows = unit.alone()
+        def send(worker: Any, chunk: Chunk) -> Any:
+            own, rows = chunk.alone()
             return worker.compute.remote(own, source.part(rows))
 
-        with joined(self._num_workers, narrator=self._narrator) as share:
+        with joined(self._num_workers, reporter=self._reporter) as share:
             import ray
 
             surroundings = Surroundings.here(share.num_threads)
             arguments = (self._spec, self._class_names, surroundings)
-            crew = Crew(
+            worker_pool = RayWorkerPool(
                 start=lambda options: ray.remote(Extractor).options(**options).remote(*arguments),
                 send=send,
                 name=_name,
                 share=share,
-                narrator=self._narrator,
+                reporter=self._reporter,
             )
-            for _, unit, _ in crew.work(itertools.chain([first], units), self._num_workers):
-                on_views(len(unit))
-                yield unit
+            for _, chunk, _ in worker_pool.work(
+                itertools.chain([first], chunks), self._num_workers
+            ):
+                on_views(len(chunk))
+                yield chunk
 
 
-def _name(unit: Unit) -> str:
-    numbers = [f"{unit.recipes[t.output].id}/shard-{t.number}" for t in unit.targets]
+def _name(chunk: Chunk) -> str:
+    numbers = [f"{chunk.cache_keys[t.output].id}/shard-{t.number}" for t in chunk.targets]
     return " and ".join(numbers)

@@ -15,11 +15,11 @@ from typing import Final
 
 from keras_transfer.config import load_spec
 from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS, given_host, meeting_place
-from keras_transfer.devices.subprocess_call import Child, end_with_parent, free_port
+from keras_transfer.devices.subprocess_call import SubprocessCall, end_with_parent, free_port
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.summary import show_result
-from keras_transfer.reporting.reporter import Narrator, Silent, Terminal
+from keras_transfer.reporting.reporter import Reporter, SilentReporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import vacated_on_refusal
@@ -32,7 +32,7 @@ _SIGNS_OF_LOSS: Final = ("coordination service", "Gloo", "heartbeat", "distribut
 """Words by which JAX, and what it is made of, tell that another host is gone."""
 
 
-def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator, profile: bool = False) -> None:
+def run_hosts(spec: RunSpec, run: RunFolder, *, reporter: Reporter, profile: bool = False) -> None:
     """Start the hosts of a run that are to be started here, and mind them until they have ended.
 
     What host 0 says goes to the terminal, what the others say into the run folder.
@@ -44,7 +44,7 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator, profile: boo
     given, num_hosts = given_host()
     environments: dict[int, dict[str, str]] = {given: {}}
     if num_hosts > 1:
-        narrator.say(
+        reporter.info(
             f"This is host {given} of {num_hosts}; within five minutes all have to meet at "
             f"{meeting_place()}."
         )
@@ -55,11 +55,11 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator, profile: boo
             host: {ADDRESSES: address, NUM_HOSTS: f"{num_hosts}", HOST: f"{host}"}
             for host in range(num_hosts)
         }
-        narrator.say(f"{num_hosts} processes of this machine train together, as hosts would.")
+        reporter.info(f"{num_hosts} processes of this machine train together, as hosts would.")
     with contextlib.ExitStack() as held:
         children = {}
         for host, environment in environments.items():
-            child = Child(
+            child = SubprocessCall(
                 play_host,
                 title=f"host {host} of {num_hosts}",
                 log=log_of(run, host),
@@ -75,7 +75,7 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, narrator: Narrator, profile: boo
 
 
 def log_of(run: RunFolder, host: int) -> Path:
-    """Where a host's chatter goes: to the run's own log, as ever, that of host 0."""
+    """Where a host's native log output goes: to the run's own log, as ever, that of host 0."""
     return run.log_file if host == 0 else run.path / f"host-{host}.log"
 
 
@@ -84,10 +84,10 @@ def play_host(folder: str, parent: int, profile: bool) -> None:
     end_with_parent(parent)
     run = RunFolder(Path(folder))
     spec, host = load_spec(run.spec_file), given_host()[0]
-    terminal = Terminal()
+    terminal = TerminalReporter()
     try:
-        narrator = Silent() if host else terminal
-        result = run_transfer(spec, run, narrator=narrator, profile=profile)
+        reporter = SilentReporter() if host else terminal
+        result = run_transfer(spec, run, reporter=reporter, profile=profile)
     except KerasTransferError:
         raise
     except Exception as error:
@@ -100,7 +100,7 @@ def play_host(folder: str, parent: int, profile: bool) -> None:
         show_result(result, terminal)
 
 
-def _mind(children: dict[int, Child], run: RunFolder, num_hosts: int) -> None:
+def _mind(children: dict[int, SubprocessCall], run: RunFolder, num_hosts: int) -> None:
     waiting = dict(children)
     ended_badly: list[int] = []
     deadline = float("inf")
@@ -131,11 +131,11 @@ def _mind(children: dict[int, Child], run: RunFolder, num_hosts: int) -> None:
             children[host].answer()
 
 
-def _was_aborted(child: Child) -> bool:
+def _was_aborted(child: SubprocessCall) -> bool:
     return child.was_killed and child.ending.endswith("SIGABRT")
 
 
-def _how_late(child: Child) -> int:
+def _how_late(child: SubprocessCall) -> int:
     if not child.was_killed:
         return 1
     return 2 if _was_aborted(child) else 0

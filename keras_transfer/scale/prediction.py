@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 
 from keras_transfer.inference.writers import Row
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.scale.cluster import joined
 from keras_transfer.scale.environment import Surroundings
-from keras_transfer.scale.worker_pool import Crew
+from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.scale.workers import Predictor
 
 _BATCHES_IN_A_CHUNK: Final = 8
@@ -31,7 +31,7 @@ def predict_with_workers(
     known: Mapping[str, np.ndarray],
     batch_size: int,
     num_workers: int,
-    narrator: Narrator,
+    reporter: Reporter,
 ) -> Iterator[Row]:
     """As `delivery.prediction.predict_files`, by many processes: the same rows in the same order.
 
@@ -47,24 +47,24 @@ def predict_with_workers(
     first = next(chunks, None)
     if first is None:
         return
-    with joined(num_workers, narrator=narrator) as share:
+    with joined(num_workers, reporter=reporter) as share:
         import ray
 
         # Once for all workers.
         shared = ray.put(dict(known))
         arguments = (target, identity, shared, batch_size, Surroundings.here(share.num_threads))
-        crew = Crew(
+        worker_pool = RayWorkerPool(
             start=lambda options: ray.remote(Predictor).options(**options).remote(*arguments),
             send=lambda worker, chunk: worker.predict.remote(chunk),
             name=_name,
             share=share,
-            narrator=narrator,
+            reporter=reporter,
         )
         done: dict[int, list[Row]] = {}
         place = 0
         tasks = itertools.chain([first], chunks)
         ahead = _CHUNKS_AHEAD * num_workers
-        for number, _, rows in crew.work(tasks, num_workers, ahead=ahead):
+        for number, _, rows in worker_pool.work(tasks, num_workers, ahead=ahead):
             done[number] = rows
             while place in done:
                 yield from done.pop(place)

@@ -1,4 +1,4 @@
-"""A crew of Ray workers: tasks handed out one by one, and given to others when a worker dies.
+"""A pool of Ray workers: tasks are handed out one by one, and again when a worker dies.
 
 A worker is an actor: a process that builds its networks at its first task and keeps them. Ray
 notices when one dies; another is started in its place, and its task comes first again.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from keras_transfer.errors import KerasTransferError, RunError
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.scale.cluster import Share
 
 _MOST_FAILURES: Final = 3
@@ -49,7 +49,7 @@ class _Queue(Generic[Task]):
         return begun
 
 
-class Crew(Generic[Task]):
+class RayWorkerPool(Generic[Task]):
     """As many workers of one kind as asked for, while tasks last.
 
     `start` starts a worker's process, given Ray's options; `send` hands it a task and gives the
@@ -63,12 +63,12 @@ class Crew(Generic[Task]):
         send: Callable[[Any, Task], Any],
         name: Callable[[Task], str],
         share: Share,
-        narrator: Narrator,
+        reporter: Reporter,
     ):
         # Ray's own second tries go to the process that died: here another takes over.
         self._options = {"num_cpus": share.num_cpus, "max_restarts": 0, "max_task_retries": 0}
         self._start, self._send, self._name = start, send, name
-        self._narrator = narrator
+        self._reporter = reporter
 
     def work(
         self, tasks: Iterable[Task], num_workers: int, *, ahead: int | None = None
@@ -137,7 +137,7 @@ class Crew(Generic[Task]):
                 "--workers. What is stored already is not computed again",
             ) from cause
         how = "failed" if is_alive else "died"
-        self._narrator.say(
+        self._reporter.info(
             f"A worker {how} at {self._name(begun.task)} ({reason}); it is given out again."
         )
         if is_alive:

@@ -1,4 +1,4 @@
-"""What the processes of a crew do. Whatever is large is imported when the first task has come.
+"""What the processes of a worker pool do. Large packages are imported with the first task.
 
 Networks are built once and kept. A worker refuses to work with another network than the one that
 the process which plans has: on another machine, weights, files and versions may be others.
@@ -17,54 +17,54 @@ from keras_transfer.specs import RunSpec
 if TYPE_CHECKING:
     import numpy as np
 
-    from keras_transfer.features.chunks import Unit, Workshop
+    from keras_transfer.features.chunks import Chunk, FeatureWriter
     from keras_transfer.features.source import Source
     from keras_transfer.inference.writers import Row
 
 
 class Extractor:
-    """Computes units of an extraction, by the classifier that a spec describes."""
+    """Computes chunks of an extraction, by the classifier that a spec describes."""
 
     def __init__(self, spec: RunSpec, class_names: Sequence[str], surroundings: Surroundings):
         """Take note of everything."""
         self._spec, self._class_names = spec, class_names
         self._surroundings = surroundings
-        self._workshop: Workshop | None = None
+        self._workshop: FeatureWriter | None = None
 
-    def compute(self, unit: "Unit", source: "Source") -> None:
-        """Write the unit's shards; `source` has its pictures alone.
+    def compute(self, chunk: "Chunk", source: "Source") -> None:
+        """Write the chunk's shards; `source` has its images alone.
 
         Raises:
-            RunError: the classifier, a version or the store is another one here.
+            RunError: the classifier, a version or the cache is another one here.
         """
         if self._workshop is None:
             self._surroundings.settle_in()
             self._workshop = self._open(source)
-        for recipe in unit.recipes:
-            if recipe.digest not in self._workshop.cuts:
-                raise _another("classifier", f"layers of {recipe.title} are others")
-            if not (unit.folder / recipe.id).is_dir():
-                raise _another("store", f"there is no {unit.folder / recipe.id}")
-        workshop = dataclasses.replace(self._workshop, source=source)
-        for _ in workshop.compute([unit]):
+        for cache_key in chunk.cache_keys:
+            if cache_key.digest not in self._workshop.cuts:
+                raise _another("classifier", f"layers of {cache_key.title} are others")
+            if not (chunk.folder / cache_key.id).is_dir():
+                raise _another("store", f"there is no {chunk.folder / cache_key.id}")
+        feature_writer = dataclasses.replace(self._workshop, source=source)
+        for _ in feature_writer.compute([chunk]):
             pass
 
-    def _open(self, source: "Source") -> "Workshop":
-        from keras_transfer.data.audit import pixels_recipe
+    def _open(self, source: "Source") -> "FeatureWriter":
+        from keras_transfer.data.audit import pixels_key
         from keras_transfer.devices import set_up
-        from keras_transfer.features.chunks import Workshop
+        from keras_transfer.features.chunks import FeatureWriter
         from keras_transfer.features.phase_inputs import find_cuts
-        from keras_transfer.features.source import features_recipe
+        from keras_transfer.features.source import features_key
         from keras_transfer.training.fitting import prepare_classifier
 
         spec = self._spec
-        if source.pixels.digest != pixels_recipe(spec.data).digest:
+        if source.pixels.digest != pixels_key(spec.data).digest:
             raise _another("version of TensorFlow", "it would make other pixels")
         set_up(spec.devices, seed=spec.seed)
         classifier = prepare_classifier(spec, self._class_names)
         cuts = find_cuts(classifier, spec.phases, 0).values()
-        by_digest = {features_recipe(cut, source, spec.cache).digest: cut for cut in cuts}
-        return Workshop(by_digest, source)
+        by_digest = {features_key(cut, source, spec.cache).digest: cut for cut in cuts}
+        return FeatureWriter(by_digest, source)
 
 
 class Predictor:

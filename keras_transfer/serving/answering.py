@@ -17,14 +17,14 @@ _log = logging.getLogger(__name__)
 
 
 class Answering:
-    """Answers requests, and counts the pictures it has taken on.
+    """Answers requests, and counts the images it has taken on.
 
     Args:
-        max_queue: pictures that may be taken on and not answered yet.
+        max_queue: images that may be taken on and not answered yet.
     """
 
     def __init__(self, max_queue: int):
-        self.num_pictures = 0
+        self.num_images = 0
         self._max_queue = max_queue
         # One at a time: a heat map's gradients take memory, and classifying goes on beside it.
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")
@@ -34,35 +34,35 @@ class Answering:
 
         Raises:
             RefusedError: 400 or 422 for the first bad row that was found, 429 with too many
-                pictures under way, 503 if the network failed.
+                images under way, 503 if the network failed.
         """
         num_rows = request.num_rows
         # Only the event loop's thread comes here.
-        if self.num_pictures + num_rows > self._max_queue:
+        if self.num_images + num_rows > self._max_queue:
             raise RefusedError(
                 429,
-                f"{self.num_pictures} pictures are under way, of at most {self._max_queue}",
+                f"{self.num_images} images are under way, of at most {self._max_queue}",
                 headers={"Retry-After": "1"},
             )
-        self.num_pictures += num_rows
+        self.num_images += num_rows
         try:
             if request.signature == EXPLAIN:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._explainer, _explain, version, request)
             return await self._classify(version, request)
         finally:
-            self.num_pictures -= num_rows
+            self.num_images -= num_rows
 
     def close(self) -> None:
         """End the thread; whatever still waits for it is not answered."""
         self._explainer.shutdown(cancel_futures=True)
 
     async def _classify(self, version: Version, request: Request) -> dict[str, list[Any]]:
-        pictures = version.pictures
+        images = version.images
         read: dict[str, Callable[[Any], Any]] = {
-            BYTES: pictures.decodable,
-            PIXELS: pictures.resized,
-            RESIZED: pictures.square,
+            BYTES: images.decodable,
+            PIXELS: images.resized,
+            RESIZED: images.square,
         }
         (column,) = request.columns.values()
         if request.signature != BYTES:
@@ -115,13 +115,13 @@ class _Collected:
 
 def _explain(version: Version, request: Request) -> dict[str, list[Any]]:
     """Heat maps of a request's rows, each of which is checked on its own before."""
-    pictures, encoded, indices = version.pictures, [], []
+    images, encoded, indices = version.images, [], []
     columns = zip(request.columns["image_bytes"], request.columns["class_index"], strict=True)
     for row, (value, class_index) in enumerate(columns):
         try:
-            indices.append(pictures.class_index(class_index))
-            encoded.append(pictures.decodable(value))
-            pictures.square_of(encoded[-1])
+            indices.append(images.class_index(class_index))
+            encoded.append(images.decodable(value))
+            images.square_of(encoded[-1])
         except Exception as error:
             raise _refusal(request, row, error) from error
     try:

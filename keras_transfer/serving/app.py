@@ -129,11 +129,11 @@ def _add_predict_routes(app: FastAPI, service: Service) -> None:
     }
 
     async def predict(request: Request, name: str) -> Response:
-        """Classify pictures, or explain how they are classified."""
+        """Classify images, or explain how they are classified."""
         return await service.predict(request, name, None)
 
     async def version_predict(request: Request, name: str, version: int) -> Response:
-        """Classify pictures with one version."""
+        """Classify images with one version."""
         return await service.predict(request, name, version)
 
     app.router.add_api_route(f"{_MODEL}:predict", predict, **described)

@@ -1,7 +1,7 @@
-"""Dynamic batching: pictures of concurrent requests are decoded and classified together.
+"""Dynamic batching: images of concurrent requests are decoded and classified together.
 
 A worker takes whatever waits, up to the largest batch. It waits for more only while another batch
-is under way, and never longer than `max_wait`: a lone picture is answered at once.
+is under way, and never longer than `max_wait`: a lone image is answered at once.
 """
 
 import threading
@@ -19,19 +19,19 @@ Done = Callable[[Any], None]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Item:
-    picture: Any
+    image: Any
     done: Done
     since: float
 
 
 class Batcher:
-    """A queue of pictures before one network.
+    """A queue of images before one network.
 
     Args:
-        run: maps B pictures to B results, one of which may be what became of it instead.
+        run: maps B images to B results, one of which may be what became of it instead.
         sizes: sizes of batches, ascending, the first being 1; others would have TensorFlow build
             kernels anew, and more of them than it keeps.
-        on_batch: told the number of pictures in each batch.
+        on_batch: told the number of images in each batch.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Batcher:
         for worker in self._workers:
             worker.start()
 
-    def submit(self, picture: Any, done: Done) -> None:
-        """Queue a picture; `done` gets its result, or what the whole batch failed with."""
+    def submit(self, image: Any, done: Done) -> None:
+        """Queue an image; `done` gets its result, or what the whole batch failed with."""
         with self._changed:
             if not self._is_closed:
-                self._queue.append(_Item(picture, done, time.monotonic()))
-                # Waking a worker for every picture of a growing batch costs more than it gains.
+                self._queue.append(_Item(image, done, time.monotonic()))
+                # Waking a worker for every image of a growing batch costs more than it gains.
                 if len(self._queue) in (1, self._sizes[-1]):
                     self._changed.notify()
                 return
@@ -82,7 +82,7 @@ class Batcher:
             self._on_batch(len(items))
             results: Sequence[Any]
             try:
-                results = self._run([item.picture for item in items])
+                results = self._run([item.image for item in items])
             except Exception as error:  # Whatever it is, those who wait must hear of it.
                 results = [error] * len(items)
             for item, result in zip(items, results, strict=True):

@@ -20,14 +20,14 @@ from keras_transfer.export.contract import Contract
 from keras_transfer.serving.protocol import read_bytes
 
 Ready = bytes | np.ndarray
-"""A picture to be decoded, or its square."""
+"""An image to be decoded, or its square."""
 
 Result = TypeVar("Result")
 _INT32: Final = np.iinfo(np.int32)
 
 
 class RowError(Exception):
-    """Why a row cannot be answered; `status` is 400, or 422 for a picture that is too large."""
+    """Why a row cannot be answered; `status` is 400, or 422 for an image that is too large."""
 
     def __init__(self, message: str, *, status: int = 400):
         super().__init__(message)
@@ -35,7 +35,7 @@ class RowError(Exception):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageRows:
     """What rows must be under one contract; `max_megapixels` may be stricter than the contract.
 
     Methods take a JSON value, may be called from any thread, and raise RowError.
@@ -45,7 +45,7 @@ class Pictures:
     max_megapixels: float
 
     def decodable(self, value: Any) -> bytes:
-        """An encoded picture whose header was checked, as TensorFlow decodes it rightly."""
+        """An encoded image whose header was checked, as TensorFlow decodes it rightly."""
         try:
             return check_encoded(read_bytes(value), max_megapixels=self.max_megapixels)
         except TooLargeError as error:
@@ -62,7 +62,7 @@ class Pictures:
         Bytes are decoded in one call, which costs a fraction of many.
         """
         ready = [_attempt(call) for call in read]
-        encoded = [picture for picture in ready if isinstance(picture, bytes)]
+        encoded = [image for image in ready if isinstance(image, bytes)]
         decoded: Iterator[np.ndarray | Exception]
         try:
             decode_all = batch_decoder(self.contract.image_size, self.contract.resize)
@@ -104,7 +104,7 @@ class Pictures:
 
 
 def _attempt(call: Callable[[], Result]) -> Result | Exception:
-    """What a call returns or raises: one bad picture must not fail the others of its batch."""
+    """What a call returns or raises: one bad image must not fail the others of its batch."""
     try:
         return call()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus: requests, their seconds, batches, pictures, the version."""
+"""What a server counts, for Prometheus: requests, their seconds, batches, images, the version."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Metrics:
     """One server's counts, in a registry of its own.
 
     Args:
-        waiting: how many pictures are taken on and not answered yet.
+        waiting: how many images are taken on and not answered yet.
         version: number of the version that answers, 0 for none.
     """
 
@@ -33,18 +33,18 @@ class Metrics:
             registry=registry,
         )
         self._batches = Histogram(
-            f"{prefix}_batch_size", "Pictures in a batch", buckets=_BATCHES, registry=registry
+            f"{prefix}_batch_size", "Images in a batch", buckets=_BATCHES, registry=registry
         )
-        self._pictures = Counter(f"{prefix}_pictures", "Pictures classified", registry=registry)
-        gauge = Gauge(f"{prefix}_queue_depth", "Pictures not answered yet", registry=registry)
+        self._images = Counter(f"{prefix}_images", "Images classified", registry=registry)
+        gauge = Gauge(f"{prefix}_queue_depth", "Images not answered yet", registry=registry)
         gauge.set_function(waiting)
         gauge = Gauge(f"{prefix}_model_version", "Version that answers", registry=registry)
         gauge.set_function(version)
 
-    def count_batch(self, num_pictures: int) -> None:
-        """A batch of so many pictures is about to go through the network."""
-        self._batches.observe(num_pictures)
-        self._pictures.inc(num_pictures)
+    def count_batch(self, num_images: int) -> None:
+        """A batch of so many images is about to go through the network."""
+        self._batches.observe(num_images)
+        self._images.inc(num_images)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""

@@ -92,7 +92,7 @@ class ModelMetadata(BaseModel):
 
 
 class Bytes(BaseModel):
-    """Bytes, such as those of a picture file."""
+    """Bytes, such as those of an image file."""
 
     model_config = ConfigDict(extra="forbid")
 

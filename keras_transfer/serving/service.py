@@ -20,7 +20,7 @@ class Service:
     def __init__(self, settings: Settings, *, say: Callable[[str], None]):
         self.answering = Answering(settings.max_queue)
         self.metrics = Metrics(
-            waiting=lambda: self.answering.num_pictures, version=lambda: self.versions.number or 0
+            waiting=lambda: self.answering.num_images, version=lambda: self.versions.number or 0
         )
         self.versions = Versions(settings, say=say, on_batch=self.metrics.count_batch)
         self.bodies = Bodies(max_bytes=settings.max_body_bytes)

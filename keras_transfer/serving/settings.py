@@ -16,7 +16,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 class Settings:
     """One server's terms.
 
-    `folder` holds the numbered versions. `max_queue` counts pictures that were admitted and not
+    `folder` holds the numbered versions. `max_queue` counts images that were admitted and not
     answered yet; `max_megapixels` is None for what the artefact's contract allows. Requests may
     take `request_seconds` to arrive.
     """

@@ -17,14 +17,14 @@ from keras_transfer.export.contract import CARD_FILE, Contract
 from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
 from keras_transfer.export.saved_model.writer import MODEL_FILE
 from keras_transfer.serving.batching import Batcher, batch_sizes
-from keras_transfer.serving.image_rows import Pictures, Ready
+from keras_transfer.serving.image_rows import ImageRows, Ready
 from keras_transfer.serving.settings import Settings
 
 Rows = dict[str, np.ndarray]
-"""One picture's outputs of `serving_resized` by name."""
+"""One image's outputs of `serving_resized` by name."""
 
 _EXPLAINED_AT_ONCE: Final = 8
-"""Pictures in one call of `serving_explain`, whose gradients take memory."""
+"""Images in one call of `serving_explain`, whose gradients take memory."""
 
 
 class Version:
@@ -45,7 +45,7 @@ class Version:
         self.number = number
         self.contract = Contract.read(folder)
         limit = settings.max_megapixels or self.contract.max_megapixels
-        self.pictures = Pictures(self.contract, min(limit, self.contract.max_megapixels))
+        self.images = ImageRows(self.contract, min(limit, self.contract.max_megapixels))
         graph = _read_graph(folder)
         self.signature_def = {name: _describe(value) for name, value in graph.signature_def.items()}
         # XLA on processors crashed now and then where one program began in two threads at once.
@@ -84,7 +84,7 @@ class Version:
         }
 
     def explain(self, encoded: Sequence[bytes], class_index: Sequence[int]) -> dict[str, list[Any]]:
-        """What `serving_explain` answers about checked pictures, column by column."""
+        """What `serving_explain` answers about checked images, column by column."""
         columns: dict[str, list[Any]] = {}
         for start in range(0, len(encoded), _EXPLAINED_AT_ONCE):
             rows = slice(start, start + _EXPLAINED_AT_ONCE)
@@ -104,8 +104,8 @@ class Version:
         del self._loaded
 
     def _answer(self, read: list[Callable[[], Ready]]) -> list[Rows | Exception]:
-        """Outputs of `serving_resized` for each picture, or what became of it instead."""
-        squares = self.pictures.squares(read)
+        """Outputs of `serving_resized` for each image, or what became of it instead."""
+        squares = self.images.squares(read)
         good = [square for square in squares if not isinstance(square, Exception)]
         answers = iter(self._classify(np.stack(good)) if good else ())
         return [square if isinstance(square, Exception) else next(answers) for square in squares]

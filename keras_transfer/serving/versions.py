@@ -52,7 +52,7 @@ class Versions:
 
     Args:
         say: told what changes, in sentences.
-        on_batch: told the number of pictures in each batch.
+        on_batch: told the number of images in each batch.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Versions:
                 current.num_requests -= 1
                 self._changed.notify_all()
 
-    def look(self) -> None:
+    def preview(self) -> None:
         """Load the newest version that is not known to be broken, if it is not loaded yet."""
         folders = version_folders(self._settings.folder)
         for number in [number for number in self._states if number not in folders]:
@@ -131,7 +131,7 @@ class Versions:
     def _watch(self) -> None:
         while True:
             try:
-                self.look()
+                self.preview()
             except Exception:  # A watcher that ends would be missed only when it is needed.
                 _log.exception("%s cannot be watched", self._settings.folder)
             if self._stop.wait(self._settings.poll_seconds):

@@ -1,6 +1,6 @@
 """Store: a folder of entries, one process at a time in each, within a limit of bytes.
 
-    3f2a…/         an entry, named by its recipe        3f2a….lock      who works on it
+    3f2a…/         an entry, named by its cache key        3f2a….lock      who works on it
     3f2a….removed/ what a killed process left of one
 
 Locks lie beside the entries, so that removing an entry never removes a lock that somebody holds.
@@ -12,6 +12,7 @@ Where anything that outlives a run is kept: unpacked data sets and stored featur
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from keras_transfer.errors import RunError
+from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.specs import RunSpec
 from keras_transfer.storage.entry import (
     DESCRIPTION,
+    CacheKey,
     Entry,
-    Recipe,
     read_description,
     remove_entry,
     sweep_removed,
@@ -37,7 +40,7 @@ _POLL_SECONDS: Final = 0.1
 
 @dataclass(frozen=True)
 class EntryInfo:
-    """What `Store.entries` tells about one entry; `used` is in seconds since 1970."""
+    """What `Cache.entries` tells about one entry; `used` is in seconds since 1970."""
 
     id: str
     kind: str
@@ -51,11 +54,11 @@ def _ignore(text: str) -> None:
     """Who listens when nobody does."""
 
 
-class Store:
+class Cache:
     """Arrays that are computed once, in one folder of this machine.
 
     `limit_bytes` is kept by removing the entries that were used least recently, never one that
-    somebody works on. `say` is told in plain sentences what was found damaged, whom the store
+    somebody works on. `say` is told in plain sentences what was found damaged, whom the cache
     waits for, and what it removes.
     """
 
@@ -71,8 +74,8 @@ class Store:
         self._say = say
 
     @contextmanager
-    def opened(self, *recipes: Recipe) -> Iterator[tuple[Entry, ...]]:
-        """Hold the entries of recipes, alone, while the block runs; missing ones are started.
+    def opened(self, *cache_keys: CacheKey) -> Iterator[tuple[Entry, ...]]:
+        """Hold the entries of cache keys, alone, while the block runs; missing ones are started.
 
         Open all entries of a task at once: two processes that open one after the other, each in
         its own order, could wait for each other forever.
@@ -80,22 +83,22 @@ class Store:
         Raises:
             RunError: the folder cannot be written.
         """
-        wanted = {recipe.id: recipe for recipe in recipes}
+        wanted = {cache_key.id: cache_key for cache_key in cache_keys}
         with ExitStack() as held:
             with explained(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for name in sorted(wanted):
                     held.enter_context(self._locked(name, wanted[name].title))
                 sweep_removed(self.folder)
-                entries = {name: self._open(recipe) for name, recipe in wanted.items()}
-            yield tuple(entries[recipe.id] for recipe in recipes)
+                entries = {name: self._open(cache_key) for name, cache_key in wanted.items()}
+            yield tuple(entries[cache_key.id] for cache_key in cache_keys)
 
-    def free_for(self, *recipes: Recipe) -> int:
-        """Bytes that the entries of recipes may take together, with what they hold already.
+    def free_for(self, *cache_keys: CacheKey) -> int:
+        """Bytes that the entries of cache keys may take together, with what they hold already.
 
         That is what the limit and the disk leave when all goes that nobody works on.
         """
-        wanted = {recipe.id for recipe in recipes}
+        wanted = {cache_key.id for cache_key in cache_keys}
         in_use = yielding = 0
         with explained(self.folder):
             for info in self.entries():
@@ -125,14 +128,14 @@ class Store:
             if not self._try_lock(name, held):
                 return None
             try:
-                recipe, _, _ = read_description(self.folder / name)
-                if recipe.id != name:
-                    raise ValueError(f"{DESCRIPTION} is that of {recipe.id}")
+                cache_key, _, _ = read_description(self.folder / name)
+                if cache_key.id != name:
+                    raise ValueError(f"{DESCRIPTION} is that of {cache_key.id}")
             except ValueError as error:
                 self._say(f"{name} is damaged ({error}) and was removed")
                 remove_entry(self.folder / name)
                 return 1
-            entry = self._entry(recipe)
+            entry = self._entry(cache_key)
             entry.check()
             return entry.num_damaged
 
@@ -144,13 +147,15 @@ class Store:
             remove_entry(self.folder / name)
             return True
 
-    def _open(self, recipe: Recipe) -> Entry:
-        entry = self._entry(recipe)
-        (self.folder / recipe.id / DESCRIPTION).touch()  # Its time says when it was used last.
+    def _open(self, cache_key: CacheKey) -> Entry:
+        entry = self._entry(cache_key)
+        (self.folder / cache_key.id / DESCRIPTION).touch()  # Its time says when it was used last.
         return entry
 
-    def _entry(self, recipe: Recipe) -> Entry:
-        return Entry(self.folder / recipe.id, recipe, say=self._say, make_room=self._make_room)
+    def _entry(self, cache_key: CacheKey) -> Entry:
+        return Entry(
+            self.folder / cache_key.id, cache_key, say=self._say, make_room=self._make_room
+        )
 
     @contextmanager
     def _locked(self, name: str, title: str) -> Iterator[None]:
@@ -206,7 +211,7 @@ class Store:
     def _too_full(self, excess: int) -> RunError:
         assert self._limit_bytes is not None
         return RunError(
-            f"the store in {self.folder} has reached its limit",
+            f"the cache in {self.folder} has reached its limit",
             expected=f"at most cache.limit_gb={self._limit_bytes / 1e9:g}",
             received=f"{excess / 1e9:.2g} GB more, and nothing that nobody works on to remove",
             fix="raise cache.limit_gb, or set cache.mode=off",
@@ -217,14 +222,14 @@ def _info(folder: Path) -> EntryInfo:
     sizes = dict(_sizes(folder))
     num_bytes = sum(sizes.values())
     try:
-        recipe, _, _ = read_description(folder)
+        cache_key, _, _ = read_description(folder)
     except ValueError:
         used = folder.stat().st_mtime
         return EntryInfo(folder.name, "", "rows of a damaged entry", 0, num_bytes, used)
     data_bytes = sum(size for name, size in sizes.items() if name.endswith(".bin"))
     used = (folder / DESCRIPTION).stat().st_mtime
-    num_rows = data_bytes // recipe.row_bytes
-    return EntryInfo(folder.name, recipe.kind, recipe.title, num_rows, num_bytes, used)
+    num_rows = data_bytes // cache_key.row_bytes
+    return EntryInfo(folder.name, cache_key.kind, cache_key.title, num_rows, num_bytes, used)
 
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
@@ -253,3 +258,20 @@ def home() -> Path:
 def feature_folder(folder: str = "") -> Path:
     """The feature store that `cache.folder` names; '' is features/ below home."""
     return Path(folder).expanduser().absolute() if folder else home() / "features"
+
+
+@contextmanager
+def open_cache(
+    spec: RunSpec, *, reporter: Reporter, scratch: Path | None = None
+) -> Iterator[Cache]:
+    """The shared cache; with cache.mode 'off' a cache of its own, removed in the end.
+
+    Args:
+        scratch: an existing folder on a disk with room; None takes the system's.
+    """
+    if spec.cache.mode != "off":
+        limit = int(spec.cache.limit_gb * 1e9)
+        yield Cache(feature_folder(spec.cache.folder), limit_bytes=limit, say=reporter.info)
+        return
+    with tempfile.TemporaryDirectory(prefix="pixels-", dir=scratch) as folder:
+        yield Cache(Path(folder), say=reporter.info)

@@ -1,12 +1,12 @@
-"""Entry: all stored rows of one recipe, found again by their keys.
+"""Entry: all stored rows of one cache key, found again by their keys.
 
-    entry.json           the recipe, notes on how the rows were computed, when it was made
+    entry.json           the cache key, notes on how the rows were computed, when it was made
     shard-0.bin …        the rows
 
-What makes rows differ, beside their key, is in the recipe, and the recipe's digest is in the
-folder's name, in entry.json and in every shard: another recipe is another entry.
+What makes rows differ, beside their key, is in the cache key, and the cache key's digest is in the
+folder's name, in entry.json and in every shard: another cache key is another entry.
 
-Recipe: what stored rows are a function of beside their key, and the file that says so.
+Cache key: what stored rows are a function of beside their key, and the file that says so.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ _FORMAT: Final = 1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CacheKey:
     """What rows are a function of, beside their key.
 
     `kind` is 'pixels', 'features' or 'logits'. `title` is a few words for people that can follow
@@ -61,7 +61,7 @@ class Recipe:
     @cached_property
     def digest(self) -> str:
         """SHA-256 in hex over everything but the title."""
-        # Once through JSON, so that a recipe read back from disk has the digest it had.
+        # Once through JSON, so that a cache key read back from disk has the digest it had.
         content = json.loads(json.dumps(dict(self.content), allow_nan=False))
         whole = [_FORMAT, self.kind, content, list(self.shape), self.dtype]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -77,30 +77,32 @@ class Recipe:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def write_description(folder: Path, recipe: Recipe, notes: Mapping[str, Any], created: str) -> None:
-    """Write the recipe, the notes and the day of birth of the entry in `folder`."""
+def write_description(
+    folder: Path, cache_key: CacheKey, notes: Mapping[str, Any], created: str
+) -> None:
+    """Write the cache key, the notes and the day of birth of the entry in `folder`."""
     described = {
-        "kind": recipe.kind,
-        "title": recipe.title,
-        "content": dict(recipe.content),
-        "shape": list(recipe.shape),
-        "dtype": recipe.dtype,
+        "kind": cache_key.kind,
+        "title": cache_key.title,
+        "content": dict(cache_key.content),
+        "shape": list(cache_key.shape),
+        "dtype": cache_key.dtype,
     }
-    content = {"recipe": described, "notes": dict(notes), "created": created}
+    content = {"cache_key": described, "notes": dict(notes), "created": created}
     write_sealed(folder / DESCRIPTION, content)
 
 
-def read_description(folder: Path) -> tuple[Recipe, dict[str, Any], str]:
-    """The recipe, the notes and the day of birth of the entry in `folder`.
+def read_description(folder: Path) -> tuple[CacheKey, dict[str, Any], str]:
+    """The cache key, the notes and the day of birth of the entry in `folder`.
 
     Raises:
         ValueError: entry.json is missing or damaged.
     """
     content = read_sealed(folder / DESCRIPTION)
     try:
-        recipe = content["recipe"]
-        recipe = Recipe(**{**recipe, "shape": tuple(recipe["shape"])})
-        return recipe, content["notes"], content["created"]
+        cache_key = content["cache_key"]
+        cache_key = CacheKey(**{**cache_key, "shape": tuple(cache_key["shape"])})
+        return cache_key, content["notes"], content["created"]
     except (LookupError, TypeError) as error:
         raise ValueError(f"{DESCRIPTION} describes no entry") from error
 
@@ -110,19 +112,19 @@ _TOLD_BYTES: Final = 2_000_000_000
 
 
 class Entry:
-    """The rows of one recipe. Made by `Store.opened`, whose block holds the entry's lock."""
+    """The rows of one cache key. Made by `Cache.opened`, whose block holds the entry's lock."""
 
     def __init__(
         self,
         folder: Path,
-        recipe: Recipe,
+        cache_key: CacheKey,
         *,
         say: Callable[[str], None],
         make_room: Callable[[int], None],
     ):
         """Open the entry in `folder`, or start it; what is damaged is told and removed."""
         self.folder = folder
-        self.recipe = recipe
+        self.cache_key = cache_key
         self.notes: dict[str, Any] = {}
         self.num_damaged = 0
         self._say = say
@@ -137,7 +139,7 @@ class Entry:
         self._read_description()
         for number in shard_numbers(folder):
             try:
-                self._add(read_shard(folder, number, entry=recipe.digest))
+                self._add(read_shard(folder, number, entry=cache_key.digest))
             except ValueError as error:
                 self._discard(number, f"{error}")
 
@@ -169,14 +171,14 @@ class Entry:
         return [position for key, position in first.items() if key not in self._places]
 
     def append(self, keys: Sequence[str], rows: np.ndarray) -> None:
-        """Store rows [len(keys), *recipe.shape] under new, distinct keys, as one shard.
+        """Store rows [len(keys), *cache key.shape] under new, distinct keys, as one shard.
 
         Raises:
-            RunError: the disk is full, the folder cannot be written, or the store's limit is too
+            RunError: the disk is full, the folder cannot be written, or the cache's limit is too
                 low; what was stored before is safe.
         """
-        assert rows.shape == (len(keys), *self.recipe.shape), rows.shape
-        assert rows.dtype == np.dtype(self.recipe.dtype), rows.dtype
+        assert rows.shape == (len(keys), *self.cache_key.shape), rows.shape
+        assert rows.dtype == np.dtype(self.cache_key.dtype), rows.dtype
         assert len(set(keys)) == len(keys), "equal keys"
         assert not any(key in self._places for key in keys), "a key is stored already"
         if not keys:
@@ -184,7 +186,9 @@ class Entry:
         self.make_room(rows.nbytes + sum(len(key) + 4 for key in keys) + 200)
         number = max(self._shards, default=-1) + 1
         with explained(self.folder):
-            shard = write_shard(self.folder, number, entry=self.recipe.digest, keys=keys, rows=rows)
+            shard = write_shard(
+                self.folder, number, entry=self.cache_key.digest, keys=keys, rows=rows
+            )
         self._sound.add(number)
         self._add(shard)
 
@@ -208,13 +212,13 @@ class Entry:
             RunError: it is not there, or holds other rows.
         """
         try:
-            shard = read_shard(self.folder, number, entry=self.recipe.digest)
+            shard = read_shard(self.folder, number, entry=self.cache_key.digest)
             if shard.keys != tuple(keys):
                 raise ValueError(f"{len(shard.keys):,} other rows")
             self._add(shard)
         except ValueError as error:
             raise RunError(
-                f"shard {number} of the stored {self.recipe.title} is not what was asked for",
+                f"shard {number} of the stored {self.cache_key.title} is not what was asked for",
                 expected=f"{len(keys):,} new rows in {self.folder}",
                 received=f"{error}",
                 fix="have every process use the same folder (cache.folder), and run it again",
@@ -233,8 +237,8 @@ class Entry:
             return Rows(
                 [self._shards[number].data_file for number in numbers],
                 np.stack([shards, places - starts[shards]], axis=1),
-                shape=self.recipe.shape,
-                dtype=np.dtype(self.recipe.dtype),
+                shape=self.cache_key.shape,
+                dtype=np.dtype(self.cache_key.dtype),
             )
 
     def check(self) -> None:
@@ -253,7 +257,7 @@ class Entry:
             return
         num_bytes = sum(self._shards[number].num_bytes for number in unsure)
         if num_bytes >= _TOLD_BYTES:
-            self._say(f"Checking {num_bytes / 1e9:.1f} GB of the stored {self.recipe.title}")
+            self._say(f"Checking {num_bytes / 1e9:.1f} GB of the stored {self.cache_key.title}")
         # Reading and checksums leave Python's lock alone: threads use all cores.
         with explained(self.folder), ThreadPoolExecutor() as pool:
             damages = list(pool.map(lambda number: self._shards[number].damage(), unsure))
@@ -283,8 +287,8 @@ class Entry:
     def _tell_damage(self, name: str, reason: str) -> None:
         self.num_damaged += 1
         self._say(
-            f"{name} of the stored {self.recipe.title} is damaged ({reason}); it was removed, and "
-            "its rows are computed again where they are needed"
+            f"{name} of the stored {self.cache_key.title} is damaged ({reason}); it was removed, "
+            "and its rows are computed again where they are needed"
         )
 
     def _read_description(self) -> None:
@@ -297,7 +301,7 @@ class Entry:
             return
         try:
             found, notes, created = read_description(self.folder)
-            if found.digest != self.recipe.digest:
+            if found.digest != self.cache_key.digest:
                 raise ValueError(f"{DESCRIPTION} is that of other rows")
             self.notes, self._created = notes, created
         except ValueError as error:
@@ -306,7 +310,7 @@ class Entry:
             self._write_description()
 
     def _write_description(self) -> None:
-        write_description(self.folder, self.recipe, self.notes, self._created)
+        write_description(self.folder, self.cache_key, self.notes, self._created)
 
 
 def remove_entry(folder: Path) -> None:
@@ -319,6 +323,6 @@ def remove_entry(folder: Path) -> None:
 
 
 def sweep_removed(folder: Path) -> None:
-    """Remove what killed processes left of entries below the store's folder."""
+    """Remove what killed processes left of entries below the cache's folder."""
     for aside in folder.glob("*" + _REMOVED):
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,9 +1,9 @@
 """The run folder: everything one run was asked, decided, measured and made.
 
     spec.json          the resolved spec         history.csv       one row an epoch
-    splits.json        which picture is where    metrics.json      phases, test, export
-    class_names.json   the classes and a hash    predictions.csv   one row a test picture
-    environment.json   versions, command, time   run.log           TensorFlow's chatter
+    splits.json        which image is where    metrics.json      phases, test, export
+    class_names.json   the classes and a hash    predictions.csv   one row a test image
+    environment.json   versions, command, time   run.log           TensorFlow's native log output
     model.keras        the classifier            figures/          PNG
     export/1/          the SavedModel            checkpoint/       while training only
 

@@ -89,7 +89,7 @@ def await_run(
 
 @contextlib.contextmanager
 def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
-    """Take a folder away again if its run is refused before it has split its pictures.
+    """Take a folder away again if its run is refused before it has split its images.
 
     Such a run has nothing worth keeping, and its folder would be in the way of the corrected one.
     """

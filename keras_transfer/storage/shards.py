@@ -150,7 +150,7 @@ def _sealed(content: dict[str, Any]) -> str:
 class Rows:
     """Rows gathered from memory-mapped shards: `rows[3]`, `rows[5:9]` and `rows[[7, 7, 2]]`.
 
-    Read-only; every index gives a copy. The maps stay open when the store has been closed, and
+    Read-only; every index gives a copy. The maps stay open when the cache has been closed, and
     readable when the files have been removed. Several threads may read at once. Pickled, they are
     names of files and places in them, which another process maps anew.
     """
@@ -234,7 +234,7 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise RunError(
-            f"the store in {folder} cannot be used",
+            f"the cache in {folder} cannot be used",
             expected="a folder that this user may read and write, with free space",
             received=f"{error.strerror or error}" + f" ({error.filename})" * bool(error.filename),
             fix=fix,

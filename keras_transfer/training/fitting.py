@@ -1,6 +1,6 @@
 """All phases of a run, one after another; a phase that does not pay is undone.
 
-After each phase the validation predictions are compared, picture by picture, with those of the
+After each phase the validation predictions are compared, image by image, with those of the
 phase before. The gain must exceed noise, or the weights go back to where they were.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 from keras_transfer.devices.profiling import Profiler
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.evaluation.metrics import Gain, paired_gain
-from keras_transfer.features.phase_inputs import SplitData, Supply
+from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
 from keras_transfer.models.classifier import Classifier, build_classifier
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.phases import PhaseResult, train_phase
@@ -66,7 +66,7 @@ def prepare_classifier(
     `build` is `build_classifier`, or a `Rebuilder` for whoever trains many.
 
     Raises:
-        SpecError: an unknown backbone or stage, in the model or in a phase, or too small pictures.
+        SpecError: an unknown backbone or stage, in the model or in a phase, or too small images.
         WeightsError: the trunk's weights are missing or do not fit.
     """
     classifier = build(
@@ -79,9 +79,9 @@ def prepare_classifier(
 
 def fit_phases(
     classifier: Classifier,
-    supply: Supply,
+    phase_inputs: PhaseInputs,
     *,
-    narrator: Narrator,
+    reporter: Reporter,
     run: RunFolder | None = None,
     num_epochs: int | None = None,
     save_seconds: float = 0.0,
@@ -102,9 +102,9 @@ def fit_phases(
         SpecError: a phase unfreezes from a stage that the model does not have.
         RunError: training diverged, or the disk is full.
     """
-    spec = supply.spec
+    spec = phase_inputs.spec
     finished = Checkpoint(run, "finished") if run else None
-    outcomes = _take_up(finished, classifier, narrator)
+    outcomes = _take_up(finished, classifier, reporter)
     for number in range(len(outcomes), len(spec.phases)):
         left = None if num_epochs is None else num_epochs - sum(o.epochs for o in outcomes)
         if left is not None and left < 1:
@@ -114,10 +114,10 @@ def fit_phases(
         profiler = Profiler(run.profile_folder / name) if run and profile else None
         outcome, is_finished = _fit_one(
             classifier,
-            supply,
+            phase_inputs,
             number,
             outcomes,
-            narrator,
+            reporter,
             saver=saver,
             num_epochs=left,
             save_seconds=save_seconds,
@@ -132,10 +132,10 @@ def fit_phases(
 
 def _fit_one(
     classifier: Classifier,
-    supply: Supply,
+    phase_inputs: PhaseInputs,
     number: int,
     outcomes: list[Outcome],
-    narrator: Narrator,
+    reporter: Reporter,
     *,
     saver: Checkpoint | None,
     num_epochs: int | None,
@@ -143,14 +143,14 @@ def _fit_one(
     profiler: Profiler | None,
 ) -> tuple[Outcome, bool]:
     """Train and judge one phase; whether it came to its end."""
-    phase = supply.spec.phases[number]
-    data, part = supply.for_phase(classifier, number)
+    phase = phase_inputs.spec.phases[number]
+    data, part = phase_inputs.for_phase(classifier, number)
     predictor = keras.Model(part.input, part.output)
     labels = data.examples.labels[data.splits.val]
     variables = changing_variables(classifier, phase)
     weights_before = read_weights(variables)
     val_before = data.predict(predictor, data.splits.val) if outcomes else None
-    with narrator.watching(phase.name, phase.epochs, data.steps_per_epoch) as callbacks:
+    with reporter.training_progress(phase.name, phase.epochs, data.steps_per_epoch) as callbacks:
         result = train_phase(
             classifier,
             phase,
@@ -162,7 +162,7 @@ def _fit_one(
             save_seconds=save_seconds,
             num_parts=data.batch_size // (data.spec.devices.batch_size or data.batch_size),
             callbacks=[*callbacks, *([profiler] if profiler else [])],
-            say=narrator.say,
+            say=reporter.info,
         )
     judged = {"val": data.splits.val, "test": data.splits.test}
     answers = {name: data.predict(predictor, rows) for name, rows in judged.items() if len(rows)}
@@ -173,7 +173,7 @@ def _fit_one(
     kept = pays or not data.spec.training.rollback
     figures = {name: _judge(data, judged[name], answers[name]) for name in answers}
     outcome = _outcome(result, figures, gain=gain, kept=kept)
-    narrator.say(_verdict(outcome, pays=pays))
+    reporter.info(_verdict(outcome, pays=pays))
     if not kept:
         assign_weights(variables, weights_before)
     return outcome, result.is_finished
@@ -247,7 +247,7 @@ def _state(classifier: Classifier, spec: RunSpec, outcomes: list[Outcome]) -> St
 
 
 def _take_up(
-    finished: Checkpoint | None, classifier: Classifier, narrator: Narrator
+    finished: Checkpoint | None, classifier: Classifier, reporter: Reporter
 ) -> list[Outcome]:
     state = finished.load() if finished else None
     if state is None:
@@ -256,5 +256,5 @@ def _take_up(
     by_path = {variable.path: variable for variable in classifier.model.variables}
     kept = state.arrays["weights"]
     assign_weights([by_path[path] for path in kept], kept)
-    narrator.say(f"Going on after phase {outcomes[-1].name!r}.")
+    reporter.info(f"Going on after phase {outcomes[-1].name!r}.")
     return outcomes

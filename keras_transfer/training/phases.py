@@ -217,7 +217,7 @@ def _in_memory(
                 raise _too_little(at_once, batch_size) from error
             progress.num_parts = batch_size // smaller
             say(
-                f"Memory ran out on {at_once} pictures at once: phase {progress.phase.name!r} goes "
+                f"Memory ran out on {at_once} images at once: phase {progress.phase.name!r} goes "
                 f"on from the end of its epoch {len(progress.history)} with {smaller}, gathering "
                 f"gradients, so that a step still sees {batch_size}."
             )
@@ -232,7 +232,7 @@ def _too_little(at_once: int, batch_size: int) -> OutOfMemoryError:
     else:
         fix = "lower data.image_size, or choose a smaller model.backbone or a higher unfreeze"
     return OutOfMemoryError(
-        f"memory runs out on {at_once} pictures at once",
+        f"memory runs out on {at_once} images at once",
         expected=f"room for them on {devices.num_devices} of kind {devices.kind}",
         received="too little",
         fix=fix,

@@ -14,9 +14,9 @@ import keras_tuner
 
 from keras_transfer.config import override, spec_from_dict, spec_to_dict
 from keras_transfer.devices import set_up
-from keras_transfer.devices.subprocess_call import in_child
+from keras_transfer.devices.subprocess_call import call_in_subprocess
 from keras_transfer.experiments.tune.space import declare, values_of
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from pipelines.benchmarks.race.contestants import lay_out, run_plain, splits_folder
@@ -24,7 +24,7 @@ from pipelines.benchmarks.race.plain_recipe import PlainRecipe, build_plain, fit
 
 
 def measure_plain(
-    spec: RunSpec, run: RunFolder, *, num_trials: int, narrator: Narrator
+    spec: RunSpec, run: RunFolder, *, num_trials: int, reporter: Reporter
 ) -> dict[str, Any]:
     """Time one plain training of the spec, then some trials of a stock random search over it.
 
@@ -40,19 +40,21 @@ def measure_plain(
     with tempfile.TemporaryDirectory(dir=run.path) as scratch:
         given: dict[str, Any] = {"spec": spec_to_dict(spec), "scratch": scratch}
         log = run.log_file
-        narrator.say("One plain training of the spec, in a process of its own.")
-        in_child(lay_out_splits, title="laying out the splits", log=log, **given)
-        lap = in_child(run_plain, title="the plain training", log=log, name="plain", **given)
+        reporter.info("One plain training of the spec, in a process of its own.")
+        call_in_subprocess(lay_out_splits, title="laying out the splits", log=log, **given)
+        lap = call_in_subprocess(
+            run_plain, title="the plain training", log=log, name="plain", **given
+        )
         run_seconds = sum(lap["stages"].values())
-        narrator.say(f"It took {run_seconds:.0f} s. {num_trials} trials of a plain search.")
-        trial_seconds = in_child(
+        reporter.info(f"It took {run_seconds:.0f} s. {num_trials} trials of a plain search.")
+        trial_seconds = call_in_subprocess(
             search_plainly, title="the plain search", log=log, num_trials=num_trials, **given
         )
     return {"run_seconds": run_seconds, "trial_seconds": trial_seconds}
 
 
 def lay_out_splits(spec: dict[str, Any], scratch: str) -> None:
-    """Folders of the splits' pictures, for whoever reads folders."""
+    """Folders of the splits' images, for whoever reads folders."""
     lay_out(spec_from_dict(spec), scratch, 1)
 
 

@@ -1,6 +1,6 @@
 """How much a trunk's weights are worth: linear probes on few labels, against two controls.
 
-A logistic regression is trained on a handful of labelled pictures and judged on all others, for
+A logistic regression is trained on a handful of labelled images and judged on all others, for
 the trunk's pooled features, for the same trunk with random weights, and for raw pixels. The gap
 between the first and the other two is what was transferred.
 """
@@ -20,11 +20,11 @@ from keras_transfer.data.audit import audit
 from keras_transfer.data.datasets import Pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.devices import set_up
-from keras_transfer.experiments.session import open_store
-from keras_transfer.inference.prediction import forward_pixels
 from keras_transfer.models.classifier import build_classifier
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.models.forward import forward_pixels
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.cache import open_cache
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Probe:
 
 
 def probe(
-    spec: RunSpec, label_counts: Sequence[int], *, num_seeds: int, narrator: Narrator
+    spec: RunSpec, label_counts: Sequence[int], *, num_seeds: int, reporter: Reporter
 ) -> list[Probe]:
     """Probe the trunk of `spec` on its data; its heads, phases and views play no part.
 
-    A seed draws the labelled pictures, stratified, and the random trunk's weights.
+    A seed draws the labelled images, stratified, and the random trunk's weights.
 
     Raises:
         DataError, SpecError, WeightsError: as a run would.
-        ValueError: there are fewer labels than classes, or no picture is left to judge on.
+        ValueError: there are fewer labels than classes, or no image is left to judge on.
     """
     set_up(spec.devices, seed=spec.seed)
-    with open_store(spec, narrator=narrator) as store:
+    with open_cache(spec, reporter=reporter) as cache:
         records, pixels, _ = audit(
-            read_records(spec.data), spec.data, store=store, narrator=narrator
+            read_records(spec.data), spec.data, cache=cache, reporter=reporter
         )
         labels = np.asarray(records.labels())
         fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
@@ -65,7 +65,7 @@ def probe(
                 for num_labels in label_counts:
                     accuracy = _accuracy(features, labels, num_labels, seed)
                     result.setdefault((name, num_labels), []).append(accuracy)
-            narrator.say(f"Seed {seed} of {num_seeds} is done.")
+            reporter.info(f"Seed {seed} of {num_seeds} is done.")
     return [Probe(name, number, tuple(values)) for (name, number), values in result.items()]
 
 

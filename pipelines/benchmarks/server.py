@@ -3,9 +3,9 @@
 The server and the load generator are processes of their own; this one calls the SavedModel. What is
 compared is measured in turns, round after round, so that what slows one down slows all:
 
-    unloaded   latency with one client, one picture a request
-    loaded     pictures a second with 32 clients
-    direct     pictures a second of `serving_default` with batches of 32
+    unloaded   latency with one client, one image a request
+    loaded     images a second with 32 clients
+    direct     images a second of `serving_default` with batches of 32
     half load  latency with requests at fixed times, half as many as under load
 """
 
@@ -35,13 +35,13 @@ from keras_transfer.storage.run_folder import RunFolder
 
 NUM_CLIENTS: Final = 32
 NUM_ROUNDS: Final = 7
-_MAX_PICTURES: Final = 64
+_MAX_IMAGES: Final = 64
 _START_SECONDS: Final = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured: seconds, and pictures a second, medians over the rounds.
+    """What was measured: seconds, and images a second, medians over the rounds.
 
     `share` is loaded / direct, `stretch` the 99th percentile at half load / the unloaded median;
     the first is the median of the rounds' own, and `shares` lists those.
@@ -62,7 +62,7 @@ class Measured:
 def measure(
     command: Sequence[str],
     folder: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     seconds: float,
     say: Callable[[str], None],
@@ -72,7 +72,7 @@ def measure(
     Args:
         command: starts the server on any free port, which it prints.
         folder: the versions that it serves.
-        pictures: of any kind; those that are no JPEG are made one.
+        images: of any kind; those that are no JPEG are made one.
         seconds: of each measurement in each round.
 
     Raises:
@@ -80,7 +80,7 @@ def measure(
     """
     newest = max(version_folders(folder).items())[1]
     with tempfile.TemporaryDirectory() as scratch:
-        files = _as_jpegs(pictures[:_MAX_PICTURES], Path(scratch))
+        files = _as_jpegs(images[:_MAX_IMAGES], Path(scratch))
         direct = _Direct(newest, files)
         with _server(command) as port, _load(port, files) as run:
             rounds = []
@@ -92,18 +92,18 @@ def measure(
                 half = run({"rate": rate / 2, "seconds": seconds})
                 rounds.append((unloaded, loaded, rate, direct_rate, half))
                 say(
-                    f"Round {number + 1} of {NUM_ROUNDS}: {rate:.1f} pictures a second served, "
+                    f"Round {number + 1} of {NUM_ROUNDS}: {rate:.1f} images a second served, "
                     f"{direct_rate:.1f} directly."
                 )
     return _sum_up(rounds)
 
 
-def find_pictures(run: Path) -> list[Path]:
-    """The test pictures of a run.
+def find_images(run: Path) -> list[Path]:
+    """The test images of a run.
 
     Raises:
         RunError: there is no run, but perhaps an export folder.
-        DataError: its pictures are gone.
+        DataError: its images are gone.
     """
     folder = RunFolder.open(run)
     listed = {entry["path"] for entry in folder.read_json("splits.json")["rows"]["test"]}
@@ -111,10 +111,10 @@ def find_pictures(run: Path) -> list[Path]:
     files = [records.file(row) for row, item in enumerate(records.items) if item.path in listed]
     if not files:
         raise DataError(
-            f"the test pictures of {run} are gone from {records.root}",
-            expected="the pictures that the run was judged on",
+            f"the test images of {run} are gone from {records.root}",
+            expected="the images that the run was judged on",
             received="none of them",
-            fix="name other pictures with --pictures",
+            fix="name other images with --images",
         )
     return files
 
@@ -175,7 +175,7 @@ class _Direct:
         self._call()
 
     def rate(self, seconds: float) -> float:
-        """Pictures a second."""
+        """Images a second."""
         begun, num_batches = time.perf_counter(), 0
         while time.perf_counter() - begun < seconds or num_batches < 2:
             self._call()
@@ -187,13 +187,13 @@ class _Direct:
         served["probabilities"].numpy()
 
 
-def _as_jpegs(pictures: Sequence[Path], folder: Path) -> list[Path]:
+def _as_jpegs(images: Sequence[Path], folder: Path) -> list[Path]:
     files = []
-    for number, picture in enumerate(pictures):
-        data = picture.read_bytes()
+    for number, image in enumerate(images):
+        data = image.read_bytes()
         if not data.startswith(b"\xff\xd8"):
             buffer = io.BytesIO()
-            Image.open(picture).convert("RGB").save(buffer, "JPEG", quality=90)
+            Image.open(image).convert("RGB").save(buffer, "JPEG", quality=90)
             data = buffer.getvalue()
         file = folder / f"{number:04d}.jpg"
         file.write_bytes(data)

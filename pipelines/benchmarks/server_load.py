@@ -30,9 +30,9 @@ def build_request(path: str, body: bytes, *, host: str = "127.0.0.1") -> bytes:
     return head.encode("ascii") + body
 
 
-def predict_body(picture: bytes) -> bytes:
-    """The body that asks about one picture."""
-    encoded = base64.b64encode(picture).decode("ascii")
+def predict_body(image: bytes) -> bytes:
+    """The body that asks about one image."""
+    encoded = base64.b64encode(image).decode("ascii")
     return json.dumps({"instances": [{"b64": encoded}]}).encode("ascii")
 
 

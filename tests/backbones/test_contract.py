@@ -182,7 +182,7 @@ def test_noise_in_a_trunk_is_left_out(name):
 
 @pytest.fixture(scope="module", params=REPRESENTATIVES)
 def built(request):
-    """A trunk with random weights on the smallest pictures, with its row and its model."""
+    """A trunk with random weights on the smallest images, with its row and its model."""
     row = BACKBONES[request.param]
     keras.utils.set_random_seed(0)
     inputs = keras.Input((row.minimal_size, row.minimal_size, 3), name="image")

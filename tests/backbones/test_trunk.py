@@ -109,7 +109,7 @@ def test_stage_that_a_family_lacks_is_refused():
 
 
 @pytest.mark.parametrize(("name", "side"), [("vgg16", 31), ("inception_v3", 74), ("xception", 70)])
-def test_too_small_pictures_are_refused(name, side):
+def test_too_small_images_are_refused(name, side):
     with pytest.raises(SpecError, match=rf"data.image_size.*{name}") as caught:
         random_trunk(name, side=side)
     assert caught.value.received == f"{side} px"

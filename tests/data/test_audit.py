@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 
 from keras_transfer.data.audit import Audited, audit
-from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import DataSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 
 RNG = np.random.default_rng(0)
 
 
-def picture(file: Path, **options) -> Path:
+def image(file: Path, **options) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(file, **options)
     return file
@@ -31,27 +31,27 @@ def picture(file: Path, **options) -> Path:
 def two_classes(root: Path, count: int = 3) -> Path:
     for label in ("a", "b"):
         for number in range(count):
-            picture(root / label / f"{number}.png")
+            image(root / label / f"{number}.png")
     return root
 
 
 def run(root: Path, folder: Path, **fields) -> Audited:
     spec = DataSpec(path=str(root), image_size=8, **fields)
-    return audit(read_records(spec), spec, store=Store(folder), narrator=Silent())
+    return audit(read_records(spec), spec, cache=Cache(folder), reporter=SilentReporter())
 
 
-class Counting(Silent):
+class Counting(SilentReporter):
     """Remembers what was counted."""
 
     def __init__(self):
         self.counts: list[tuple[int, int]] = []
 
     @contextlib.contextmanager
-    def counting(self, title: str):
+    def progress(self, title: str):
         yield lambda done, total: self.counts.append((done, total))
 
 
-def test_audit_keeps_every_readable_picture_in_order(digits_folder, tmp_path):
+def test_audit_keeps_every_readable_image_in_order(digits_folder, tmp_path):
     records, pixels, num_decoded = run(digits_folder, tmp_path / "new")
     assert num_decoded == 300
     assert len(records.items) == 300
@@ -60,7 +60,7 @@ def test_audit_keeps_every_readable_picture_in_order(digits_folder, tmp_path):
     files = [records.file(row) for row in range(300)]
     expected = read_pixels(files, image_size=8, resize="crop", max_megapixels=1)
     for row, result in enumerate(expected):
-        assert isinstance(result, Picture)
+        assert isinstance(result, DecodedImage)
         np.testing.assert_array_equal(pixels[row], result.pixels)
         assert records.items[row].digest == hashlib.sha256(files[row].read_bytes()).hexdigest()
     assert len({record.example_id for record in records.items}) == 300
@@ -71,11 +71,11 @@ def test_audit_leaves_out_unreadable_files_and_names_them(tmp_path):
     root = two_classes(tmp_path / "set")
     (root / "a" / "1.png").write_bytes(b"")
     (root / "b" / "words.jpg").write_text("not pixels")
-    photo = picture(root / "b" / "cut.jpg")
+    photo = image(root / "b" / "cut.jpg")
     photo.write_bytes(photo.read_bytes()[:-30])
-    spec, narrator = DataSpec(path=str(root), image_size=8), Counting()
-    store = Store(tmp_path / "store")
-    records, pixels, _ = audit(read_records(spec), spec, store=store, narrator=narrator)
+    spec, reporter = DataSpec(path=str(root), image_size=8), Counting()
+    cache = Cache(tmp_path / "store")
+    records, pixels, _ = audit(read_records(spec), spec, cache=cache, reporter=reporter)
     assert [(file.path, file.reason.split()[0]) for file in records.bad_files] == [
         ("a/1.png", "empty"),
         ("b/cut.jpg", "truncated"),
@@ -83,7 +83,7 @@ def test_audit_leaves_out_unreadable_files_and_names_them(tmp_path):
     ]
     kept = ["a/0.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"]
     assert [record.path for record in records.items] == kept
-    assert narrator.counts == [(number, 8) for number in range(1, 9)]
+    assert reporter.counts == [(number, 8) for number in range(1, 9)]
     for path, row in zip(kept, pixels, strict=True):
         (expected,) = read_pixels([root / path], image_size=8, resize="crop", max_megapixels=1)
         np.testing.assert_array_equal(row, expected.pixels)
@@ -103,9 +103,9 @@ def test_audit_refuses_a_class_without_any_readable_file(tmp_path):
     root = two_classes(tmp_path / "set")
     for file in (root / "b").iterdir():
         file.write_text("words")
-    with pytest.raises(DataError, match="class 'b' has no readable picture") as raised:
+    with pytest.raises(DataError, match="class 'b' has no readable image") as raised:
         run(root, tmp_path / "store")
-    assert "b/0.png (not a picture" in raised.value.received
+    assert "b/0.png (not an image" in raised.value.received
     assert raised.value.expected
     assert raised.value.fix
 
@@ -116,7 +116,7 @@ def test_audit_refuses_a_split_without_any_readable_file(tmp_path):
     two_classes(root / "test", count=1)
     for file in (root / "test").rglob("*.png"):
         file.write_bytes(b"")
-    with pytest.raises(DataError, match="split 'test' has no readable picture"):
+    with pytest.raises(DataError, match="split 'test' has no readable image"):
         run(root, tmp_path / "store")
 
 
@@ -125,8 +125,8 @@ def test_audit_reports_listed_files_that_do_not_exist(tmp_path):
     table = root / "t.csv"
     table.write_text("path,label\na/0.png,a\nb/0.png,b\nb/gone.png,b\n")
     spec = DataSpec(source="csv", path=str(table), image_size=8)
-    store = Store(tmp_path / "store")
-    records, _, _ = audit(read_records(spec), spec, store=store, narrator=Silent())
+    cache = Cache(tmp_path / "store")
+    records, _, _ = audit(read_records(spec), spec, cache=cache, reporter=SilentReporter())
     ((path, reason),) = [(file.path, file.reason) for file in records.bad_files]
     assert (path, reason) == ("b/gone.png", "no such file or directory")
 
@@ -135,15 +135,15 @@ def test_audit_tells_what_is_unusual_about_files(tmp_path):
     root = two_classes(tmp_path / "set")
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(root / "a" / "turned.jpg", exif=exif)
+    image(root / "a" / "turned.jpg", exif=exif)
     for number in range(2):
         transparent = Image.fromarray(RNG.integers(0, 256, (9, 9, 4), dtype=np.uint8))
         transparent.save(root / "b" / f"glass{number}.webp", lossless=True)
     records, _, _ = run(root, tmp_path / "store")
     assert records.notes == (
-        "2 pictures have an alpha channel; transparency is dropped",
-        "1 picture carries an EXIF rotation, which is ignored in training and serving alike",
-        "2 pictures were converted to PNG first (WEBP)",
+        "2 images have an alpha channel; transparency is dropped",
+        "1 image carries an EXIF rotation, which is ignored in training and serving alike",
+        "2 images were converted to PNG first (WEBP)",
     )
 
 
@@ -156,25 +156,25 @@ def test_audit_tells_of_copies_under_other_labels_and_in_other_splits(tmp_path):
     shutil.copy(root / "train" / "b" / "1.png", root / "val" / "b" / "leak.png")
     records, _, _ = run(root, tmp_path / "store")
     assert records.notes == (
-        "3 pictures are exact copies of others",
-        "1 picture appears under different labels: train/a/0.png (a) and train/b/wrong.png (b)",
-        "1 picture appears in different splits: train/b/1.png (train) and val/b/leak.png (val)",
+        "3 images are exact copies of others",
+        "1 image appears under different labels: train/a/0.png (a) and train/b/wrong.png (b)",
+        "1 image appears in different splits: train/b/1.png (train) and val/b/leak.png (val)",
     )
 
 
 def test_audit_tells_a_full_disk_and_goes_on_where_it_stopped(tmp_path):
     root = two_classes(tmp_path / "set", count=40)
     spec = DataSpec(path=str(root), image_size=64)
-    records, store = read_records(spec), Store(tmp_path / "store")
+    records, cache = read_records(spec), Cache(tmp_path / "store")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     try:
         with pytest.raises(RunError, match="disk is full") as raised:
-            audit(records, spec, store=store, narrator=Silent())
+            audit(records, spec, cache=cache, reporter=SilentReporter())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "cache.folder" in raised.value.fix
-    audited = audit(records, spec, store=store, narrator=Silent())
+    audited = audit(records, spec, cache=cache, reporter=SilentReporter())
     assert (len(audited.pixels), audited.num_decoded) == (80, 80)
 
 
@@ -192,11 +192,11 @@ def test_audit_decodes_a_file_once_whatever_it_is_called(tmp_path):
 def test_audit_decodes_again_what_has_another_byte_or_size(tmp_path):
     root = two_classes(tmp_path / "set")
     run(root, tmp_path / "store")
-    picture(root / "b" / "2.png")
+    image(root / "b" / "2.png")
     assert run(root, tmp_path / "store").num_decoded == 1
     spec = DataSpec(path=str(root), image_size=9)
-    store = Store(tmp_path / "store")
-    assert audit(read_records(spec), spec, store=store, narrator=Silent()).num_decoded == 6
+    cache = Cache(tmp_path / "store")
+    assert audit(read_records(spec), spec, cache=cache, reporter=SilentReporter()).num_decoded == 6
 
 
 def test_audit_stores_copies_once(tmp_path):
@@ -211,6 +211,6 @@ def test_audit_keeps_the_notes_of_the_source(tmp_path):
     root = two_classes(tmp_path / "set")
     spec = DataSpec(path=str(root), image_size=8)
     records = dataclasses.replace(read_records(spec), notes=("said before",))
-    store = Store(tmp_path / "store")
-    audited = audit(records, spec, store=store, narrator=Silent())
+    cache = Cache(tmp_path / "store")
+    audited = audit(records, spec, cache=cache, reporter=SilentReporter())
     assert audited.records.notes == ("said before",)

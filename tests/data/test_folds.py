@@ -1,4 +1,4 @@
-"""Folds hold every picture out once, keep classes in proportion and groups whole."""
+"""Folds hold every image out once, keep classes in proportion and groups whole."""
 
 import hashlib
 from collections import Counter
@@ -39,7 +39,7 @@ def fold_of_row(folds: tuple[Splits, ...]) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("num_folds", [2, 5, 7])
-def test_every_picture_but_those_apart_is_held_out_once(num_folds):
+def test_every_image_but_those_apart_is_held_out_once(num_folds):
     records = make_records(["a"] * 53 + ["b"] * 31 + ["c"] * 11)
     apart = np.arange(0, 95, 9)
     folds = make_folds(records, DataSpec(), apart, num_folds=num_folds, seed=0)
@@ -56,7 +56,7 @@ def test_every_picture_but_those_apart_is_held_out_once(num_folds):
             assert classes_of(records, part).keys() == {"a", "b", "c"}
 
 
-def test_folds_differ_by_one_picture_at_most_in_every_class_and_in_all():
+def test_folds_differ_by_one_image_at_most_in_every_class_and_in_all():
     records = make_records("a" * 13 + "b" * 27 + "c" * 8 + "d" * 61)
     folds = make_folds(records, DataSpec(), NOTHING, num_folds=5, seed=3)
     for name in "abcd":
@@ -115,7 +115,7 @@ def test_exact_copies_are_held_out_together():
     assert all(len({where[4 * unit + k] for k in range(4)}) == 1 for unit in range(50))
 
 
-def test_a_class_with_just_enough_pictures_is_in_every_fold():
+def test_a_class_with_just_enough_images_is_in_every_fold():
     records = make_records(["many"] * 200 + ["few"] * 5)
     for splits in make_folds(records, DataSpec(), NOTHING, num_folds=5, seed=0):
         assert classes_of(records, splits.test)["few"] == 1
@@ -124,7 +124,7 @@ def test_a_class_with_just_enough_pictures_is_in_every_fold():
 
 
 @pytest.mark.parametrize("copies", [False, True])
-def test_a_class_with_fewer_pictures_than_folds_is_refused(copies):
+def test_a_class_with_fewer_images_than_folds_is_refused(copies):
     rows = list(range(44))
     if copies:
         rows[40:] = [40, 41, 41, 41]

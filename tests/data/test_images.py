@@ -1,4 +1,4 @@
-"""What a picture file may be, and that it means the same wherever it is decoded."""
+"""What an image file may be, and that it means the same wherever it is decoded."""
 
 import io
 import itertools
@@ -20,7 +20,7 @@ from keras_transfer.data.images import (
     read_encoded,
     resize_pixels,
 )
-from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError
 
@@ -60,8 +60,8 @@ CONVERTED = {
 }
 
 
-def save(folder: Path, name: str, picture: Image.Image, **options) -> Path:
-    picture.save(folder / name, **options)
+def save(folder: Path, name: str, image: Image.Image, **options) -> Path:
+    image.save(folder / name, **options)
     return folder / name
 
 
@@ -75,9 +75,9 @@ def plain_decode(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_load_encoded_keeps_every_pixel_when_the_format_is_lossless(name, tmp_path):
-    picture, options = LOSSLESS[name]
-    data = load_encoded(save(tmp_path, name, picture, **options), max_megapixels=100)
-    np.testing.assert_array_equal(plain_decode(data), np.asarray(picture.convert("RGB")))
+    image, options = LOSSLESS[name]
+    data = load_encoded(save(tmp_path, name, image, **options), max_megapixels=100)
+    np.testing.assert_array_equal(plain_decode(data), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -100,8 +100,8 @@ def test_load_encoded_keeps_the_high_byte_when_a_png_has_16_bits(tmp_path):
 
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_read_encoded_says_what_is_unusual(name, tmp_path):
-    picture, options = LOSSLESS[name]
-    encoded = read_encoded(save(tmp_path, name, picture, **options), max_megapixels=100)
+    image, options = LOSSLESS[name]
+    encoded = read_encoded(save(tmp_path, name, image, **options), max_megapixels=100)
     assert encoded.converted_from == CONVERTED.get(name, "")
     # The fourth byte of a plain 32-bit bitmap is padding by definition.
     has_alpha = "alpha" in name and not name.endswith(".bmp")
@@ -116,10 +116,10 @@ def test_read_encoded_notices_a_rotation_when_exif_has_one(tmp_path):
         assert read_encoded(save(tmp_path, name, RGB, exif=exif), max_megapixels=1).is_rotated
 
 
-def test_load_encoded_takes_the_first_picture_of_a_phones_double_jpeg(tmp_path):
+def test_load_encoded_takes_the_first_image_of_a_phones_double_jpeg(tmp_path):
     file = save(tmp_path, "double.jpg", RGB, format="MPO", save_all=True, append_images=[GREY])
-    with Image.open(file) as picture:
-        first = np.asarray(picture.convert("RGB"), dtype=float)
+    with Image.open(file) as image:
+        first = np.asarray(image.convert("RGB"), dtype=float)
     data = load_encoded(file, max_megapixels=100)
     assert data == file.read_bytes()
     assert np.abs(plain_decode(data) - first).mean() <= 3
@@ -146,7 +146,7 @@ def unusable(folder: Path) -> dict[str, tuple[Path, str]]:
     RGB.save(png, "PNG")
     contents = {
         "empty.jpg": (b"", "empty file"),
-        "text.jpg": (b"these are words, not pixels", "not a picture"),
+        "text.jpg": (b"these are words, not pixels", "not an image"),
         "cut.jpg": (jpeg.getvalue()[:-20], "truncated"),
         "cut.png": (png.getvalue()[:-20], "truncated"),
         "header_only.png": (png.getvalue()[:12], "truncated"),
@@ -176,7 +176,7 @@ def test_read_pixels_reports_every_unusable_file_and_goes_on(tmp_path):
     for result, (_, reason) in zip(results[::2], files.values(), strict=True):
         assert isinstance(result, BadFile)
         assert reason in result.reason
-    assert all(isinstance(result, Picture) for result in results[1::2])
+    assert all(isinstance(result, DecodedImage) for result in results[1::2])
 
 
 def test_read_pixels_survives_files_damaged_at_random(tmp_path):
@@ -191,7 +191,7 @@ def test_read_pixels_survives_files_damaged_at_random(tmp_path):
         damaged[-1].write_bytes(data[: RNG.integers(1, len(data))] if number % 3 == 0 else data)
     results = read(*damaged, megapixels=1)
     assert len(results) == len(damaged)
-    assert {type(result) for result in results} == {Picture, BadFile}
+    assert {type(result) for result in results} == {DecodedImage, BadFile}
 
 
 def test_load_encoded_raises_with_the_reason_when_the_file_is_unusable(tmp_path):
@@ -205,7 +205,7 @@ def test_load_encoded_raises_with_the_reason_when_the_file_is_unusable(tmp_path)
         assert raised.value.fix
 
 
-def test_a_picture_too_large_is_never_decoded(tmp_path):
+def test_a_image_too_large_is_never_decoded(tmp_path):
     file = bomb(tmp_path / "bomb.png")
     start = time.perf_counter()
     (result,) = read(file)
@@ -215,20 +215,20 @@ def test_a_picture_too_large_is_never_decoded(tmp_path):
     assert "24 px" in result.reason
 
 
-def pillow_reference(picture: Image.Image, size: int, resize: str) -> np.ndarray:
-    width, height = picture.size
+def pillow_reference(image: Image.Image, size: int, resize: str) -> np.ndarray:
+    width, height = image.size
     if resize == "crop":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side))
+        image = image.crop((left, top, left + side, top + side))
     elif resize == "pad":
         scale = size / max(width, height)
         shape = max(1, round(width * scale)), max(1, round(height * scale))
         square = Image.new("RGB", (size, size))
-        inner = picture.resize(shape, Image.Resampling.BILINEAR)
+        inner = image.resize(shape, Image.Resampling.BILINEAR)
         square.paste(inner, ((size - shape[0]) // 2, (size - shape[1]) // 2))
         return np.asarray(square)
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 @pytest.mark.parametrize(
@@ -299,20 +299,20 @@ def test_decode_and_resize_refuses_palette_bitmaps_instead_of_showing_wrong_colo
 
 def test_read_pixels_gives_what_decode_and_resize_gives_in_order(digits_folder):
     files = sorted(digits_folder.rglob("*.png"))[:50]
-    for file, picture in zip(files, read(*files, image_size=8), strict=True):
+    for file, image in zip(files, read(*files, image_size=8), strict=True):
         expected = decode_and_resize(tf.constant(file.read_bytes()), image_size=8, resize="crop")
-        assert picture.file == file
-        np.testing.assert_array_equal(picture.pixels, expected)
+        assert image.file == file
+        np.testing.assert_array_equal(image.pixels, expected)
 
 
 def test_read_pixels_reads_only_a_little_ahead_when_the_files_never_end(tmp_path):
     file = save(tmp_path, "rgb.png", RGB)
     taken = itertools.count()
     endless = (file for _ in taken)
-    pictures = read_pixels(endless, image_size=8, resize="crop", max_megapixels=1)
+    images = read_pixels(endless, image_size=8, resize="crop", max_megapixels=1)
     for _ in range(100):
-        assert isinstance(next(pictures), Picture)
-    pictures.close()
+        assert isinstance(next(images), DecodedImage)
+    images.close()
     assert next(taken) <= 140
 
 

@@ -21,7 +21,7 @@ def test_letter_depends_on_seed_and_index_alone():
     assert not np.array_equal(first, render_letter(3, 18)[0])
 
 
-def test_all_classes_occur_and_every_picture_shows_something():
+def test_all_classes_occur_and_every_image_shows_something():
     pixels, labels = render_letters(0, 600)
     assert pixels.shape == (600, 32, 32, 3)
     assert pixels.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""Batches: the right pictures, in the right view and order, whenever training starts."""
+"""Batches: the right images, in the right view and order, whenever training starts."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ STRONG = ViewSpec(policy="strong", seed=5)
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
-    """29 memory-mapped pictures of three classes: 20, 6 and 3."""
+    """29 memory-mapped images of three classes: 20, 6 and 3."""
     generator = np.random.default_rng(0)
     file = tmp_path_factory.mktemp("pixels") / "pixels"
     pixels = np.memmap(file, np.uint8, mode="w+", shape=(29, 12, 12, 3))
@@ -35,7 +35,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 
 class Stored:
-    """Half-precision vectors [row, view, 1, 2, …], as a store of features hands them out."""
+    """Half-precision vectors [row, view, 1, 2, …], as a cache of features hands them out."""
 
     shape = (5,)
     dtype = np.dtype(np.float16)
@@ -178,7 +178,7 @@ def test_training_dataset_changes_order_but_no_view_when_the_seed_differs(exampl
     assert seen[0] == seen[1]
 
 
-def test_training_dataset_shows_plain_pictures_when_views_are_off(examples):
+def test_training_dataset_shows_plain_images_when_views_are_off(examples):
     rows = np.arange(29)
     plain = Views(examples, ViewSpec(policy="none"))
     images = np.concatenate([batch[0] for batch in read(training(examples, rows, plain))])
@@ -252,13 +252,13 @@ def test_class_weights_equal_those_of_scikit_learn(examples):
 
 
 @pytest.mark.parametrize("setting", ["sampling", "class_weights"])
-def test_training_dataset_refuses_to_balance_when_a_class_has_no_picture(examples, setting):
+def test_training_dataset_refuses_to_balance_when_a_class_has_no_image(examples, setting):
     rows = np.flatnonzero(examples.labels != 2)
     with pytest.raises(DataError, match=r"none of the classes numbered \[2\]"):
         training(examples, rows, **{setting: "balanced"})
 
 
-def test_evaluation_dataset_gives_plain_pictures_in_order(examples):
+def test_evaluation_dataset_gives_plain_images_in_order(examples):
     rows = np.array([5, 3, 28, 0, 11])
     dataset = evaluation_dataset(examples, rows, Views(examples, STRONG), batching=Batching(size=2))
     assert int(dataset.cardinality()) == 3

@@ -12,7 +12,7 @@ from keras_transfer.errors import DataError, KerasTransferError
 from keras_transfer.specs import DataSpec
 
 
-def picture(file: Path, level: int = 0) -> Path:
+def image(file: Path, level: int = 0) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (8, 8), level).save(file)
     return file
@@ -21,7 +21,7 @@ def picture(file: Path, level: int = 0) -> Path:
 def class_folders(root: Path, *names: str, count: int = 2) -> Path:
     for name in names:
         for number in range(count):
-            picture(root / name / f"{number}.png")
+            image(root / name / f"{number}.png")
     return root
 
 
@@ -48,9 +48,9 @@ def rows(records: Records) -> list[tuple]:
 
 
 def test_read_records_lists_class_folders_in_order(tmp_path):
-    picture(tmp_path / "cat" / "b.PNG")
-    picture(tmp_path / "cat" / "a.jpeg")
-    picture(tmp_path / "ant" / "deep" / "er" / "c.png")
+    image(tmp_path / "cat" / "b.PNG")
+    image(tmp_path / "cat" / "a.jpeg")
+    image(tmp_path / "ant" / "deep" / "er" / "c.png")
     records = read_records(DataSpec(path=str(tmp_path)))
     assert rows(records) == [
         ("ant/deep/er/c.png", "ant", None, None),
@@ -78,12 +78,12 @@ def test_read_records_counts_what_it_ignores_in_a_folder(tmp_path):
     for name in ("readme.txt", "a/notes.txt", "a/list.csv", "b/notes.txt", "b/raw"):
         (tmp_path / name).write_text("words")
     for hidden in (".cover.png", "a/._0.png", ".git/0.png", "a/.thumbs/0.png"):
-        picture(tmp_path / hidden)
+        image(tmp_path / hidden)
     records = read_records(DataSpec(path=str(tmp_path)))
     assert len(records.items) == 4
     assert records.notes == (
         "1 file beside the class folders ignored",
-        "4 files without a picture's suffix ignored (.txt 2, .csv 1, without suffix 1)",
+        "4 files without an image's suffix ignored (.txt 2, .csv 1, without suffix 1)",
     )
 
 
@@ -124,7 +124,7 @@ def test_a_folder_of_splits_with_another_folder_names_the_setting(tmp_path):
 
 
 def test_missing_paths_and_files_in_place_of_folders_are_named(tmp_path):
-    file = picture(tmp_path / "a.png")
+    file = image(tmp_path / "a.png")
     assert "nothing there" in error_of(path=str(tmp_path / "no")).received
     assert "nothing there" in error_of(path="").received
     assert "a file" in error_of(path=str(file)).received
@@ -133,8 +133,8 @@ def test_missing_paths_and_files_in_place_of_folders_are_named(tmp_path):
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png")
     error = error_of(path=str(tmp_path))
     assert "no class sub-folders" in error.what
     assert "files: 2" in error.received
@@ -144,7 +144,7 @@ def test_one_class_only_is_refused(tmp_path):
     assert "'cat'" in error_of(path=str(class_folders(tmp_path, "cat"))).received
 
 
-def test_a_class_folder_without_pictures_is_refused(tmp_path):
+def test_a_class_folder_without_images_is_refused(tmp_path):
     class_folders(tmp_path, "a", "b")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "movie.mp4").write_text("")
@@ -175,7 +175,7 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
 
 
 def test_read_records_reads_a_table_with_splits_and_groups(tmp_path):
-    outside = picture(tmp_path / "elsewhere" / "far.png")
+    outside = image(tmp_path / "elsewhere" / "far.png")
     file = table(
         tmp_path / "set" / "t.csv",
         "\ufefflabel, path ,split,group,comment",
@@ -225,7 +225,7 @@ def test_a_table_without_a_needed_column_names_the_nearest_one(tmp_path):
         (["path,label", "a.png"], "line 2: the cell of column 'label' is empty"),
         (["path,label", "a.png,a", "./a.png,b"], "lines 2 and 3 disagree"),
         (["path,label,split", "a.png,a,train", "a.png,a,val"], "lines 2 and 3 disagree"),
-        (["path,label"], "lists no picture"),
+        (["path,label"], "lists no image"),
         ([""], "no column 'path'"),
     ],
 )

@@ -18,9 +18,9 @@ from keras_transfer.data.records import Record, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
 from keras_transfer.errors import DataError, SpecError
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import DataSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 
 NAMES = ("train", "val", "test")
 
@@ -85,7 +85,7 @@ def test_make_splits_repeats_with_the_seed_and_changes_with_it():
     assert rows_of(first)["test"] != rows_of(other)["test"]
 
 
-def test_make_splits_draws_every_picture_equally_often():
+def test_make_splits_draws_every_image_equally_often():
     records = make_records(["a"] * 20 + ["b"] * 20)
     spec = DataSpec(val_fraction=0.2, test_fraction=0.3)
     tested = np.zeros(40)
@@ -139,7 +139,7 @@ def test_a_class_missing_from_a_split_of_the_source_is_refused():
     own = ["train", "train", "val", "test", "test"]
     with pytest.raises(DataError, match="class 'b' is missing from the val split") as raised:
         make_splits(make_records("abaab", splits=own), DataSpec(), seed=0)
-    assert "2 pictures" in raised.value.received
+    assert "2 images" in raised.value.received
 
 
 def test_fractions_that_leave_no_training_are_refused():
@@ -245,10 +245,10 @@ def test_train_size_keeps_nested_stratified_subsets():
 def test_train_size_that_does_not_fit_is_refused(size):
     with pytest.raises(DataError, match=rf"data\.train_size={size}") as raised:
         make_splits(make_records("ab" * 50), DataSpec(train_size=size), seed=0)
-    assert raised.value.expected.startswith("2 (one picture a class) to 70")
+    assert raised.value.expected.startswith("2 (one image a class) to 70")
 
 
-def test_make_splits_takes_seconds_at_most_for_a_hundred_thousand_pictures():
+def test_make_splits_takes_seconds_at_most_for_a_hundred_thousand_images():
     records = make_records([f"class{row % 100:03d}" for row in range(100_000)])
     start = time.process_time()
     splits = make_splits(records, DataSpec(), seed=0)
@@ -258,8 +258,8 @@ def test_make_splits_takes_seconds_at_most_for_a_hundred_thousand_pictures():
 
 def audited_digits(folder: Path, tmp_path: Path) -> Records:
     spec = DataSpec(path=str(folder), image_size=8)
-    store = Store(tmp_path / "store")
-    return audit(read_records(spec), spec, store=store, narrator=Silent()).records
+    cache = Cache(tmp_path / "store")
+    return audit(read_records(spec), spec, cache=cache, reporter=SilentReporter()).records
 
 
 def test_manifest_finds_the_same_rows_after_the_folder_moved(digits_folder, tmp_path):
@@ -272,7 +272,7 @@ def test_manifest_finds_the_same_rows_after_the_folder_moved(digits_folder, tmp_
     assert (found.seed, found.val_fraction, found.test_fraction) == (4, 0.15, 0.15)
 
 
-def test_manifest_lists_every_picture_once_with_its_counts():
+def test_manifest_lists_every_image_once_with_its_counts():
     records = make_records("ab" * 30, groups=[f"g{row // 3}" for row in range(60)])
     splits = make_splits(records, DataSpec(train_size=20), seed=0)
     document = manifest(splits, records)
@@ -315,7 +315,7 @@ def changed(records: Records, kind: str) -> Records:
 
 
 @pytest.mark.parametrize("kind", ["gone", "new", "content", "label"])
-def test_read_manifest_refuses_other_pictures(kind):
+def test_read_manifest_refuses_other_images(kind):
     records = make_records("ab" * 30)
     document = manifest(make_splits(records, DataSpec(), seed=0), records)
     with pytest.raises(DataError, match="not those that were split") as raised:

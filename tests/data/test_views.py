@@ -1,4 +1,4 @@
-"""Views are pure functions: of a picture, its number, a view's number and a spec, no more."""
+"""Views are pure functions: of an image, its number, a view's number and a spec, no more."""
 
 import dataclasses
 import hashlib
@@ -37,13 +37,13 @@ PART_OF = {"saturation": "chroma", "hue": "chroma", "erasing": "box"} | {
 
 
 def waves(size: int, count: int = 6) -> np.ndarray:
-    """Smooth, colourful pictures, uint8."""
+    """Smooth, colourful images, uint8."""
     y, x = np.mgrid[:size, :size] / size
-    pictures = [
+    images = [
         np.stack([np.sin(3 * x + k), np.cos(4 * y - k), np.sin(2 * (x + y) * (1 + k / 5))], -1)
         for k in range(count)
     ]
-    return np.uint8(np.round(127.5 + 110 * np.array(pictures)))
+    return np.uint8(np.round(127.5 + 110 * np.array(images)))
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +142,12 @@ def test_view_is_the_same_when_only_the_policy_or_the_number_of_views_differs(im
         np.testing.assert_array_equal(view(images[0], 3, 1, strengths=spec), expected)
 
 
-def test_view_zero_is_the_plain_picture_bit_for_bit(images):
+def test_view_zero_is_the_plain_image_bit_for_bit(images):
     plain = view(images[0], 9, 0, strengths=only(**{**ON, "erasing_area": 0.5}))
     np.testing.assert_array_equal(plain, images[0])
 
 
-def test_view_leaves_the_picture_alone(images):
+def test_view_leaves_the_image_alone(images):
     before = images.copy()
     for index in (0, 1):
         for spec in (only(), only(erasing=1.0), STRONG):
@@ -158,7 +158,7 @@ def test_view_leaves_the_picture_alone(images):
 
 
 @pytest.mark.parametrize(("name", "value"), ON.items())
-def test_strength_changes_pictures_when_on_and_nothing_when_off(images, name, value):
+def test_strength_changes_images_when_on_and_nothing_when_off(images, name, value):
     assert (views_of(images, only(**{name: value})) != images).any(axis=(1, 2, 3)).sum() >= 2
     np.testing.assert_array_equal(views_of(images, only(**{name: POLICIES["none"][name]})), images)
 
@@ -176,7 +176,7 @@ def test_strength_leaves_the_other_parts_of_every_view_alone(name):
     assert differ == {PART_OF.get(name, "warp")}
 
 
-def test_flips_are_exact_mirror_images_of_half_of_the_pictures(images):
+def test_flips_are_exact_mirror_images_of_half_of_the_images(images):
     many = np.repeat(images, 40, axis=0)
     for spec, mirrored in (
         (only(horizontal_flip=True), many[:, :, ::-1]),
@@ -190,18 +190,18 @@ def test_flips_are_exact_mirror_images_of_half_of_the_pictures(images):
 
 
 def test_warp_turns_and_shifts_pixel_by_pixel(images):
-    picture, shift = images[0], 3 / SIZE
-    half_turn = apply(picture, Plan(warp=(-1, 0, 0, -1, 0, 0)))
-    np.testing.assert_array_equal(half_turn, picture[::-1, ::-1])
-    quarter = apply(picture, Plan(warp=(0, -1, 1, 0, 0, 0)))
-    np.testing.assert_array_equal(quarter, np.rot90(picture))
-    shifted = apply(picture, Plan(warp=(1, 0, 0, 1, shift, -shift)))
-    mirrored = np.pad(picture, ((3, 0), (0, 3), (0, 0)), mode="symmetric")
+    image, shift = images[0], 3 / SIZE
+    half_turn = apply(image, Plan(warp=(-1, 0, 0, -1, 0, 0)))
+    np.testing.assert_array_equal(half_turn, image[::-1, ::-1])
+    quarter = apply(image, Plan(warp=(0, -1, 1, 0, 0, 0)))
+    np.testing.assert_array_equal(quarter, np.rot90(image))
+    shifted = apply(image, Plan(warp=(1, 0, 0, 1, shift, -shift)))
+    mirrored = np.pad(image, ((3, 0), (0, 3), (0, 0)), mode="symmetric")
     np.testing.assert_array_equal(shifted, mirrored[:SIZE, 3:])
 
 
 def slow_warp(image: np.ndarray, affine: tuple[float, ...]) -> np.ndarray:
-    """Pixel by pixel: map the centre, fold it back into the picture, interpolate."""
+    """Pixel by pixel: map the centre, fold it back into the image, interpolate."""
     a, b, c, d, x, y = affine
     size = len(image)
     result = np.zeros(image.shape)
@@ -263,7 +263,7 @@ def test_composed_warps_turn_a_rectangle_and_shear_nothing():
     assert np.std(np.hypot(a, c) / np.hypot(b, d)) > 0.1
 
 
-def test_crops_keep_to_area_aspect_and_picture():
+def test_crops_keep_to_area_aspect_and_image():
     width, _, _, height, x, y = np.array(
         [plan.warp for plan in plans(crop_area=0.25, crop_aspect=2.0)]
     ).T
@@ -308,7 +308,7 @@ def test_colours_equal_slow_arithmetic_even_where_they_clip(images, plan):
         np.testing.assert_allclose(apply(image, plan), expected, atol=1)
 
 
-def test_noise_has_its_deviation_and_differs_between_pictures():
+def test_noise_has_its_deviation_and_differs_between_images():
     grey = np.full((4, 48, 48, 3), 128, np.uint8)
     noise = views_of(grey, only(noise=6.0)) - 128.0
     np.testing.assert_allclose(noise.std(axis=(1, 2, 3)), 6, rtol=0.06)

@@ -14,7 +14,8 @@ from keras_transfer.data.images import load_encoded
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.network import as_trained, frozen, grad_cam, heat_map
+from keras_transfer.export.saved_model.build import as_trained, frozen
+from keras_transfer.export.saved_model.network import grad_cam, heat_map
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.explanation import LIKELIEST, Explanation, explain_files, explainer
 from keras_transfer.inference.prediction import LoadedRun, predict_files
@@ -125,15 +126,15 @@ CELL, SIDE = 8, 64
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
 
-def draw_patch(picture: np.ndarray, row: int, column: int, colour: tuple[int, int, int]) -> None:
-    picture[CELL * row : CELL * (row + 1), CELL * column : CELL * (column + 1)] = colour
+def draw_patch(image: np.ndarray, row: int, column: int, colour: tuple[int, int, int]) -> None:
+    image[CELL * row : CELL * (row + 1), CELL * column : CELL * (column + 1)] = colour
 
 
 @pytest.fixture(scope="module")
 def patch_model() -> keras.Model:
     """Tells on noise whether there is a red patch somewhere, and whether a blue one.
 
-    Trained on pictures of 2 x 2 cells, asked about 8 x 8 of them: convolutions do not mind.
+    Trained on images of 2 x 2 cells, asked about 8 x 8 of them: convolutions do not mind.
     """
 
     def assemble(side: int) -> keras.Model:
@@ -147,18 +148,18 @@ def patch_model() -> keras.Model:
 
     keras.utils.set_random_seed(0)
     generator = np.random.default_rng(0)
-    pictures = generator.integers(90, 160, (1024, 2 * CELL, 2 * CELL, 3)).astype(np.uint8)
+    images = generator.integers(90, 160, (1024, 2 * CELL, 2 * CELL, 3)).astype(np.uint8)
     shown = generator.integers(0, 2, (1024, 2))
-    for picture, row in zip(pictures, shown, strict=True):
+    for image, row in zip(images, shown, strict=True):
         places = generator.permutation(4)
         for colour in np.flatnonzero(row):
-            draw_patch(picture, *divmod(places[colour], 2), (RED, BLUE)[colour])
+            draw_patch(image, *divmod(places[colour], 2), (RED, BLUE)[colour])
     small = assemble(2 * CELL)
     # Each class for itself: what tells two that exclude each other may be the other's absence.
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     accuracy = keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
     small.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss, metrics=[accuracy])
-    history = small.fit(pictures, shown, batch_size=32, epochs=6, verbose=0)
+    history = small.fit(images, shown, batch_size=32, epochs=6, verbose=0)
     assert history.history["accuracy"][-1] > 0.99
     large = assemble(SIDE)
     large.set_weights(small.get_weights())
@@ -167,13 +168,13 @@ def patch_model() -> keras.Model:
 
 def test_heat_is_highest_where_the_object_of_the_class_is(patch_model):
     explain = explainer(patch_model)
-    pictures = np.random.default_rng(1).integers(90, 160, (6, SIDE, SIDE, 3)).astype(np.uint8)
+    images = np.random.default_rng(1).integers(90, 160, (6, SIDE, SIDE, 3)).astype(np.uint8)
     places = [((1, 1), (6, 5)), ((2, 6), (5, 1)), ((6, 6), (1, 3))] * 2
-    for picture, (red, blue) in zip(pictures, places, strict=True):
-        draw_patch(picture, *red, RED)
-        draw_patch(picture, *blue, BLUE)
+    for image, (red, blue) in zip(images, places, strict=True):
+        draw_patch(image, *red, RED)
+        draw_patch(image, *blue, BLUE)
     for column in range(2):
-        _, heat = explain(pictures, column)
+        _, heat = explain(images, column)
         assert heat.shape == (6, SIDE // CELL, SIDE // CELL)
         for one, place in zip(heat, places, strict=True):
             hottest = np.array(np.unravel_index(one.argmax(), one.shape))
@@ -183,11 +184,11 @@ def test_heat_is_highest_where_the_object_of_the_class_is(patch_model):
             assert one[other] < 0.5
 
 
-def test_explainer_gives_every_picture_the_same_map_alone_and_in_company(patch_model):
-    explain, pictures = explainer(patch_model), noise(5, SIDE, SIDE, 3)
-    probabilities, heat = explain(pictures, LIKELIEST)
+def test_explainer_gives_every_image_the_same_map_alone_and_in_company(patch_model):
+    explain, images = explainer(patch_model), noise(5, SIDE, SIDE, 3)
+    probabilities, heat = explain(images, LIKELIEST)
     for row in range(5):
-        alone = explain(pictures[row : row + 1], int(probabilities[row].argmax()))
+        alone = explain(images[row : row + 1], int(probabilities[row].argmax()))
         np.testing.assert_allclose(alone[0][0], probabilities[row], rtol=0, atol=1e-6)
         np.testing.assert_allclose(alone[1][0], heat[row], rtol=0, atol=1e-5)
 

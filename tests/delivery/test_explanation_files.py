@@ -59,7 +59,7 @@ def made(number: int, *, names=('<b>a</b> & "b"', "c")) -> Explanation:
     )
 
 
-def test_write_explanations_leaves_an_overlay_a_row_and_a_card_for_each_picture(
+def test_write_explanations_leaves_an_overlay_a_row_and_a_card_for_each_image(
     run: LoadedRun, photos: Path, tmp_path: Path
 ):
     files = [*sorted(photos.iterdir())[:9], tmp_path / "gone, really.jpg"]
@@ -80,7 +80,7 @@ def test_write_explanations_leaves_an_overlay_a_row_and_a_card_for_each_picture(
     assert table[9]["label"] == table[9]["overlay"] == ""
     page = Page(output / "explain.html")
     assert page.values("a", "href") == [row["overlay"] for row in table[:9]]
-    assert "9 pictures explained" in page.text
+    assert "9 images explained" in page.text
     assert "gone, really.jpg" in page.text
     assert len(list(output.rglob("*.png"))) == 9
     assert [path.name for path in output.parent.iterdir()] == ["explanations"]
@@ -99,7 +99,7 @@ def test_page_is_one_file_and_shows_names_as_they_are(tmp_path: Path):
     assert not {"b", "i", "u", "script", "link"} & {tag for tag, _ in page.tags}
     assert all(value.startswith("data:image/webp;base64,") for value in page.values("img", "src"))
     assert all(page.values("img", "alt"))
-    assert "No place in the picture speaks for c." in page.text
+    assert "No place in the image speaks for c." in page.text
     content = (tmp_path / "out" / "explain.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|url\(|@import", content)
     assert "prefers-color-scheme: dark" in content
@@ -140,7 +140,7 @@ def test_overlays_have_names_that_any_file_system_can_hold(tmp_path: Path):
     ]
     write_explanations(rows, tmp_path / "out", name="run", class_names=("a",))
     names = sorted(file.name for file in (tmp_path / "out" / "overlays").iterdir())
-    tails = ["x" * 60, "picture", "a-b", "a"]
+    tails = ["x" * 60, "image", "a-b", "a"]
     assert names == [f"{n:06d}_{tail}.png" for n, tail in enumerate(tails, start=1)]
     page = Page(tmp_path / "out" / "explain.html")
     assert "äöü日本.png" in page.text
@@ -169,16 +169,16 @@ def test_explain_verb_explains_files_folders_and_a_class_by_name(
     finished: Path, photos: Path, tmp_path: Path, capsys
 ):
     output = tmp_path / "out"
-    (tmp_path / "notes.jpg").write_text("not a picture")
+    (tmp_path / "notes.jpg").write_text("not an image")
     words = [str(finished), str(photos), str(tmp_path / "notes.jpg"), "--output", str(output)]
     assert explain_verb.main([*words, "--class", "naïve flower"]) == 0
     told = capsys.readouterr().out
-    assert "Pictures: 36" in told
+    assert "Images: 36" in told
     assert "could not be read" in told
     table = read_table(output)
     assert {row["explained"] for row in table[:36]} == {"naïve flower"}
     assert len({row["label"] for row in table[:36]}) > 1
-    assert table[36]["error"].startswith("not a picture")
+    assert table[36]["error"].startswith("not an image")
 
 
 @pytest.mark.parametrize(

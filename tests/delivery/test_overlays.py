@@ -34,7 +34,7 @@ def test_blend_has_no_colour_where_no_place_speaks_for_the_class():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     blended = blend(pixels, np.zeros((7, 7), np.float32)).astype(int)
     assert np.ptp(blended, axis=2).max() <= 2
-    # Some of the picture is left to see.
+    # Some of the image is left to see.
     assert blended.std() > 10
 
 

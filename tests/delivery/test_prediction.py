@@ -1,4 +1,4 @@
-"""A finished run asked about new pictures: by file, by the million, and by labelled sets."""
+"""A finished run asked about new images: by file, by the million, and by labelled sets."""
 
 import csv
 import hashlib
@@ -20,13 +20,12 @@ from keras_transfer.inference.files import expand_paths
 from keras_transfer.inference.prediction import (
     LoadedRun,
     Prediction,
-    filled_size,
     labels_in_order,
     load_run,
     predict_files,
-    predict_pixels,
 )
 from keras_transfer.inference.writers import write_predictions
+from keras_transfer.models.forward import filled_size, predict_pixels
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 
@@ -35,8 +34,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def pixels_of(files: list[Path]) -> np.ndarray:
-    pictures = read_pixels(files, image_size=32, resize="pad", max_megapixels=1)
-    return np.stack([picture.pixels for picture in pictures])
+    images = read_pixels(files, image_size=32, resize="pad", max_megapixels=1)
+    return np.stack([image.pixels for image in images])
 
 
 def test_load_run_gives_back_model_classes_and_spec(run: LoadedRun, classifier, class_names):
@@ -93,7 +92,7 @@ def test_predict_files_answers_in_order_and_keeps_bad_files_in_their_place(
     run: LoadedRun, photos: Path, tmp_path: Path
 ):
     files = sorted(photos.iterdir())
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     bad = [tmp_path / "text.jpg", tmp_path / "gone.png"]
     mixed = [bad[0], *files[:7], bad[1], *files[7:]]
     answers = list(predict_files(run, mixed, batch_size=5))
@@ -106,7 +105,7 @@ def test_predict_files_answers_in_order_and_keeps_bad_files_in_their_place(
     assert [x.confidence for x in good] == [float(x.probabilities.max()) for x in good]
 
 
-def test_predict_files_asks_the_model_about_new_pictures_only(run: LoadedRun, photos: Path):
+def test_predict_files_asks_the_model_about_new_images_only(run: LoadedRun, photos: Path):
     files = sorted(photos.iterdir())[:6]
     expected = list(predict_files(run, files))
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
@@ -202,17 +201,17 @@ def test_expand_paths_lists_files_folders_and_standard_input(tmp_path: Path):
     assert paths == ["odd.suffix", *in_photos, "gone.jpg", "photos/a/x.webp"]
 
 
-def test_expand_paths_refuses_at_once_what_does_not_exist_or_holds_no_picture(tmp_path: Path):
+def test_expand_paths_refuses_at_once_what_does_not_exist_or_holds_no_image(tmp_path: Path):
     with pytest.raises(DataError, match="does not exist"):
         expand_paths([__file__, str(tmp_path / "gone")], io.StringIO())
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         expand_paths([str(tmp_path)], io.StringIO())
 
 
 def test_expand_paths_reads_an_endless_list_line_by_line():
-    paths = expand_paths(["-"], itertools.repeat("a picture.jpg\r\n"))
-    assert list(itertools.islice(paths, 3)) == [Path("a picture.jpg")] * 3
+    paths = expand_paths(["-"], itertools.repeat("an image.jpg\r\n"))
+    assert list(itertools.islice(paths, 3)) == [Path("an image.jpg")] * 3
 
 
 def test_write_predictions_keeps_every_input_and_counts(

@@ -12,7 +12,7 @@ from PIL import Image
 from keras_transfer.config import spec_to_dict
 from keras_transfer.errors import RunError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.build import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.prediction import Prediction, predict_files
 from keras_transfer.inference.targets import identify, open_target

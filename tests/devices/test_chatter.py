@@ -1,4 +1,4 @@
-"""What is set before TensorFlow starts: where chatter goes, and which kernels are asked for."""
+"""What is set before TensorFlow starts: the native log and the choice of kernels."""
 
 import os
 import platform
@@ -12,9 +12,9 @@ import logging, os, sys, warnings
 from pathlib import Path
 from keras_transfer.devices import chatter_to
 with chatter_to(Path(sys.argv[1])):
-    os.write(2, b"native chatter\\n")
-    logging.getLogger("absl").warning("logged chatter")
-    warnings.warn("warned chatter")
+    os.write(2, b"native native log output\\n")
+    logging.getLogger("absl").warning("logged native log output")
+    warnings.warn("warned native log output")
     print("for people", file=sys.stderr)
 os.write(2, b"native again\\n")
 print("people again", file=sys.stderr)
@@ -28,7 +28,11 @@ def test_only_words_for_people_reach_the_terminal(tmp_path):
     )
     assert done.stderr.split("\n") == ["for people", "native again", "people again", ""]
     text = log.read_text()
-    for chatter in ("native chatter", "logged chatter", "warned chatter"):
+    for chatter in (
+        "native native log output",
+        "logged native log output",
+        "warned native log output",
+    ):
         assert chatter in text
 
 

@@ -80,18 +80,18 @@ def test_devices_and_hosts_of_jax_train_as_one_device_does(tmp_path: Path):
     def fit(name: str, **changes: Any) -> Fit:
         return Fit(f"{tmp_path}/{name}", backbone="vgg16", dropout=0.3, **changes)
 
-    alone, shared, pictures = (
+    alone, shared, images = (
         fit("alone"),
         fit("shared", stop_after=3),
-        fit("pictures", cache="off"),
+        fit("images", cache="off"),
     )
     hosts = fit("hosts", stop_after=1)
     answers = run_all([(alone.command(), JAX), (shared.command(), JAX | TWO_DEVICES)])
-    answers += run_all([(pictures.command(), JAX | TWO_DEVICES)])
+    answers += run_all([(images.command(), JAX | TWO_DEVICES)])
     answers += run_all([(hosts.command(), host) for host in two_hosts()])
     assert [answer["devices"]["num_devices"] for answer in answers] == [1, 2, 2, 2, 2]
     assert_same((alone, answers[0]), (shared, answers[1]), tolerance=1e-4)
-    assert_same((alone, answers[0]), (pictures, answers[2]), tolerance=1e-3)
+    assert_same((alone, answers[0]), (images, answers[2]), tolerance=1e-3)
     assert_same((alone, answers[0]), (hosts, answers[3]), tolerance=1e-4)
     assert answers[3]["history"] == answers[4]["history"]
 
@@ -100,18 +100,18 @@ def test_devices_and_hosts_of_jax_train_as_one_device_does(tmp_path: Path):
 def test_hosts_audit_together_what_one_would_alone(tmp_path: Path):
     generator = np.random.default_rng(0)
     for label in "ab":
-        folder = tmp_path / "pictures" / label
+        folder = tmp_path / "images" / label
         folder.mkdir(parents=True)
         for number in range(7):
             pixels = generator.integers(0, 256, (20 + number, 24, 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
-        (folder / "broken.png").write_bytes(b"no picture")
-    original = (tmp_path / "pictures/a/0.png").read_bytes()
-    (tmp_path / "pictures/a/copy.png").write_bytes(original)  # Of another host's share.
+        (folder / "broken.png").write_bytes(b"no image")
+    original = (tmp_path / "images/a/0.png").read_bytes()
+    (tmp_path / "images/a/copy.png").write_bytes(original)  # Of another host's share.
 
-    def command(store: str) -> list[str]:
-        script, pictures = auditing_process.__file__, str(tmp_path / "pictures")
-        return [sys.executable, script, pictures, str(tmp_path / store)]
+    def command(cache: str) -> list[str]:
+        script, images = auditing_process.__file__, str(tmp_path / "images")
+        return [sys.executable, script, images, str(tmp_path / cache)]
 
     (alone,) = run_all([(command("alone"), JAX)])
     together = run_all([(command("together"), host) for host in two_hosts()])

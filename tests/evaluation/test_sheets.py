@@ -1,4 +1,4 @@
-"""Sheets show the pictures they were given, in their colours."""
+"""Sheets show the images they were given, in their colours."""
 
 from pathlib import Path
 

@@ -22,6 +22,6 @@ def test_curve_is_drawn_and_repeats(points, tmp_path):
         points[::-1], files[1], caption="median, minimum and maximum over 2 seeds"
     )
     assert files[0].read_bytes() == files[1].read_bytes()
-    with Image.open(files[0]) as picture:
-        assert min(picture.size) > 400
-        assert len(picture.convert("RGB").getcolors(100_000)) > 20
+    with Image.open(files[0]) as image:
+        assert min(image.size) > 400
+        assert len(image.convert("RGB").getcolors(100_000)) > 20

@@ -1,4 +1,4 @@
-"""What the store's tests share: a recipe, rows that are a function of their keys, a listener."""
+"""What the cache's tests share: a cache key, rows that are a function of their keys, a listener."""
 
 import hashlib
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_transfer.storage.cache import Store
-from keras_transfer.storage.entry import Recipe
+from keras_transfer.storage.cache import Cache
+from keras_transfer.storage.entry import CacheKey
 
 ROW_BYTES = 96
 
@@ -28,27 +28,29 @@ def make() -> Callable[[Sequence[str]], np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def recipe() -> Callable[..., Recipe]:
+def cache_key() -> Callable[..., CacheKey]:
     """Recipes of `make`'s rows that differ in `content`."""
 
-    def build(**content: object) -> Recipe:
-        return Recipe("features", f"features of {content}", content, (4, 8, 3), "uint8")
+    def build(**content: object) -> CacheKey:
+        return CacheKey("features", f"features of {content}", content, (4, 8, 3), "uint8")
 
     return build
 
 
 @pytest.fixture
 def heard() -> list[str]:
-    """What a store said: `Store(folder, say=heard.append)`."""
+    """What a cache said: `Cache(folder, say=heard.append)`."""
     return []
 
 
 @pytest.fixture(scope="session")
 def fill() -> Callable[..., list[int]]:
-    """Computes what a store lacks of `keys`, in shards of `size` rows; returns the positions."""
+    """Computes what a cache lacks of `keys`, in shards of `size` rows; returns the positions."""
 
-    def build(store: Store, recipe: Recipe, keys: Sequence[str], *, size: int = 10) -> list[int]:
-        with store.opened(recipe) as (entry,):
+    def build(
+        cache: Cache, cache_key: CacheKey, keys: Sequence[str], *, size: int = 10
+    ) -> list[int]:
+        with cache.opened(cache_key) as (entry,):
             missing = entry.missing(keys)
             wanted = [keys[position] for position in missing]
             for first in range(0, len(wanted), size):
@@ -75,7 +77,7 @@ def flip() -> Callable[[Path, int], None]:
 
 @pytest.fixture(scope="session")
 def child() -> Callable[..., subprocess.Popen[str]]:
-    """Starts a program that knows `make`, `recipe`, `Store` and the folder `folder`."""
+    """Starts a program that knows `make`, `cache_key`, `Cache` and the folder `folder`."""
 
     def start(program: str, folder: Path) -> subprocess.Popen[str]:
         preamble = """
@@ -84,14 +86,14 @@ def child() -> Callable[..., subprocess.Popen[str]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             from pathlib import Path
             import numpy as np
-            from keras_transfer.storage.entry import Recipe
+            from keras_transfer.storage.entry import Cache key
             from keras_transfer.storage.cache import Store
             folder = Path(sys.argv[1])
             def make(keys):
                 digests = [hashlib.shake_128(key.encode()).digest(96) for key in keys]
                 return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 4, 8, 3)
-            def recipe(**content):
-                return Recipe("features", f"features of {content}", content, (4, 8, 3), "uint8")
+            def cache key(**content):
+                return Cache key("features", f"features of {content}", content, (4, 8, 3), "uint8")
             def say(text):
                 print(text, flush=True)
         """

@@ -1,4 +1,4 @@
-"""Both backends compute the same features, and find each other's in the store."""
+"""Both backends compute the same features, and find each other's in the cache."""
 
 import importlib.util
 import json
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def command(pictures: Path, store: Path) -> list[str]:
+def command(images: Path, cache: Path) -> list[str]:
     changes = {
         "data.source": "folder",
-        "data.path": str(pictures),
-        "cache.folder": str(store),
+        "data.path": str(images),
+        "cache.folder": str(cache),
         "cache.dtype": "float32",
         "views.count": 2,
     }
@@ -33,18 +33,18 @@ def environment(backend: str) -> dict[str, str]:
     return {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
 
 
-def features(store: Path) -> dict[str, dict[str, np.ndarray]]:
+def features(cache: Path) -> dict[str, dict[str, np.ndarray]]:
     """Rows of all entries of features by their keys, read without our own code."""
     found: dict[str, dict[str, np.ndarray]] = {}
-    for entry in store.rglob("entry.json"):
-        recipe = json.loads(entry.read_text())["content"]["recipe"]
-        if recipe["kind"] != "features":
+    for entry in cache.rglob("entry.json"):
+        cache_key = json.loads(entry.read_text())["content"]["cache_key"]
+        if cache_key["kind"] != "features":
             continue
         rows = found.setdefault(entry.parent.name, {})
         for keys_file in entry.parent.glob("shard-*.json"):
             keys = json.loads(keys_file.read_text())["content"]["keys"]
-            data = np.fromfile(keys_file.with_suffix(".bin"), recipe["dtype"])
-            rows.update(zip(keys, data.reshape(len(keys), *recipe["shape"]), strict=True))
+            data = np.fromfile(keys_file.with_suffix(".bin"), cache_key["dtype"])
+            rows.update(zip(keys, data.reshape(len(keys), *cache_key["shape"]), strict=True))
     return found
 
 
@@ -52,11 +52,11 @@ def features(store: Path) -> dict[str, dict[str, np.ndarray]]:
 def test_features_are_equal_to_four_digits_under_the_same_names(digits_folder, tmp_path):
     stores = {name: tmp_path / name for name in ("tensorflow", "jax")}
     processes = [
-        subprocess.Popen(command(digits_folder, store), cwd=ROOT, env=environment(name))
-        for name, store in stores.items()
+        subprocess.Popen(command(digits_folder, cache), cwd=ROOT, env=environment(name))
+        for name, cache in stores.items()
     ]
     assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    expected, received = (features(store) for store in stores.values())
+    expected, received = (features(cache) for cache in stores.values())
     assert len(expected) == 2
     assert received.keys() == expected.keys()
     for name, rows in expected.items():

@@ -13,9 +13,9 @@ from keras_transfer.data.datasets import Views
 from keras_transfer.errors import RunError
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.source import Request
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, ViewSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 
 
 def plain_features(cut, source, pairs: np.ndarray) -> np.ndarray:
@@ -28,18 +28,18 @@ def plain_features(cut, source, pairs: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
 def test_features_are_those_of_the_unfolded_network(backbone, unfreeze, tmp_path):
     cut, source = cut_at(make_classifier(backbone), unfreeze), make_source(40)
-    features, tally = extract_all(cut, source, tmp_path)
+    features, stats = extract_all(cut, source, tmp_path)
     pairs = wanted(40, 2)
     expected = plain_features(cut, source, pairs)
     found = features.read(*pairs.T)
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
-    assert (tally.num_computed, tally.num_found) == (80, 0)
+    assert (stats.num_computed, stats.num_found) == (80, 0)
     assert not np.allclose(features.read([3], [0]), features.read([3], [1]))
 
 
 def test_the_float16_store_rounds_to_eleven_bits(tmp_path):
     cut, source = cut_at(make_classifier(), "stage2"), make_source(40)
-    features, _ = extract_all(cut, source, tmp_path, cache=CacheSpec(precision="float32"))
+    features, _ = extract_all(cut, source, tmp_path, cache_spec=CacheSpec(precision="float32"))
     expected = plain_features(cut, source, wanted(40, 2))
     found = features.read(*wanted(40, 2).T)
     assert found.dtype == np.float16
@@ -50,18 +50,18 @@ def test_a_second_extraction_computes_nothing_even_in_a_folder_that_was_moved(tm
     cut, source = cut_at(make_classifier(), "head"), make_source(40)
     before, _ = extract_all(cut, source, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
-    after, tally = extract_all(cut_at(make_classifier(), "head"), source, tmp_path / "there")
-    assert (tally.num_computed, tally.num_found) == (0, 80)
+    after, stats = extract_all(cut_at(make_classifier(), "head"), source, tmp_path / "there")
+    assert (stats.num_computed, stats.num_found) == (0, 80)
     np.testing.assert_array_equal(before.rows, after.rows)
 
 
 def test_only_what_is_new_is_computed(tmp_path):
     cut = cut_at(make_classifier(), "head")
     extract_all(cut, make_source(30), tmp_path)
-    _, tally = extract_all(cut, make_source(40), tmp_path)
-    assert (tally.num_computed, tally.num_found) == (20, 60)
-    _, tally = extract_all(cut, make_source(40), tmp_path, num_views=3)
-    assert (tally.num_computed, tally.num_found) == (40, 80)
+    _, stats = extract_all(cut, make_source(40), tmp_path)
+    assert (stats.num_computed, stats.num_found) == (20, 60)
+    _, stats = extract_all(cut, make_source(40), tmp_path, num_views=3)
+    assert (stats.num_computed, stats.num_found) == (40, 80)
 
 
 def test_one_changed_pixel_is_a_miss(tmp_path):
@@ -70,8 +70,8 @@ def test_one_changed_pixel_is_a_miss(tmp_path):
     pixels = source.examples.pixels.copy()
     pixels[7, 3, 3, 1] ^= 1
     changed = source_of(pixels, source.examples.labels, source.views)
-    _, tally = extract_all(cut, changed, tmp_path)
-    assert (tally.num_computed, tally.num_found) == (2, 78)
+    _, stats = extract_all(cut, changed, tmp_path)
+    assert (stats.num_computed, stats.num_found) == (2, 78)
 
 
 @pytest.mark.parametrize("change", [{"rotation": 11.0}, {"seed": 1}, {"policy": "strong"}])
@@ -79,8 +79,8 @@ def test_another_augmentation_is_a_miss_for_augmented_views_only(change, tmp_pat
     cut, source = cut_at(make_classifier(), "head"), make_source(40)
     extract_all(cut, source, tmp_path)
     other = dataclasses.replace(source, views=dataclasses.replace(source.views, **change))
-    _, tally = extract_all(cut, other, tmp_path)
-    assert (tally.num_computed, tally.num_found) == (40, 40)
+    _, stats = extract_all(cut, other, tmp_path)
+    assert (stats.num_computed, stats.num_found) == (40, 40)
 
 
 def test_the_number_of_views_alone_is_no_miss(tmp_path):
@@ -121,9 +121,11 @@ def test_two_cuts_share_one_pass_and_equal_two_passes(tmp_path):
     classifier, source = make_classifier(), make_source(40)
     cuts = [cut_at(classifier, "head"), cut_at(classifier, "stage2")]
     requests = [Request(cut, wanted(40, views)) for cut, views in zip(cuts, (2, 3), strict=True)]
-    store = Store(tmp_path / "joint")
-    joint, tally = extract(requests, source, cache=EXACT, store=store, narrator=Silent())
-    assert tally.num_computed == 120
+    cache = Cache(tmp_path / "joint")
+    joint, stats = extract(
+        requests, source, cache_spec=EXACT, cache=cache, reporter=SilentReporter()
+    )
+    assert stats.num_computed == 120
     for cut, views, features in zip(cuts, (2, 3), joint, strict=True):
         alone, _ = extract_all(cut, source, tmp_path / cut.name, num_views=views)
         scale = np.abs(alone.rows).max()
@@ -134,8 +136,8 @@ def test_two_cuts_share_one_pass_and_equal_two_passes(tmp_path):
 
 def test_a_full_disk_is_told_and_the_next_extraction_goes_on(tmp_path):
     cut, source = cut_at(make_classifier("mobilenet_0.25"), "stage2"), make_source(64)
-    request, store = Request(cut, wanted(64, 1)), Store(tmp_path)
-    arguments = {"cache": EXACT, "store": store, "narrator": Silent(), "shard_bytes": 1}
+    request, cache = Request(cut, wanted(64, 1)), Cache(tmp_path)
+    arguments = {"cache": EXACT, "store": cache, "reporter": SilentReporter(), "shard_bytes": 1}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
@@ -144,8 +146,8 @@ def test_a_full_disk_is_told_and_the_next_extraction_goes_on(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "cache.folder" in raised.value.fix
-    (features,), tally = extract([request], source, **arguments)
-    assert tally.num_computed == 64
+    (features,), stats = extract([request], source, **arguments)
+    assert stats.num_computed == 64
     expected = plain_features(cut, source, wanted(64, 1))
     np.testing.assert_allclose(np.asarray(features.rows), expected, atol=1e-4)
 
@@ -159,6 +161,6 @@ def test_activations_too_large_for_float16_are_an_error(tmp_path):
             cut_at(classifier, "head"),
             make_source(20),
             tmp_path,
-            cache=CacheSpec(precision="float32"),
+            cache_spec=CacheSpec(precision="float32"),
         )
     assert "cache.dtype=float32" in raised.value.fix

@@ -46,7 +46,7 @@ def test_a_job_of_seconds_is_done_in_float32_without_comparing(cuts):
 
 @pytest.fixture
 def with_half_units(monkeypatch):
-    """A processor whose units make half precision worth a comparison, whichever is at hand."""
+    """A processor whose chunks make half precision worth a comparison, whichever is at hand."""
     monkeypatch.setattr(prefix_module, "_speedup", lambda half: 8.0)
 
 

@@ -1,4 +1,4 @@
-"""Extractions as processes: killed, wanted twice, and of very many pictures."""
+"""Extractions as processes: killed, wanted twice, and of very many images."""
 
 import multiprocessing
 import random
@@ -42,14 +42,14 @@ def undisturbed(processes, tmp_path_factory):
     return load(folder / "a.npz"), num_shards(folder / "store")
 
 
-def num_shards(store: Path) -> int:
-    return len(list(store.glob("*/shard-*.json")))
+def num_shards(cache: Path) -> int:
+    return len(list(cache.glob("*/shard-*.json")))
 
 
-def kill_after(process, store: Path, target: int, delay: float) -> None:
+def kill_after(process, cache: Path, target: int, delay: float) -> None:
     """Start it, wait until so many shards are there and a little longer, and kill it."""
     process.start()
-    while num_shards(store) < target:
+    while num_shards(cache) < target:
         assert process.is_alive(), "it ended before it could be killed"
         time.sleep(0.003)
     time.sleep(delay)
@@ -65,12 +65,12 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(
     moments = random.Random(0)
     found_by_the_next = set()
     for number in range(NUM_KILLS // KILLS_IN_A_ROW):
-        store, result = tmp_path / f"store-{number}", tmp_path / f"{number}.npz"
+        cache, result = tmp_path / f"store-{number}", tmp_path / f"{number}.npz"
         for target in sorted(moments.sample(range(most - 2), KILLS_IN_A_ROW)):
-            process = processes.Process(target=run, args=(str(store), str(result)))
-            kill_after(process, store, target, moments.uniform(0, 0.02))
-            found_by_the_next.add(num_shards(store))
-        finish(processes.Process(target=run, args=(str(store), str(result))))
+            process = processes.Process(target=run, args=(str(cache), str(result)))
+            kill_after(process, cache, target, moments.uniform(0, 0.02))
+            found_by_the_next.add(num_shards(cache))
+        finish(processes.Process(target=run, args=(str(cache), str(result))))
         found = load(result)
         for cut in ("0", "1"):
             np.testing.assert_array_equal(found[cut], expected[cut])
@@ -94,7 +94,7 @@ def test_two_processes_share_one_extraction(processes, undisturbed, tmp_path):
         np.testing.assert_array_equal(result["1"], expected["1"])
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(processes, tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(processes, tmp_path):
     peaks = []
     for number in (1_000, 20_000):
         result = tmp_path / f"{number}.txt"

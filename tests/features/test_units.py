@@ -1,4 +1,4 @@
-"""Units are planned once, and the store ends up with the same files whoever computes them."""
+"""Chunks are planned once, and the cache ends up with the same files whoever computes them."""
 
 import dataclasses
 import hashlib
@@ -13,19 +13,19 @@ from small_models import make_classifier
 
 from keras_transfer.data.datasets import Examples
 from keras_transfer.errors import RunError
-from keras_transfer.features.chunks import UNIT_VIEWS, Gap, cut_up
-from keras_transfer.features.extraction import alone, extract
+from keras_transfer.features.chunks import CHUNK_VIEWS, Gap, split_into_chunks
+from keras_transfer.features.extraction import extract, this_process
 from keras_transfer.features.source import Request
-from keras_transfer.reporting.reporter import Silent
-from keras_transfer.storage.cache import Store
-from keras_transfer.storage.entry import Recipe
+from keras_transfer.reporting.reporter import SilentReporter
+from keras_transfer.storage.cache import Cache
+from keras_transfer.storage.entry import CacheKey
 
-RECIPE = Recipe("features", "small", {}, (4,), "float16")
-NUM_PICTURES = 150
+RECIPE = CacheKey("features", "small", {}, (4,), "float16")
+NUM_IMAGES = 150
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """Hashes of everything in a store's entries but the day of their birth."""
+    """Hashes of everything in a cache's entries but the day of their birth."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -37,19 +37,19 @@ def files_of(folder: Path) -> dict[str, str]:
 def requests():
     classifier = make_classifier("mobilenet_0.25")
     cuts = [cut_at(classifier, "head"), cut_at(classifier, "stage2")]
-    pairs = [wanted(NUM_PICTURES, 1), wanted(NUM_PICTURES, 3)]
+    pairs = [wanted(NUM_IMAGES, 1), wanted(NUM_IMAGES, 3)]
     return [Request(cut, rows) for cut, rows in zip(cuts, pairs, strict=True)]
 
 
-def run(requests, folder: Path, crew=alone, source=None):
+def run(requests, folder: Path, worker_pool=this_process, source=None):
     return extract(
         requests,
-        source or make_source(NUM_PICTURES),
-        cache=EXACT,
-        store=Store(folder),
-        narrator=Silent(),
+        source or make_source(NUM_IMAGES),
+        cache_spec=EXACT,
+        cache=Cache(folder),
+        reporter=SilentReporter(),
         shard_bytes=200_000,
-        crew=crew,
+        worker_pool=worker_pool,
     )
 
 
@@ -63,12 +63,12 @@ def undisturbed(requests, tmp_path_factory):
 def crew_of(num_hosts: int, order: int):
     """Processes as they would be on many hosts, one after the other: u % H == h, by pickle."""
 
-    def work(units, workshop, on_views):
-        units = pickle.loads(pickle.dumps(list(units)))
-        assert len(units) > 2 * num_hosts
+    def work(chunks, feature_writer, on_views):
+        chunks = pickle.loads(pickle.dumps(list(chunks)))
+        assert len(chunks) > 2 * num_hosts
         for host in sorted(range(num_hosts), key=lambda h: order * h):
-            own = dataclasses.replace(workshop, prefixes={})
-            yield from own.compute(units[host::num_hosts][::order], on_views)
+            own = dataclasses.replace(feature_writer, prefixes={})
+            yield from own.compute(chunks[host::num_hosts][::order], on_views)
 
     return work
 
@@ -77,52 +77,52 @@ def crew_of(num_hosts: int, order: int):
 def test_the_store_has_the_same_bits_whoever_computes_a_unit(
     requests, undisturbed, tmp_path, num_hosts, order
 ):
-    features, tally = run(requests, tmp_path, crew_of(num_hosts, order))
+    features, stats = run(requests, tmp_path, crew_of(num_hosts, order))
     assert files_of(tmp_path) == undisturbed
-    assert tally.num_computed == 3 * NUM_PICTURES
-    assert [len(item.rows) for item in features] == [NUM_PICTURES, 3 * NUM_PICTURES]
+    assert stats.num_computed == 3 * NUM_IMAGES
+    assert [len(item.rows) for item in features] == [NUM_IMAGES, 3 * NUM_IMAGES]
 
 
 def test_a_killed_crew_leaves_gaps_that_the_next_one_fills_with_the_same_files(
     requests, undisturbed, tmp_path
 ):
-    def first_and_last(units, workshop, on_views):
-        units = list(units)
-        yield from workshop.compute([units[0], units[2], units[-1]], on_views)
+    def first_and_last(chunks, feature_writer, on_views):
+        chunks = list(chunks)
+        yield from feature_writer.compute([chunks[0], chunks[2], chunks[-1]], on_views)
 
     with pytest.raises(RunError, match="not complete") as raised:
         run(requests, tmp_path, first_and_last)
     assert "missing or damaged" in raised.value.received
     assert 0 < len(files_of(tmp_path)) < len(undisturbed)
-    _, tally = run(requests, tmp_path)
-    assert 0 < tally.num_computed < 3 * NUM_PICTURES
+    _, stats = run(requests, tmp_path)
+    assert 0 < stats.num_computed < 3 * NUM_IMAGES
     assert files_of(tmp_path) == undisturbed
 
 
 def test_a_unit_computed_again_changes_nothing(requests, undisturbed, tmp_path):
-    def twice(units, workshop, on_views):
-        for unit in units:
+    def twice(chunks, feature_writer, on_views):
+        for chunk in chunks:
             for _ in range(2):
-                list(workshop.compute([unit]))
-            yield unit
+                list(feature_writer.compute([chunk]))
+            yield chunk
 
     run(requests, tmp_path, twice)
     assert files_of(tmp_path) == undisturbed
 
 
-def test_a_unit_travels_with_its_own_pictures_only(requests, undisturbed, tmp_path):
-    def far_away(units, workshop, on_views):
-        for unit in units:
-            own, rows = unit.alone()
-            piece = workshop.source.part(rows)
-            assert len(piece.digests) == len(rows) < NUM_PICTURES
+def test_a_unit_travels_with_its_own_images_only(requests, undisturbed, tmp_path):
+    def far_away(chunks, feature_writer, on_views):
+        for chunk in chunks:
+            own, rows = chunk.alone()
+            piece = feature_writer.source.part(rows)
+            assert len(piece.digests) == len(rows) < NUM_IMAGES
             sent = pickle.loads(pickle.dumps((own, piece)))
-            list(dataclasses.replace(workshop, source=sent[1]).compute([sent[0]]))
-            yield unit
+            list(dataclasses.replace(feature_writer, source=sent[1]).compute([sent[0]]))
+            yield chunk
 
-    plain = make_source(NUM_PICTURES)
-    with Store(tmp_path / "pixels").opened(PIXELS) as (entry,):
-        for start in range(0, NUM_PICTURES, 40):
+    plain = make_source(NUM_IMAGES)
+    with Cache(tmp_path / "pixels").opened(PIXELS) as (entry,):
+        for start in range(0, NUM_IMAGES, 40):
             part = slice(start, start + 40)
             entry.append(plain.digests[part], plain.examples.pixels[part])
         stored = entry.rows(plain.digests)
@@ -133,8 +133,8 @@ def test_a_unit_travels_with_its_own_pictures_only(requests, undisturbed, tmp_pa
 
 
 def test_a_unit_claimed_but_not_done_is_told(requests, tmp_path):
-    def idle(units, workshop, on_views):
-        yield from units
+    def idle(chunks, feature_writer, on_views):
+        yield from chunks
 
     with pytest.raises(RunError, match="not what was asked for") as raised:
         run(requests, tmp_path, idle)
@@ -142,10 +142,10 @@ def test_a_unit_claimed_but_not_done_is_told(requests, tmp_path):
 
 
 def test_a_unit_done_twice_is_told(requests, tmp_path):
-    def confused(units, workshop, on_views):
-        for unit in workshop.compute(units):
-            yield unit
-            yield unit
+    def confused(chunks, feature_writer, on_views):
+        for chunk in feature_writer.compute(chunks):
+            yield chunk
+            yield chunk
 
     with pytest.raises(RunError, match="rows that another shard has"):
         run(requests, tmp_path, confused)
@@ -154,11 +154,14 @@ def test_a_unit_done_twice_is_told(requests, tmp_path):
 def test_a_shard_that_arrived_damaged_is_told_and_computed_by_the_next(
     requests, undisturbed, tmp_path, flip
 ):
-    def careless(units, workshop, on_views):
-        for number, unit in enumerate(workshop.compute(units)):
+    def careless(chunks, feature_writer, on_views):
+        for number, chunk in enumerate(feature_writer.compute(chunks)):
             if number == 1:
-                flip(unit.folder / unit.recipes[1].id / f"shard-{unit.targets[1].number}.bin", 99)
-            yield unit
+                flip(
+                    chunk.folder / chunk.cache_keys[1].id / f"shard-{chunk.targets[1].number}.bin",
+                    99,
+                )
+            yield chunk
 
     with pytest.raises(RunError, match="not complete"):
         run(requests, tmp_path, careless)
@@ -170,30 +173,32 @@ def test_a_crew_is_called_where_nothing_is_missing(requests, tmp_path):
     run(requests, tmp_path)
     called = []
 
-    def nobody(units, workshop, on_views):
-        called.append(list(units))
+    def nobody(chunks, feature_writer, on_views):
+        called.append(list(chunks))
         return iter(())
 
-    _, tally = run(requests, tmp_path, nobody)
+    _, stats = run(requests, tmp_path, nobody)
     assert called == [[]]
-    assert tally.num_found == 3 * NUM_PICTURES
+    assert stats.num_found == 3 * NUM_IMAGES
 
 
 def test_two_phases_at_one_cut_share_an_entry(requests, tmp_path):
-    few, many = (Request(requests[0].cut, wanted(NUM_PICTURES, views)) for views in (1, 2))
-    (one, other), tally = run([few, many], tmp_path)
-    assert tally.num_computed == 2 * NUM_PICTURES
-    assert (len(one.rows), len(other.rows)) == (NUM_PICTURES, 2 * NUM_PICTURES)
+    few, many = (Request(requests[0].cut, wanted(NUM_IMAGES, views)) for views in (1, 2))
+    (one, other), stats = run([few, many], tmp_path)
+    assert stats.num_computed == 2 * NUM_IMAGES
+    assert (len(one.rows), len(other.rows)) == (NUM_IMAGES, 2 * NUM_IMAGES)
     np.testing.assert_array_equal(one.read([5], [0]), other.read([5], [0]))
 
 
 def test_units_are_whole_batches_and_not_too_many_views():
     gaps = [Gap(RECIPE, wanted(5000, 2), itertools.count())]
-    units = cut_up(gaps, folder=Path("store"), way=("float32", 32), shard_bytes=32_000_000)
-    assert [len(unit) for unit in units] == [UNIT_VIEWS, UNIT_VIEWS, 10_000 - 2 * UNIT_VIEWS]
-    small = cut_up(gaps, folder=Path("store"), way=("float32", 32), shard_bytes=1)
-    assert {len(unit) for unit in small[:-1]} == {32}
-    np.testing.assert_array_equal(np.concatenate([unit.pairs for unit in small]), wanted(5000, 2))
+    chunks = split_into_chunks(
+        gaps, folder=Path("store"), way=("float32", 32), shard_bytes=32_000_000
+    )
+    assert [len(chunk) for chunk in chunks] == [CHUNK_VIEWS, CHUNK_VIEWS, 10_000 - 2 * CHUNK_VIEWS]
+    small = split_into_chunks(gaps, folder=Path("store"), way=("float32", 32), shard_bytes=1)
+    assert {len(chunk) for chunk in small[:-1]} == {32}
+    np.testing.assert_array_equal(np.concatenate([chunk.pairs for chunk in small]), wanted(5000, 2))
 
 
 def test_shards_get_the_lowest_free_numbers_where_an_entry_lacks_something():
@@ -202,7 +207,9 @@ def test_shards_get_the_lowest_free_numbers_where_an_entry_lacks_something():
         Gap(RECIPE, plain[40:], iter([1, 5])),
         Gap(RECIPE, plain, iter([0, 2])),
     ]
-    first, second = cut_up(gaps, folder=Path("store"), way=("float32", 32), shard_bytes=1)
+    first, second = split_into_chunks(
+        gaps, folder=Path("store"), way=("float32", 32), shard_bytes=1
+    )
     assert [(t.output, t.number) for t in first.targets] == [(1, 0)]
     assert [(t.output, t.number) for t in second.targets] == [(0, 1), (1, 2)]
     np.testing.assert_array_equal(second.pairs_of(second.targets[0]), plain[40:])

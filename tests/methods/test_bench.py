@@ -1,4 +1,4 @@
-"""One bench, many trainings: each as if it were alone, and none of them leaves anything behind."""
+"""One trial runner, many trainings: each equals a training of its own, and no state is left."""
 
 import gc
 
@@ -9,9 +9,9 @@ from searches import DROPOUT, RATE, make_spec
 from keras_transfer.config import override
 from keras_transfer.devices.subprocess_call import resident_mb
 from keras_transfer.experiments.run import run_transfer
-from keras_transfer.experiments.trial_runner import Bench
-from keras_transfer.experiments.tune.worker import open_bench
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.experiments.trial_runner import TrialRunner
+from keras_transfer.experiments.tune.worker import open_trial_runner
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
 
@@ -22,20 +22,20 @@ def small_spec(digits_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def bench(small_spec, tmp_path):
+def runner(small_spec, tmp_path):
     run = start_run(small_spec, output=tmp_path / "search", suffix="-search")
-    with open_bench(small_spec, run, narrator=Silent()) as opened:
+    with open_trial_runner(small_spec, run, reporter=SilentReporter()) as opened:
         yield opened
 
 
-def test_a_training_after_others_is_the_training_of_a_run(bench, tmp_path):
+def test_a_training_after_others_is_the_training_of_a_run(runner, tmp_path):
     head = {"name": "frozen", "epochs": 1}
     tail = {**head, "name": "fine-tune", "unfreeze": "last", "learning_rate": 1e-2}
     # This one moves the trunk, which the next must find as it was.
-    bench.train(bench.vary({"phases": [head, tail]}))
-    spec = bench.vary({RATE: 3e-2, "model.head": "mlp"})
-    training = bench.train(spec, tell_each=True)
-    run = run_transfer(spec, start_run(spec, output=tmp_path / "run"), narrator=Silent())
+    runner.train(runner.vary({"phases": [head, tail]}))
+    spec = runner.vary({RATE: 3e-2, "model.head": "mlp"})
+    training = runner.train(spec, tell_each=True)
+    run = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     assert training.val_loss == run.outcomes[-1].val_loss
     assert training.val_accuracy == run.outcomes[-1].val_accuracy
     assert training.right is not None
@@ -43,29 +43,29 @@ def test_a_training_after_others_is_the_training_of_a_run(bench, tmp_path):
     assert run.outcomes[-1].test_accuracy is not None
 
 
-def test_equal_specs_share_a_training_and_others_do_not(bench):
-    spec = bench.vary({RATE: 3e-2})
-    first = bench.train(spec)
-    again = bench.train(override(spec, {RATE: 0.03}))
+def test_equal_specs_share_a_training_and_others_do_not(runner):
+    spec = runner.vary({RATE: 3e-2})
+    first = runner.train(spec)
+    again = runner.train(override(spec, {RATE: 0.03}))
     assert again.figures == first.figures
     assert again.seconds < first.seconds
-    assert bench.state(spec).path == bench.state(bench.vary({RATE: 0.03})).path
-    assert bench.state(spec).path != bench.state(bench.vary({DROPOUT: 0.3})).path
-    assert isinstance(bench.state(spec), RunFolder)
+    assert runner.state(spec).path == runner.state(runner.vary({RATE: 0.03})).path
+    assert runner.state(spec).path != runner.state(runner.vary({DROPOUT: 0.3})).path
+    assert isinstance(runner.state(spec), RunFolder)
 
 
-def test_features_are_computed_once_for_all_trainings(bench):
-    first = bench.train(bench.vary({DROPOUT: 0.1, "views.policy": "strong"}))
-    second = bench.train(bench.vary({DROPOUT: 0.2, "views.policy": "strong", RATE: 1e-2}))
+def test_features_are_computed_once_for_all_trainings(runner):
+    first = runner.train(runner.vary({DROPOUT: 0.1, "views.policy": "strong"}))
+    second = runner.train(runner.vary({DROPOUT: 0.2, "views.policy": "strong", RATE: 1e-2}))
     assert first.views_computed > 0
     assert second.views_computed == 0
 
 
 @pytest.mark.slow
-def test_memory_stays_flat(bench: Bench):
+def test_memory_stays_flat(runner: TrialRunner):
     def train(first: int, last: int) -> None:
         for number in range(first, last):
-            bench.train(bench.vary({RATE: 1e-3 * (1 + number)}))
+            runner.train(runner.vary({RATE: 1e-3 * (1 + number)}))
 
     train(0, 10)
     gc.collect()

@@ -8,19 +8,24 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import load_spec
-from keras_transfer.devices.subprocess_call import Child, in_child, peak_mb, resident_mb
+from keras_transfer.devices.subprocess_call import (
+    SubprocessCall,
+    call_in_subprocess,
+    peak_mb,
+    resident_mb,
+)
 from keras_transfer.errors import RunError, SpecError
 
 
 def test_answer_comes_back(tmp_path):
     log = tmp_path / "log"
-    shortened = in_child(textwrap.shorten, title="it", log=log, text="one  two", width=20)
+    shortened = call_in_subprocess(textwrap.shorten, title="it", log=log, text="one  two", width=20)
     assert shortened == "one two"
 
 
 def test_users_errors_come_back_as_they_are(tmp_path):
     with pytest.raises(SpecError) as caught:
-        in_child(load_spec, title="it", log=tmp_path / "log", source="nowhere")
+        call_in_subprocess(load_spec, title="it", log=tmp_path / "log", source="nowhere")
     with pytest.raises(SpecError) as here:
         load_spec("nowhere")
     assert str(caught.value) == str(here.value)
@@ -30,7 +35,7 @@ def test_crash_shows_the_end_of_its_own_traceback(tmp_path):
     log = tmp_path / "log"
     log.write_text("an earlier line\n")
     with pytest.raises(RunError, match="plain, seed 3 crashed") as caught:
-        in_child(textwrap.shorten, title="plain, seed 3", log=log, text="a b", width=0)
+        call_in_subprocess(textwrap.shorten, title="plain, seed 3", log=log, text="a b", width=0)
     assert "exit status 1" in caught.value.received
     assert caught.value.received.endswith("ValueError: invalid width 0 (must be > 0)")
     assert "an earlier line" not in caught.value.received
@@ -38,25 +43,25 @@ def test_crash_shows_the_end_of_its_own_traceback(tmp_path):
 
 def test_death_by_a_signal_names_it(tmp_path):
     with pytest.raises(RunError, match="signal SIGABRT"):
-        in_child(os.abort, title="it", log=tmp_path / "log")
+        call_in_subprocess(os.abort, title="it", log=tmp_path / "log")
 
 
 def test_peak_memory_grows_here_and_is_not_inherited(tmp_path):
     before = peak_mb()
     filled = np.ones(int(before * 1e6) // 8 + 25_000_000)
     assert peak_mb() > before + 100
-    assert in_child(peak_mb, title="it", log=tmp_path / "log") < 100
+    assert call_in_subprocess(peak_mb, title="it", log=tmp_path / "log") < 100
     del filled
 
 
 def test_a_child_can_be_asked_stopped_and_given_variables(tmp_path):
-    child = Child(
+    child = SubprocessCall(
         os.getenv, title="it", log=tmp_path / "log", environment={"GIVEN": "this"}, key="GIVEN"
     )
     assert child.answer() == "this"
     assert child.ended
     assert not child.was_killed
-    sleeper = Child(time.sleep, title="it", log=tmp_path / "log", seconds=60)
+    sleeper = SubprocessCall(time.sleep, title="it", log=tmp_path / "log", seconds=60)
     assert not sleeper.ended
     sleeper.stop()
     assert sleeper.was_killed

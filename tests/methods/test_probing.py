@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import DataSpec, ModelSpec, RunSpec
 from pipelines.benchmarks.probe import probe
 
@@ -12,7 +12,7 @@ def test_more_labels_help_and_embedded_beats_random(digits_folder):
         data=DataSpec(path=str(digits_folder), image_size=32, resize="squash"),
         model=ModelSpec(backbone="resnet50", last_stage="stage3", weights="embedded"),
     )
-    probes = probe(spec, [30, 150], num_seeds=2, narrator=Silent())
+    probes = probe(spec, [30, 150], num_seeds=2, reporter=SilentReporter())
     accuracy = {(p.features, p.num_labels): sum(p.accuracies) / 2 for p in probes}
     assert {features for features, _ in accuracy} == {
         "embedded weights",
@@ -29,4 +29,4 @@ def test_fewer_labels_than_classes_are_refused(digits_folder):
         model=ModelSpec(backbone="mobilenet_0.25", last_stage="stage2", weights="none"),
     )
     with pytest.raises(ValueError, match="classes"):
-        probe(spec, [5], num_seeds=1, narrator=Silent())
+        probe(spec, [5], num_seeds=1, reporter=SilentReporter())

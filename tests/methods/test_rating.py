@@ -7,7 +7,7 @@ from keras_transfer.experiments.rank.latency import rate
 from pipelines.rates import main
 
 
-def test_smaller_pictures_are_faster():
+def test_smaller_images_are_faster():
     small, large = (rate("mobilenet_0.25", image_size=size, batch_size=4) for size in (32, 160))
     for way in ("keras", "folded", "half"):
         assert getattr(small, way) > getattr(large, way) > 0

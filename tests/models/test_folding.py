@@ -98,7 +98,7 @@ def norms_left(model: keras.Model, folded: keras.Model) -> set[str]:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def network(request):
-    """Part of a network of each family on its smallest pictures, and what to expect of it."""
+    """Part of a network of each family on its smallest images, and what to expect of it."""
     row, part = BACKBONES[request.param], FAMILIES[request.param]
     keras.utils.set_random_seed(0)
     inputs = keras.Input((row.minimal_size, row.minimal_size, 3), name="image")

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_transfer.storage.cache import Store
-from keras_transfer.storage.entry import Recipe
+from keras_transfer.storage.cache import Cache
+from keras_transfer.storage.entry import CacheKey
 from pipelines import arguments, cache
 
 
-def recipe(name: str) -> Recipe:
-    return Recipe("features", f"features of {name}", {"name": name}, (4,), "float32")
+def cache_key(name: str) -> CacheKey:
+    return CacheKey("features", f"features of {name}", {"name": name}, (4,), "float32")
 
 
 @contextmanager
 def filled(folder: Path, *names: str) -> Iterator[None]:
     """While the block runs, somebody works on entries of 1,000 rows each."""
-    with Store(folder).opened(*map(recipe, names)) as entries:
+    with Cache(folder).opened(*map(cache_key, names)) as entries:
         for entry in entries:
             keys = [str(number) for number in range(1000)]
             entry.append(keys, np.zeros((1000, 4), np.float32))
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ids(folder: Path) -> list[str]:
-    return sorted(info.id for info in Store(folder).entries())
+    return sorted(info.id for info in Cache(folder).entries())
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> str:
@@ -51,7 +51,7 @@ def test_list_shows_every_entry_and_the_total(folder, capsys, monkeypatch):
     text = capsys.readouterr().out
     for name in ("robin", "wren"):
         (line,) = (line for line in text.splitlines() if f"features of {name}" in line)
-        assert recipe(name).digest[:16] in line
+        assert cache_key(name).digest[:16] in line
         assert "1,000" in line
     total = sum(path.stat().st_size for path in folder.glob("*/*"))
     assert f"{total / 1e6:.1f} MB in all" in text
@@ -67,7 +67,7 @@ def test_list_looks_below_home_where_no_folder_is_named(capsys, monkeypatch, tmp
     with filled(tmp_path / "features", "robin"):
         pass
     assert cache.main(["list"]) == 0
-    assert recipe("robin").digest[:16] in shown(capsys)
+    assert cache_key("robin").digest[:16] in shown(capsys)
 
 
 def test_verify_passes_what_is_whole(folder, capsys):
@@ -76,7 +76,7 @@ def test_verify_passes_what_is_whole(folder, capsys):
 
 
 def test_verify_names_and_removes_damage_and_ends_with_status_1(folder, capsys):
-    name = recipe("wren").digest[:16]
+    name = cache_key("wren").digest[:16]
     with (folder / name / "shard-0.bin").open("r+b") as file:
         file.write(b"\x01")
     assert cache.main(["verify", "--folder", str(folder)]) == cache.DAMAGED
@@ -88,22 +88,22 @@ def test_verify_names_and_removes_damage_and_ends_with_status_1(folder, capsys):
 
 
 def test_verify_of_one_entry_reads_no_other(folder, capsys):
-    robin, wren = (recipe(name).digest[:16] for name in ("robin", "wren"))
+    robin, wren = (cache_key(name).digest[:16] for name in ("robin", "wren"))
     (folder / wren / "shard-0.bin").write_bytes(b"")
     assert cache.main(["verify", robin, "--folder", str(folder)]) == 0
     assert cache.main(["verify", wren, "--folder", str(folder)]) == cache.DAMAGED
 
 
 def test_clear_removes_what_is_named(folder, capsys):
-    assert cache.main(["clear", recipe("wren").digest[:16], "--folder", str(folder)]) == 0
-    assert ids(folder) == [recipe("robin").digest[:16]]
+    assert cache.main(["clear", cache_key("wren").digest[:16], "--folder", str(folder)]) == 0
+    assert ids(folder) == [cache_key("robin").digest[:16]]
     assert "Removed 1 of 1 entries" in shown(capsys)
     assert cache.main(["clear", "--all", "--folder", str(folder)]) == 0
     assert ids(folder) == []
 
 
 def test_what_is_in_use_is_left_alone_and_told(folder, capsys):
-    name = recipe("lark").digest[:16]
+    name = cache_key("lark").digest[:16]
     with filled(folder, "lark"):
         assert cache.main(["verify", "--folder", str(folder)]) == 0
         assert f"{name} is in use by a run and was not checked" in shown(capsys)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipelines import arguments, door, pretrain, probe, train
+from pipelines import arguments, cli, pretrain, probe, train
 
 
 def test_help_answers_without_importing_tensorflow():
@@ -117,10 +117,10 @@ def test_resume_of_nothing_says_so(capsys, tmp_path, monkeypatch):
 
 def test_door_lists_its_verbs_and_refuses_others(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["keras-transfer"])
-    assert door.main() == 0
+    assert cli.main() == 0
     assert "predict" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["keras-transfer", "fly"])
-    assert door.main() == 2
+    assert cli.main() == 2
 
 
 def test_a_backend_that_is_not_installed_is_an_error_that_says_what_to_install():

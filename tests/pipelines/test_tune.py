@@ -104,4 +104,4 @@ def test_a_worker_waits_for_its_chief_and_knows_its_search(
 
 @pytest.fixture
 def small_search_spec(tmp_path):
-    return make_spec(tmp_path / "pictures", tmp_path / "cache")
+    return make_spec(tmp_path / "images", tmp_path / "cache")

@@ -23,7 +23,7 @@ def examples() -> Examples:
 
 @pytest.fixture
 def split_data(examples):
-    """Makes the data of a run: 96 training, 32 validation and 32 test pictures."""
+    """Makes the data of a run: 96 training, 32 validation and 32 test images."""
 
     def make(spec: RunSpec) -> SplitData:
         rows = np.arange(160, dtype=np.int64)
@@ -35,7 +35,7 @@ def split_data(examples):
             val_fraction=0.2,
             test_fraction=0.2,
         )
-        return SplitData.of_pictures(spec, examples, splits)
+        return SplitData.of_images(spec, examples, splits)
 
     return make
 

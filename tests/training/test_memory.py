@@ -107,8 +107,8 @@ def test_an_interrupted_phase_goes_on_in_the_parts_it_had(split_data):
     assert_close(whole, resumed)
 
 
-def test_memory_that_is_too_small_for_one_picture_is_an_error_with_a_way_out(split_data):
-    with pytest.raises(OutOfMemoryError, match="on 1 pictures at once") as caught:
+def test_memory_that_is_too_small_for_one_image_is_an_error_with_a_way_out(split_data):
+    with pytest.raises(OutOfMemoryError, match="on 1 images at once") as caught:
         train(split_data(SPEC), PHASE, callbacks=[FullMemory(0, 0, most_parts=64)])
     assert "data.image_size" in str(caught.value)
 

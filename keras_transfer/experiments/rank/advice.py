@@ -15,7 +15,7 @@ class Advice:
     """`recommended` is None where no candidate keeps the limits; `sentence` says so.
 
     `behind` has, by name, how far each candidate's probe is behind the first one's that keeps the
-    limits: the difference of accuracies on the same pictures and its 95 % interval.
+    limits: the difference of accuracies on the same images and its 95 % interval.
     """
 
     recommended: str | None
@@ -28,7 +28,7 @@ def advise(ranking: Ranking) -> Advice:
     """Recommend one candidate under the limits, and tell which metrics not to trust here.
 
     It is the fastest of those that cannot be told from the best: whose difference, resampled
-    picture by picture, has an interval that reaches zero.
+    image by image, has an interval that reaches zero.
     """
     within = [entry for entry in ranking.entries if keeps_limits(entry, ranking)]
     warnings = tuple(_warnings(ranking))
@@ -97,7 +97,7 @@ def _are(number: int) -> str:
 def _describe(entry: Ranked) -> str:
     return (
         f"{100 * entry.scores['probe'].value:.1f} % by a linear probe, "
-        f"{three_digits(entry.latency_ms)} ms a picture, {three_digits(entry.size_mb)} MB"
+        f"{three_digits(entry.latency_ms)} ms an image, {three_digits(entry.size_mb)} MB"
     )
 
 

@@ -1,4 +1,4 @@
-"""Candidates of a ranking: from names to networks with weights, before any picture is read."""
+"""Candidates of a ranking: from names to networks with weights, before any image is read."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -117,7 +117,7 @@ def prepare(
         race: whether the phases of the spec will be trained, so that their stages must exist.
 
     Raises:
-        SpecError: a stage is unknown, pictures are too small, or there is no way to ask for the
+        SpecError: a stage is unknown, images are too small, or there is no way to ask for the
             classes of the source.
         WeightsError: weights are missing or do not fit.
     """

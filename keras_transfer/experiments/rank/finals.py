@@ -18,11 +18,11 @@ from scipy.stats import weightedtau
 
 from keras_transfer.evaluation.intervals import Interval, wilson
 from keras_transfer.experiments.run import Data
-from keras_transfer.experiments.study.trials import Aside
-from keras_transfer.experiments.trial_runner import Bench
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.experiments.study.trials import PrefixedReporter
+from keras_transfer.experiments.trial_runner import TrialRunner
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
 
 _SHARES = (0.25, 0.5, 1.0)
@@ -41,7 +41,7 @@ class Final:
 
 
 def run_finals(
-    chosen: Sequence[tuple[str, RunSpec]], data: Data, *, store: Store, narrator: Narrator
+    chosen: Sequence[tuple[str, RunSpec]], data: Data, *, cache: Cache, reporter: Reporter
 ) -> tuple[Final, ...]:
     """Successive halving among candidates; the winner comes first.
 
@@ -58,9 +58,11 @@ def run_finals(
     reached: dict[str, Final] = {}
     racing, num_val = [name for name, _ in chosen], len(data.splits.val)
     with tempfile.TemporaryDirectory(prefix="finals-") as scratch:
-        # A bench trains on from where the rung before ended, and never sees the test split.
+        # A trial runner trains on from where the rung before ended, and never sees the test split.
         benches = {
-            name: Bench(spec, data, store=store, states=RunFolder(Path(scratch)), narrator=narrator)
+            name: TrialRunner(
+                spec, data, cache=cache, states=RunFolder(Path(scratch)), reporter=reporter
+            )
             for name, spec in chosen
         }
         for rung, share in enumerate(_SHARES, 1):
@@ -69,7 +71,9 @@ def run_finals(
             num_epochs = math.ceil(share * total)
             for name in racing:
                 training = benches[name].train(
-                    benches[name].spec, num_epochs=num_epochs, narrator=Aside(narrator, name)
+                    benches[name].spec,
+                    num_epochs=num_epochs,
+                    reporter=PrefixedReporter(reporter, name),
                 )
                 before = reached[name].seconds if name in reached else 0.0
                 reached[name] = Final(
@@ -80,7 +84,7 @@ def run_finals(
                     wilson(round(training.val_accuracy * num_val), num_val),
                     before + training.seconds,
                 )
-                narrator.say(
+                reporter.info(
                     f"Rung {rung}, {name}: validation accuracy {training.val_accuracy:.1%} after "
                     f"{training.epochs} of {total} epochs, {training.seconds:.0f} s."
                 )

@@ -40,7 +40,7 @@ def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
     """Measure a backbone of random weights, which take as long as any others.
 
     Raises:
-        SpecError: an unknown backbone, or pictures too small for it.
+        SpecError: an unknown backbone, or images too small for it.
     """
     keras.utils.clear_session()
     classifier = build_classifier(
@@ -65,7 +65,7 @@ def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
 
 
 def latencies_ms(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[float]:
-    """Milliseconds that one picture takes to the cuts of several classifiers, medians.
+    """Milliseconds that one image takes to the cuts of several classifiers, medians.
 
     As features are computed, each in its precision.
     """

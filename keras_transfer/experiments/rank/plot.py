@@ -1,4 +1,4 @@
-"""The picture of a ranking: a linear probe's accuracy against latency, and who loses in both."""
+"""The image of a ranking: a linear probe's accuracy against latency, and who loses in both."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ def _set_axes(
     room = 0.09 * max(high - low, 0.05)
     axes.set_ylim(low - room, high + room)
     axes.yaxis.set_major_formatter(percent_axis())
-    axes.set_xlabel("latency of the frozen layers, one picture, ms (log scale)", color=INK)
+    axes.set_xlabel("latency of the frozen layers, one image, ms (log scale)", color=INK)
     axes.set_ylabel("held-out accuracy, 95 % interval", color=INK)
     axes.tick_params(colors=INK, which="both", length=0)
     axes.grid(color=GRID, linewidth=0.7)

@@ -1,6 +1,6 @@
-"""A ranking: which pretrained trunk suits these pictures, before any of them is fine-tuned.
+"""A ranking: which pretrained trunk suits these images, before any of them is fine-tuned.
 
-    candidates → weights → pictures → features, each once → scores, speeds → order, advice
+    candidates → weights → images → features, each once → scores, speeds → order, advice
 
 The test split takes no part. Features are those that a later training of the head reads, in the
 same store: a second ranking computes none, and `train` finds the plain views of the chosen trunk.
@@ -24,21 +24,21 @@ from keras_transfer.experiments.rank.finals import Final, run_finals
 from keras_transfer.experiments.rank.latency import latencies_ms
 from keras_transfer.experiments.rank.scoring import Judged, Score, doubt, score, score_control
 from keras_transfer.experiments.run import Data, load_data
-from keras_transfer.experiments.session import open_store, settle
+from keras_transfer.experiments.session import resolve_cache_mode
 from keras_transfer.experiments.study.trials import ONE_RUN
-from keras_transfer.features.extraction import Tally, extract
+from keras_transfer.features.extraction import ExtractionStats, extract
 from keras_transfer.features.source import Request
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RankSpec, RunSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache, open_cache
 
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
     """One candidate: what it is, what it costs and how its features score.
 
-    `latency_ms` is what one picture takes through the frozen layers, as features are computed.
-    `hits` tells by metric which of the ranked pictures were named right, bool [N].
+    `latency_ms` is what one image takes through the frozen layers, as features are computed.
+    `hits` tells by metric which of the ranked images were named right, bool [N].
     """
 
     name: str
@@ -48,12 +48,12 @@ class Ranked:
     latency_ms: float
     scores: dict[str, Score]
     hits: dict[str, np.ndarray]
-    tally: Tally
+    stats: ExtractionStats
 
     @property
     def images_per_second(self) -> float:
         """Through the frozen layers in batches, as it was measured before they were used."""
-        return self.tally.choice.rate
+        return self.stats.choice.rate
 
     @property
     def size_mb(self) -> float:
@@ -76,54 +76,54 @@ class Ranking:
     control: dict[str, float]
     unreliable: dict[str, list[str]]
     worthless: list[str]
-    num_pictures: int
+    num_images: int
     num_left_out: int
     num_classes: int
     seconds: dict[str, float]
     finals: tuple[Final, ...] = ()
 
 
-def rank(spec: RunSpec, ranking: RankSpec, *, narrator: Narrator) -> Ranking:
-    """Rank the candidates on the training and validation pictures of `spec`.
+def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
+    """Rank the candidates on the training and validation images of `spec`.
 
-    The order is that of the linear probe's accuracy on held-out pictures. No metric is right
+    The order is that of the linear probe's accuracy on held-out images. No metric is right
     everywhere (see `transferability`), so two honest baselines come first: probe and neighbours
-    are judged on pictures they have not seen, are in a unit that everybody reads, and pair picture
-    by picture, so that a difference has an interval. Of the two the probe goes first because it is
+    are judged on images they have not seen, are in a unit that everybody reads, and pair image
+    by image, so that a difference has an interval. Of the two the probe goes first because it is
     what the head phase of a run trains, a linear layer on these very features, while neighbours
     depend on how features are scaled. All other metrics are shown beside it.
 
     Raises:
-        SpecError, WeightsError: a candidate cannot be had, told before any picture is decoded.
-        DataError: the pictures cannot be used, or a class has fewer than there are folds.
+        SpecError, WeightsError: a candidate cannot be had, told before any image is decoded.
+        DataError: the images cannot be used, or a class has fewer than there are folds.
         RunError: features cannot be stored, or a final's training diverged.
     """
     seconds: dict[str, float] = {}
-    spec = _single(spec, narrator)
+    spec = _single(spec, reporter)
     set_up(spec.devices, seed=spec.seed)
     with _timed(seconds, "setup"):
         candidates = make_candidates(spec, ranking)
         records = read_records(spec.data)
         entrants = prepare(candidates, records.class_names, race=ranking.race)
-    settled = settle(spec, len(records.items), narrator=narrator)
-    with open_store(settled, narrator=narrator) as store:
+    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
+    with open_cache(settled, reporter=reporter) as cache:
         with _timed(seconds, "reading"):
-            data = load_data(settled, records, store=store, narrator=narrator)
+            data = load_data(settled, records, cache=cache, reporter=reporter)
             rows = np.union1d(data.splits.train, data.splits.val)
             folds = draw_folds(data.records, rows, ranking.folds, seed=spec.seed)
         with _timed(seconds, "extraction"):
-            features, tallies = _extract(entrants, data, rows, settled, store, narrator)
+            features, extraction_stats = _extract(entrants, data, rows, settled, cache, reporter)
         with _timed(seconds, "timing"):
-            precisions = [tally.choice.precision for tally in tallies]
+            precisions = [stats.choice.precision for stats in extraction_stats]
             latencies = latencies_ms([entrant.cut for entrant in entrants], precisions)
         judged = Judged(data.examples.labels[rows], folds, ranking.neighbours, spec.seed)
         with _timed(seconds, "metrics"):
-            entries, control = _judge(entrants, features, tallies, latencies, judged)
+            entries, control = _judge(entrants, features, extraction_stats, latencies, judged)
         finals: tuple[Final, ...] = ()
         if ranking.race:
             with _timed(seconds, "race"):
                 chosen = _with_cache(entries[: ranking.finalists], settled)
-                finals = run_finals(chosen, data, store=store, narrator=narrator)
+                finals = run_finals(chosen, data, cache=cache, reporter=reporter)
     unreliable, worthless = doubt(control, {entry.name: entry.scores for entry in entries})
     return Ranking(
         spec=spec,
@@ -132,7 +132,7 @@ def rank(spec: RunSpec, ranking: RankSpec, *, narrator: Narrator) -> Ranking:
         control=control,
         unreliable=unreliable,
         worthless=worthless,
-        num_pictures=len(rows),
+        num_images=len(rows),
         num_left_out=len(data.splits.test),
         num_classes=len(data.records.class_names),
         seconds=seconds,
@@ -153,9 +153,9 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = time.perf_counter() - started
 
 
-def _single(spec: RunSpec, narrator: Narrator) -> RunSpec:
+def _single(spec: RunSpec, reporter: Reporter) -> RunSpec:
     if spec.num_trials > 1:
-        narrator.say(
+        reporter.info(
             "A ranking is no study: the spec's own folds, seeds and halvings play no part."
         )
     return override(spec, ONE_RUN)
@@ -166,31 +166,31 @@ def _extract(
     data: Data,
     rows: np.ndarray,
     spec: RunSpec,
-    store: Store,
-    narrator: Narrator,
-) -> tuple[list[np.ndarray], list[Tally]]:
-    """Pooled features float32 [N, D] of the plain pictures, by one pass for each candidate."""
+    cache: Cache,
+    reporter: Reporter,
+) -> tuple[list[np.ndarray], list[ExtractionStats]]:
+    """Pooled features float32 [N, D] of the plain images, by one pass for each candidate."""
     wanted = np.stack([rows, np.zeros_like(rows)], axis=1)
-    found, tallies = [], []
+    found, extraction_stats = [], []
     for entrant in entrants:
-        (features,), tally = extract(
+        (features,), stats = extract(
             [Request(entrant.cut, wanted)],
             data.source,
-            cache=spec.cache,
-            store=store,
-            narrator=narrator,
+            cache_spec=spec.cache,
+            cache=cache,
+            reporter=reporter,
         )
-        narrator.say(f"{entrant.candidate.name}: {tally.describe()}")
+        reporter.info(f"{entrant.candidate.name}: {stats.describe()}")
         pooled = features.read(rows, np.zeros_like(rows))
         found.append(np.asarray(pooled, np.float32).reshape(len(rows), -1))
-        tallies.append(tally)
-    return found, tallies
+        extraction_stats.append(stats)
+    return found, extraction_stats
 
 
 def _judge(
     entrants: Sequence[Entrant],
     features: Sequence[np.ndarray],
-    tallies: Sequence[Tally],
+    extraction_stats: Sequence[ExtractionStats],
     latencies: Sequence[float],
     judged: Judged,
 ) -> tuple[list[Ranked], dict[str, float]]:
@@ -215,10 +215,10 @@ def _judge(
                 latency_ms=latency_ms,
                 scores=scores,
                 hits=hits,
-                tally=tally,
+                stats=stats,
             )
-            for entrant, own, tally, latency_ms, (scores, hits) in zip(
-                entrants, features, tallies, latencies, scored, strict=True
+            for entrant, own, stats, latency_ms, (scores, hits) in zip(
+                entrants, features, extraction_stats, latencies, scored, strict=True
             )
         ]
     # Of equals the faster one goes first.

@@ -14,11 +14,11 @@ from keras_transfer.experiments.rank.ranking import Ranked, Ranking
 from keras_transfer.experiments.rank.scoring import METRICS, SHARES, Score
 from keras_transfer.storage.run_folder import RunFolder, describe_environment
 
-TITLE = "Trunks for these pictures, before any fine-tuning"
+TITLE = "Trunks for these images, before any fine-tuning"
 _LEGEND = (
-    "Linear probe and k-NN: accuracy in % on pictures held out in turn, with 95 % intervals; "
+    "Linear probe and k-NN: accuracy in % on images held out in turn, with 95 % intervals; "
     "LogME, H-score, LEEP and NCE: higher is better, comparable within a column only. ms: one "
-    "picture through the frozen layers, images/s: batches of them, measured before features were "
+    "image through the frozen layers, images/s: batches of them, measured before features were "
     "computed. MB: the trunk's weights in float32. The control is noise, which must come last in "
     "every column."
 )
@@ -87,13 +87,13 @@ def describe(ranking: Ranking, advice: Advice) -> Sheet:
     rows = [_row(entry, metrics) for entry in ranking.entries]
     control = {metric: Score(value) for metric, value in ranking.control.items()}
     rows.append(["noise, the control", "", "", "", *_cells(control, metrics)])
-    computed = sum(entry.tally.num_computed for entry in ranking.entries)
-    found = sum(entry.tally.num_found for entry in ranking.entries)
-    pictures = (
-        f"Frozen layers ran on {computed:,} pictures; the features of {found:,} were stored "
-        f"already. The {ranking.num_left_out:,} test pictures were left out."
+    computed = sum(entry.stats.num_computed for entry in ranking.entries)
+    found = sum(entry.stats.num_found for entry in ranking.entries)
+    images = (
+        f"Frozen layers ran on {computed:,} images; the features of {found:,} were stored "
+        f"already. The {ranking.num_left_out:,} test images were left out."
     )
-    sentences = [advice.sentence, *advice.warnings, pictures]
+    sentences = [advice.sentence, *advice.warnings, images]
     return Sheet(sentences, header, rows, _describe_finals(ranking) if ranking.finals else None)
 
 
@@ -181,7 +181,7 @@ def _figures(ranking: Ranking, advice: Advice, seconds: dict[str, float]) -> dic
         "worthless": ranking.worthless,
         "finals": [asdict(one) for one in ranking.finals],
         "agreement": _agreement(ranking) if ranking.finals else {},
-        "num_pictures": ranking.num_pictures,
+        "num_images": ranking.num_images,
         "num_left_out": ranking.num_left_out,
         "num_classes": ranking.num_classes,
         "seconds": seconds,
@@ -204,19 +204,19 @@ def _figures_of(entry: Ranked, ranking: Ranking, advice: Advice) -> dict[str, An
         "size_mb": entry.size_mb,
         "latency_ms": entry.latency_ms,
         "images_per_second": entry.images_per_second,
-        "precision": entry.tally.choice.precision,
+        "precision": entry.stats.choice.precision,
         "scores": {metric: asdict(score) for metric, score in entry.scores.items()},
         "behind_best": difference,
         "behind_best_interval": interval,
-        "views_computed": entry.tally.num_computed,
-        "views_found": entry.tally.num_found,
+        "views_computed": entry.stats.num_computed,
+        "views_found": entry.stats.num_found,
     }
 
 
 def _markdown(ranking: Ranking, sheet: Sheet) -> str:
     spec = ranking.spec
     what = (
-        f"Ranked on {ranking.num_pictures:,} training and validation pictures of "
+        f"Ranked on {ranking.num_images:,} training and validation images of "
         f"{ranking.num_classes} classes at {spec.data.image_size} px, {ranking.ranking.folds} "
         f"folds, {ranking.ranking.neighbours} neighbours, seed {spec.seed}; {os.cpu_count()} "
         "processors."

@@ -1,8 +1,8 @@
 """Scores of features: every metric with its interval, and those of a control that knows nothing.
 
 The control is noise as wide as the widest candidate; for metrics of the source's answers, the
-answers of one candidate dealt out to the wrong pictures. A metric that puts the control above a
-candidate does not tell good from bad on these pictures.
+answers of one candidate dealt out to the wrong images. A metric that puts the control above a
+candidate does not tell good from bad on these images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ METRICS: Final = {
 """Names and titles; a higher value is better in all of them."""
 
 SHARES: Final = ("probe", "knn")
-"""Those that are accuracies, of pictures held out in turn."""
+"""Those that are accuracies, of images held out in turn."""
 
 _NUM_HALVES = 8
 _LARGEST_HALF = 1000
@@ -49,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """What all features are judged on: labels int [N], the fold each picture is held out in."""
+    """What all features are judged on: labels int [N], the fold each image is held out in."""
 
     labels: np.ndarray
     folds: np.ndarray
@@ -60,13 +60,13 @@ class Judged:
 def score(
     features: np.ndarray, judged: Judged, *, answers: np.ndarray | None = None
 ) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
-    """All metrics of features float [N, D], and which pictures probe and neighbours name right.
+    """All metrics of features float [N, D], and which images probe and neighbours name right.
 
     Args:
         answers: of a source classifier, [N, Z]; LEEP and NCE are left out without them.
     """
     hits = find_hits(features, judged)
-    # Wilson's, because a bootstrap of pictures that are all named right knows no doubt.
+    # Wilson's, because a bootstrap of images that are all named right knows no doubt.
     scores = {
         name: Score(float(own.mean()), wilson(int(own.sum()), len(own)))
         for name, own in hits.items()
@@ -82,7 +82,7 @@ def score(
 
 
 def find_hits(features: np.ndarray, judged: Judged) -> dict[str, np.ndarray]:
-    """Whether each picture is named right while it is held out, bool [N] by metric."""
+    """Whether each image is named right while it is held out, bool [N] by metric."""
     labels, folds = judged.labels, judged.folds
     return {
         "probe": probe_hits(features, labels, folds),
@@ -116,12 +116,12 @@ def spread_over_halves(
     *,
     seed: int,
 ) -> float:
-    """Half the width of a 95 % interval, from a metric's scatter over halves of the pictures.
+    """Half the width of a 95 % interval, from a metric's scatter over halves of the images.
 
-    The bootstrap draws pictures twice. A copy is explained by its original, so evidence and
+    The bootstrap draws images twice. A copy is explained by its original, so evidence and
     H-score of such samples are too high, by far more than their interval is wide. Stratified
     halves without replacement hold no copies, and a mean scatters over them as much as over
-    samples of all pictures: (1/m - 1/N) = 1/N for m = N/2. Of more than 2,000 pictures a smaller
+    samples of all images: (1/m - 1/N) = 1/N for m = N/2. Of more than 2,000 images a smaller
     share is drawn, and the scatter scaled down.
 
     Source: D. N. Politis, J. P. Romano and M. Wolf, "Subsampling", Springer 1999.

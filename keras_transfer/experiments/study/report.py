@@ -9,7 +9,7 @@ from keras_transfer.evaluation.plots import draw_accuracy_by_size
 from keras_transfer.evaluation.predictions import prediction_columns, prediction_rows
 from keras_transfer.experiments.study.study import Group, Study, spread
 from keras_transfer.experiments.summary import with_interval
-from keras_transfer.reporting.reporter import Terminal
+from keras_transfer.reporting.reporter import TerminalReporter
 
 
 def write_study(study: Study) -> None:
@@ -30,7 +30,7 @@ def write_study(study: Study) -> None:
 
 
 def _write_out_of_fold(study: Study) -> None:
-    """A row for each picture and seed, as in predictions.csv, by seed and in the source's order."""
+    """A row for each image and seed, as in predictions.csv, by seed and in the source's order."""
     names = study.records.class_names
     labels = np.asarray(study.records.labels())
     rows: list[tuple[tuple[int, int], list[Any]]] = []
@@ -74,8 +74,8 @@ def _cost(study: Study) -> dict[str, Any]:
     return {name: sum(getattr(result, name) for result in study.results) for name in names}
 
 
-def show_study(study: Study, terminal: Terminal) -> None:
-    """Print a row for each group, what they say together, and what the store saved."""
+def show_study(study: Study, terminal: TerminalReporter) -> None:
+    """Print a row for each group, what they say together, and what the cache saved."""
     groups = study.groups
     rows = [
         [
@@ -87,17 +87,17 @@ def show_study(study: Study, terminal: Terminal) -> None:
         ]
         for group in groups
     ]
-    title = {"train_size": "training pictures"}.get(study.by, study.by)
+    title = {"train_size": "training images"}.get(study.by, study.by)
     header = [title, "trials", "held out", "seconds", "accuracy"]
     caption = f"{_meaning(study)}, in %"
     terminal.table(f"Study {study.run.path}", header, rows, caption=caption)
     for sentence in (_describe_result(study), _describe_cost(study)):
-        terminal.say(sentence)
+        terminal.info(sentence)
     if study.spec.folds > 1:
-        terminal.say(f"Out-of-fold predictions {study.run.path / 'out_of_fold.csv'}")
+        terminal.info(f"Out-of-fold predictions {study.run.path / 'out_of_fold.csv'}")
     if study.spec.halvings:
-        terminal.say(f"Learning curve {study.run.path / 'learning_curve.png'}")
-    terminal.say(f"All figures {study.run.study_file}")
+        terminal.info(f"Learning curve {study.run.path / 'learning_curve.png'}")
+    terminal.info(f"All figures {study.run.study_file}")
 
 
 def _meaning(study: Study) -> str:
@@ -112,7 +112,7 @@ def _describe_result(study: Study) -> str:
     if study.spec.halvings:
         many, few = groups[0], groups[-1]
         return (
-            f"{few.accuracy:.1%} with {few.value:,} training pictures, {many.accuracy:.1%} with "
+            f"{few.accuracy:.1%} with {few.value:,} training images, {many.accuracy:.1%} with "
             f"{many.value:,}."
         )
     over = spread([group.accuracy for group in groups])
@@ -127,7 +127,7 @@ def _describe_result(study: Study) -> str:
         low, high = whole.interval
         return (
             f"Out of fold {whole.accuracy:.1%} ({low:.1%} to {high:.1%}) of "
-            f"{whole.num_held_out:,} pictures; {text}."
+            f"{whole.num_held_out:,} images; {text}."
         )
     what = "Out-of-fold accuracy" if study.spec.folds > 1 else "Test accuracy"
     return f"{what} {text}."

@@ -72,12 +72,12 @@ class Group:
 
     @property
     def is_of_one_seed(self) -> bool:
-        """Whether every picture was held out once at most."""
+        """Whether every image was held out once at most."""
         return len({result.seed for result in self.results}) == 1
 
     @property
     def accuracy(self) -> float:
-        """Over all held-out pictures; the median over trials if these are of several seeds."""
+        """Over all held-out images; the median over trials if these are of several seeds."""
         if self.is_of_one_seed:
             return self._num_right / self.num_held_out
         return median(self._accuracies)
@@ -91,7 +91,7 @@ class Group:
 
     @property
     def num_held_out(self) -> int:
-        """Pictures that the trials were judged on, all together."""
+        """Images that the trials were judged on, all together."""
         return sum(result.num_held_out for result in self.results)
 
     @property

@@ -17,10 +17,10 @@ from keras_transfer.data.splits import Splits, make_folds, make_splits, with_tra
 from keras_transfer.devices import forgetting_graphs, set_up
 from keras_transfer.experiments.descriptions import describe_cache
 from keras_transfer.experiments.run import Data
-from keras_transfer.features.phase_inputs import Pool, Supply
-from keras_transfer.reporting.reporter import Narrator, Sheet
+from keras_transfer.features.phase_inputs import PhaseInputs, Pool
+from keras_transfer.reporting.reporter import Reporter, Sheet
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
 ONE_RUN = {"folds": 1, "seeds": 1, "halvings": 0}
@@ -40,7 +40,7 @@ class Trial:
 class TrialResult:
     """What one trial ended with, as `study.json` has it.
 
-    `num_right` of `num_held_out` pictures that it never trained or chose on were named right.
+    `num_right` of `num_held_out` images that it never trained or chose on were named right.
     Views are counted as in `cache.json`. `phases` have name, epochs, seconds, val_accuracy, kept.
     """
 
@@ -59,7 +59,7 @@ class TrialResult:
 
 
 def plan_trials(
-    spec: RunSpec, records: Records, apart: np.ndarray, *, narrator: Narrator
+    spec: RunSpec, records: Records, apart: np.ndarray, *, reporter: Reporter
 ) -> list[Trial]:
     """All trials of a study, in the order in which they run.
 
@@ -68,7 +68,7 @@ def plan_trials(
         apart: rows of the test split of `spec.seed`, which cross-validation leaves alone.
 
     Raises:
-        DataError: the pictures do not suffice for so many folds or splits.
+        DataError: the images do not suffice for so many folds or splits.
     """
     seeds = [spec.seed + number for number in range(spec.seeds)]
     if spec.folds > 1:
@@ -82,7 +82,7 @@ def plan_trials(
     drawn = [make_splits(records, spec.data, seed=seed) for seed in seeds]
     if not spec.halvings:
         return [_trial(spec, splits) for splits in drawn]
-    sizes = _halve(min(len(splits.train) for splits in drawn), spec, records, narrator)
+    sizes = _halve(min(len(splits.train) for splits in drawn), spec, records, reporter)
     return [
         _trial(spec, with_train_size(splits, records, size)) for splits in drawn for size in sizes
     ]
@@ -93,22 +93,22 @@ def _trial(spec: RunSpec, splits: Splits, *, fold: int | None = None) -> Trial:
     if fold:
         parts.append(f"fold {fold} of {spec.folds}")
     if spec.halvings:
-        parts.append(f"{len(splits.train):,} pictures")
+        parts.append(f"{len(splits.train):,} images")
     if spec.seeds > 1 or not parts:
         parts.append(f"seed {splits.seed}")
     name = ", ".join(parts)
     return Trial(name, override(spec, {**ONE_RUN, "seed": splits.seed}), splits, fold)
 
 
-def _halve(size: int, spec: RunSpec, records: Records, narrator: Narrator) -> list[int]:
-    """Numbers of training pictures, the largest first, with one picture a class at least."""
+def _halve(size: int, spec: RunSpec, records: Records, reporter: Reporter) -> list[int]:
+    """Numbers of training images, the largest first, with one image a class at least."""
     wanted = [size // 2**number for number in range(spec.halvings + 1)]
     sizes = [size for size in wanted if size >= len(records.class_names)]
     if len(sizes) < len(wanted):
-        narrator.say(
-            f"The learning curve ends at {sizes[-1]:,} training pictures, after "
+        reporter.info(
+            f"The learning curve ends at {sizes[-1]:,} training images, after "
             f"{len(sizes) - 1} of {spec.halvings} halvings: with half of them not every one of "
-            f"the {len(records.class_names)} classes would have a picture."
+            f"the {len(records.class_names)} classes would have an image."
         )
     return sizes
 
@@ -128,9 +128,9 @@ def _trunk_of(trial: Trial) -> int | None:
 
 
 def run_trial(
-    trial: Trial, data: Data, pool: Pool, *, store: Store, narrator: Narrator
+    trial: Trial, data: Data, pool: Pool, *, cache: Cache, reporter: Reporter
 ) -> tuple[TrialResult, np.ndarray]:
-    """Train once; the result and probabilities float32 [N, C] of the N held-out pictures.
+    """Train once; the result and probabilities float32 [N, C] of the N held-out images.
 
     Args:
         data: audited; its own splits play no part.
@@ -145,12 +145,12 @@ def run_trial(
     spec, splits = trial.spec, trial.splits
     set_up(spec.devices, seed=spec.seed)
     classifier = prepare_classifier(spec, data.records.class_names)
-    supply = Supply(spec, data.source, splits, store=store, narrator=narrator, pool=pool)
+    phase_inputs = PhaseInputs(spec, data.source, splits, cache=cache, reporter=reporter, pool=pool)
     with forgetting_graphs():
-        outcomes = fit_phases(classifier, supply, narrator=narrator)
-    probabilities = supply.predict(classifier, splits.test)
+        outcomes = fit_phases(classifier, phase_inputs, reporter=reporter)
+    probabilities = phase_inputs.predict(classifier, splits.test)
     right = int(np.sum(probabilities.argmax(axis=1) == data.examples.labels[splits.test]))
-    cache = describe_cache(data.num_decoded, supply.tallies, outcomes, splits)
+    usage = describe_cache(data.num_decoded, phase_inputs.extraction_stats, outcomes, splits)
     kept = ("name", "epochs", "seconds", "val_accuracy", "kept")
     result = TrialResult(
         name=trial.name,
@@ -161,35 +161,35 @@ def run_trial(
         num_right=right,
         accuracy=right / len(splits.test),
         seconds=time.perf_counter() - started,
-        views_computed=cache["views_computed"],
-        views_found=cache["views_found"],
-        views_trained_on=cache["views_trained_on"],
+        views_computed=usage["views_computed"],
+        views_found=usage["views_found"],
+        views_trained_on=usage["views_trained_on"],
         phases=[{name: dataclasses.asdict(o)[name] for name in kept} for o in outcomes],
     )
     return result, probabilities
 
 
 @dataclass(frozen=True)
-class Aside:
+class PrefixedReporter:
     """Shows a trial's progress under its name; what it says goes to the log alone."""
 
-    narrator: Narrator
+    reporter: Reporter
     name: str
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Log one sentence."""
         logging.getLogger("keras_transfer").info(f"{self.name}: {text}")
 
-    def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    def progress(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """The listener's own, with the trial's name."""
-        return self.narrator.counting(f"{self.name}: {title}")
+        return self.reporter.progress(f"{self.name}: {title}")
 
-    def watching(
+    def training_progress(
         self, title: str, epochs: int, steps_per_epoch: int
     ) -> AbstractContextManager[list[keras.callbacks.Callback]]:
         """The listener's own, with the trial's name."""
-        return self.narrator.watching(f"{self.name}: {title}", epochs, steps_per_epoch)
+        return self.reporter.training_progress(f"{self.name}: {title}", epochs, steps_per_epoch)
 
-    def showing(self, read: Callable[[], Sheet]) -> AbstractContextManager[None]:
+    def live_table(self, read: Callable[[], Sheet]) -> AbstractContextManager[None]:
         """The listener's own."""
-        return self.narrator.showing(read)
+        return self.reporter.live_table(read)

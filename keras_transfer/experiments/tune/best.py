@@ -1,8 +1,8 @@
 """The winner of a search: its own weights as a run, its spread over seeds, and whether it gained.
 
-Validation pictures choose the winner, so its score flatters it. Trained with other seeds it shows
+Validation images choose the winner, so its score flatters it. Trained with other seeds it shows
 how much of that was luck of the seed, beside the spec as it was; the test split, looked at once
-and by the winner alone, shows what is left on pictures that chose nothing.
+and by the winner alone, shows what is left on images that chose nothing.
 """
 
 import shutil
@@ -19,10 +19,10 @@ import tomli_w
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.evaluation.intervals import Interval
 from keras_transfer.experiments.run import Result, run_transfer
-from keras_transfer.experiments.study.trials import Aside
-from keras_transfer.experiments.trial_runner import Bench, Training
+from keras_transfer.experiments.study.trials import PrefixedReporter
+from keras_transfer.experiments.trial_runner import Training, TrialRunner
 from keras_transfer.experiments.tune.record import SearchTrial, ranked
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
@@ -35,7 +35,7 @@ class Comparison:
     """The winner and the spec as it was, trained with the same other seeds.
 
     Accuracies are on validation, one a seed; `difference` is the mean gain, `interval` its 95 %
-    interval over pictures, each of which is compared with itself.
+    interval over images, each of which is compared with itself.
     """
 
     seeds: tuple[int, ...]
@@ -79,27 +79,27 @@ def choose(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> SearchTr
     return ranked(finalists, higher_is_better=higher_is_better)[0]
 
 
-def crown(
-    trials: Sequence[SearchTrial], bench: Bench, run: RunFolder, *, narrator: Narrator
+def select_best(
+    trials: Sequence[SearchTrial], runner: TrialRunner, run: RunFolder, *, reporter: Reporter
 ) -> Winner:
     """Choose the winner, compare it, and make a run of it in the folder `winner`.
 
     Raises:
         RunError, ExportError: as a run would.
     """
-    original = bench.original
+    original = runner.original
     trial = choose(trials, higher_is_better=original.search.higher_is_better)
-    spec = bench.vary(trial.values)
-    narrator.say(f"Trial {trial.name} is the best.")
-    aside = Aside(narrator, f"trial {trial.name}")
-    training = bench.train(spec, narrator=aside)
-    default = bench.train(bench.spec, narrator=Aside(narrator, "the spec as it was"))
+    spec = runner.vary(trial.values)
+    reporter.info(f"Trial {trial.name} is the best.")
+    aside = PrefixedReporter(reporter, f"trial {trial.name}")
+    training = runner.train(spec, reporter=aside)
+    default = runner.train(runner.spec, reporter=PrefixedReporter(reporter, "the spec as it was"))
     comparison = None
     if original.search.refits:
-        comparison = _compare(spec, bench, original.search.refits, narrator)
+        comparison = _compare(spec, runner, original.search.refits, reporter)
     best = override(spec, {"name": f"{original.name}-{WINNER}"})
     write_best_spec(run, best, trial=trial.name)
-    result = _make_run(best, bench.state(spec).checkpoint_folder, run, aside)
+    result = _make_run(best, runner.state(spec).checkpoint_folder, run, aside)
     sign = 1 if original.search.higher_is_better else -1
     gain = sign * (
         training.figures[original.search.objective] - default.figures[original.search.objective]
@@ -116,20 +116,20 @@ def crown(
     )
 
 
-def _compare(spec: RunSpec, bench: Bench, refits: int, narrator: Narrator) -> Comparison:
+def _compare(spec: RunSpec, runner: TrialRunner, refits: int, reporter: Reporter) -> Comparison:
     seeds = [spec.seed + 1 + number for number in range(refits)]
 
     def refit(of: RunSpec, name: str) -> list[Training]:
         return [
-            bench.train(
+            runner.train(
                 override(of, {"seed": seed}),
-                narrator=Aside(narrator, f"{name}, seed {seed}"),
+                reporter=PrefixedReporter(reporter, f"{name}, seed {seed}"),
                 tell_each=True,
             )
             for seed in seeds
         ]
 
-    ours, theirs = refit(spec, "the winner"), refit(bench.spec, "the spec as it was")
+    ours, theirs = refit(spec, "the winner"), refit(runner.spec, "the spec as it was")
     gains = _share_right(ours) - _share_right(theirs)
     half = 1.96 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
     centre = float(gains.mean())
@@ -143,7 +143,7 @@ def _compare(spec: RunSpec, bench: Bench, refits: int, narrator: Narrator) -> Co
 
 
 def _share_right(trainings: Sequence[Training]) -> np.ndarray:
-    """How many of the trainings name each picture right, a share [N]."""
+    """How many of the trainings name each image right, a share [N]."""
     told = [training.right for training in trainings if training.right is not None]
     return np.mean(told, axis=0)
 
@@ -176,7 +176,7 @@ def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
     return found
 
 
-def _make_run(best: RunSpec, state: Path, run: RunFolder, narrator: Narrator) -> Result:
+def _make_run(best: RunSpec, state: Path, run: RunFolder, reporter: Reporter) -> Result:
     """A run that takes up the trial's training where it ended: with its last phase finished."""
     folder = run.path / WINNER
     shutil.rmtree(folder, ignore_errors=True)
@@ -186,7 +186,7 @@ def _make_run(best: RunSpec, state: Path, run: RunFolder, narrator: Narrator) ->
     shutil.copy(run.path / "splits.json", winner.path / "splits.json")
     if state.is_dir():
         shutil.copytree(state, winner.checkpoint_folder)
-    return run_transfer(best, winner, narrator=narrator)
+    return run_transfer(best, winner, reporter=reporter)
 
 
 def spread(values: Sequence[float]) -> str:

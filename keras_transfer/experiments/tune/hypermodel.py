@@ -23,12 +23,13 @@ from keras_transfer.data.splits import Splits
 from keras_transfer.devices import is_out_of_memory, set_up
 from keras_transfer.errors import DivergedError, SpecError
 from keras_transfer.experiments.run import Data, load_data
-from keras_transfer.experiments.session import open_store, settle
-from keras_transfer.experiments.trial_runner import Bench
+from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.experiments.trial_runner import TrialRunner
 from keras_transfer.experiments.tune.space import check_space, declare, values_of
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.reporting.reporter import Narrator, Silent, Terminal
+from keras_transfer.reporting.reporter import Reporter, SilentReporter, TerminalReporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import prepare_classifier
 
@@ -49,15 +50,15 @@ class TransferHyperModel(keras_tuner.HyperModel):
         splits: Splits | None = None,
         *,
         folder: str | Path | None = None,
-        narrator: Narrator | None = None,
+        reporter: Reporter | None = None,
     ):
-        """Read and split the pictures.
+        """Read and split the images.
 
         Args:
             splits: which rows train and validate; by default drawn as a run of the spec would.
             folder: where trainings are kept until they go on. Workers on several machines must
                 share it; by default a temporary one, gone when the hypermodel is.
-            narrator: who is told what was read and split; by default the terminal. Of trials the
+            reporter: who is told what was read and split; by default the terminal. Of trials the
                 tuner tells.
 
         Raises:
@@ -73,31 +74,31 @@ class TransferHyperModel(keras_tuner.HyperModel):
                 received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
                 fix="leave these fields out, or search with `python -m pipelines.tune`",
             )
-        narrator = narrator or Terminal()
+        reporter = reporter or TerminalReporter()
         held = ExitStack()
         weakref.finalize(self, held.close)
         folder = folder or held.enter_context(tempfile.TemporaryDirectory())
         set_up(spec.devices, seed=spec.seed)
         records = read_records(spec.data)
-        settled = settle(spec, len(records.items), narrator=narrator)
-        store = held.enter_context(open_store(settled, narrator=narrator))
-        data = load_data(settled, records, store=store, narrator=narrator)
+        settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
+        cache = held.enter_context(open_cache(settled, reporter=reporter))
+        data = load_data(settled, records, cache=cache, reporter=reporter)
         if splits is not None:
             data = dataclasses.replace(data, splits=splits)
-        self._bench = Bench(
-            settled, data, store=store, states=RunFolder(Path(folder)), narrator=narrator
+        self._runner = TrialRunner(
+            settled, data, cache=cache, states=RunFolder(Path(folder)), reporter=reporter
         )
         self._built: tuple[Classifier, RunSpec] | None = None
 
     @property
     def data(self) -> Data:
-        """The pictures, their classes in the order of the logits, and how they are split."""
-        return self._bench.data
+        """The images, their classes in the order of the logits, and how they are split."""
+        return self._runner.data
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The classifier that the proposed values describe, uncompiled and untrained."""
-        declare(hp, self._bench.original)
-        spec = self._bench.vary(values_of(self._bench.original, hp.values))
+        declare(hp, self._runner.original)
+        spec = self._runner.vary(values_of(self._runner.original, hp.values))
         set_up(spec.devices, seed=spec.seed)
         # Each with a trunk of its own: whoever asks for the best two models gets two.
         classifier = prepare_classifier(spec, self.data.records.class_names)
@@ -135,7 +136,7 @@ class TransferHyperModel(keras_tuner.HyperModel):
             raise keras_tuner.errors.FatalTypeError("fit takes the model that was built last")
         classifier, spec = self._built
         try:
-            fit = self._bench.fit(classifier, spec, Silent(), num_epochs=epochs)
+            fit = self._runner.fit(classifier, spec, SilentReporter(), num_epochs=epochs)
         except Exception as error:
             kind = keras_tuner.errors.FatalError
             if isinstance(error, DivergedError) or is_out_of_memory(error):

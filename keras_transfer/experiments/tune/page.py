@@ -85,7 +85,7 @@ def write_page(
             }
             for trial in [*search.scored, *search.unscored]
         ],
-        look=vars(drawing),
+        preview=vars(drawing),
     )
     folder.write_text(PAGE, page)
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 import keras
 
 from keras_transfer.experiments.tune.record import SearchTrial, ranked
-from keras_transfer.experiments.tune.trial_log import Begun, Book
-from keras_transfer.reporting.reporter import Narrator, Sheet, Silent
+from keras_transfer.experiments.tune.trial_log import StartedTrial, TrialLog
+from keras_transfer.reporting.reporter import Reporter, Sheet, SilentReporter
 from keras_transfer.specs import RunSpec
 
 _NUM_BEST: Final = 3
@@ -24,23 +24,23 @@ _SECONDS: Final = 1.0
 
 
 @contextlib.contextmanager
-def watching_book(book: Book, spec: RunSpec, narrator: Narrator) -> Iterator[None]:
+def live_progress_table(trial_log: TrialLog, spec: RunSpec, reporter: Reporter) -> Iterator[None]:
     """Tell of every trial that ends while the block runs, and show the state of the search."""
-    known = {trial.name for trial in book.ended()}
+    known = {trial.name for trial in trial_log.ended()}
     over = threading.Event()
 
     def tell() -> None:
-        for trial in book.ended():
+        for trial in trial_log.ended():
             if trial.name not in known:
                 known.add(trial.name)
-                narrator.say(describe_trial(trial))
+                reporter.info(describe_trial(trial))
 
     def keep_telling() -> None:
         while not over.wait(_SECONDS):
             tell()
 
     thread = threading.Thread(target=keep_telling, daemon=True)
-    with narrator.showing(lambda: _read(book, spec)):
+    with reporter.live_table(lambda: _read(trial_log, spec)):
         thread.start()
         try:
             yield
@@ -71,11 +71,11 @@ def shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def make_sheet(
+def progress_table(
     title: str,
     names: Sequence[str],
     best: Sequence[SearchTrial],
-    running: Sequence[tuple[Begun, str]] = (),
+    running: Sequence[tuple[StartedTrial, str]] = (),
     *,
     caption: str,
 ) -> Sheet:
@@ -100,13 +100,13 @@ def make_sheet(
     return Sheet(title, header, rows, caption)
 
 
-def _read(book: Book, spec: RunSpec) -> Sheet:
-    ended, running = book.ended(), book.running()
+def _read(trial_log: TrialLog, spec: RunSpec) -> Sheet:
+    ended, running = trial_log.ended(), trial_log.running()
     best = ranked(ended, higher_is_better=spec.search.higher_is_better)[:_NUM_BEST]
     failed = sum(not trial.is_scored for trial in ended)
     caption = f"{len(ended)} trials done, {failed} of them failed; the best and the running ones"
     names = list(spec.search.space)
-    return make_sheet(f"Search {book.folder.path}", names, best, running, caption=caption)
+    return progress_table(f"Search {trial_log.folder.path}", names, best, running, caption=caption)
 
 
 def _cells(values: dict[str, Any], names: Sequence[str]) -> list[str]:
@@ -114,30 +114,30 @@ def _cells(values: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class TrialNarrator(Silent):
+class TrialReporter(SilentReporter):
     """Notes in the book how far a trial is; what it says goes to the log alone."""
 
-    book: Book
-    begun: Begun
+    trial_log: TrialLog
+    begun: StartedTrial
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Log one sentence."""
         logging.getLogger("keras_transfer").info(f"trial {self.begun.name}: {text}")
 
     @contextlib.contextmanager
-    def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """Notes the count about once a second."""
         noted = [time.monotonic()]
 
         def count(done: int, total: int) -> None:
             if time.monotonic() - noted[0] >= _SECONDS:
                 noted[0] = time.monotonic()
-                self.book.note(self.begun.name, f"{title} {done:,}/{total:,}")
+                self.trial_log.note(self.begun.name, f"{title} {done:,}/{total:,}")
 
         yield count
 
     @contextlib.contextmanager
-    def watching(
+    def training_progress(
         self,
         title: str,
         epochs: int,
@@ -146,6 +146,6 @@ class TrialNarrator(Silent):
         """A callback that notes every epoch."""
 
         def end(epoch: int, logs: Any) -> None:  # noqa: ARG001
-            self.book.note(self.begun.name, f"{title} {epoch + 1}/{epochs}")
+            self.trial_log.note(self.begun.name, f"{title} {epoch + 1}/{epochs}")
 
         yield [keras.callbacks.LambdaCallback(on_epoch_end=end)]

@@ -7,12 +7,12 @@ from typing import Any
 from keras_transfer.experiments.summary import describe_proof
 from keras_transfer.experiments.tune.best import BEST_SPEC, WINNER, Comparison, spread
 from keras_transfer.experiments.tune.page import write_page
-from keras_transfer.experiments.tune.progress_table import describe_values, make_sheet
+from keras_transfer.experiments.tune.progress_table import describe_values, progress_table
 from keras_transfer.experiments.tune.record import Search, ranked
 from keras_transfer.experiments.tune.search import SearchResult
 from keras_transfer.experiments.tune.space import choices, scales
 from keras_transfer.experiments.tune.tensorboard import write_logs
-from keras_transfer.reporting.reporter import Terminal
+from keras_transfer.reporting.reporter import TerminalReporter
 
 _NUM_SHOWN = 5
 _WARM = 10
@@ -45,7 +45,7 @@ def _facts(found: SearchResult) -> list[tuple[str, str]]:
     spec, splits = found.spec, found.run.read_json("splits.json")["rows"]
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items() if rows)
     return [
-        ("pictures", sizes),
+        ("images", sizes),
         ("classes", f"{len(found.records.class_names)}"),
         ("backbone", f"{spec.model.backbone} at {spec.data.image_size} px"),
         ("tuner", spec.search.tuner),
@@ -115,11 +115,11 @@ def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
     )
 
 
-def show_search(found: SearchResult, terminal: Terminal) -> None:
+def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
     """Print the best trials, the winner beside the spec as it was, and where everything is."""
     best = ranked(found.trials, higher_is_better=found.spec.search.higher_is_better)
     num_trials, num_failed = len(found.trials), len(found.trials) - len(best)
-    sheet = make_sheet(
+    sheet = progress_table(
         f"Search {found.run.path}",
         list(found.spec.search.space),
         best[:_NUM_SHOWN],
@@ -127,12 +127,14 @@ def show_search(found: SearchResult, terminal: Terminal) -> None:
     )
     terminal.table(sheet.title, sheet.header, sheet.rows, caption=sheet.caption)
     for sentence in describe_winner(found):
-        terminal.say(sentence)
+        terminal.info(sentence)
     if found.winner.result.proof:
-        terminal.say(describe_proof(found.winner.result.proof))
+        terminal.info(describe_proof(found.winner.result.proof))
     path = found.run.path
-    terminal.say(f"Winner {path / WINNER}, again with python -m pipelines.train {path / BEST_SPEC}")
-    terminal.say(f"Page {path / 'search.html'}, all figures {path / 'search.json'}")
+    terminal.info(
+        f"Winner {path / WINNER}, again with python -m pipelines.train {path / BEST_SPEC}"
+    )
+    terminal.info(f"Page {path / 'search.html'}, all figures {path / 'search.json'}")
 
 
 def describe_winner(found: SearchResult) -> list[str]:

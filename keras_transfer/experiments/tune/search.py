@@ -1,6 +1,6 @@
 """A search: many trainings of one spec with other values, on features that are stored once.
 
-spec and its space → bench (pictures, splits, store) → trials by KerasTuner → winner → report
+spec and its space → trial runner (images, splits, store) → trials by KerasTuner → winner → report
 """
 
 import contextlib
@@ -13,14 +13,14 @@ from typing import Final
 from keras_transfer.data.records import Records
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import RunError, SpecError
-from keras_transfer.experiments.tune.best import Winner, crown
-from keras_transfer.experiments.tune.progress_table import watching_book
+from keras_transfer.experiments.tune.best import Winner, select_best
+from keras_transfer.experiments.tune.progress_table import live_progress_table
 from keras_transfer.experiments.tune.record import SearchTrial
 from keras_transfer.experiments.tune.space import check_space
-from keras_transfer.experiments.tune.trial_log import Book
-from keras_transfer.experiments.tune.worker import open_bench, parse_duration, run_trials
+from keras_transfer.experiments.tune.trial_log import TrialLog
+from keras_transfer.experiments.tune.worker import open_trial_runner, parse_duration, run_trials
 from keras_transfer.experiments.tune.workers import run_workers
-from keras_transfer.reporting.reporter import Narrator, Terminal
+from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
@@ -52,7 +52,7 @@ def check_search(spec: RunSpec) -> None:
     parse_duration(spec.search.time_budget)
     if spec.seeds > 1 or spec.halvings:
         raise SpecError(
-            "a search trains every proposal with one seed on all pictures",
+            "a search trains every proposal with one seed on all images",
             expected="seeds=1 and halvings=0; folds=… cross-validates",
             received=f"seeds={spec.seeds}, halvings={spec.halvings}",
             fix="leave these fields out; search.refits repeats the winner with other seeds",
@@ -64,14 +64,14 @@ def run_search(
     run: RunFolder | None = None,
     *,
     num_workers: int = 1,
-    narrator: Narrator | None = None,
+    reporter: Reporter | None = None,
 ) -> SearchResult:
     """Search, choose, compare and deliver, into a search's folder.
 
     Args:
         run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
         num_workers: processes that train trials side by side; 1 trains in this one.
-        narrator: who is told of decisions and progress; by default the terminal.
+        reporter: who is told of decisions and progress; by default the terminal.
 
     Raises:
         SpecError: the space or another field cannot be searched.
@@ -80,27 +80,27 @@ def run_search(
         Exception: whatever ended a trial and was not its own fault.
     """
     started = time.perf_counter()
-    narrator = narrator or Terminal()
+    reporter = reporter or TerminalReporter()
     run = run or start_run(spec, suffix=SUFFIX)
     with contextlib.ExitStack() as held:
         held.enter_context(vacated_on_refusal(run))
         check_one_host(spec.devices, "a search")
         check_search(spec)
-        bench = held.enter_context(open_bench(spec, run, narrator=narrator))
-        book = Book(run)
-        num_before = len(book.ended())
-        with watching_book(book, spec, narrator):
+        runner = held.enter_context(open_trial_runner(spec, run, reporter=reporter))
+        trial_log = TrialLog(run)
+        num_before = len(trial_log.ended())
+        with live_progress_table(trial_log, spec, reporter):
             if num_workers > 1:
-                run_workers(run, num_workers, narrator=narrator)
+                run_workers(run, num_workers, reporter=reporter)
             else:
-                run_trials(bench, book)
-        trials = book.ended()
+                run_trials(runner, trial_log)
+        trials = trial_log.ended()
         _check_some_scored(trials)
         search_seconds = time.perf_counter() - started
-        winner = crown(trials, bench, run, narrator=narrator)
+        winner = select_best(trials, runner, run, reporter=reporter)
     shutil.rmtree(run.checkpoint_folder)
     seconds = time.perf_counter() - started
-    records = bench.data.records
+    records = runner.data.records
     return SearchResult(
         spec, run, records, tuple(trials), winner, num_before, search_seconds, seconds
     )

@@ -23,7 +23,7 @@ TRIALS: Final = "trials"
 
 
 @dataclass(frozen=True)
-class Begun:
+class StartedTrial:
     """A trial as it begins; `attempt` counts from 1, above it somebody was killed in it."""
 
     name: str
@@ -34,16 +34,18 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Book:
+class TrialLog:
     """The trials below one search's folder."""
 
     folder: RunFolder
 
-    def begin(self, name: str, spec: RunSpec, values: dict[str, Any], *, worker: str) -> Begun:
+    def begin(
+        self, name: str, spec: RunSpec, values: dict[str, Any], *, worker: str
+    ) -> StartedTrial:
         """Note that a trial begins, perhaps again."""
         before = self._read(name, _BEGUN)
         attempt = before["attempt"] + 1 if before else 1
-        begun = Begun(name, values, worker, time.time(), attempt)
+        begun = StartedTrial(name, values, worker, time.time(), attempt)
         trial = self.trial(name)
         (trial.path / _RESULT).unlink(missing_ok=True)
         trial.write_json("spec.json", spec_to_dict(spec))
@@ -76,13 +78,13 @@ class Book:
         values = self._read(name, _RESULT)
         return SearchTrial(**values) if values else None
 
-    def running(self) -> list[tuple[Begun, str]]:
+    def running(self) -> list[tuple[StartedTrial, str]]:
         """Trials that have begun and not ended, and how far they are."""
         running = []
         for name in self._names():
             begun = self._read(name, _BEGUN)
             if begun and not self._read(name, _RESULT):
-                running.append((Begun(**begun), self._progress(name)))
+                running.append((StartedTrial(**begun), self._progress(name)))
         return running
 
     def _progress(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""KerasTuner at the bench: its oracles propose, its loop asks, and a trial is a training of ours.
+"""KerasTuner with our trial runner: its oracles propose values, a trial is one training.
 
 What a failure means is decided here, since KerasTuner by itself goes on after anything: numbers
 that are not finite and memory that ran out fail their trial, every other error ends the search.
@@ -17,11 +17,11 @@ import keras_tuner
 from keras_transfer.devices import is_out_of_memory
 from keras_transfer.devices.subprocess_call import resident_mb
 from keras_transfer.errors import DivergedError, RunError
-from keras_transfer.experiments.trial_runner import Bench, Training
+from keras_transfer.experiments.trial_runner import Training, TrialRunner
 from keras_transfer.experiments.tune.record import COMPLETED, FAILED, SearchTrial
 from keras_transfer.experiments.tune.space import declare, values_of
-from keras_transfer.experiments.tune.trial_log import Begun, Book
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.experiments.tune.trial_log import StartedTrial, TrialLog
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 
 _MOST_ATTEMPTS: Final = 3
@@ -30,7 +30,7 @@ _MOST_ATTEMPTS: Final = 3
 _NO_LIMIT: Final = 10**9
 """Failed trials in a row that KerasTuner puts up with: we count them in the end."""
 
-Watch = Callable[[Begun], Narrator]
+Watch = Callable[[StartedTrial], Reporter]
 
 
 def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
@@ -76,13 +76,15 @@ def hand_out_again(oracle: keras_tuner.Oracle) -> None:
 
 
 class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
-    """Runs the oracle's trials at a bench and keeps a book of them."""
+    """Runs the oracle's trials at a trial runner and keeps a book of them."""
 
-    def __init__(self, oracle: keras_tuner.Oracle, bench: Bench, book: Book, *, watch: Watch):
-        """`watch` makes the narrator of a trial that begins."""
-        self._bench, self._book, self._watch = bench, book, watch
+    def __init__(
+        self, oracle: keras_tuner.Oracle, runner: TrialRunner, trial_log: TrialLog, *, watch: Watch
+    ):
+        """`watch` makes the reporter of a trial that begins."""
+        self._runner, self._book, self._watch = runner, trial_log, watch
         with contextlib.redirect_stdout(io.StringIO()):
-            super().__init__(oracle, directory=str(book.folder.path), project_name="oracle")
+            super().__init__(oracle, directory=str(trial_log.folder.path), project_name="oracle")
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
         """Train with the trial's values; its figures, by the names that objectives have."""
@@ -94,8 +96,8 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def _run(self, trial: Any) -> SearchTrial:
         proposed = trial.hyperparameters.values
-        values = values_of(self._bench.original, proposed)
-        spec = self._bench.vary(values)
+        values = values_of(self._runner.original, proposed)
+        spec = self._runner.vary(values)
         known = self._book.result(trial.trial_id)
         if known and known.values == values:
             return known
@@ -104,7 +106,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         num_epochs = proposed.get("tuner/epochs", whole)
         try:
             _check_attempts(begun)
-            training = self._bench.train(spec, num_epochs=num_epochs, narrator=self._watch(begun))
+            training = self._runner.train(spec, num_epochs=num_epochs, reporter=self._watch(begun))
         except BaseException as error:
             if not _is_its_own_fault(error):
                 # It was stopped, not killed: that says nothing against it.
@@ -112,7 +114,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
                 raise
             ended = _ended(begun, num_epochs / whole, error=error)
         else:
-            objective = self._bench.original.search.objective
+            objective = self._runner.original.search.objective
             ended = _ended(begun, num_epochs / whole, training=training, objective=objective)
         self._book.end(ended)
         return ended
@@ -134,7 +136,7 @@ class _KilledError(RunError):
     """The process died in this trial again and again."""
 
 
-def _check_attempts(begun: Begun) -> None:
+def _check_attempts(begun: StartedTrial) -> None:
     if begun.attempt > _MOST_ATTEMPTS:
         raise _KilledError(
             f"the process was killed in trial {begun.name} {_MOST_ATTEMPTS} times",
@@ -145,7 +147,7 @@ def _check_attempts(begun: Begun) -> None:
 
 
 def _ended(
-    begun: Begun,
+    begun: StartedTrial,
     share: float,
     *,
     training: Training | None = None,

@@ -1,4 +1,4 @@
-"""Taking part in a search: the bench set up, and trials run in the role this process has."""
+"""Taking part in a search: the trial runner set up, and trials run in the role this process has."""
 
 import contextlib
 import gc
@@ -15,10 +15,10 @@ from keras_transfer.devices import set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.descriptions import describe_model
 from keras_transfer.experiments.run import load_data
-from keras_transfer.experiments.session import open_store, settle
-from keras_transfer.experiments.trial_runner import Bench
-from keras_transfer.experiments.tune.progress_table import TrialNarrator
-from keras_transfer.experiments.tune.trial_log import Book
+from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.experiments.trial_runner import TrialRunner
+from keras_transfer.experiments.tune.progress_table import TrialReporter
+from keras_transfer.experiments.tune.trial_log import TrialLog
 from keras_transfer.experiments.tune.tuner import (
     SearchTuner,
     hand_out_again,
@@ -27,8 +27,9 @@ from keras_transfer.experiments.tune.tuner import (
 )
 from keras_transfer.experiments.tune.worker_roles import is_worker
 from keras_transfer.models.classifier import Rebuilder
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import prepare_classifier
 
@@ -54,37 +55,39 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def take_part(spec: RunSpec, run: RunFolder, *, narrator: Narrator) -> None:
+def take_part(spec: RunSpec, run: RunFolder, *, reporter: Reporter) -> None:
     """As a worker or as the chief of a search, run trials or hand them out until all are done."""
-    with open_bench(spec, run, narrator=narrator) as bench:
-        run_trials(bench, Book(run))
+    with open_trial_runner(spec, run, reporter=reporter) as runner:
+        run_trials(runner, TrialLog(run))
 
 
 @contextlib.contextmanager
-def open_bench(spec: RunSpec, run: RunFolder, *, narrator: Narrator) -> Iterator[Bench]:
-    """Read and split the pictures of a search and check all its models before."""
+def open_trial_runner(
+    spec: RunSpec, run: RunFolder, *, reporter: Reporter
+) -> Iterator[TrialRunner]:
+    """Read and split the images of a search and check all its models before."""
     set_up(spec.devices, seed=spec.seed)
-    narrator.say(f"Search folder: {run.path}")
+    reporter.info(f"Search folder: {run.path}")
     records = read_records(spec.data)
-    _check_models(spec, records, narrator)
+    _check_models(spec, records, reporter)
     run.checkpoint_folder.mkdir(exist_ok=True)
-    settled = settle(spec, len(records.items), narrator=narrator)
-    with open_store(settled, narrator=narrator, scratch=run.checkpoint_folder) as store:
+    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
+    with open_cache(settled, reporter=reporter, scratch=run.checkpoint_folder) as cache:
         begun = run if (run.path / "splits.json").is_file() else None
-        data = load_data(settled, records, store=store, narrator=narrator, run=begun)
+        data = load_data(settled, records, cache=cache, reporter=reporter, run=begun)
         states = RunFolder(run.checkpoint_folder)
-        bench = Bench(settled, data, store=store, states=states, narrator=narrator)
+        runner = TrialRunner(settled, data, cache=cache, states=states, reporter=reporter)
         if begun is None:
             # Only now: a search of too many folds is refused without leaving anything.
             run.write_json("splits.json", manifest(data.splits, data.records))
             run.write_class_names(data.records.class_names)
-        yield bench
+        yield runner
 
 
-def _check_models(spec: RunSpec, records: Records, narrator: Narrator) -> None:
-    """Tell missing weights and wrong stages of any proposal before any picture is decoded."""
+def _check_models(spec: RunSpec, records: Records, reporter: Reporter) -> None:
+    """Tell missing weights and wrong stages of any proposal before any image is decoded."""
     classifier = prepare_classifier(spec, records.class_names)
-    narrator.say(describe_model(spec, classifier))
+    reporter.info(describe_model(spec, classifier))
     rebuild = Rebuilder()
     for field in ("model.backbone", "model.last_stage", "model.weights"):
         for value in _values(spec, field):
@@ -102,15 +105,17 @@ def _values(spec: RunSpec, field: str) -> Sequence[str]:
     return (parameter.values or ()) if parameter else ()
 
 
-def run_trials(bench: Bench, book: Book) -> None:
-    """Let KerasTuner search at the bench, in the role that its variables give this process."""
-    search = bench.original.search
+def run_trials(runner: TrialRunner, trial_log: TrialLog) -> None:
+    """Run KerasTuner's search in the role that its environment variables give this process."""
+    search = runner.original.search
     if search.tuner == "grid" and not is_worker():
         # KerasTuner 1.4.8 cannot go on with a grid (its issue 1055). Begun anew it proposes the
         # same trials in the same order, and those that ended are read from the book.
-        shutil.rmtree(book.folder.path / "oracle", ignore_errors=True)
-    oracle = make_oracle(bench.original, num_epochs=bench.spec.num_epochs)
-    tuner = SearchTuner(oracle, bench, book, watch=lambda begun: TrialNarrator(book, begun))
+        shutil.rmtree(trial_log.folder.path / "oracle", ignore_errors=True)
+    oracle = make_oracle(runner.original, num_epochs=runner.spec.num_epochs)
+    tuner = SearchTuner(
+        oracle, runner, trial_log, watch=lambda begun: TrialReporter(trial_log, begun)
+    )
     if not is_worker():
         hand_out_again(oracle)
     with _old_things_left_alone():

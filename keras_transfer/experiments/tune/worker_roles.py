@@ -28,7 +28,7 @@ def is_worker() -> bool:
 def wait_for_chief(
     spec: RunSpec, output: str | Path | None, *, seconds: float = 3600.0
 ) -> RunFolder:
-    """The folder of the chief's search, as soon as the chief has split the pictures.
+    """The folder of the chief's search, as soon as the chief has split the images.
 
     Args:
         output: the folder, on a disk that chief and workers share.

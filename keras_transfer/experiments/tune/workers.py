@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from keras_transfer.config import load_spec
-from keras_transfer.devices.subprocess_call import Child, end_with_parent, free_port
+from keras_transfer.devices.subprocess_call import SubprocessCall, end_with_parent, free_port
 from keras_transfer.experiments.tune.worker import take_part
-from keras_transfer.reporting.reporter import Narrator, Silent
+from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.storage.run_folder import RunFolder
 
 _POLL_SECONDS: Final = 0.5
@@ -22,7 +22,7 @@ _MOST_RESTARTS: Final = 5
 """How often one worker is started again: it may die of something that no trial is to blame for."""
 
 
-def run_workers(run: RunFolder, num_workers: int, *, narrator: Narrator) -> None:
+def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None:
     """Search with a chief and `num_workers` processes of this machine; ends when all have ended.
 
     Raises:
@@ -31,7 +31,7 @@ def run_workers(run: RunFolder, num_workers: int, *, narrator: Narrator) -> None
     """
     address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
     names = [f"tuner{number}" for number in range(num_workers)]
-    narrator.say(f"{num_workers} workers train side by side; what they say is in {run.path}.")
+    reporter.info(f"{num_workers} workers train side by side; what they say is in {run.path}.")
     with contextlib.ExitStack() as held:
         chief = held.enter_context(_started("chief", run, address))
         workers = {name: held.enter_context(_started(name, run, address)) for name in names}
@@ -46,7 +46,7 @@ def run_workers(run: RunFolder, num_workers: int, *, narrator: Narrator) -> None
                     continue
                 if worker.was_killed and restarts[name] < _MOST_RESTARTS:
                     restarts[name] += 1
-                    narrator.say(f"Worker {name} was killed ({worker.ending}) and starts again.")
+                    reporter.info(f"Worker {name} was killed ({worker.ending}) and starts again.")
                     workers[name] = held.enter_context(_started(name, run, address))
                 else:
                     worker.answer()
@@ -55,9 +55,9 @@ def run_workers(run: RunFolder, num_workers: int, *, narrator: Narrator) -> None
 
 
 @contextlib.contextmanager
-def _started(name: str, run: RunFolder, address: dict[str, str]) -> Iterator[Child]:
+def _started(name: str, run: RunFolder, address: dict[str, str]) -> Iterator[SubprocessCall]:
     """A process in its role, ended with the block."""
-    child = Child(
+    child = SubprocessCall(
         play_role,
         title=f"{name} of the search",
         log=run.path / f"{name}.log",
@@ -75,4 +75,4 @@ def play_role(folder: str, parent: int) -> None:
     """What a started process does: take part in the search in a folder while its parent lives."""
     end_with_parent(parent)
     run = RunFolder(Path(folder))
-    take_part(load_spec(run.spec_file), run, narrator=Silent())
+    take_part(load_spec(run.spec_file), run, reporter=SilentReporter())

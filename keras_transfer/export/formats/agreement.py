@@ -18,7 +18,7 @@ import numpy as np
 from keras_transfer.evaluation.intervals import Interval, wilson
 from keras_transfer.export.formats.isolated import Asked
 from keras_transfer.export.saved_model.proof import TOLERANCES
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 
 LEAST_AGREEMENT: Final = 0.9
 """A quantised artefact is refused where this share of equal labels is out of reach (95 %)."""
@@ -37,12 +37,12 @@ _SUM_TOLERANCE: Final = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """An artefact beside the model on the same N test pictures; shares are 0-1.
+    """An artefact beside the model on the same N test images; shares are 0-1.
 
     `refusal` is the reason not to use it, '' where there is none.
     """
 
-    num_pictures: int
+    num_images: int
     label_agreement: float
     max_abs_difference: float
     accuracy: float
@@ -91,7 +91,7 @@ def agree(
         if off > _SUM_TOLERANCE:
             refusal = refusal or f"its probabilities sum to something {off:.2g} away from 1"
     return Agreement(
-        num_pictures=len(labels),
+        num_images=len(labels),
         label_agreement=num_agreeing / len(labels),
         max_abs_difference=difference,
         accuracy=num_right / len(labels),
@@ -107,26 +107,26 @@ def _refuse_rounding(difference: float, tolerance: float, num_other: int) -> str
 
 
 def _refuse_quantised(
-    num_right: int, num_right_before: int, num_agreeing: int, num_pictures: int
+    num_right: int, num_right_before: int, num_agreeing: int, num_images: int
 ) -> str:
-    low, high = wilson(num_right_before, num_pictures)
-    if num_right / num_pictures < low:
+    low, high = wilson(num_right_before, num_images)
+    if num_right / num_images < low:
         return (
-            f"accuracy falls from {num_right_before / num_pictures:.1%} "
-            f"({low:.1%} to {high:.1%}) to {num_right / num_pictures:.1%}, out of its interval"
+            f"accuracy falls from {num_right_before / num_images:.1%} "
+            f"({low:.1%} to {high:.1%}) to {num_right / num_images:.1%}, out of its interval"
         )
-    reach = wilson(num_agreeing, num_pictures)[1]
+    reach = wilson(num_agreeing, num_images)[1]
     if reach < LEAST_AGREEMENT:
         return (
-            f"{num_agreeing / num_pictures:.1%} of the labels agree, surely less than "
+            f"{num_agreeing / num_images:.1%} of the labels agree, surely less than "
             f"{LEAST_AGREEMENT:.0%}"
         )
     return ""
 
 
-def _nothing(num_pictures: int, refusal: str) -> Agreement:
+def _nothing(num_images: int, refusal: str) -> Agreement:
     return Agreement(
-        num_pictures=num_pictures,
+        num_images=num_images,
         label_agreement=0.0,
         max_abs_difference=float("inf"),
         accuracy=0.0,
@@ -160,14 +160,14 @@ def num_processors() -> int:
 
 
 def time_in_turns(
-    asked: Mapping[str, Asked], *, narrator: Narrator
+    asked: Mapping[str, Asked], *, reporter: Reporter
 ) -> dict[str, dict[int, Latency]]:
     """Latencies by name and batch size; each artefact is asked alone, the others wait."""
     latencies: dict[str, dict[int, Latency]] = {name: {} for name in asked}
     for batch_size in BATCH_SIZES:
         seconds: dict[str, list[float]] = {name: [] for name in asked}
         started = time.perf_counter()
-        with narrator.counting(f"timing batches of {batch_size}") as count:
+        with reporter.progress(f"timing batches of {batch_size}") as count:
             for number in range(_MOST_ROUNDS):
                 is_late = time.perf_counter() - started > _ENOUGH_SECONDS
                 if number >= _LEAST_ROUNDS and is_late:

@@ -6,7 +6,7 @@ where its tools look for label files too (`unzip -p model.tflite contract.json`)
 
 The network as one graph from pixels to probabilities, in the shape that converters like best.
 
-ONNX in eight bits: calibrated on training pictures, in the shape that runs fastest.
+ONNX in eight bits: calibrated on training images, in the shape that runs fastest.
 
 Weights are rounded to 7 bits, one scale a channel. Processors without VNNI add two products of
 8 × 8 bits in 16 bits, which would overflow; what the eighth bit is worth, they would spoil.
@@ -73,11 +73,11 @@ _KINDS: Final = ["Conv", "MatMul", "Gemm", "MaxPool", "Add", "Relu", "Clip", "Co
 _BATCH_SIZE: Final = 4
 
 
-def quantise(source: Path, target: Path, pictures: np.ndarray, *, scratch: Path) -> None:
+def quantise(source: Path, target: Path, images: np.ndarray, *, scratch: Path) -> None:
     """Write the int8 form of an ONNX file, with quantising and dequantising nodes (QDQ).
 
     Args:
-        pictures: uint8 [N, S, S, 3] of the training split; the ranges of all activations are
+        images: uint8 [N, S, S, 3] of the training split; the ranges of all activations are
             taken from them.
     """
     prepared = scratch / "prepared.onnx"
@@ -88,7 +88,7 @@ def quantise(source: Path, target: Path, pictures: np.ndarray, *, scratch: Path)
     quantize_static(
         prepared,
         target,
-        _Pictures(pictures),
+        _Images(images),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=_KINDS,
         per_channel=True,
@@ -99,12 +99,12 @@ def quantise(source: Path, target: Path, pictures: np.ndarray, *, scratch: Path)
     )
 
 
-class _Pictures(CalibrationDataReader):
-    """Pictures in the batches in which calibration asks for them."""
+class _Images(CalibrationDataReader):
+    """Images in the batches in which calibration asks for them."""
 
-    def __init__(self, pictures: np.ndarray):
+    def __init__(self, images: np.ndarray):
         self._batches: Iterator[np.ndarray] = (
-            pictures[start : start + _BATCH_SIZE] for start in range(0, len(pictures), _BATCH_SIZE)
+            images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)
         )
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -190,13 +190,13 @@ def write_openvino(source: Path, target: Path, *, class_hash: str) -> None:
 
 
 def write_litert(
-    graph: Any, target: Path, *, precision: str, pictures: np.ndarray, contract_folder: Path
+    graph: Any, target: Path, *, precision: str, images: np.ndarray, contract_folder: Path
 ) -> None:
     """Write a LiteRT file.
 
     'float32' and 'float16' are what weights are stored in; 'dynamic' stores int8 weights and
     rounds activations as they come; 'int8' computes in integers throughout, in ranges taken
-    from `pictures`, uint8 [N, S, S, 3] of the training split. Softmax included: its
+    from `images`, uint8 [N, S, S, 3] of the training split. Softmax included: its
     probabilities are multiples of 1/256.
     """
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
@@ -207,8 +207,8 @@ def write_litert(
     if precision == "int8":
 
         def show() -> Iterator[list[np.ndarray]]:
-            for picture in pictures:
-                yield [picture[np.newaxis]]
+            for image in images:
+                yield [image[np.newaxis]]
 
         converter.representative_dataset = show
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]

@@ -90,7 +90,7 @@ class Asked:
         self._stderr.close()
 
     def answer(self, pixels_file: Path) -> np.ndarray:
-        """Probabilities [N, C] of the pictures uint8 [N, S, S, 3] in a .npy file.
+        """Probabilities [N, C] of the images uint8 [N, S, S, 3] in a .npy file.
 
         They are asked for in batches of 32, the last one smaller, and the first once more alone.
 

@@ -4,7 +4,7 @@ Run by path, never imported: `python -P asker.py '{"path": …, "kind": …}'`. 
 and says which class hash it holds; from then on each line on standard input is an order, and each
 line on the first standard output its answer, both JSON:
 
-    {"pixels": a.npy, "answers": b.npy}   answer all pictures of one file into another
+    {"pixels": a.npy, "answers": b.npy}   answer all images of one file into another
     {"batch_size": 8, "calls": 5}         the seconds of so many calls
 """
 

@@ -1,4 +1,4 @@
-"""Making files of other formats in a process of their own: converters chatter and keep memory.
+"""Makes files of other formats in a separate process: converters print a lot and keep memory.
 
 `make_formats` starts that process and hands on what it says; `python -m …making JOB` is its side.
 The converters read TensorFlow's operations, so Keras runs on TensorFlow there, whatever it runs on
@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_transfer.errors import ExportError
 from keras_transfer.export.formats.registry import FORMATS, Format
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 
 _PACKAGE_ROOT: Final = Path(__file__).parents[3]
 PLAIN_FOLDER: Final = "plain"
@@ -32,7 +32,7 @@ PLAIN_FOLDER: Final = "plain"
 class Job:
     """What is to be made: `formats` of the model in `model_file`, beside the contract in `folder`.
 
-    `pictures` is a .npy file, uint8 [N, S, S, 3] of the training split, for ranges. `scratch` takes
+    `images` is a .npy file, uint8 [N, S, S, 3] of the training split, for ranges. `scratch` takes
     what is needed on the way, and Keras's own export of the model where `plain` asks for it.
     """
 
@@ -40,12 +40,12 @@ class Job:
     folder: Path
     class_hash: str
     formats: tuple[str, ...]
-    pictures: Path
+    images: Path
     scratch: Path
     plain: bool = False
 
 
-def make_formats(job: Job, *, narrator: Narrator) -> dict[str, str]:
+def make_formats(job: Job, *, reporter: Reporter) -> dict[str, str]:
     """Make the files of a job.
 
     Returns:
@@ -71,7 +71,7 @@ def make_formats(job: Job, *, narrator: Narrator) -> dict[str, str]:
         try:
             for line in process.stdout:
                 if line.startswith('{"say"'):
-                    narrator.say(json.loads(line)["say"])
+                    reporter.info(json.loads(line)["say"])
                 if line.startswith('{"failed"'):
                     failed |= json.loads(line)["failed"]
         except BaseException:
@@ -123,7 +123,7 @@ def _make(job: Job) -> None:
     if job.plain:
         _tell(say="Writing Keras's own export of the model, to compare with …")
         model.export(job.scratch / PLAIN_FOLDER, verbose=False)
-    bench = _Bench(job, model, answering(model), np.load(job.pictures))
+    bench = _Bench(job, model, answering(model), np.load(job.images))
     for name in job.formats:
         _tell(say=f"Writing {name} …")
         started = time.perf_counter()
@@ -144,7 +144,7 @@ class _Bench:
     job: Job
     model: Any
     graph: Any
-    pictures: np.ndarray
+    images: np.ndarray
 
     def make(self, entry: Format) -> None:
         from keras_transfer.export.formats import converters
@@ -157,7 +157,7 @@ class _Bench:
                 self.graph,
                 target,
                 precision=entry.precision,
-                pictures=self.pictures,
+                images=self.images,
                 contract_folder=self.job.folder,
             )
         elif entry.name.startswith("onnx"):
@@ -175,7 +175,7 @@ class _Bench:
             from keras_transfer.export.formats.converters import quantise
 
             source = self._onnx("float32")
-            quantise(source, file, self.pictures, scratch=self.job.scratch)
+            quantise(source, file, self.images, scratch=self.job.scratch)
         return file
 
     def size_mb(self, entry: Format) -> float:
@@ -194,7 +194,7 @@ def files_of(artefact: Path) -> Iterator[Path]:
 
 def _job(words: str) -> Job:
     content = json.loads(words)
-    for name in ("model_file", "folder", "pictures", "scratch"):
+    for name in ("model_file", "folder", "images", "scratch"):
         content[name] = Path(content[name])
     return Job(**content | {"formats": tuple(content["formats"])})
 

@@ -33,7 +33,7 @@ class Row:
     latencies: dict[int, Latency] = field(default_factory=dict)
 
     def per_second(self) -> dict[int, float]:
-        """Pictures a second by batch size."""
+        """Images a second by batch size."""
         return {size: 1000 * size / latency.p50 for size, latency in self.latencies.items()}
 
 
@@ -95,11 +95,11 @@ def _as_json(row: Row) -> dict[str, Any]:
     content = dataclasses.asdict(row)
     if row.agreement is not None and not math.isfinite(row.agreement.max_abs_difference):
         content["agreement"]["max_abs_difference"] = None
-    return content | {"pictures_per_second": row.per_second()}
+    return content | {"images_per_second": row.per_second()}
 
 
 def _cells(row: Row, sizes: Sequence[int]) -> list[str]:
-    """Name, size, agreement and accuracy; where ways were timed, latencies and pictures/s."""
+    """Name, size, agreement and accuracy; where ways were timed, latencies and images/s."""
     found = row.agreement
     cells = [row.name, f"{row.megabytes:.1f}", *["–"] * 3]
     if found is not None:
@@ -130,7 +130,7 @@ def _folded(cells: list[str], *, refused: bool) -> list[str]:
 def _markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
     header = ["format", "MB", "labels that agree, %", "max abs Δp", "accuracy, %"]
     header += [f"ms for {size}, p50 / p95" for size in BATCH_SIZES]
-    header.append(f"pictures/s in batches of {BATCH_SIZES[-1]}")
+    header.append(f"images/s in batches of {BATCH_SIZES[-1]}")
     table = [header, ["---"] + ["---:"] * (len(header) - 1)]
     table += [_cells(row, BATCH_SIZES) for row in rows]
     refused = [f"- {row.name} is refused: {row.refusal}" for row in rows if row.refusal]

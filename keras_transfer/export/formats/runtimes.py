@@ -36,7 +36,7 @@ class Runtime:
                 f"{self.path} cannot answer these pixels",
                 expected=f"uint8 [B, {size}, {size}, 3], RGB 0-255, B ≥ 1",
                 received=f"{pixels.dtype} {list(pixels.shape)}",
-                fix="resize pictures with `data.images.resize_pixels` as the contract says",
+                fix="resize images with `data.images.resize_pixels` as the contract says",
             )
         return np.asarray(self._opened.classify(np.ascontiguousarray(pixels)), np.float32)
 

@@ -18,7 +18,7 @@ from keras_transfer.export.formats.openers import PLAIN as PLAIN_KIND
 from keras_transfer.export.formats.registry import Format
 from keras_transfer.export.formats.report import PLAIN, Row
 from keras_transfer.export.formats.runtimes import check_class_hash
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 
 SAVED_MODEL: Final = "SavedModel"
 KERAS: Final = "keras"
@@ -42,7 +42,7 @@ class Way:
 class Bench:
     """What every way is held against: the model's `probabilities` [N, C] and `labels` [N].
 
-    `pixels_file` has the N test pictures; `trained_in` is the dtype policy of the model.
+    `pixels_file` has the N test images; `trained_in` is the dtype policy of the model.
     """
 
     contract: Contract
@@ -94,9 +94,9 @@ def try_all(
     *,
     failed: Mapping[str, str],
     timed: bool,
-    narrator: Narrator,
+    reporter: Reporter,
 ) -> list[Row]:
-    """Ask every way about the test pictures, and time those that agree, in turns.
+    """Ask every way about the test images, and time those that agree, in turns.
 
     Args:
         failed: why formats could not even be made, by name.
@@ -120,7 +120,7 @@ def try_all(
                     asked[way.name] = one
                 else:
                     one.close()
-        for name, latencies in (time_in_turns(asked, narrator=narrator) if timed else {}).items():
+        for name, latencies in (time_in_turns(asked, reporter=reporter) if timed else {}).items():
             rows[name] = replace(rows[name], latencies=latencies)
     return list(rows.values())
 
@@ -128,7 +128,7 @@ def try_all(
 def notes(names: Iterable[str], *, timed: bool) -> list[str]:
     """What a reader of the table has to know; `names` are those of its rows."""
     said = [
-        "Every format answered the test pictures in a process of its own, without this package "
+        "Every format answered the test images in a process of its own, without this package "
         "and, but for the keras file, without Keras; agreement and |Δp| are with the model's own "
         "answers."
     ]

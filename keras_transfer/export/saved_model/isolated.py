@@ -26,7 +26,7 @@ _LINES: Final = 12
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What one export said of N pictures, and how long it took.
+    """What one export said of N images, and how long it took.
 
     `pixel_probabilities` and `square_probabilities` are those of the first few, by their pixels and
     by the square the network sees; `heat_map` is float32 [few, h, w]. `seconds` are those of each

@@ -1,6 +1,6 @@
 """Serve exported models as a stranger would: TensorFlow alone, no Keras, no JAX, nothing of ours.
 
-Run by path, never imported: `python -P serve_check.py RESULT_FOLDER EXPORT…`. Encoded pictures come
+Run by path, never imported: `python -P serve_check.py RESULT_FOLDER EXPORT…`. Encoded images come
 in on standard input, each as eight bytes of length (big endian) and the bytes themselves.
 
 For export number n it leaves n.npz with its answers, or n.txt with the error that it ended with;
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final
 _BLOCKED: Final = ("keras", "tf_keras", "jax", "keras_transfer")
 _BATCH_SIZE: Final = 32
 _NUM_AS_PIXELS: Final = 4
-"""How many pictures also go through the signatures for pixels and for heat maps."""
+"""How many images also go through the signatures for pixels and for heat maps."""
 
 _TIMED_BATCHES: Final = (1, 8)
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
@@ -38,7 +38,7 @@ class _Export:
         self._answers: dict[str, list[Any]] = defaultdict(list)
 
     def answer(self, batch: list[bytes]) -> None:
-        """Ask for a batch; of the very first one a few pictures go through all signatures."""
+        """Ask for a batch; of the very first one a few images go through all signatures."""
         import tensorflow as tf
 
         if not self._answers:
@@ -62,7 +62,7 @@ class _Export:
         self._answers["square_probabilities"].append(self.classify(squares))
 
     def classify(self, squares: Any) -> Any:
-        """Probabilities of pictures that have the network's size already."""
+        """Probabilities of images that have the network's size already."""
         return self._loaded.signatures["serving_resized"](pixels=squares)["probabilities"].numpy()
 
     @property
@@ -83,7 +83,7 @@ class _Export:
 
 
 def main(result_folder: str, *export_folders: str) -> None:
-    """Let every export answer all pictures, and time those that could against each other."""
+    """Let every export answer all images, and time those that could against each other."""
     # `import tensorflow` imports Keras where it is installed, which would hide that it is needed.
     for name in _BLOCKED:
         sys.modules[name] = None  # type: ignore[assignment]
@@ -100,7 +100,7 @@ def main(result_folder: str, *export_folders: str) -> None:
 
     for number, folder in enumerate(export_folders):
         attempt(number, lambda: exports.update({number: _Export(folder)}))  # noqa: B023
-    for batch in _batches(_pictures(sys.stdin.buffer)):
+    for batch in _batches(_images(sys.stdin.buffer)):
         for number, export in list(exports.items()):
             attempt(number, lambda: export.answer(batch))  # noqa: B023
     for number, export in exports.items():
@@ -128,15 +128,15 @@ def _time(exports: dict[int, _Export], batch_size: int) -> dict[int, list[float]
     return {number: rounds[1:] for number, rounds in seconds.items()}
 
 
-def _pictures(stream: BinaryIO) -> Iterator[bytes]:
+def _images(stream: BinaryIO) -> Iterator[bytes]:
     while header := stream.read(8):
         yield stream.read(int.from_bytes(header, "big"))
 
 
-def _batches(pictures: Iterator[bytes]) -> Iterator[list[bytes]]:
+def _batches(images: Iterator[bytes]) -> Iterator[list[bytes]]:
     batch: list[bytes] = []
-    for picture in pictures:
-        batch.append(picture)
+    for image in images:
+        batch.append(image)
         if len(batch) == _BATCH_SIZE:
             yield batch
             batch = []

@@ -1,10 +1,10 @@
 """Export with proof: the artefact appears only once it has answered like the model.
 
-The network is written in every way it could be served, all of them answer the test pictures and
+The network is written in every way it could be served, all of them answer the test images and
 are timed in turns, and the fastest that agrees with the model is kept. The way it was trained is
 always among them: whatever is meant to be faster must be, here, in the same minute.
 
-Proof that an exported model is the model: same pictures in, same answers out.
+Proof that an exported model is the model: same images in, same answers out.
 """
 
 import dataclasses
@@ -24,8 +24,9 @@ import numpy as np
 from keras_transfer.errors import ExportError
 from keras_transfer.export.card import Card
 from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model.build import as_trained, frozen
 from keras_transfer.export.saved_model.isolated import Answers, cannot_be_served, serve_alone
-from keras_transfer.export.saved_model.network import Network, as_trained, frozen
+from keras_transfer.export.saved_model.network import Network
 from keras_transfer.export.saved_model.writer import export_saved_model, write_warmup
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
@@ -185,7 +186,7 @@ def _labels_agree(
 
 
 MAX_FILES: Final = 256
-"""Test pictures on which artefact and model are compared, spread evenly; more prove no more."""
+"""Test images on which artefact and model are compared, spread evenly; more prove no more."""
 
 PROOF_FILE: Final = "proof.json"
 """Beside the artefact: what `Proof.to_dict` says."""
@@ -271,7 +272,7 @@ def export_proven(
     contract = Contract.of(spec, tuple(class_names))
     ways = _ways(model, spec.export.precision)
 
-    def judge(folder: Path, answers: Answers | str, precision: str) -> Parity:
+    def evaluate_test(folder: Path, answers: Answers | str, precision: str) -> Parity:
         tolerance = max(TOLERANCES[policy_of(model)], TOLERANCES[precision])
         return judge_answers(
             folder, answers, chosen, probabilities[rows], class_names, tolerance=tolerance
@@ -284,12 +285,12 @@ def export_proven(
             export_saved_model(network(), way_folder, terms)
         answers = serve_alone(folders, chosen, max_megapixels=contract.max_megapixels)
         tried = [
-            _try(name, precision, answer, functools.partial(judge, at, answer, precision))
+            _try(name, precision, answer, functools.partial(evaluate_test, at, answer, precision))
             for (name, precision, _), at, answer in zip(ways, folders, answers, strict=True)
         ]
         kept = _fastest(tried)
         if kept is None:
-            judge(folders[0], answers[0], "float32")  # raises what is wrong
+            evaluate_test(folders[0], answers[0], "float32")  # raises what is wrong
         assert kept is not None
         proof = Proof(kept, tuple(tried), keras.backend.backend())
         _keep(path, folders, folders[tried.index(kept)])
@@ -312,11 +313,13 @@ def _ways(model: keras.Model, precision: str) -> list[tuple[str, str, Callable[[
     ]
 
 
-def _try(name: str, precision: str, answers: Answers | str, judge: Callable[[], Parity]) -> Way:
+def _try(
+    name: str, precision: str, answers: Answers | str, evaluate_test: Callable[[], Parity]
+) -> Way:
     seconds = answers.seconds if isinstance(answers, Answers) else {}
     milliseconds = {size: 1e3 * statistics.median(rounds) for size, rounds in seconds.items()}
     try:
-        return Way(name, precision, milliseconds, judge())
+        return Way(name, precision, milliseconds, evaluate_test())
     except ExportError as error:
         return Way(name, precision, milliseconds, None, str(error))
 

@@ -1,6 +1,6 @@
 """What an exported model answers to, with TensorFlow alone.
 
-    serving_default    image_bytes: string [B]         encoded pictures, any mix of JPEG, PNG …
+    serving_default    image_bytes: string [B]         encoded images, any mix of JPEG, PNG …
     serving_pixels     pixels:      uint8 [B, H, W, 3] RGB 0-255 of any size, one size a batch
     serving_resized    pixels:      uint8 [B, S, S, 3] the square the network sees
     serving_explain    image_bytes: string [B], class_index: int32 [B], -1 for the likeliest class
@@ -13,13 +13,13 @@ The first two return, row by row, as TensorFlow Serving's row format wants it:
     top_class_names    string [B, K]    of the K = min(5, C) most probable classes, best first
     top_probabilities  float32 [B, K]
 
-`serving_resized` is for accelerators: no string, no picture file and no size but the batch's varies
+`serving_resized` is for accelerators: no string, no image file and no size but the batch's varies
 in it. It returns probabilities, top_class_indices int32 [B, K] and top_probabilities.
 `serving_explain` returns label, probabilities, heat_map float32 [B, h, w] in 0-1 (Grad-CAM) and
 square_bytes string [B], the square the network sees as a PNG.
 
 Pixels are uint8 because only integers say by themselves that they run to 255: floats of 0-1, the
-commonest mistake of a client, are refused instead of being answered with nonsense. One picture that
+commonest mistake of a client, are refused instead of being answered with nonsense. One image that
 cannot be decoded fails its whole batch.
 """
 

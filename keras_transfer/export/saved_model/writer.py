@@ -1,6 +1,6 @@
 """Writing a SavedModel: signatures, contract and aliases, complete or not at all.
 
-Warm-up requests: real pictures that TensorFlow Serving asks a new version about first.
+Warm-up requests: real images that TensorFlow Serving asks a new version about first.
 
 The first request of each signature and batch size builds kernels and takes many times as long as
 the next. TensorFlow Serving replays assets.extra/tf_serving_warmup_requests, a TFRecord file of
@@ -33,15 +33,15 @@ WARMUP_FILE: Final = Path("assets.extra", "tf_serving_warmup_requests")
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32)
 """What servers fill batches up to; a kernel is built for each."""
 
-_NUM_PICTURES: Final = 4
-"""How many different test pictures are stored, at most; larger batches repeat them."""
+_NUM_IMAGES: Final = 4
+"""How many different test images are stored, at most; larger batches repeat them."""
 
 
 def write_warmup(export_folder: Path, files: Sequence[Path], contract: Contract) -> int:
-    """Write requests for all signatures: every batch size for pictures, one for the others.
+    """Write requests for all signatures: every batch size for images, one for the others.
 
     Args:
-        files: test pictures; a few, spread evenly, are taken.
+        files: test images; a few, spread evenly, are taken.
 
     Returns:
         The number of requests.
@@ -49,7 +49,7 @@ def write_warmup(export_folder: Path, files: Sequence[Path], contract: Contract)
     Raises:
         DataError: a file cannot be read.
     """
-    rows = np.unique(np.linspace(0, len(files) - 1, _NUM_PICTURES).round().astype(int))
+    rows = np.unique(np.linspace(0, len(files) - 1, _NUM_IMAGES).round().astype(int))
     encoded = [load_encoded(files[row], max_megapixels=contract.max_megapixels) for row in rows]
     square = decoder(contract.image_size, contract.resize)(tf.constant(encoded[0]))
     requests = [

@@ -1,6 +1,6 @@
 """What the processes of a race do: lay out the splits, measure the limits, run one lap.
 
-Called through `child.in_child`, so the public functions take and return JSON values.
+Called through `child.call_in_subprocess`, so the public functions take and return JSON values.
 """
 
 import functools
@@ -15,19 +15,19 @@ import numpy as np
 
 from keras_transfer.config import override, spec_from_dict
 from keras_transfer.data.audit import audit
-from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import NAMES, make_splits, manifest
 from keras_transfer.devices import set_up
 from keras_transfer.devices.subprocess_call import peak_mb
 from keras_transfer.experiments.run import load_data
-from keras_transfer.experiments.session import open_store, settle
-from keras_transfer.features.extraction import Tally
-from keras_transfer.features.phase_inputs import Supply, find_cuts
+from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.features.extraction import ExtractionStats
+from keras_transfer.features.phase_inputs import PhaseInputs, find_cuts
 from keras_transfer.features.prefix import choose
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import Store
+from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_splits, read_split
 from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Lap, Stopwatch
@@ -42,19 +42,21 @@ def survey(spec: dict[str, Any], scratch: str, num_seeds: int) -> dict[str, dict
     """Lay out the splits of every seed, and measure what this machine does at most.
 
     Returns:
-        `num_pictures` by split, and `limits`, the fields of `Limits`.
+        `num_images` by split, and `limits`, the fields of `Limits`.
     """
     first = spec_from_dict(spec)
     set_up(first.devices, seed=first.seed)
-    num_pictures = lay_out(first, scratch, num_seeds)
-    return {"num_pictures": num_pictures, "limits": _measure_limits(first, scratch)}
+    num_images = lay_out(first, scratch, num_seeds)
+    return {"num_images": num_images, "limits": _measure_limits(first, scratch)}
 
 
 def lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
     """Folders of links, `<scratch>/splits-<seed>`, to the very splits that `load_data` draws."""
     with tempfile.TemporaryDirectory(dir=scratch) as aside:
-        store = Store(Path(aside))
-        records = audit(read_records(spec.data), spec.data, store=store, narrator=Silent()).records
+        cache = Cache(Path(aside))
+        records = audit(
+            read_records(spec.data), spec.data, cache=cache, reporter=SilentReporter()
+        ).records
     for seed in range(spec.seed, spec.seed + num_seeds):
         splits = make_splits(records, spec.data, seed=seed)
         folder = splits_folder(scratch, seed)
@@ -74,7 +76,7 @@ def _measure_limits(spec: RunSpec, scratch: str) -> dict[str, float]:
     files = sorted(train.glob("*/*"), key=lambda file: file.name)
     batch_size = min(spec.training.batch_size, len(files))
     # The first call also traces the decoder.
-    batch = np.stack([picture.pixels for picture in _read(files[:batch_size], spec)])
+    batch = np.stack([image.pixels for image in _read(files[:batch_size], spec)])
     started = time.perf_counter()
     num_read = len(_read(files[:_MOST_FILES], spec))
     decode_rate = num_read / (time.perf_counter() - started)
@@ -83,7 +85,7 @@ def _measure_limits(spec: RunSpec, scratch: str) -> dict[str, float]:
     return {"decode_rate": decode_rate, "forward_rate": forward_rate}
 
 
-def _read(files: Sequence[Path], spec: RunSpec) -> list[Picture]:
+def _read(files: Sequence[Path], spec: RunSpec) -> list[DecodedImage]:
     data = spec.data
     found = read_pixels(
         files,
@@ -91,11 +93,11 @@ def _read(files: Sequence[Path], spec: RunSpec) -> list[Picture]:
         resize=data.resize,
         max_megapixels=data.max_megapixels,
     )
-    return [picture for picture in found if isinstance(picture, Picture)]
+    return [image for image in found if isinstance(image, DecodedImage)]
 
 
 def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float:
-    """Views a second through the frozen layers, as ours computes them, on ready pictures.
+    """Views a second through the frozen layers, as ours computes them, on ready images.
 
     Args:
         pixels: uint8 [B, S, S, 3].
@@ -150,23 +152,23 @@ def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
 
 def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
     """The corridor's calls one by one; all that is stored lies below the empty folder `cold`."""
-    watch, silent = Stopwatch(), Silent()
+    watch, silent = Stopwatch(), SilentReporter()
     with watch.timing(SETUP):
         set_up(spec.devices, seed=spec.seed)
         records = read_records(spec.data)
         classifier = prepare_classifier(spec, records.class_names)
-    settled = settle(spec, len(records.items), narrator=silent)
-    with open_store(settled, narrator=silent, scratch=cold) as store:
+    settled = resolve_cache_mode(spec, len(records.items), reporter=silent)
+    with open_cache(settled, reporter=silent, scratch=cold) as cache:
         with watch.timing(READING):
-            data = load_data(settled, records, store=store, narrator=silent)
+            data = load_data(settled, records, cache=cache, reporter=silent)
         assert manifest(data.splits, data.records)["hash"] == splits_hash
-        supply = Supply(settled, data.source, data.splits, store=store, narrator=silent)
+        phase_inputs = PhaseInputs(settled, data.source, data.splits, cache=cache, reporter=silent)
         started = time.perf_counter()
-        outcomes = fit_phases(classifier, supply, narrator=silent)
-        probabilities = supply.predict(classifier, data.splits.test)
+        outcomes = fit_phases(classifier, phase_inputs, reporter=silent)
+        probabilities = phase_inputs.predict(classifier, data.splits.test)
         seconds = time.perf_counter() - started
-        stored = sum(info.num_bytes for info in store.entries())
-    watch.stages |= _share_out(seconds, outcomes, supply.tallies)
+        stored = sum(info.num_bytes for info in cache.entries())
+    watch.stages |= _share_out(seconds, outcomes, phase_inputs.extraction_stats)
     right = probabilities.argmax(axis=1) == data.examples.labels[data.splits.test]
     return Lap(
         name,
@@ -175,22 +177,22 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
         accuracy=float(right.mean()),
         peak_mb=peak_mb(),
         stored_mb=stored / 1e6,
-        extraction_rate=_extraction_rate(supply.tallies),
+        extraction_rate=_extraction_rate(phase_inputs.extraction_stats),
     )
 
 
 def _share_out(
-    seconds: float, outcomes: Sequence[Outcome], tallies: Sequence[Tally]
+    seconds: float, outcomes: Sequence[Outcome], extraction_stats: Sequence[ExtractionStats]
 ) -> dict[str, float]:
     """Stages of the time in which phases were trained: all that is left over is judging.
 
     Ours judges every phase on validation and test, the plain recipe its last on the test alone.
     """
-    stages = {EXTRACTION: sum(tally.seconds for tally in tallies)}
+    stages = {EXTRACTION: sum(stats.seconds for stats in extraction_stats)}
     stages |= {outcome.name: outcome.seconds for outcome in outcomes}
     return {**stages, TEST: seconds - sum(stages.values())}
 
 
-def _extraction_rate(tallies: Sequence[Tally]) -> float | None:
-    """Views a second once it is decided how; None where all phases trained on pictures."""
-    return tallies[0].rate if tallies else None
+def _extraction_rate(extraction_stats: Sequence[ExtractionStats]) -> float | None:
+    """Views a second once it is decided how; None where all phases trained on images."""
+    return extraction_stats[0].rate if extraction_stats else None

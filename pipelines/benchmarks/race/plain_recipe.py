@@ -3,7 +3,7 @@
     image_dataset_from_directory → augmentation layers → preprocessing → frozen trunk → head → fit,
     then unfreeze, recompile and fit again
 
-Nothing is stored: every epoch decodes, resizes and augments every picture and runs the whole
+Nothing is stored: every epoch decodes, resizes and augments every image and runs the whole
 trunk. Trunk, weights, head, phases, optimizers and rates are those of the spec, so that the only
 difference is how the work is done.
 """
@@ -45,7 +45,7 @@ class PlainRecipe:
 
 
 def link_splits(records: Records, splits: Splits, folder: Path, *, max_megapixels: float) -> None:
-    """Lay out the very pictures of the splits as `<folder>/<split>/<class>/<row>.<suffix>`.
+    """Lay out the very images of the splits as `<folder>/<split>/<class>/<row>.<suffix>`.
 
     Links, except for the few files that TensorFlow would misread, which become PNG. Classes are
     named by their padded index: sorted by name, as Keras does, they keep the order of the logits.

@@ -1,4 +1,4 @@
-"""The picture of a race: where the seconds went, and what accuracy came of them."""
+"""The image of a race: where the seconds went, and what accuracy came of them."""
 
 from collections.abc import Sequence
 from dataclasses import astuple

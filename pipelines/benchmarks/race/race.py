@@ -1,4 +1,4 @@
-"""A race on the user's own pictures: the plain Keras recipe against this package.
+"""A race on the user's own images: the plain Keras recipe against this package.
 
     survey → for every seed: plain, ours (order flipped every seed) → laps
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_transfer.config import override, spec_to_dict
-from keras_transfer.devices.subprocess_call import in_child
+from keras_transfer.devices.subprocess_call import call_in_subprocess
 from keras_transfer.errors import SpecError
-from keras_transfer.reporting.reporter import Narrator
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from pipelines.benchmarks.race.contestants import run_ours, run_plain, survey
 from pipelines.benchmarks.race.plain_recipe import left_out
@@ -27,17 +27,17 @@ from pipelines.benchmarks.race.timings import OURS, PLAIN, STAGES, TOTAL, Lap, L
 class Race:
     """All laps in the order they were run, and the limits measured beside them.
 
-    `num_pictures` is by split and the same for every seed.
+    `num_images` is by split and the same for every seed.
     """
 
     spec: RunSpec
-    num_pictures: dict[str, int]
+    num_images: dict[str, int]
     laps: tuple[Lap, ...]
     limits: Limits
 
 
 def race(
-    spec: RunSpec, *, num_seeds: int, also: Sequence[str], folder: Path, narrator: Narrator
+    spec: RunSpec, *, num_seeds: int, also: Sequence[str], folder: Path, reporter: Reporter
 ) -> Race:
     """Run every contestant once for each of the seeds spec.seed, spec.seed + 1 …
 
@@ -55,24 +55,26 @@ def race(
     spec = _equal_work(spec)
     missing = left_out(spec.views)
     if missing:
-        narrator.say(f"The plain recipe trains without {', '.join(missing)}.")
+        reporter.info(f"The plain recipe trains without {', '.join(missing)}.")
     log = folder / "run.log"
     with _scratch(folder) as scratch:
         given = {"spec": spec_to_dict(spec), "scratch": scratch}
-        narrator.say("Every picture is checked once, and the splits of every seed are laid out.")
-        found = in_child(survey, title="the survey", log=log, num_seeds=num_seeds, **given)
+        reporter.info("Every image is checked once, and the splits of every seed are laid out.")
+        found = call_in_subprocess(
+            survey, title="the survey", log=log, num_seeds=num_seeds, **given
+        )
         starters = _starters(spec, num_seeds=num_seeds, also=also)
         laps: list[Lap] = []
-        with narrator.counting("laps") as count:
+        with reporter.progress("laps") as count:
             for name, lap_spec in starters:
                 count(len(laps), len(starters))
                 given["spec"] = spec_to_dict(lap_spec)
                 title = f"{name}, seed {lap_spec.seed},"
                 function = run_ours if name == OURS else run_plain
-                lap = Lap(**in_child(function, title=title, log=log, name=name, **given))
-                narrator.say(f"{title} took {lap.seconds:.1f} s: {100 * lap.accuracy:.1f} %.")
+                lap = Lap(**call_in_subprocess(function, title=title, log=log, name=name, **given))
+                reporter.info(f"{title} took {lap.seconds:.1f} s: {100 * lap.accuracy:.1f} %.")
                 laps.append(lap)
-    return Race(spec, found["num_pictures"], tuple(laps), Limits(**found["limits"]))
+    return Race(spec, found["num_images"], tuple(laps), Limits(**found["limits"]))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a race leaves: race.json, a table for terminal and race.md, one sentence, one picture."""
+"""What a race leaves: race.json, a table for terminal and race.md, one sentence, one image."""
 
 import os
 from collections.abc import Sequence
@@ -154,8 +154,8 @@ def _markdown(race: Race, sheet: Sheet) -> str:
         f"Raced: {spec.model.backbone} at {spec.data.image_size} px, weights "
         f"{spec.model.weights}, {spec.devices.precision}, batches of {spec.training.batch_size}, "
         f"{' + '.join(f'{phase.epochs} epochs {phase.name}' for phase in spec.phases)}; "
-        f"{', '.join(f'{number:,} {split}' for split, number in race.num_pictures.items())} "
-        f"pictures; seeds {', '.join(map(str, seeds))}; {os.cpu_count()} processors."
+        f"{', '.join(f'{number:,} {split}' for split, number in race.num_images.items())} "
+        f"images; seeds {', '.join(map(str, seeds))}; {os.cpu_count()} processors."
     )
     lines = [
         f"# {TITLE}",

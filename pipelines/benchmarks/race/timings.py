@@ -10,7 +10,7 @@ from typing import Any
 from scipy.stats import t as student_t
 
 PLAIN, OURS = "plain", "ours"
-SETUP, READING, EXTRACTION, TEST = "setup", "reading pictures", "extraction", "test"
+SETUP, READING, EXTRACTION, TEST = "setup", "reading images", "extraction", "test"
 STAGES = (SETUP, READING, EXTRACTION, TEST)
 """Stages that are no phases."""
 TOTAL = "total"
@@ -22,7 +22,7 @@ class Lap:
 
     `stages` are wall seconds in the order of the work, imports left out; `accuracy` is the share
     of the test split named right at the end; `peak_mb` is `child.peak_mb`. Who stores decoded
-    pictures and features says how many 10^6 bytes (`stored_mb`) and how many views a second went
+    images and features says how many 10^6 bytes (`stored_mb`) and how many views a second went
     through the frozen layers (`extraction_rate`).
     """
 

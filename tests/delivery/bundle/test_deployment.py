@@ -18,7 +18,7 @@ from keras_transfer.export.bundle.deployment import FILES, dns_name
 from keras_transfer.export.card import Card, hash_weights, make_card
 from keras_transfer.export.contract import CARD_FILE
 from keras_transfer.export.delivery import deliver, next_version
-from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names
 
@@ -28,8 +28,8 @@ NAME = "Photos_of 2 things"
 @pytest.fixture(scope="module")
 def delivered(classifier, class_names, photos: Path, tmp_path_factory) -> Path:
     files = sorted(photos.iterdir())
-    pictures = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
-    probabilities = predict_pixels(classifier, np.stack([p.pixels for p in pictures]))
+    images = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
+    probabilities = predict_pixels(classifier, np.stack([p.pixels for p in images]))
     labels = np.arange(len(files)) % 2
     spec = override(
         RunSpec(), {"name": NAME, "data.image_size": 32, "data.path": "secret/my_photos"}
@@ -98,7 +98,7 @@ def test_the_card_says_what_was_measured(delivered: Path, classifier, class_name
     assert content["class_hash"] == hash_class_names(class_names)
     assert content["weights_hash"] == hash_weights(classifier)
     assert Card.read(delivered / "2").accuracy == content["accuracy"]
-    assert any("path" in limit for limit in content["limits"])  # nobody's picture shows it
+    assert any("path" in limit for limit in content["limits"])  # nobody's image shows it
     words = (delivered / "README.md").read_text(encoding="utf-8")
     low, high = content["accuracy_interval"]
     assert f"**{100 * content['accuracy']:.1f} %** right" in words

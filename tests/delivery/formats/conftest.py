@@ -1,4 +1,4 @@
-"""What the tests of formats share: one small classifier in every format, and its test pictures."""
+"""What the tests of formats share: one small classifier in every format, and its test images."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.making import Job, make_formats
 from keras_transfer.export.formats.registry import FORMATS, check_libraries
-from keras_transfer.inference.prediction import predict_pixels
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.models.forward import predict_pixels
+from keras_transfer.reporting.reporter import SilentReporter
 
 
 @pytest.fixture(scope="session")
 def pixels(photos: Path) -> np.ndarray:
-    pictures = read_pixels(sorted(photos.iterdir()), image_size=32, resize="crop", max_megapixels=1)
-    return np.stack([picture.pixels for picture in pictures])
+    images = read_pixels(sorted(photos.iterdir()), image_size=32, resize="crop", max_megapixels=1)
+    return np.stack([image.pixels for image in images])
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +52,9 @@ def made(
         folder=folder / "formats",
         class_hash=contract.class_hash,
         formats=tuple(FORMATS),
-        pictures=folder / "train.npy",
+        images=folder / "train.npy",
         scratch=folder / "scratch",
         plain=True,
     )
-    assert make_formats(job, narrator=Silent()) == {}
+    assert make_formats(job, reporter=SilentReporter()) == {}
     return folder / "formats"

@@ -8,7 +8,7 @@ from keras_transfer.export.formats.agreement import agree
 
 @pytest.fixture
 def model() -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of 200 pictures of 4 classes, 80 % of them right, and their classes."""
+    """Probabilities of 200 images of 4 classes, 80 % of them right, and their classes."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 4, 200)
     probabilities = np.full((200, 4), 0.05, np.float32)

@@ -12,15 +12,15 @@ from keras_transfer.data.audit import audit
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import make_splits, manifest
 from keras_transfer.errors import DataError, ExportError
-from keras_transfer.experiments.session import open_store
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.conversion import convert_run, read_split
 from keras_transfer.export.formats.registry import FORMATS, check_libraries
 from keras_transfer.export.formats.runtimes import open_runtime
 from keras_transfer.inference.prediction import load_run
 from keras_transfer.models.classifier import build_classifier
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, RunSpec
+from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from pipelines import arguments, export
 
@@ -42,8 +42,8 @@ def run(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
         cache=CacheSpec(folder=str(folder / "cache")),
     )
     records = read_records(spec.data)
-    with open_store(spec, narrator=Silent()) as store:
-        records = audit(records, spec.data, store=store, narrator=Silent()).records
+    with open_cache(spec, reporter=SilentReporter()) as cache:
+        records = audit(records, spec.data, cache=cache, reporter=SilentReporter()).records
     names = records.class_names
     made = RunFolder.create(folder / "run")
     made.write_json("spec.json", spec_to_dict(spec))
@@ -80,16 +80,16 @@ def test_export_writes_formats_beside_the_export_and_compares_them(run: RunFolde
         assert row["agreement"]["max_abs_difference"] <= 1e-5
         assert list(row["latencies"]) == ["1", "8", "32"]
         assert 0 < row["latencies"]["1"]["p50"] <= row["latencies"]["1"]["p95"]
-        assert row["pictures_per_second"]["32"] > 0
+        assert row["images_per_second"]["32"] > 0
         assert row["megabytes"] > 0
     table = (folder / "formats.md").read_text(encoding="utf-8")
     assert all(f"| {name} " in table for name in rows)
     run_contract = Contract.of(load_run(run.path).spec, run.read_class_names())
     runtime = open_runtime(folder / "model_float32.tflite")
     assert runtime.contract == run_contract
-    pictures = read_split(load_run(run.path), "test", 40)
+    images = read_split(load_run(run.path), "test", 40)
     np.testing.assert_allclose(
-        runtime(pictures.pixels), load_run(run.path)(pictures.pixels), rtol=0, atol=1e-5
+        runtime(images.pixels), load_run(run.path)(images.pixels), rtol=0, atol=1e-5
     )
     # Nothing is left of what was refused, and nothing half written.
     kept = {"contract.json", "class_names.json", "labels.txt", "formats.json", "formats.md"}
@@ -100,7 +100,7 @@ def test_export_writes_formats_beside_the_export_and_compares_them(run: RunFolde
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
-def test_ranges_come_from_the_training_split_and_pictures_must_be_the_same(
+def test_ranges_come_from_the_training_split_and_images_must_be_the_same(
     run: RunFolder, digits_folder: Path
 ):
     loaded = load_run(run.path)
@@ -139,7 +139,7 @@ def test_nothing_appears_where_no_format_agrees(run: RunFolder, tmp_path: Path):
     model.save(copy / "model.keras")
     with pytest.raises(ExportError, match="no format could be made that agrees") as failure:
         convert_run(
-            copy, copy / "export" / "7", [FORMATS["onnx"]], compare=False, narrator=Silent()
+            copy, copy / "export" / "7", [FORMATS["onnx"]], compare=False, reporter=SilentReporter()
         )
     assert "no numbers" in failure.value.received
     assert not (copy / "formats" / "7").exists()

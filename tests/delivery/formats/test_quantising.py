@@ -8,7 +8,7 @@ import pytest
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.export.formats.converters import answering
-from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.models.forward import predict_pixels
 from keras_transfer.storage.class_names import model_name
 
 

@@ -1,6 +1,6 @@
 """A classifier of Keras's JAX backend, saved and exported in a process of its own.
 
-`KERAS_BACKEND=jax python jax_process.py FOLDER PICTURE…` leaves in FOLDER model.keras, export/1 and
+`KERAS_BACKEND=jax python jax_process.py FOLDER IMAGE…` leaves in FOLDER model.keras, export/1 and
 answers.npz with what the model itself says.
 """
 
@@ -21,7 +21,7 @@ from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import export_proven
 from keras_transfer.inference.explanation import LIKELIEST, explainer
-from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import model_name
 
@@ -74,8 +74,8 @@ def hear() -> list[str | None]:
 
 def main(folder: str, *names: str) -> None:
     files = [Path(name) for name in names]
-    pictures = read_pixels(files, image_size=SIZE, resize="crop", max_megapixels=1)
-    pixels = np.stack([picture.pixels for picture in pictures])
+    images = read_pixels(files, image_size=SIZE, resize="crop", max_megapixels=1)
+    pixels = np.stack([image.pixels for image in images])
     model = build()
     model.save(Path(folder, "model.keras"))
     probabilities = predict_pixels(model, pixels)

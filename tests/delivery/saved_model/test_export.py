@@ -14,11 +14,11 @@ from keras_transfer.data.reading import read_pixels
 from keras_transfer.errors import DataError, ExportError, RunError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model import writer as room
-from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.build import as_trained
 from keras_transfer.export.saved_model.proof import TOLERANCES, export_proven
 from keras_transfer.export.saved_model.signatures import ACCELERATOR_ALIAS
 from keras_transfer.export.saved_model.writer import export_saved_model
-from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import read_label_files
 
@@ -36,8 +36,8 @@ def export(model: keras.Model, folder: Path, class_names, *, resize: str = "crop
 
 def encoded_and_pixels(files: list[Path], *, resize: str = "crop") -> tuple[tf.Tensor, np.ndarray]:
     encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files])
-    pictures = read_pixels(files, image_size=32, resize=resize, max_megapixels=1)
-    return encoded, np.stack([picture.pixels for picture in pictures])
+    images = read_pixels(files, image_size=32, resize=resize, max_megapixels=1)
+    return encoded, np.stack([image.pixels for image in images])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def signatures(exported: Path):
     return tf.saved_model.load(str(exported)).signatures
 
 
-def test_serving_default_answers_encoded_pictures_like_the_model(
+def test_serving_default_answers_encoded_images_like_the_model(
     signatures, classifier, class_names, photos: Path
 ):
     encoded, pixels = encoded_and_pixels(sorted(photos.iterdir()))
@@ -65,15 +65,15 @@ def test_serving_default_answers_encoded_pictures_like_the_model(
     assert names == [list(class_names)] * len(pixels)
 
 
-def test_serving_pixels_answers_pictures_of_any_size_like_the_model(
+def test_serving_pixels_answers_images_of_any_size_like_the_model(
     signatures, classifier, photos: Path
 ):
     files = sorted(photos.glob("*.png"))[:4]
     encoded, pixels = encoded_and_pixels(files)
     expected = predict_pixels(classifier, pixels)
     for row, content in enumerate(encoded):
-        picture = tf.io.decode_image(content, channels=3)
-        answer = signatures["serving_pixels"](pixels=tf.stack([picture, picture]))
+        image = tf.io.decode_image(content, channels=3)
+        answer = signatures["serving_pixels"](pixels=tf.stack([image, image]))
         for copy in range(2):
             np.testing.assert_allclose(answer["probabilities"][copy], expected[row], atol=1e-6)
     assert signatures["serving_pixels"].structured_input_signature[1]["pixels"].dtype == tf.uint8
@@ -84,9 +84,9 @@ def test_serving_pixels_refuses_floats(signatures):
         signatures["serving_pixels"](pixels=tf.zeros([1, 40, 40, 3]))
 
 
-def test_serving_default_refuses_what_is_no_picture(signatures):
+def test_serving_default_refuses_what_is_no_image(signatures):
     with pytest.raises(tf.errors.InvalidArgumentError):
-        signatures["serving_default"](image_bytes=tf.constant([b"a picture, honestly"]))
+        signatures["serving_default"](image_bytes=tf.constant([b"an image, honestly"]))
 
 
 def test_export_resizes_as_the_training_did(classifier, class_names, photos: Path, tmp_path: Path):

@@ -18,7 +18,7 @@ from keras_transfer.data.images import load_encoded
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED
 from keras_transfer.inference.explanation import LIKELIEST, explainer
-from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.models.forward import predict_pixels
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,10 +11,10 @@ import pytest
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.errors import DataError, ExportError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.build import as_trained
 from keras_transfer.export.saved_model.proof import check_parity, policy_of
 from keras_transfer.export.saved_model.writer import export_saved_model
-from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.models.forward import predict_pixels
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def files(photos: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def pixels(files: list[Path]) -> np.ndarray:
-    pictures = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
-    return np.stack([picture.pixels for picture in pictures])
+    images = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
+    return np.stack([image.pixels for image in images])
 
 
 def export(model: keras.Model, folder: Path, class_names, *, resize: str = "crop") -> Path:
@@ -58,8 +58,8 @@ def test_parity_holds_for_every_kind_of_file(
     resize, classifier, class_names, odd_photos: Path, tmp_path: Path
 ):
     files = sorted(odd_photos.iterdir())
-    pictures = list(read_pixels(files, image_size=32, resize=resize, max_megapixels=1))
-    expected = predict_pixels(classifier, np.stack([picture.pixels for picture in pictures]))
+    images = list(read_pixels(files, image_size=32, resize=resize, max_megapixels=1))
+    expected = predict_pixels(classifier, np.stack([image.pixels for image in images]))
     folder = export(classifier, tmp_path / "1", class_names, resize=resize)
     parity = check_parity(folder, files, expected, class_names, max_megapixels=1)
     assert (parity.num_files, parity.label_agreement) == (15, 1.0)

@@ -12,9 +12,9 @@ from keras_transfer.data.reading import read_pixels
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model import proof as room
-from keras_transfer.export.saved_model.network import frozen
+from keras_transfer.export.saved_model.build import frozen
 from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED, FROZEN, export_proven
-from keras_transfer.inference.prediction import predict_pixels
+from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
 
 
@@ -30,8 +30,8 @@ def spec() -> RunSpec:
 
 @pytest.fixture
 def prove(classifier, class_names, files, spec, tmp_path: Path):
-    pictures = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
-    probabilities = predict_pixels(classifier, np.stack([p.pixels for p in pictures]))
+    images = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
+    probabilities = predict_pixels(classifier, np.stack([p.pixels for p in images]))
 
     def run(precision: str = "float32", *, shift: float = 0.0) -> room.Proof:
         return export_proven(

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.build import as_trained
 from keras_transfer.export.saved_model.writer import WARMUP_FILE, export_saved_model, write_warmup
 
 
@@ -46,10 +46,10 @@ def test_every_record_is_a_request_that_the_model_answers(exported: Path):
     ]
 
 
-def test_requests_are_real_pictures_of_more_than_one_kind(exported: Path):
+def test_requests_are_real_images_of_more_than_one_kind(exported: Path):
     records = tf.data.TFRecordDataset(str(exported / WARMUP_FILE))
     request = PredictionLog.FromString(list(records)[2].numpy()).predict_log.request
-    pictures = tf.make_ndarray(request.inputs["image_bytes"])
-    assert len(set(pictures)) == 4
-    for picture in pictures:
-        assert tf.io.decode_image(picture, expand_animations=False).shape.rank == 3
+    images = tf.make_ndarray(request.inputs["image_bytes"])
+    assert len(set(images)) == 4
+    for image in images:
+        assert tf.io.decode_image(image, expand_animations=False).shape.rank == 3

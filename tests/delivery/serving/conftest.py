@@ -14,7 +14,7 @@ from http_clients import Live
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.build import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -74,16 +74,16 @@ def live_server() -> Callable[..., AbstractContextManager[Live]]:
 
 
 @pytest.fixture(scope="session")
-def pictures(photos: Path) -> list[bytes]:
-    """36 pictures of all kinds, encoded."""
+def images(photos: Path) -> list[bytes]:
+    """36 images of all kinds, encoded."""
     return [file.read_bytes() for file in sorted(photos.iterdir())]
 
 
 @pytest.fixture(scope="session")
-def probabilities(run_folder: Path, pictures: list[bytes]) -> np.ndarray:
+def probabilities(run_folder: Path, images: list[bytes]) -> np.ndarray:
     """What the SavedModel itself says about them, float32 [36, 3]."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(run_folder / "export" / "1"))
-    answer = loaded.signatures["serving_default"](image_bytes=tf.constant(pictures))
+    answer = loaded.signatures["serving_default"](image_bytes=tf.constant(images))
     return answer["probabilities"].numpy()

@@ -16,9 +16,9 @@ def make(run: Callable[[list[Any]], list[Any]], *, sizes=(1, 2, 3, 4, 6, 8), max
     return Batcher(run, sizes=sizes, max_wait=max_wait, on_batch=seen.append), seen
 
 
-def submit(batcher: Batcher, picture: Any) -> Future:
+def submit(batcher: Batcher, image: Any) -> Future:
     future: Future = Future()
-    batcher.submit(picture, future.set_result)
+    batcher.submit(image, future.set_result)
     return future
 
 
@@ -47,8 +47,8 @@ def test_answers_belong_to_their_requests_under_concurrency():
     assert max(seen) > 1
 
 
-def test_a_lone_picture_does_not_wait_for_company():
-    batcher, _ = make(lambda pictures: pictures, max_wait=30)
+def test_a_lone_image_does_not_wait_for_company():
+    batcher, _ = make(lambda images: images, max_wait=30)
     begun = time.monotonic()
     assert submit(batcher, 7).result(10) == 7
     assert time.monotonic() - begun < 5
@@ -58,10 +58,10 @@ def test_a_lone_picture_does_not_wait_for_company():
 def test_company_is_waited_for_while_another_batch_is_under_way():
     gate = threading.Event()
 
-    def run(pictures: list[int]) -> list[int]:
-        if pictures == [0]:
+    def run(images: list[int]) -> list[int]:
+        if images == [0]:
             gate.wait(10)
-        return pictures
+        return images
 
     batcher, seen = make(run, max_wait=20)
     first = submit(batcher, 0)
@@ -76,10 +76,10 @@ def test_company_is_waited_for_while_another_batch_is_under_way():
 
 
 def test_a_failing_network_is_told_to_everybody_and_the_queue_goes_on():
-    def run(pictures: list[int]) -> list[int]:
-        if 13 in pictures:
+    def run(images: list[int]) -> list[int]:
+        if 13 in images:
             raise MemoryError("too much")
-        return pictures
+        return images
 
     batcher, _ = make(run)
     assert isinstance(submit(batcher, 13).result(10), MemoryError)
@@ -90,9 +90,9 @@ def test_a_failing_network_is_told_to_everybody_and_the_queue_goes_on():
 def test_a_closed_queue_finishes_what_runs_and_refuses_the_rest():
     gate = threading.Event()
 
-    def run(pictures: list[int]) -> list[int]:
+    def run(images: list[int]) -> list[int]:
         gate.wait(10)
-        return pictures
+        return images
 
     batcher, seen = make(run, sizes=(1,), max_wait=0.0)
     futures = [submit(batcher, number) for number in range(3)]

@@ -23,15 +23,15 @@ PREDICT = "/v1/models/temples:predict"
 class Load:
     """Clients that ask one after the other until they are told to stop."""
 
-    def __init__(self, port: int, pictures: list[bytes], *, num_clients: int = 6):
+    def __init__(self, port: int, images: list[bytes], *, num_clients: int = 6):
         self._requests = [
             http_request(PREDICT, json.dumps({"instances": [as_base64(data)]}).encode())
-            for data in pictures
+            for data in images
         ]
         self._port, self._num_clients = port, num_clients
         self._is_over = False
         self.answers: list[tuple[int, int, list[float]]] = []
-        """Row of the picture, status and probabilities, as they came."""
+        """Row of the image, status and probabilities, as they came."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
     def start(self) -> None:
@@ -63,8 +63,8 @@ class Load:
 
 
 @contextmanager
-def under_load(live: Live, pictures: list[bytes]) -> Iterator[Load]:
-    load = Load(live.port, pictures)
+def under_load(live: Live, images: list[bytes]) -> Iterator[Load]:
+    load = Load(live.port, images)
     load.start()
     try:
         yield load
@@ -72,9 +72,9 @@ def under_load(live: Live, pictures: list[bytes]) -> Iterator[Load]:
         load.stop()
 
 
-def answers_of(folder: Path, pictures: list[bytes]) -> np.ndarray:
+def answers_of(folder: Path, images: list[bytes]) -> np.ndarray:
     loaded = tf.saved_model.load(str(folder))
-    answer = loaded.signatures["serving_default"](image_bytes=tf.constant(pictures))
+    answer = loaded.signatures["serving_default"](image_bytes=tf.constant(images))
     return answer["probabilities"].numpy()
 
 
@@ -88,12 +88,12 @@ def test_versions_change_under_load_without_a_failed_request(
     tmp_path: Path,
     live_server,
     export_another: Callable,
-    pictures: list[bytes],
+    images: list[bytes],
     probabilities: np.ndarray,
 ):
     folder = Path(shutil.copytree(run_folder / "export", tmp_path / "export"))
     expected = {"1": probabilities}
-    with live_server(folder, "--poll-seconds", "0.2") as live, under_load(live, pictures) as load:
+    with live_server(folder, "--poll-seconds", "0.2") as live, under_load(live, images) as load:
         (folder / "2").mkdir()  # Broken: a copy that only began.
         shutil.copy(folder / "1" / "saved_model.pb", folder / "2")
         (folder / "9.partial").mkdir()
@@ -106,7 +106,7 @@ def test_versions_change_under_load_without_a_failed_request(
         assert live.version() == "1"
         for number in ("3", "4", "5"):
             export_another(folder / number, float(number))
-            expected[number] = answers_of(folder / number, pictures)
+            expected[number] = answers_of(folder / number, images)
             live.wait_for(lambda number=number: live.version() == number)
         live.wait_for(lambda: states(live).get("4") == "END")
         assert live.ask("/v1/models/temples/versions/4/metadata")[0] == 404
@@ -135,8 +135,8 @@ def test_a_broken_copy_is_tried_again_when_it_is_complete(
         live.wait_for(lambda: live.version() == "1")
 
 
-def test_sigterm_finishes_what_was_begun(run_folder: Path, live_server, pictures: list[bytes]):
-    rows = [{"image_bytes": as_base64(data), "class_index": -1} for data in pictures]
+def test_sigterm_finishes_what_was_begun(run_folder: Path, live_server, images: list[bytes]):
+    rows = [{"image_bytes": as_base64(data), "class_index": -1} for data in images]
     content = {"signature_name": "serving_explain", "instances": rows}
     request = http_request(PREDICT, json.dumps(content).encode())
     with live_server(run_folder) as live:
@@ -160,7 +160,7 @@ def test_sigterm_finishes_what_was_begun(run_folder: Path, live_server, pictures
 
 
 def test_a_killed_server_loses_requests_under_way_alone_and_starts_again(
-    run_folder: Path, live_server, pictures: list[bytes], probabilities: np.ndarray
+    run_folder: Path, live_server, images: list[bytes], probabilities: np.ndarray
 ):
     def check(load: Load) -> None:
         for row, status, answer in load.answers:
@@ -169,7 +169,7 @@ def test_a_killed_server_loses_requests_under_way_alone_and_starts_again(
                 np.testing.assert_allclose(answer, probabilities[row], rtol=0, atol=1e-6)
 
     before = sorted(path for path in run_folder.rglob("*"))
-    with live_server(run_folder) as live, under_load(live, pictures) as load:
+    with live_server(run_folder) as live, under_load(live, images) as load:
         while len(load.answers) < 50:
             time.sleep(0.05)
         live.process.kill()
@@ -179,7 +179,7 @@ def test_a_killed_server_loses_requests_under_way_alone_and_starts_again(
     check(load)
     assert sorted(path for path in run_folder.rglob("*")) == before
     with live_server(run_folder, "--port", str(live.port)) as live:
-        with under_load(live, pictures) as load:
+        with under_load(live, images) as load:
             while len(load.answers) < 50:
                 time.sleep(0.05)
         check(load)

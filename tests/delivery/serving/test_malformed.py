@@ -24,16 +24,16 @@ def live(run_folder: Path, live_server) -> Iterator[Live]:
         yield live
 
 
-def makers(pictures: list[bytes]) -> list[Callable[[random.Random], bytes]]:
+def makers(images: list[bytes]) -> list[Callable[[random.Random], bytes]]:
     """Each makes a malformed request of one kind."""
-    jpeg, png, gif = pictures[0], pictures[1], pictures[4]
+    jpeg, png, gif = images[0], images[1], images[4]
     good = json.dumps({"instances": [as_base64(jpeg)]}).encode()
 
     def predict(content: object) -> bytes:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         return http_request(PREDICT, body)
 
-    def picture(data: bytes) -> bytes:
+    def image(data: bytes) -> bytes:
         return predict({"instances": [as_base64(data)]})
 
     wrong = [None, True, 0, -1, 1e308, "", "x", [], {}, [[]], {"b64": 1}, {"b64": "é"}, "\ud800"]
@@ -59,16 +59,16 @@ def makers(pictures: list[bytes]) -> list[Callable[[random.Random], bytes]]:
         ),
         lambda r: predict(r.choice([b"[", b'{"a":']) * r.randrange(2000, 20_000)),
         lambda r: predict(b" " * r.randrange(300_001, 400_000)),
-        lambda r: picture(claim_png(r.randrange(1001, 60_001), r.randrange(1000, 60_001))),
-        lambda r: picture(claim_png(900, 900)),
-        lambda r: picture(b"\xff\xd8\xff" + r.randbytes(300)),
-        lambda r: picture(b"\x89PNG\r\n\x1a\n" + r.randbytes(300)),
-        lambda r: picture(b"GIF89a" + r.randbytes(300)),
-        lambda r: picture(b"BM" + r.randbytes(300)),
-        lambda r: picture(b"RIFF" + r.randbytes(4) + b"WEBP" + r.randbytes(300)),
-        lambda r: picture(png[: r.randrange(12, len(png) // 2)]),
-        lambda r: picture(gif[: r.randrange(6, len(gif) // 2)]),
-        lambda r: picture(bomb),
+        lambda r: image(claim_png(r.randrange(1001, 60_001), r.randrange(1000, 60_001))),
+        lambda r: image(claim_png(900, 900)),
+        lambda r: image(b"\xff\xd8\xff" + r.randbytes(300)),
+        lambda r: image(b"\x89PNG\r\n\x1a\n" + r.randbytes(300)),
+        lambda r: image(b"GIF89a" + r.randbytes(300)),
+        lambda r: image(b"BM" + r.randbytes(300)),
+        lambda r: image(b"RIFF" + r.randbytes(4) + b"WEBP" + r.randbytes(300)),
+        lambda r: image(png[: r.randrange(12, len(png) // 2)]),
+        lambda r: image(gif[: r.randrange(6, len(gif) // 2)]),
+        lambda r: image(bomb),
         lambda r: http_request(PREDICT, bomb, headers="Content-Encoding: gzip\r\n"),
         lambda r: http_request(f"/v1/models/{r.randrange(99)}:predict", good),
         lambda r: http_request(
@@ -112,11 +112,11 @@ async def send_noise(port: int, r: random.Random) -> int:
 
 
 async def misbehave(
-    port: int, number: int, requests: int, pictures: list[bytes], expected: np.ndarray
+    port: int, number: int, requests: int, images: list[bytes], expected: np.ndarray
 ) -> list[str]:
     """One client's requests, one after the other; what was wrong with their answers."""
     r = random.Random(number)
-    kinds, faults = makers(pictures), []
+    kinds, faults = makers(images), []
     reader = writer = None
     for count in range(requests):
         if count % 40 == 17:
@@ -127,12 +127,12 @@ async def misbehave(
         if writer is None or writer.is_closing():
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
         if count % 10 == 0:
-            row = r.randrange(len(pictures))
-            body = json.dumps({"instances": [as_base64(pictures[row])]}).encode()
+            row = r.randrange(len(images))
+            body = json.dumps({"instances": [as_base64(images[row])]}).encode()
             status, content = await exchange(reader, writer, http_request(PREDICT, body))
             answer = content["predictions"][0]["probabilities"] if status == 200 else None
             if answer is None or np.abs(answer - expected[row]).max() > 1e-6:
-                faults.append(f"good picture {row}: {status} {content}")
+                faults.append(f"good image {row}: {status} {content}")
             continue
         kind = r.randrange(len(kinds))
         status, content = await exchange(reader, writer, kinds[kind](r))
@@ -146,10 +146,10 @@ async def misbehave(
 
 
 def test_ten_thousand_malformed_requests_harm_nobody(
-    live: Live, pictures: list[bytes], probabilities: np.ndarray
+    live: Live, images: list[bytes], probabilities: np.ndarray
 ):
-    small = [row for row, data in enumerate(pictures) if len(data) < 60_000]
-    chosen, expected = [pictures[row] for row in small], probabilities[small]
+    small = [row for row, data in enumerate(images) if len(data) < 60_000]
+    chosen, expected = [images[row] for row in small], probabilities[small]
 
     async def run(requests: int) -> list[str]:
         each = requests // NUM_CLIENTS

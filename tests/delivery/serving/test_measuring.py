@@ -11,7 +11,7 @@ def test_measuring_writes_figures_that_fit_together(
     run_folder: Path, photos: Path, tmp_path: Path, capsys
 ):
     run = Path(shutil.copytree(run_folder, tmp_path / "run"))
-    words = [str(run), "--measure", "--pictures", str(photos), "--seconds", "0.2"]
+    words = [str(run), "--measure", "--images", str(photos), "--seconds", "0.2"]
     assert serve.main(words) == 0
     shown = capsys.readouterr().out
     assert "99th percentile" in shown
@@ -23,6 +23,6 @@ def test_measuring_writes_figures_that_fit_together(
     assert figures["stretch"] == figures["half_load_p99"] / figures["unloaded_median"]
 
 
-def test_measuring_without_pictures_says_what_is_missing(run_folder: Path, capsys):
+def test_measuring_without_images_says_what_is_missing(run_folder: Path, capsys):
     assert serve.main([str(run_folder), "--measure"]) == 2
     assert "splits.json" in capsys.readouterr().err

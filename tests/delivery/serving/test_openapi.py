@@ -80,11 +80,11 @@ def test_all_addresses_are_described(client: InProcess):
     assert described | {"/healthz", "/readyz", "/card", "/metrics"} == set(paths) - {"/"}
 
 
-def test_answers_fit_their_models(client: InProcess, pictures: list[bytes]):
+def test_answers_fit_their_models(client: InProcess, images: list[bytes]):
     schemas.ModelStatus.model_validate(client.get("/v1/models/temples").json(), strict=True)
     metadata = client.get("/v1/models/temples/metadata").json()
     schemas.ModelMetadata.model_validate(metadata, strict=True)
     for key, model in (("instances", schemas.RowAnswer), ("inputs", schemas.ColumnAnswer)):
-        body = {key: [as_base64(pictures[0])]}
+        body = {key: [as_base64(images[0])]}
         answer = client.post("/v1/models/temples:predict", json=body).json()
         model.model_validate(answer, strict=True)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.data.reading import Picture, read_pixels
+from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.build import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.explanation import explainer
 from keras_transfer.inference.overlays import percent
@@ -141,7 +141,7 @@ class Watched:
         return self.page
 
     def answered(self, count: int) -> None:
-        busy = self.page.locator(".picture[aria-busy=false]")
+        busy = self.page.locator(".image[aria-busy=false]")
         expect(busy).to_have_count(count, timeout=PATIENCE_MS)
 
     def has_no_scroll_to_the_side(self) -> bool:
@@ -156,9 +156,9 @@ def watched(browser) -> Iterator[Watched]:
 
 
 def square_of(file: Path) -> np.ndarray:
-    (picture,) = read_pixels([file], image_size=32, resize="crop", max_megapixels=1)
-    assert isinstance(picture, Picture)
-    return picture.pixels
+    (image,) = read_pixels([file], image_size=32, resize="crop", max_megapixels=1)
+    assert isinstance(image, Image)
+    return image.pixels
 
 
 def expected(model: keras.Model, file: Path, column: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +168,7 @@ def expected(model: keras.Model, file: Path, column: int) -> tuple[np.ndarray, n
 
 
 def canvas(page: "sync_api.Page", number: int) -> np.ndarray:
-    """Pixels of the first result's picture (0) or heat (1), uint8 [H, W, 4]."""
+    """Pixels of the first result's image (0) or heat (1), uint8 [H, W, 4]."""
     # Read from a copy: Chromium complains of a page that reads its own canvas again and again.
     script = """canvas => {
         const copy = new OffscreenCanvas(canvas.width, canvas.height);
@@ -176,7 +176,7 @@ def canvas(page: "sync_api.Page", number: int) -> np.ndarray:
         context.drawImage(canvas, 0, 0);
         const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
         return [canvas.width, canvas.height, ...data]; }"""
-    width, height, *data = page.locator(".picture canvas").nth(number).evaluate(script)
+    width, height, *data = page.locator(".image canvas").nth(number).evaluate(script)
     return np.array(data, np.uint8).reshape(height, width, 4)
 
 
@@ -190,7 +190,7 @@ def transfer(page: "sync_api.Page", *files: Path) -> "sync_api.JSHandle":
     return page.evaluate_handle(script, contents)
 
 
-def test_chosen_picture_gets_the_model_s_classes_and_heat(watched, address, model, photos: Path):
+def test_chosen_image_gets_the_model_s_classes_and_heat(watched, address, model, photos: Path):
     page, file = watched.open(address), photos / "00.jpg"
     page.set_input_files("#files", file)
     watched.answered(1)
@@ -214,11 +214,11 @@ def test_chosen_picture_gets_the_model_s_classes_and_heat(watched, address, mode
     assert watched.hosts <= {"127.0.0.1", None}
 
 
-def test_heat_slider_fades_between_the_picture_and_its_heat(watched, address, photos: Path):
+def test_heat_slider_fades_between_the_image_and_its_heat(watched, address, photos: Path):
     page = watched.open(address)
     page.set_input_files("#files", photos / "00.jpg")
     watched.answered(1)
-    layers = page.locator(".picture canvas")
+    layers = page.locator(".image canvas")
     for value, opacity in (("0", "0"), ("40", "0.4"), ("100", "1")):
         page.locator("#heat").fill(value)
         assert page.locator("#heat-share").inner_text() == f"{value} %"
@@ -257,12 +257,12 @@ def test_keyboard_alone_reaches_another_class(watched, address, model, photos: P
     wanted = 0.3 + 0.45 * np.clip(smooth, 0, 1)
     np.testing.assert_allclose(after[..., 3] / 255, wanted, rtol=0, atol=0.01)
     assert np.abs(after.astype(int) - before).max() > 20
-    label = page.locator(".picture [role=img]").get_attribute("aria-label")
+    label = page.locator(".image [role=img]").get_attribute("aria-label")
     assert NAMES[column].strip() in label
     assert watched.complaints == []
 
 
-def test_several_dropped_and_pasted_pictures_are_answered_in_their_order(
+def test_several_dropped_and_pasted_images_are_answered_in_their_order(
     watched, address, photos: Path
 ):
     page = watched.open(address)
@@ -289,7 +289,7 @@ def test_bad_file_shows_its_reason_and_leaves_the_others_alone(
     watched, address, photos: Path, tmp_path: Path
 ):
     page = watched.open(address)
-    (tmp_path / "<b>notes.jpg").write_text("not a picture")
+    (tmp_path / "<b>notes.jpg").write_text("not an image")
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "huge.png")
     page.set_input_files(
@@ -297,7 +297,7 @@ def test_bad_file_shows_its_reason_and_leaves_the_others_alone(
     )
     watched.answered(3)
     results = page.locator(".result")
-    expect(results.nth(0).locator(".problem")).to_contain_text("Not a picture (JPEG, PNG")
+    expect(results.nth(0).locator(".problem")).to_contain_text("Not an image (JPEG, PNG")
     expect(results.nth(0)).to_contain_text("<b>notes.jpg")
     expect(results.nth(1).locator(".bar")).to_have_count(3)
     expect(results.nth(2).locator(".problem")).to_contain_text("too large for")
@@ -327,7 +327,7 @@ def test_server_that_is_gone_is_told_in_words_and_tried_again(watched, address, 
 def test_card_is_shown_as_text(watched, address):
     page = watched.open(address)
     told = page.locator(".about").inner_text()
-    parts = ["93.8 %", "87.1 % to 97.1 %", "96 test pictures", "<i>photos</i>", "1,234 to train"]
+    parts = ["93.8 %", "87.1 % to 97.1 %", "96 test images", "<i>photos</i>", "1,234 to train"]
     parts += ["4 May 2026", "weights 0123456789ab", "2.1 %", CARD["limits"][0], "resnet50"]
     for part in parts:
         assert part in told
@@ -371,7 +371,7 @@ def test_thousand_classes_do_not_break_the_page(watched, address_of_many, photos
 def test_page_fits_and_is_legible_on(kind, options, browser, address, photos: Path, tmp_path: Path):
     watched = Watched(browser, **options)
     page = watched.open(address)
-    (tmp_path / "notes.jpg").write_text("not a picture")
+    (tmp_path / "notes.jpg").write_text("not an image")
     files = [photos / "00.jpg", photos / "07.jpg", tmp_path / "notes.jpg"]
     page.set_input_files("#files", files)
     watched.answered(3)

@@ -1,4 +1,4 @@
-"""Pictures of every kind are answered as `predict_files` answers them."""
+"""Images of every kind are answered as `predict_files` answers them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +57,7 @@ def client(run_folder: Path) -> Iterator[InProcess]:
         yield client
 
 
-def test_the_server_answers_every_kind_of_picture_like_predict_files(
+def test_the_server_answers_every_kind_of_image_like_predict_files(
     client: InProcess, run_folder: Path, files: list[Path]
 ):
     expected = list(predict_files(load_run(run_folder), files))
@@ -71,20 +71,20 @@ def test_the_server_answers_every_kind_of_picture_like_predict_files(
         assert row["label"] == answer.label
 
 
-def test_explanations_decode_every_kind_of_picture_too(client: InProcess, files: list[Path]):
-    pictures = [as_base64(file.read_bytes()) for file in files]
-    plain = {"instances": pictures}
+def test_explanations_decode_every_kind_of_image_too(client: InProcess, files: list[Path]):
+    images = [as_base64(file.read_bytes()) for file in files]
+    plain = {"instances": images}
     explained = {
         "signature_name": "serving_explain",
-        "inputs": {"image_bytes": pictures, "class_index": [-1] * len(pictures)},
+        "inputs": {"image_bytes": images, "class_index": [-1] * len(images)},
     }
     path = "/v1/models/temples:predict"
     labels = [row["label"] for row in client.post(path, json=plain).json()["predictions"]]
     assert client.post(path, json=explained).json()["outputs"]["label"] == labels
 
 
-def test_one_bad_picture_fails_nobody_else_in_its_batch(
-    client: InProcess, files: list[Path], pictures: list[bytes], probabilities: np.ndarray
+def test_one_bad_image_fails_nobody_else_in_its_batch(
+    client: InProcess, files: list[Path], images: list[bytes], probabilities: np.ndarray
 ):
     import asyncio
 
@@ -100,7 +100,7 @@ def test_one_bad_picture_fails_nobody_else_in_its_batch(
             return await one.post("/v1/models/temples:predict", json=content)
 
     async def ask_all() -> list[httpx.Response]:
-        mixed = [data for picture in pictures for data in (picture, damaged)]
+        mixed = [data for image in images for data in (image, damaged)]
         return await asyncio.gather(*map(ask, mixed))
 
     responses = asyncio.run(ask_all())

@@ -59,10 +59,10 @@ def plain(value):
     return np.char.decode(array.astype(bytes), "utf-8").tolist() if array.dtype == object else array
 
 
-def test_rows_are_answered_like_the_signature(client, signatures, pictures):
-    rows = predictions(client, {"instances": [as_base64(data) for data in pictures]})
-    answer = signatures["serving_default"](image_bytes=tf.constant(pictures))
-    assert len(rows) == len(pictures)
+def test_rows_are_answered_like_the_signature(client, signatures, images):
+    rows = predictions(client, {"instances": [as_base64(data) for data in images]})
+    answer = signatures["serving_default"](image_bytes=tf.constant(images))
+    assert len(rows) == len(images)
     for row in rows:
         assert row.keys() == answer.keys()
     for name, tensor in answer.items():
@@ -73,16 +73,16 @@ def test_rows_are_answered_like_the_signature(client, signatures, pictures):
             np.testing.assert_allclose(column, plain(tensor), rtol=0, atol=1e-6)
 
 
-def test_rows_may_name_their_input(client, pictures):
-    bare = predictions(client, {"instances": [as_base64(pictures[0])]})
-    named = {"instances": [{"image_bytes": as_base64(pictures[0])}]}
+def test_rows_may_name_their_input(client, images):
+    bare = predictions(client, {"instances": [as_base64(images[0])]})
+    named = {"instances": [{"image_bytes": as_base64(images[0])}]}
     assert predictions(client, named | {"signature_name": "serving_default"}) == bare
     assert predictions(client, named | {"signature_name": ""}) == bare
 
 
-def test_columns_are_answered_in_columns(client, pictures):
-    (row,) = predictions(client, {"instances": [as_base64(pictures[0])]})
-    for inputs in ([as_base64(pictures[0])], {"image_bytes": [as_base64(pictures[0])]}):
+def test_columns_are_answered_in_columns(client, images):
+    (row,) = predictions(client, {"instances": [as_base64(images[0])]})
+    for inputs in ([as_base64(images[0])], {"image_bytes": [as_base64(images[0])]}):
         response = client.post(PREDICT, json={"inputs": inputs})
         assert response.json() == {"outputs": {name: [value] for name, value in row.items()}}
 
@@ -110,15 +110,15 @@ def test_resized_pixels_are_answered_with_numbers_alone(client, signatures):
         np.testing.assert_allclose([row[name] for row in rows], tensor, rtol=0, atol=1e-6)
 
 
-def test_explanations_are_answered_like_the_signature(client, signatures, pictures):
+def test_explanations_are_answered_like_the_signature(client, signatures, images):
     indices = [-1, 0, 2]
     content = [
         {"image_bytes": as_base64(data), "class_index": index}
-        for data, index in zip(pictures, indices, strict=False)
+        for data, index in zip(images, indices, strict=False)
     ]
     rows = predictions(client, {"signature_name": "serving_explain", "instances": content})
     answer = signatures["serving_explain"](
-        image_bytes=tf.constant(pictures[:3]), class_index=tf.constant(indices)
+        image_bytes=tf.constant(images[:3]), class_index=tf.constant(indices)
     )
     assert rows[0].keys() == answer.keys()
     assert [row["label"] for row in rows] == plain(answer["label"])
@@ -155,8 +155,8 @@ def test_metadata_is_as_documented(client):
     assert (outputs["probabilities"]["dtype"], sizes) == ("DT_FLOAT", ["-1", "3"])
 
 
-def test_a_version_may_be_named(client, pictures):
-    content = {"instances": [as_base64(pictures[0])]}
+def test_a_version_may_be_named(client, images):
+    content = {"instances": [as_base64(images[0])]}
     path = "/v1/models/temples/versions/1:predict"
     assert client.post(path, json=content).json()["predictions"] == predictions(client, content)
 
@@ -221,7 +221,7 @@ PIXEL = {"signature_name": "serving_pixels"}
         ({"instances": [{"b64": "%"}]}, "instances[0]: Unable to base64 decode"),
         ({"instances": [{"b64": ""}]}, "empty"),
         ({"instances": [None]}, "received null"),
-        ({"instances": ["a picture, honestly"]}, "are its bytes put as"),
+        ({"instances": ["an image, honestly"]}, "are its bytes put as"),
         (PIXEL | {"instances": [[[[0.5, 0, 0]]]]}, "other numbers"),
         (PIXEL | {"instances": [[[[True, 0, 0]]]]}, "other numbers"),
         (PIXEL | {"instances": [[[[256, 0, 0]]]]}, "other numbers"),
@@ -245,27 +245,27 @@ def test_what_is_malformed_is_400_and_says_why(client, body, words):
     assert words in refusal(client, body)
 
 
-def test_explanations_of_unknown_classes_are_refused(client, pictures):
-    row = {"image_bytes": as_base64(pictures[0])}
+def test_explanations_of_unknown_classes_are_refused(client, images):
+    row = {"image_bytes": as_base64(images[0])}
     for index in (3, 1.0, True, "0", -(2**40)):
         content = {"signature_name": "serving_explain", "instances": [row | {"class_index": index}]}
         assert "instances[0]: class_index" in refusal(client, content)
     content = {
         "signature_name": "serving_explain",
-        "inputs": {"image_bytes": [as_base64(pictures[0])], "class_index": [0, 1]},
+        "inputs": {"image_bytes": [as_base64(images[0])], "class_index": [0, 1]},
     }
     assert "equally many rows" in refusal(client, content)
 
 
-def test_a_damaged_row_is_named(client, pictures):
-    rows = [as_base64(data) for data in pictures[:4]]
-    rows[2] = as_base64(pictures[0][:200])
+def test_a_damaged_row_is_named(client, images):
+    rows = [as_base64(data) for data in images[:4]]
+    rows[2] = as_base64(images[0][:200])
     assert refusal(client, {"instances": rows}) == "instances[2]: truncated or damaged"
     assert refusal(client, {"inputs": rows}) == "inputs[2]: truncated or damaged"
 
 
-def test_limits_have_their_statuses(client, pictures):
-    good = as_base64(pictures[0])
+def test_limits_have_their_statuses(client, images):
+    good = as_base64(images[0])
     assert "more than 1 MB" in refusal(client, b"x" * 1_100_000, status=413)
     assert "more than 40" in refusal(client, {"instances": [good] * 41}, status=422)
     huge = {"instances": [good, as_base64(claim_png(60_000, 60_000))]}
@@ -275,14 +275,14 @@ def test_limits_have_their_statuses(client, pictures):
     assert "gzip" in compressed.json()["error"]
 
 
-def test_a_full_queue_is_429(run_folder: Path, pictures):
+def test_a_full_queue_is_429(run_folder: Path, images):
     limited = Settings(folder=run_folder / "export", max_queue=4)
     with InProcess(limited) as client:
-        response = client.post(PREDICT, json={"instances": [as_base64(pictures[0])] * 5})
+        response = client.post(PREDICT, json={"instances": [as_base64(images[0])] * 5})
         assert response.status_code == 429
         assert response.headers["retry-after"] == "1"
         assert "at most 4" in response.json()["error"]
-        assert len(predictions(client, {"instances": [as_base64(pictures[0])] * 4})) == 4
+        assert len(predictions(client, {"instances": [as_base64(images[0])] * 4})) == 4
 
 
 def test_nothing_answers_before_a_version_is_loaded(tmp_path: Path):
@@ -294,8 +294,8 @@ def test_nothing_answers_before_a_version_is_loaded(tmp_path: Path):
         assert client.get("/v1/models/temples").status_code == 404
 
 
-def test_other_addresses_tell_what_they_should(client, pictures, class_names):
-    predictions(client, {"instances": [as_base64(pictures[0])]})
+def test_other_addresses_tell_what_they_should(client, images, class_names):
+    predictions(client, {"instances": [as_base64(images[0])]})
     assert client.get("/readyz").json() == {"status": "ready"}
     card = client.get("/card").json()
     assert card["class_names"] == list(class_names)
@@ -306,7 +306,7 @@ def test_other_addresses_tell_what_they_should(client, pictures, class_names):
         'keras_transfer_requests_total{route="other",status="404"}',
         'keras_transfer_request_seconds_bucket{le="0.005",route="/readyz"}',
         'keras_transfer_batch_size_bucket{le="1.0"}',
-        "keras_transfer_pictures_total",
+        "keras_transfer_images_total",
         "keras_transfer_queue_depth 0.0",
         "keras_transfer_model_version 1.0",
     ):
@@ -380,7 +380,7 @@ def test_bytes_come_back_from_base64_with_and_without_padding(data: bytes):
     assert read_bytes({"b64": "\n".join(text)}) == data
 
 
-def test_probabilities_are_finite_and_sum_to_one(client, pictures):
-    for row in predictions(client, {"instances": [as_base64(data) for data in pictures]}):
+def test_probabilities_are_finite_and_sum_to_one(client, images):
+    for row in predictions(client, {"instances": [as_base64(data) for data in images]}):
         assert math.isclose(sum(row["probabilities"]), 1, abs_tol=1e-5)
         assert row["class_names"] == NAMES

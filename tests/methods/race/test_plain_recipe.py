@@ -1,4 +1,4 @@
-"""The plain recipe is Keras's own: same pictures, same network, same freezing."""
+"""The plain recipe is Keras's own: same images, same network, same freezing."""
 
 import dataclasses
 import hashlib
@@ -73,12 +73,12 @@ def test_datasets_hold_the_files_of_our_splits_with_our_labels(linked):
 
 
 def test_files_that_tensorflow_misreads_are_written_as_png(tmp_path):
-    source = tmp_path / "pictures"
+    source = tmp_path / "images"
     for name in ("dark", "light"):
         (source / name).mkdir(parents=True)
         for number in range(6):
-            picture = Image.new("L", (8, 8), 20 * number + (120 if name == "light" else 0))
-            picture.convert("P").save(source / name / f"{number}.bmp")
+            image = Image.new("L", (8, 8), 20 * number + (120 if name == "light" else 0))
+            image.convert("P").save(source / name / f"{number}.bmp")
     records = _read(source)
     splits = make_splits(records, SPEC.data, seed=0)
     link_splits(records, splits, tmp_path / "linked", max_megapixels=100)
@@ -96,11 +96,11 @@ def test_network_is_that_of_keras_applications():
     )
     trained = [v for layer in recipe.classifier.trunk.layers for v in layer.weights]
     base.set_weights([v.numpy() for v in trained])
-    pictures = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
     kernel, bias = recipe.model.layers[-1].get_weights()
-    features = base(keras.applications.mobilenet.preprocess_input(pictures.copy())).numpy()
+    features = base(keras.applications.mobilenet.preprocess_input(images.copy())).numpy()
     expected = features.mean(axis=(1, 2)) @ kernel + bias
-    np.testing.assert_allclose(recipe.model(pictures).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(recipe.model(images).numpy(), expected, atol=1e-5)
 
 
 def test_frozen_stays_bit_identical_and_batchnorm_does_in_both_phases(linked):

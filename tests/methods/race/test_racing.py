@@ -1,4 +1,4 @@
-"""A race from the command line to its files, and its words and picture on hand-made laps."""
+"""A race from the command line to its files, and its words and image on hand-made laps."""
 
 import json
 
@@ -18,7 +18,7 @@ WORDS += ["phases.0.epochs=1", "phases.1.epochs=1", "phases.1.unfreeze=last"]
 
 def _laps(*, ours_frozen: float) -> list[Lap]:
     plain = {"setup": 1.0, "frozen": 40.0, "test": 1.0}
-    ours = {"setup": 1.0, "reading pictures": 2.0, "frozen": ours_frozen, "test": 1.0}
+    ours = {"setup": 1.0, "reading images": 2.0, "frozen": ours_frozen, "test": 1.0}
     return [
         lap
         for seed in range(2)
@@ -45,7 +45,7 @@ def test_race_writes_its_figures_and_never_over_others(digits_folder, capsys, tm
         name: [row["stage"] for row in rows if row["name"] == name] for name in ("plain", "ours")
     }
     assert stages["plain"] == ["setup", "frozen", "fine-tune", "test"]
-    assert {*stages["plain"], "reading pictures"} <= {*stages["ours"]}
+    assert {*stages["plain"], "reading images"} <= {*stages["ours"]}
     assert set(figures["ratio"]) == {*stages["plain"], "total"}
     assert figures["limits"]["decode_and_resize_per_second"] > 0
     assert figures["limits"]["forward_per_second"] > 0
@@ -79,7 +79,7 @@ def test_headline_tells_gain_and_loss_and_the_table_agrees():
         "+1.0 points (+1.0 to +1.0)."
     )
     assert sheet.header == ["", "plain", "ours", "plain / ours"]
-    assert ["reading pictures, s", "–", "2.0", ""] in sheet.rows
+    assert ["reading images, s", "–", "2.0", ""] in sheet.rows
     assert ["frozen, s", "40", "3.0", "13 ×"] in sheet.rows
     assert ["stored, MB", "–", "10.0", ""] in sheet.rows
     laps = _laps(ours_frozen=80.0)

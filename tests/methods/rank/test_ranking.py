@@ -19,10 +19,9 @@ from keras_transfer.experiments.rank.ranking import Ranking, rank
 from keras_transfer.experiments.rank.report import describe
 from keras_transfer.experiments.rank.scoring import Score, doubt, spread_over_halves
 from keras_transfer.experiments.run import load_data, read_records
-from keras_transfer.experiments.session import open_store
-from keras_transfer.features.phase_inputs import Pool, Supply
+from keras_transfer.features.phase_inputs import PhaseInputs, Pool
 from keras_transfer.fields import build
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import (
     CacheSpec,
     CandidateSpec,
@@ -34,6 +33,7 @@ from keras_transfer.specs import (
     TrainingSpec,
     ViewSpec,
 )
+from keras_transfer.storage.cache import open_cache
 from pipelines import rank as verb
 from pipelines.arguments import USER_ERROR
 
@@ -67,7 +67,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranked(digits_folder, cache) -> Ranking:
-    return rank(make_spec(digits_folder, cache), RankSpec(backbones=BACKBONES), narrator=Silent())
+    return rank(
+        make_spec(digits_folder, cache), RankSpec(backbones=BACKBONES), reporter=SilentReporter()
+    )
 
 
 def test_trained_features_come_first_and_noise_last(ranked):
@@ -89,17 +91,17 @@ def test_trained_features_come_first_and_noise_last(ranked):
     assert best.latency_ms > other.latency_ms
 
 
-def test_each_picture_is_computed_once_and_those_of_the_test_split_never(
+def test_each_image_is_computed_once_and_those_of_the_test_split_never(
     ranked, digits_folder, cache
 ):
-    assert ranked.num_pictures + ranked.num_left_out == 300
+    assert ranked.num_images + ranked.num_left_out == 300
     assert ranked.num_left_out > 30
     for entry in ranked.entries:
-        assert (entry.tally.num_computed, entry.tally.num_found) == (ranked.num_pictures, 0)
-        assert len(entry.hits["probe"]) == ranked.num_pictures
-    again = rank(ranked.spec, ranked.ranking, narrator=Silent())
+        assert (entry.stats.num_computed, entry.stats.num_found) == (ranked.num_images, 0)
+        assert len(entry.hits["probe"]) == ranked.num_images
+    again = rank(ranked.spec, ranked.ranking, reporter=SilentReporter())
     for one, two in zip(ranked.entries, again.entries, strict=True):
-        assert (two.tally.num_computed, two.tally.num_found) == (0, ranked.num_pictures)
+        assert (two.stats.num_computed, two.stats.num_found) == (0, ranked.num_images)
         assert one.name == two.name
         assert one.scores == two.scores
     assert again.control == ranked.control
@@ -110,15 +112,17 @@ def test_a_later_training_finds_what_the_ranking_computed(ranked):
     records = read_records(spec.data)
     (candidate, _) = make_candidates(ranked.spec, ranked.ranking)
     (entrant,) = prepare([candidate], records.class_names, race=True)
-    with open_store(spec, narrator=Silent()) as store:
-        data = load_data(spec, records, store=store, narrator=Silent())
+    with open_cache(spec, reporter=SilentReporter()) as cache:
+        data = load_data(spec, records, cache=cache, reporter=SilentReporter())
         frozen = override(spec, {"phases": [dataclasses.asdict(PHASES[0])]})
-        supply = Supply(frozen, data.source, data.splits, store=store, narrator=Silent())
-        supply.for_phase(entrant.classifier, 0)
-    (tally,) = supply.tallies
-    # One view of each picture; those of the test split alone are new.
+        phase_inputs = PhaseInputs(
+            frozen, data.source, data.splits, cache=cache, reporter=SilentReporter()
+        )
+        phase_inputs.for_phase(entrant.classifier, 0)
+    (stats,) = phase_inputs.extraction_stats
+    # One view of each image; those of the test split alone are new.
     assert len(Pool.of(data.splits).pairs(1)) == 300
-    assert (tally.num_found, tally.num_computed) == (ranked.num_pictures, ranked.num_left_out)
+    assert (stats.num_found, stats.num_computed) == (ranked.num_images, ranked.num_left_out)
 
 
 def with_speeds(ranking: Ranking, latencies, **limits) -> Ranking:
@@ -179,7 +183,7 @@ def test_a_metric_that_prefers_noise_is_told_and_a_worthless_candidate_is_not_it
     assert any(text.startswith("dead knows no more") for text in warned.warnings)
 
 
-def test_halves_scatter_as_samples_of_all_pictures_do():
+def test_halves_scatter_as_samples_of_all_images_do():
     generator = np.random.default_rng(0)
     features, labels = generator.normal(size=(400, 1)), np.arange(400) % 2
 
@@ -246,7 +250,7 @@ def test_leep_and_nce_are_told_for_candidates_with_a_source(
     source_file, digits_folder, cache, ranked
 ):
     ranking = RankSpec(backbones=(make_sourced(source_file), BACKBONES[1]))
-    result = rank(make_spec(digits_folder, cache), ranking, narrator=Silent())
+    result = rank(make_spec(digits_folder, cache), ranking, reporter=SilentReporter())
     by_name = {entry.name: entry.scores for entry in result.entries}
     assert {"leep", "nce"} <= set(by_name["mobilenet_0.25"])
     assert not {"leep", "nce"} & set(by_name["mobilenet_0.25 to stage1, random"])
@@ -289,20 +293,20 @@ def test_a_top_without_a_global_mean_is_refused(source_file):
 def test_wrong_candidates_are_refused_before_anything_is_read(backbones, part):
     spec = make_spec("no such folder", "")
     with pytest.raises(SpecError, match=part):
-        rank(spec, RankSpec(backbones=backbones), narrator=Silent())
+        rank(spec, RankSpec(backbones=backbones), reporter=SilentReporter())
 
 
-def test_missing_weights_are_told_before_any_picture_is_decoded(digits_folder, tmp_path):
+def test_missing_weights_are_told_before_any_image_is_decoded(digits_folder, tmp_path):
     ranking = RankSpec(backbones=("vgg16", CandidateSpec(backbone="vgg19", weights="no.h5")))
     with pytest.raises(WeightsError, match="no such file"):
-        rank(make_spec(digits_folder, tmp_path / "cache"), ranking, narrator=Silent())
+        rank(make_spec(digits_folder, tmp_path / "cache"), ranking, reporter=SilentReporter())
     assert not (tmp_path / "cache").exists()
 
 
-def test_too_few_pictures_for_the_folds_are_told(digits_folder, cache):
+def test_too_few_images_for_the_folds_are_told(digits_folder, cache):
     ranking = RankSpec(backbones=BACKBONES, folds=40)
     with pytest.raises(DataError, match="too small for 40 folds"):
-        rank(make_spec(digits_folder, cache), ranking, narrator=Silent())
+        rank(make_spec(digits_folder, cache), ranking, reporter=SilentReporter())
 
 
 def test_names_tell_weights_only_where_they_must():
@@ -326,14 +330,14 @@ def test_front_holds_those_that_nothing_beats_in_both():
     assert [dot.name for dot in find_front(dots)] == ["a", "b"]
 
 
-def test_picture_is_drawn_for_dots_in_one_heap(tmp_path):
+def test_image_is_drawn_for_dots_in_one_heap(tmp_path):
     dots = [Dot(f"name {n}", 5 + n / 100, 0.8, (0.8, 0.8), n == 0) for n in range(6)]
     files = [tmp_path / "one.png", tmp_path / "two.png"]
     for file in files:
         draw_ranking(dots, file, control=0.1, headline="One.", max_latency_ms=50.0)
     assert files[0].read_bytes() == files[1].read_bytes()
-    with Image.open(files[0]) as picture:
-        assert len(picture.convert("RGB").getcolors(100_000)) > 20
+    with Image.open(files[0]) as image:
+        assert len(image.convert("RGB").getcolors(100_000)) > 20
 
 
 def test_agreement_puts_early_leavers_behind():
@@ -375,7 +379,7 @@ def test_verb_races_the_finalists_and_writes_everything(digits_folder, tmp_path,
     assert figures["ranking"]["folds"] == 3
     assert figures["spec"]["folds"] == 1
     shown = capsys.readouterr().out
-    for part in ("the control", "probe", "over 2 finalists", "test pictures were left out"):
+    for part in ("the control", "probe", "over 2 finalists", "test images were left out"):
         assert part in shown
     assert verb.main(words) == USER_ERROR
 

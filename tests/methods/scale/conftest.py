@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.scale.cluster import joined
 
 
@@ -17,7 +17,7 @@ def ray_cluster() -> Iterator[None]:
     """A cluster of this machine, with room for four workers."""
     if not importlib.util.find_spec("ray"):
         pytest.skip("the extra [scale] is not installed")
-    with joined(4, narrator=Silent()):
+    with joined(4, reporter=SilentReporter()):
         yield
 
 

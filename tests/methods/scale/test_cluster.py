@@ -12,7 +12,7 @@ from keras_transfer.errors import RunError
 from keras_transfer.scale.cluster import joined
 from keras_transfer.reporting.reporter import Silent
 try:
-    with joined(2, narrator=Silent()):
+    with joined(2, reporter=Silent()):
         print("joined")
 except RunError as error:
     print(error)

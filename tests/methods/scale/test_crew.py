@@ -8,24 +8,24 @@ import sys
 import pytest
 
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.scale.cluster import Share, joined
-from keras_transfer.scale.worker_pool import Crew
+from keras_transfer.scale.worker_pool import RayWorkerPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-class Listener(Silent):
+class Listener(SilentReporter):
     """Keeps what it is told."""
 
     def __init__(self):
         self.heard: list[str] = []
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.heard.append(text)
 
 
-def crew_of(method, listener: Listener) -> Crew:
+def crew_of(method, listener: Listener) -> RayWorkerPool:
     import ray
 
     class Worker:
@@ -34,12 +34,12 @@ def crew_of(method, listener: Listener) -> Crew:
         def do(self, task):
             return method(task)
 
-    return Crew(
+    return RayWorkerPool(
         start=lambda options: ray.remote(Worker).options(**options).remote(),
         send=lambda worker, task: worker.do.remote(task),
         name=lambda task: f"task {task}",
         share=Share(1),
-        narrator=listener,
+        reporter=listener,
     )
 
 
@@ -115,7 +115,7 @@ def test_tasks_are_begun_only_so_far_ahead_of_the_oldest(tmp_path):
 def test_more_workers_than_processors_are_refused():
     with (
         pytest.raises(RunError, match="more than the Ray cluster has CPUs") as raised,
-        joined(1000, narrator=Silent()),
+        joined(1000, reporter=SilentReporter()),
     ):
         pass
     assert raised.value.expected.startswith("at most ")
@@ -132,7 +132,7 @@ import os, signal, time
 import ray
 from keras_transfer.errors import RunError
 from keras_transfer.scale.cluster import joined
-from keras_transfer.scale.worker_pool import Crew
+from keras_transfer.scale.worker_pool import Worker pool
 from keras_transfer.reporting.reporter import Silent
 
 class Worker:
@@ -140,16 +140,16 @@ class Worker:
         os.kill(os.getppid(), signal.SIGKILL)  # Ray's own process, which has started this one.
         time.sleep(60)  # A worker ends when it sees that.
 
-with joined(1, narrator=Silent()) as share:
-    crew = Crew(
+with joined(1, reporter=Silent()) as share:
+    worker pool = Worker pool(
         start=lambda options: ray.remote(Worker).options(**options).remote(),
         send=lambda worker, task: worker.do.remote(task),
         name=str,
         share=share,
-        narrator=Silent(),
+        reporter=Silent(),
     )
     try:
-        list(crew.work(range(3), 1))
+        list(worker pool.work(range(3), 1))
     except RunError as error:
         print("told:", error)
 """

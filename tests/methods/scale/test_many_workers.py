@@ -13,34 +13,34 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import RunError, SpecError
 from keras_transfer.experiments.run import load_data
-from keras_transfer.experiments.session import open_store
-from keras_transfer.features import chunks as units
-from keras_transfer.features.phase_inputs import Supply
+from keras_transfer.features import chunks as chunks
+from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.inference.prediction import load_run, predict_files
 from keras_transfer.inference.targets import identify
 from keras_transfer.inference.writers import write_predictions
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.scale.environment import Surroundings
 from keras_transfer.scale.extraction import fill_store
 from keras_transfer.scale.prediction import predict_with_workers
 from keras_transfer.scale.workers import Extractor, Predictor
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
+from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
 
-class Killer(Silent):
+class Killer(SilentReporter):
     """Kills a worker once something is done, and keeps what it is told."""
 
     def __init__(self, kill=lambda: True):
         self.heard: list[str] = []
         self._kill, self.has_killed = kill, False
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.heard.append(text)
 
     @contextlib.contextmanager
-    def counting(self, title: str):
+    def progress(self, title: str):
         def count(done: int, total: int) -> None:
             if title == "computing features" and not self.has_killed:
                 self.has_killed = self._kill()
@@ -51,7 +51,7 @@ class Killer(Silent):
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch):
     """Planning alone looks at it, and that happens in this process."""
-    monkeypatch.setattr(units, "UNIT_VIEWS", 64)
+    monkeypatch.setattr(chunks, "CHUNK_VIEWS", 64)
 
 
 @pytest.fixture
@@ -81,33 +81,33 @@ def files_of(folder: str) -> dict[str, str]:
 
 
 def test_killed_workers_leave_the_store_of_a_single_process(make_spec, kill_one):
-    (alone,) = fill_store(make_spec("alone"), num_workers=None, narrator=Silent())
+    (alone,) = fill_store(make_spec("alone"), num_workers=None, reporter=SilentReporter())
     expected = files_of(make_spec("alone").cache.folder)
     assert alone.num_computed > 500
     assert len(expected) > 20
     spec = make_spec("shared")
-    narrator = Killer(lambda: kill_one("Extractor"))
-    (tally,) = fill_store(spec, num_workers=2, narrator=narrator)
-    assert narrator.has_killed
-    assert any("A worker died at" in text for text in narrator.heard)
-    assert (tally.num_computed, tally.num_found) == (alone.num_computed, 0)
+    reporter = Killer(lambda: kill_one("Extractor"))
+    (stats,) = fill_store(spec, num_workers=2, reporter=reporter)
+    assert reporter.has_killed
+    assert any("A worker died at" in text for text in reporter.heard)
+    assert (stats.num_computed, stats.num_found) == (alone.num_computed, 0)
     assert files_of(spec.cache.folder) == expected
     _train_on_what_is_stored(spec)
 
 
 def _train_on_what_is_stored(spec: RunSpec) -> None:
-    silent = Silent()
+    silent = SilentReporter()
     # Nothing is missing, so that no worker is started.
-    assert [t.num_computed for t in fill_store(spec, num_workers=2, narrator=silent)] == [0]
+    assert [t.num_computed for t in fill_store(spec, num_workers=2, reporter=silent)] == [0]
     records = read_records(spec.data)
-    with open_store(spec, narrator=silent) as store:
-        data = load_data(spec, records, store=store, narrator=silent)
-        supply = Supply(spec, data.source, data.splits, store=store, narrator=silent)
+    with open_cache(spec, reporter=silent) as cache:
+        data = load_data(spec, records, cache=cache, reporter=silent)
+        phase_inputs = PhaseInputs(spec, data.source, data.splits, cache=cache, reporter=silent)
         outcomes = fit_phases(
-            prepare_classifier(spec, records.class_names), supply, narrator=silent
+            prepare_classifier(spec, records.class_names), phase_inputs, reporter=silent
         )
     assert [outcome.name for outcome in outcomes] == ["frozen", "fine-tune"]
-    assert [tally.num_computed for tally in supply.tallies] == [0]
+    assert [stats.num_computed for stats in phase_inputs.extraction_stats] == [0]
     assert data.num_decoded == 0
 
 
@@ -137,27 +137,31 @@ def test_a_worker_takes_over_what_is_set_and_what_is_not(monkeypatch):
 def test_a_worker_with_another_network_refuses(make_spec):
     spec = make_spec("store")
 
-    def mistaken(units, workshop, on_views):
-        own, rows = next(iter(units)).alone()
+    def mistaken(chunks, feature_writer, on_views):
+        own, rows = next(iter(chunks)).alone()
         names = read_records(spec.data).class_names
         other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), names, Surroundings.here(2))
-        other.compute(own, workshop.source.part(rows))
+        other.compute(own, feature_writer.source.part(rows))
         yield from ()
 
-    silent = Silent()
+    silent = SilentReporter()
     records = read_records(spec.data)
-    with open_store(spec, narrator=silent) as store:
-        data = load_data(spec, records, store=store, narrator=silent)
-        supply = Supply(spec, data.source, data.splits, store=store, narrator=silent, crew=mistaken)
+    with open_cache(spec, reporter=silent) as cache:
+        data = load_data(spec, records, cache=cache, reporter=silent)
+        phase_inputs = PhaseInputs(
+            spec, data.source, data.splits, cache=cache, reporter=silent, worker_pool=mistaken
+        )
         with pytest.raises(RunError, match="another classifier"):
-            supply.for_phase(prepare_classifier(spec, records.class_names), 0)
+            phase_inputs.for_phase(prepare_classifier(spec, records.class_names), 0)
 
 
 def test_specs_that_store_nothing_of_their_own_are_refused(make_spec):
     spec = make_spec("store")
     for change in ({"cache": CacheSpec(mode="off")}, {"folds": 3}):
         with pytest.raises(SpecError):
-            fill_store(RunSpec(**{**vars(spec), **change}), num_workers=1, narrator=Silent())
+            fill_store(
+                RunSpec(**{**vars(spec), **change}), num_workers=1, reporter=SilentReporter()
+            )
 
 
 @pytest.fixture
@@ -180,7 +184,7 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
     run_folder, digits_folder, tmp_path, kill_one
 ):
     files = sorted(digits_folder.rglob("*.png"))[:230]
-    for place, content in ((3, b"no picture"), (100, b"")):
+    for place, content in ((3, b"no image"), (100, b"")):
         files[place] = tmp_path / f"broken-{place}.png"
         files[place].write_bytes(content)
     files[200] = tmp_path / "gone.png"
@@ -189,7 +193,7 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
     run = load_run(run_folder)
     some = {f"{number:064x}": np.eye(10, dtype=np.float32)[3] for number in range(2)}
     arguments = {"known": some, "batch_size": 2}
-    narrator, has_killed = Killer(), []
+    reporter, has_killed = Killer(), []
 
     def predicted(remaining):
         rows = predict_with_workers(
@@ -197,7 +201,7 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
             remaining,
             identity=identify(run),
             num_workers=2,
-            narrator=narrator,
+            reporter=reporter,
             **arguments,
         )
         for number, row in enumerate(rows):
@@ -215,7 +219,7 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
         assert (summary.num_predicted, summary.num_bad) == (228, 3)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert has_killed
-    assert [text[:16] for text in narrator.heard] == ["A worker died at"]
+    assert [text[:16] for text in reporter.heard] == ["A worker died at"]
 
 
 @pytest.mark.usefixtures("as_a_worker")

@@ -10,7 +10,7 @@ from searches import DROPOUT, RATE, Listener
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments import trial_runner as bench_room
+from keras_transfer.experiments import trial_runner as runner_module
 from keras_transfer.experiments.tune.hypermodel import TransferHyperModel
 
 
@@ -21,7 +21,7 @@ def tuner_of(hypermodel, tmp_path, **changes):
 
 @pytest.fixture(scope="module")
 def hypermodel(small_spec):
-    return TransferHyperModel(small_spec, narrator=Listener())
+    return TransferHyperModel(small_spec, reporter=Listener())
 
 
 def test_a_stock_hyperband_searches_and_its_best_models_have_their_scores(
@@ -31,7 +31,7 @@ def test_a_stock_hyperband_searches_and_its_best_models_have_their_scores(
     head = {"name": "frozen", "epochs": 2}
     tail = {"name": "fine-tune", "epochs": 1, "unfreeze": "last", "learning_rate": 1e-3}
     spec = override(small_spec, {"phases": [head, tail], "search.space": space})
-    hypermodel = TransferHyperModel(spec, narrator=Listener())
+    hypermodel = TransferHyperModel(spec, reporter=Listener())
     tuner = keras_tuner.Hyperband(
         hypermodel, objective="val_accuracy", max_epochs=3, seed=1, directory=str(tmp_path)
     )
@@ -76,7 +76,7 @@ def test_errors_stop_the_search_and_divergence_does_not(
 ):
     space = {RATE: {"values": [1e-2, 1e38]}, DROPOUT: {"values": [0.0]}}
     diverging = TransferHyperModel(
-        override(small_spec, {"search.space": space}), narrator=Listener()
+        override(small_spec, {"search.space": space}), reporter=Listener()
     )
     tuner = tuner_of(diverging, tmp_path / "a")
     tuner.search(verbose=0)
@@ -86,7 +86,7 @@ def test_errors_stop_the_search_and_divergence_does_not(
     def broken(*args, **kwargs):
         raise TypeError("ours")
 
-    monkeypatch.setattr(bench_room, "fit_phases", broken)
+    monkeypatch.setattr(runner_module, "fit_phases", broken)
     with pytest.raises(keras_tuner.errors.FatalError, match="ours"):
         tuner_of(hypermodel, tmp_path / "b").search(verbose=0)
 
@@ -94,7 +94,7 @@ def test_errors_stop_the_search_and_divergence_does_not(
 def test_splits_can_be_ones_own(small_spec, hypermodel):
     drawn = hypermodel.data.splits
     own = dataclasses.replace(drawn, val=drawn.val[:20])
-    ours = TransferHyperModel(small_spec, own, narrator=Listener())
+    ours = TransferHyperModel(small_spec, own, reporter=Listener())
     np.testing.assert_array_equal(ours.data.splits.val, drawn.val[:20])
 
 

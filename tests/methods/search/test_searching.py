@@ -11,13 +11,13 @@ from searches import DROPOUT, RATE, SPACE, Listener, read_json, search
 
 from keras_transfer.config import load_spec, override
 from keras_transfer.errors import RunError, SpecError, WeightsError
-from keras_transfer.experiments import trial_runner as bench_room
+from keras_transfer.experiments import trial_runner as runner_module
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.study.run import run_study
 from keras_transfer.experiments.tune.best import write_best_spec
 from keras_transfer.experiments.tune.report import describe_winner, write_search
-from keras_transfer.experiments.tune.worker import open_bench
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.experiments.tune.worker import open_trial_runner
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_start import start_run
 
 
@@ -98,7 +98,9 @@ def test_best_toml_trains_the_winner_again(found, tmp_path):
     spec = load_spec(found.run.path / "best.toml")
     assert spec == found.winner.spec
     assert not spec.search.space
-    again = run_transfer(spec, start_run(spec, output=tmp_path / "again"), narrator=Silent())
+    again = run_transfer(
+        spec, start_run(spec, output=tmp_path / "again"), reporter=SilentReporter()
+    )
     assert again.outcomes[-1].val_loss == found.winner.trial.val_loss
     assert again.test.accuracy == found.winner.result.test.accuracy
     for one, other in zip(
@@ -122,16 +124,16 @@ def test_no_trial_can_see_the_test_split(small_spec, tmp_path):
     for folds in (1, 3):
         spec = override(small_spec, {"folds": folds})
         run = start_run(spec, output=tmp_path / f"{folds}", suffix="-search")
-        with open_bench(spec, run, narrator=Silent()) as bench:
-            seen = [rows for s in bench.splits for rows in (s.train, s.val, s.test)]
-            assert len(bench.data.splits.test) > 0
-            assert not np.intersect1d(np.concatenate(seen), bench.data.splits.test).size
+        with open_trial_runner(spec, run, reporter=SilentReporter()) as runner:
+            seen = [rows for s in runner.splits for rows in (s.train, s.val, s.test)]
+            assert len(runner.data.splits.test) > 0
+            assert not np.intersect1d(np.concatenate(seen), runner.data.splits.test).size
             if folds > 1:
-                held_out = np.concatenate([s.test for s in bench.splits])
-                assert len(held_out) == 300 - len(bench.data.splits.test)
+                held_out = np.concatenate([s.test for s in runner.splits])
+                assert len(held_out) == 300 - len(runner.data.splits.test)
 
 
-def test_folds_judge_by_the_pictures_that_each_held_out(small_spec, tmp_path):
+def test_folds_judge_by_the_images_that_each_held_out(small_spec, tmp_path):
     spec = override(
         small_spec,
         {"folds": 3, "search.space": {RATE: {"values": [1e-2, 3e-2]}}},
@@ -139,7 +141,7 @@ def test_folds_judge_by_the_pictures_that_each_held_out(small_spec, tmp_path):
     found = search(spec, tmp_path / "folds")
     trained = override(spec, found.winner.trial.values)
     run = start_run(trained, output=tmp_path / "study")
-    study = run_study(trained, run, narrator=Silent())
+    study = run_study(trained, run, reporter=SilentReporter())
     right = sum(result.num_right for result in study.results)
     assert found.winner.trial.val_accuracy == pytest.approx(
         right / sum(result.num_held_out for result in study.results)
@@ -155,7 +157,7 @@ def test_a_programming_error_stops_the_search_with_itself(small_spec, tmp_path, 
         calls.append(1)
         raise TypeError("this is nobody's fault but ours")
 
-    monkeypatch.setattr(bench_room, "fit_phases", broken)
+    monkeypatch.setattr(runner_module, "fit_phases", broken)
     with pytest.raises(TypeError, match="nobody's fault but ours"):
         search(small_spec, tmp_path / "s")
     assert len(calls) == 1
@@ -173,14 +175,17 @@ def test_values_that_contradict_each_other_end_the_search(small_spec, tmp_path):
 def test_trials_that_diverge_or_run_out_of_memory_fail_and_the_search_goes_on(
     small_spec, tmp_path, monkeypatch
 ):
-    real = bench_room.fit_phases
+    real = runner_module.fit_phases
 
-    def scarce(classifier, supply, **kwargs):
-        if supply.spec.model.dropout == 0.3 and supply.spec.phases[0].learning_rate == 1e-2:
+    def scarce(classifier, phase_inputs, **kwargs):
+        if (
+            phase_inputs.spec.model.dropout == 0.3
+            and phase_inputs.spec.phases[0].learning_rate == 1e-2
+        ):
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return real(classifier, supply, **kwargs)
+        return real(classifier, phase_inputs, **kwargs)
 
-    monkeypatch.setattr(bench_room, "fit_phases", scarce)
+    monkeypatch.setattr(runner_module, "fit_phases", scarce)
     spec = override(small_spec, {"search.space": {**SPACE, RATE: {"values": [1e-2, 1e38]}}})
     listener = Listener()
     found = search(spec, tmp_path / "s", listener)
@@ -201,7 +206,7 @@ def test_all_failed_is_an_error_that_names_the_first_cause(small_spec, tmp_path)
         search(spec, tmp_path / "s")
 
 
-def test_wrong_values_are_told_before_any_picture_is_read(small_spec, tmp_path):
+def test_wrong_values_are_told_before_any_image_is_read(small_spec, tmp_path):
     stages = {"phases.0.unfreeze": {"values": ["head", "stage4"]}}
     with pytest.raises(SpecError, match="stage4"):
         search(override(small_spec, {"search.space": stages}), tmp_path / "s")
@@ -229,7 +234,7 @@ def test_a_time_budget_ends_the_search_with_the_best_so_far(small_spec, tmp_path
 def test_an_interrupted_search_goes_on_to_identical_scores(
     found, small_spec, tmp_path, monkeypatch
 ):
-    real, calls = bench_room.fit_phases, []
+    real, calls = runner_module.fit_phases, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -237,7 +242,7 @@ def test_an_interrupted_search_goes_on_to_identical_scores(
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(bench_room, "fit_phases", interrupted)
+    monkeypatch.setattr(runner_module, "fit_phases", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(small_spec, tmp_path / "s")
     done = search(small_spec, tmp_path / "s", resume=True)
@@ -261,7 +266,9 @@ def test_hyperband_continues_trainings_and_ends_where_a_whole_one_does(small_spe
     whole = [t for t in found.trials if t.epochs == total]
     assert found.winner.trial in whole
     straight = override(spec, {**found.winner.trial.values, "search.space": {}, "name": "x"})
-    again = run_transfer(straight, start_run(straight, output=tmp_path / "x"), narrator=Silent())
+    again = run_transfer(
+        straight, start_run(straight, output=tmp_path / "x"), reporter=SilentReporter()
+    )
     last = [outcome for outcome in again.outcomes if outcome.kept][-1]
     assert last.val_loss == found.winner.trial.val_loss
     # A later round of the same values trains what the earlier one had not.

@@ -10,7 +10,7 @@ from searches import DROPOUT, RATE, SPACE, Listener, search
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments.tune.trial_log import Book
+from keras_transfer.experiments.tune.trial_log import TrialLog
 from keras_transfer.experiments.tune.workers import run_workers
 from keras_transfer.storage.run_folder import RunFolder
 
@@ -34,12 +34,12 @@ def processes(name: str) -> list[int]:
 def test_two_workers_try_everything_once_though_one_is_killed(small_spec, tmp_path):
     # Long enough to be killed in the middle.
     spec = override(small_spec, {"phases.0.epochs": 30, "search.space": SPACE})
-    book, listener, killed = Book(RunFolder(tmp_path / "s")), Listener(), []
+    trial_log, listener, killed = TrialLog(RunFolder(tmp_path / "s")), Listener(), []
 
     def kill_in_mid_trial():
         while not killed:
             time.sleep(0.05)
-            for begun, progress in book.running():
+            for begun, progress in trial_log.running():
                 if begun.worker == "tuner1" and progress:
                     killed.append(begun.name)
                     for number in processes("tuner1"):
@@ -62,5 +62,5 @@ def test_two_workers_try_everything_once_though_one_is_killed(small_spec, tmp_pa
 def test_an_error_in_a_process_ends_the_search_with_it(tmp_path):
     # There is no spec for them to read.
     with pytest.raises(SpecError, match="no preset, spec file or run folder"):
-        run_workers(RunFolder(tmp_path), 1, narrator=Listener())
+        run_workers(RunFolder(tmp_path), 1, reporter=Listener())
     assert not processes("chief") + processes("tuner0")

@@ -13,13 +13,12 @@ from keras_transfer.data.splits import make_folds, make_splits
 from keras_transfer.devices import set_up
 from keras_transfer.errors import DataError, RunError, SpecError
 from keras_transfer.evaluation.intervals import wilson
-from keras_transfer.experiments.run import judge, load_data, run_transfer
-from keras_transfer.experiments.session import open_store
+from keras_transfer.experiments.run import evaluate_test, load_data, run_transfer
 from keras_transfer.experiments.study.run import run_study
 from keras_transfer.experiments.study.study import Study
-from keras_transfer.features.phase_inputs import Supply
+from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.models.classifier import build_classifier
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import (
     CacheSpec,
     DataSpec,
@@ -29,17 +28,18 @@ from keras_transfer.specs import (
     TrainingSpec,
     ViewSpec,
 )
+from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_start import start_run
 from keras_transfer.training.fitting import fit_phases
 from pipelines import train
 from pipelines.arguments import USER_ERROR
 
-NUM_VIEWS, NUM_PICTURES = 2, 300
+NUM_VIEWS, NUM_IMAGES = 2, 300
 HEAD = PhaseSpec(name="frozen", epochs=2, learning_rate=1e-2)
 SHORT = {"phases.0.epochs": 1}
 
 
-class Listener(Silent):
+class Listener(SilentReporter):
     """Remembers what is said, and may stop a study after some trials."""
 
     def __init__(self, *, stop_after: int | None = None):
@@ -47,14 +47,14 @@ class Listener(Silent):
         self.watched: list[str] = []
         self.stop_after = stop_after
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.said.append(text)
         if self.stop_after is not None and text.startswith(f"Trial {self.stop_after} of"):
             raise KeyboardInterrupt
 
-    def watching(self, title, epochs, steps_per_epoch):
+    def training_progress(self, title, epochs, steps_per_epoch):
         self.watched.append(title)
-        return super().watching(title, epochs, steps_per_epoch)
+        return super().training_progress(title, epochs, steps_per_epoch)
 
 
 def make_spec(folder, cache, **changes) -> RunSpec:
@@ -71,9 +71,9 @@ def make_spec(folder, cache, **changes) -> RunSpec:
     return override(spec, changes)
 
 
-def study_of(spec: RunSpec, output, narrator=None, *, resume: bool = False) -> Study:
+def study_of(spec: RunSpec, output, reporter=None, *, resume: bool = False) -> Study:
     run = start_run(spec, output=output, resume=resume)
-    return run_study(spec, run, narrator=narrator or Silent())
+    return run_study(spec, run, reporter=reporter or SilentReporter())
 
 
 def read_json(path):
@@ -97,14 +97,14 @@ def out_of_fold(validated) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_out_of_fold_predictions_cover_each_picture_outside_the_test_split_once(
+def test_out_of_fold_predictions_cover_each_image_outside_the_test_split_once(
     validated, out_of_fold
 ):
     rows = read_json(validated.run.path / "splits.json")["rows"]
     everything = {entry["path"] for part in rows.values() for entry in part}
     apart = {entry["path"] for entry in rows["test"]}
     paths = [row["path"] for row in out_of_fold]
-    assert len(everything) == NUM_PICTURES
+    assert len(everything) == NUM_IMAGES
     assert paths == sorted(everything - apart)
     assert {row["fold"] for row in out_of_fold} == {"1", "2", "3"}
     columns = ["seed", "fold", "path", "label", "prediction", "confidence", "correct"]
@@ -136,9 +136,9 @@ def test_frozen_layers_see_every_view_once_in_the_whole_study(validated):
     apart = make_splits(records, spec.data, seed=spec.seed).test
     folds = make_folds(records, spec.data, apart, num_folds=3, seed=spec.seed)
     trained_on = {row for splits in folds for row in splits.train.tolist()}
-    assert len(trained_on) > NUM_PICTURES - len(apart) - 30
+    assert len(trained_on) > NUM_IMAGES - len(apart) - 30
     # Those set apart are neither trained on nor judged.
-    num_pairs = len(trained_on) * NUM_VIEWS + NUM_PICTURES - len(apart) - len(trained_on)
+    num_pairs = len(trained_on) * NUM_VIEWS + NUM_IMAGES - len(apart) - len(trained_on)
     computed = [result.views_computed for result in validated.results]
     assert computed == [num_pairs, 0, 0]
     assert [result.views_found for result in validated.results] == [0, num_pairs, num_pairs]
@@ -189,12 +189,14 @@ def test_a_repeat_is_the_run_with_that_seed(digits_folder, cache, tmp_path):
     classifier = build_classifier(
         single.model, image_size=32, class_names=records.class_names, seed=5
     )
-    with open_store(single, narrator=Silent()) as store:
-        data = load_data(single, records, store=store, narrator=Silent())
-        supply = Supply(single, data.source, data.splits, store=store, narrator=Silent())
-        fit_phases(classifier, supply, narrator=Silent())
-        probabilities = supply.predict(classifier, data.splits.test)
-    assert judge(data, probabilities, seed=5).accuracy == accuracies[1]
+    with open_cache(single, reporter=SilentReporter()) as cache:
+        data = load_data(single, records, cache=cache, reporter=SilentReporter())
+        phase_inputs = PhaseInputs(
+            single, data.source, data.splits, cache=cache, reporter=SilentReporter()
+        )
+        fit_phases(classifier, phase_inputs, reporter=SilentReporter())
+        probabilities = phase_inputs.predict(classifier, data.splits.test)
+    assert evaluate_test(data, probabilities, seed=5).accuracy == accuracies[1]
 
 
 class Collector(Listener):
@@ -204,15 +206,15 @@ class Collector(Listener):
         super().__init__()
         self.alive: list[int] = []
 
-    def say(self, text: str) -> None:
-        super().say(text)
+    def info(self, text: str) -> None:
+        super().info(text)
         if text.startswith("Trial"):
             gc.collect()
             kinds = ("FuncGraph", "Functional", "Features", "Adam")
             self.alive.append(sum(type(item).__name__ in kinds for item in gc.get_objects()))
 
 
-def test_learning_curve_halves_down_to_a_picture_a_class_on_shared_views(
+def test_learning_curve_halves_down_to_a_image_a_class_on_shared_views(
     cache, digits_folder, tmp_path
 ):
     spec = make_spec(digits_folder, cache, halvings=5, seeds=2, **SHORT)
@@ -222,7 +224,7 @@ def test_learning_curve_halves_down_to_a_picture_a_class_on_shared_views(
     collector = Collector()
     study = study_of(override(spec, changes), tmp_path / "curve", collector)
     assert [result.train_size for result in study.results] == [21, 10, 21, 10]
-    assert any("ends at 10 training pictures" in text for text in collector.said)
+    assert any("ends at 10 training images" in text for text in collector.said)
     assert (study.run.path / "learning_curve.png").stat().st_size > 1000
     assert [result.views_computed for result in study.results[1:]] == [0, 0, 0]
     groups = read_json(study.run.study_file)["summary"]["groups"]
@@ -255,7 +257,7 @@ def test_run_transfer_names_what_to_call_for_a_study(name, digits_folder, cache,
     spec = make_spec(digits_folder, cache, **{name: 2})
     run = start_run(spec, output=tmp_path / "run")
     with pytest.raises(SpecError, match=f"{name}=2") as raised:
-        run_transfer(spec, run, narrator=Silent())
+        run_transfer(spec, run, reporter=SilentReporter())
     assert "run_study" in raised.value.fix
     assert not run.path.exists()
 

@@ -6,17 +6,17 @@ import sys
 VERBS = {
     "train": "train a classifier, judge it and export it",
     "tune": "search for better values of a spec's fields",
-    "extract": "store what frozen layers make of the pictures, by many processes",
-    "evaluate": "judge a run on its own test split or on other pictures",
+    "extract": "store what frozen layers make of the images, by many processes",
+    "evaluate": "judge a run on its own test split or on other images",
     "predict": "classify files and folders with a run",
-    "explain": "show where a run sees the classes in pictures",
+    "explain": "show where a run sees the classes in images",
     "export": "write a run as a SavedModel again, and in other formats",
-    "serve": "answer pictures over HTTP, as TensorFlow Serving does",
+    "serve": "answer images over HTTP, as TensorFlow Serving does",
     "probe": "tell what pretrained weights are worth with few labels",
     "cache": "list, check or remove what earlier runs computed and kept",
-    "rank": "tell which pretrained trunk suits these pictures",
+    "rank": "tell which pretrained trunk suits these images",
     "rates": "measure how fast the frozen layers of backbones run here",
-    "race": "measure what the feature store gains on these pictures",
+    "race": "measure what the feature store gains on these images",
     "pretrain": "make the embedded weights of a trunk",
 }
 

@@ -1,0 +1,73 @@
+"""Forward passes of a classifier over many images, in batches and in full float32 precision."""
+
+from collections.abc import Callable
+from typing import Final
+
+import keras
+import numpy as np
+
+from keras_transfer.data.datasets import Pixels
+from keras_transfer.devices.graphs import full_float32
+
+BATCH_SIZE: Final = 32
+
+
+def predict_pixels(
+    model: keras.Model,
+    pixels: Pixels,
+    *,
+    rows: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The classifier's probabilities, float32 [N, C]; arguments as for `forward_pixels`."""
+    logits = forward_pixels(
+        model, pixels, rows=rows, batch_size=batch_size, on_progress=on_progress
+    )
+    return softmax(logits) if len(logits) else logits
+
+
+def forward_pixels(
+    model: keras.Model,
+    pixels: Pixels,
+    *,
+    rows: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The model's outputs, float32 [N, …], in full float32 precision on every device.
+
+    Args:
+        pixels: uint8 [M, S, S, 3], in memory or mapped from a file; read batch by batch.
+        rows: which N of the M images to show, in which order; None shows all.
+        on_progress: called with the number of images done and N.
+    """
+    rows = np.arange(len(pixels)) if rows is None else rows
+    outputs = np.empty((len(rows), *model.output_shape[1:]), np.float32)
+    full = batch_size if batch_size < len(rows) else filled_size(len(rows))
+    with full_float32():
+        for start in range(0, len(rows), batch_size):
+            batch = pixels[rows[start : start + batch_size]].astype(np.float32)
+            size = len(batch)
+            if size < full:
+                # Filled up: another shape would be traced anew, for longer than it takes to run.
+                batch = np.resize(batch, (full, *batch.shape[1:]))
+            outputs[start : start + size] = model.predict_on_batch(batch)[:size]
+            if on_progress is not None:
+                on_progress(start + size, len(rows))
+    return outputs
+
+
+def filled_size(size: int) -> int:
+    """How many images a lone batch of `size` is filled up to.
+
+    XLA compiles a program for each size: on the JAX backend only powers of two are shown.
+    """
+    return 1 << (size - 1).bit_length() if size and keras.backend.backend() == "jax" else size
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities float32 of the same shape, along the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
+    result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
