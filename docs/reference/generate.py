@@ -1,0 +1,46 @@
+"""Writes fields.md and backbones.md from the code: `python docs/reference/generate.py`."""
+
+from pathlib import Path
+
+from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.config import describe_fields
+from keras_transfer.specs import PretrainSpec, RankSpec, RunSpec
+
+NOTE = "Generated from the code by `python docs/reference/generate.py`.\n"
+
+
+def render_fields() -> str:
+    """All fields with their defaults, as Markdown."""
+    lines = ["# Fields\n", NOTE]
+    for title, spec in (("Run", RunSpec), ("Rank", RankSpec), ("Pretrain", PretrainSpec)):
+        lines += [f"## {title}\n", "| field | default | meaning |", "|---|---|---|"]
+        for row in describe_fields(spec):
+            name, default, text = (cell.replace("|", r"\|") for cell in row)
+            lines.append(f"| `{name}` | {f'`{default}`' if default else ''} | {text} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def render_backbones() -> str:
+    """All backbones with the stages they can be cut after, as Markdown."""
+    rows = {}
+    for backbone in BACKBONES.values():
+        rows.setdefault(backbone.stage_names, []).append(f"`{backbone.name}`")
+    lines = ["# Backbones\n", NOTE, "| backbones | stages |", "|---|---|"]
+    lines += [f"| {', '.join(names)} | {', '.join(stages)} |" for stages, names in rows.items()]
+    return "\n".join([*lines, "", STAGES])
+
+
+STAGES = """\
+`stage k` has the layers that work at 1/2^k of the image's side, in every family. `stem`
+is below the first stage that can be cut at. `head` is everything above the backbone.
+
+- `phases.N.unfreeze` names the lowest stage that trains.
+- `model.last_stage` cuts the backbone after a stage, which suits small images.
+- `model.weights=imagenet` downloads Keras's weights and verifies their checksum.
+"""
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    (folder / "fields.md").write_text(render_fields(), encoding="utf-8")
+    (folder / "backbones.md").write_text(render_backbones(), encoding="utf-8")
