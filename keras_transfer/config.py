@@ -19,6 +19,9 @@ from keras_transfer.specs import PretrainSpec, RunSpec
 _SPACE = "search.space"
 """The one field whose own names have dots."""
 
+_OPEN = (_SPACE, "task_options")
+"""Tables that take any name."""
+
 Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 
 
@@ -121,7 +124,7 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
             received=f"{dotted}={value!r}",
             fix="set its fields one by one",
         )
-    is_open = ".".join(parents) == _SPACE
+    is_open = ".".join(parents) in _OPEN
     if not isinstance(target, dict) or (last not in target and not is_open):
         raise_unknown(dotted, last, list(target) if isinstance(target, dict) else [])
     target[last] = value

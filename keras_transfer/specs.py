@@ -2,8 +2,8 @@
 
 `RunSpec` is what a preset, a command line, a notebook cell and a tuner's trial all produce, and
 what every run folder keeps as `spec.json`. Types and ranges are checked by `config.check_spec`,
-so a spec that exists is a spec that makes sense. Only the standard library is imported here:
-`--help` must answer before TensorFlow could.
+so a spec that exists is a spec that makes sense. Only the standard library is imported here, so
+that `--help` does not wait for TensorFlow.
 
 A search as data: which fields of a spec vary over what, who proposes values, and when it ends.
 
@@ -116,7 +116,9 @@ class DataSpec:
     path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
     name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
     path_column: str = option("path", "CSV column of image paths (relative to the CSV)")
-    label_column: str = option("label", "CSV column of class names")
+    label_column: str = option(
+        "label", "CSV column of labels; several columns are separated by commas"
+    )
     split_column: str = option("split", "CSV column of split names; may be absent")
     group_column: str = option("group", "CSV column of groups kept in one split; may be absent")
     train_split: str = option("train", "name of the training split in the source")
@@ -312,6 +314,10 @@ class RunSpec:
     """Everything a run does. Frozen: a new run is `config.override(spec, {...})`."""
 
     name: str = option("run", "name of the run and of its default folder")
+    task: str = option("single_label", "kind of target: a name in the table of tasks")
+    task_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "a table: the options of the task"}
+    )
     seed: int = option(
         0, "seed of splits, initial weights, order and dropout; views have their own", low=0
     )

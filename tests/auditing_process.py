@@ -14,8 +14,9 @@ import numpy as np  # noqa: E402
 
 def run(images: str, cache: str) -> dict:
     """Audit a folder of classes twice: what was found, and how much was decoded each time."""
+    from labelled import read_records
+
     from keras_transfer.data.audit import audit
-    from keras_transfer.data.sources import read_records
     from keras_transfer.devices.hosts import wait_for_all
     from keras_transfer.reporting.reporter import SilentReporter
     from keras_transfer.specs import DataSpec

@@ -11,6 +11,7 @@ from feature_sources import EXACT, PIXELS, cut_at, make_source, wanted
 from small_models import make_classifier
 
 from keras_transfer.data.datasets import Examples
+from keras_transfer.data.targets import Targets
 from keras_transfer.devices.subprocess_call import peak_mb
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.source import Request, Source
@@ -51,8 +52,8 @@ def run_many(num_images: int, folder: str, result: str) -> None:
             chunk = keys[start : start + 1000]
             entry.append(chunk, generator.integers(0, 256, (len(chunk), 32, 32, 3), np.uint8))
         pixels = entry.rows(keys)
-    labels = np.zeros(num_images, np.int64)
-    examples = Examples(pixels, labels, np.arange(num_images, dtype=np.int64), 10)
+    targets = Targets.of_classes(np.zeros(num_images, np.int64), "0123456789")
+    examples = Examples(pixels, targets, np.arange(num_images, dtype=np.int64))
     source = Source(examples, keys, ViewSpec(), PIXELS)
     cut = cut_at(make_classifier("mobilenet_0.25"), "stage2")
     request = Request(cut, wanted(num_images, 1))

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.splits import Splits
+from keras_transfer.data.targets import Targets
 from keras_transfer.features.extraction import ExtractionStats, extract
 from keras_transfer.features.source import Features, Request, Source
 from keras_transfer.models.classifier import Classifier
@@ -36,7 +37,9 @@ def source_of(pixels: np.ndarray, labels: np.ndarray, views: ViewSpec) -> Source
     """Images as if each were a file of its own."""
     digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
     ids = np.asarray([int(digest[:16], 16) >> 1 for digest in digests], np.int64)
-    return Source(Examples(pixels, labels, ids, 10), digests, views, PIXELS)
+    return Source(
+        Examples(pixels, Targets.of_classes(labels, "0123456789"), ids), digests, views, PIXELS
+    )
 
 
 def make_splits() -> Splits:

@@ -71,6 +71,7 @@ def fit(job: Fit) -> dict:
     )
     from keras_transfer.storage.cache import Cache
     from keras_transfer.storage.run_folder import RunFolder
+    from keras_transfer.tasks.single_label import SingleLabel
     from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
     if job.logical_devices > 1 and keras.backend.backend() == "tensorflow":
@@ -119,7 +120,7 @@ def fit(job: Fit) -> dict:
     )
     started = time.perf_counter()
     for num_epochs in (*([job.stop_after] if job.stop_after else []), None):
-        classifier = prepare_classifier(spec, [str(digit) for digit in range(10)])
+        classifier = prepare_classifier(spec, SingleLabel(tuple("0123456789")))
         phase_inputs = PhaseInputs(
             spec, source, splits, cache=Cache(folder / "store"), reporter=SilentReporter()
         )

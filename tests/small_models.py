@@ -4,6 +4,7 @@ import numpy as np
 
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.specs import ModelSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
 CLASS_NAMES = tuple("0123456789")
 
@@ -13,7 +14,7 @@ def make_classifier(
 ) -> Classifier:
     """A trunk of random weights through its stage2, at 32 px."""
     model = ModelSpec(backbone=backbone, last_stage="stage2", weights="none", dropout=dropout)
-    return build_classifier(model, image_size=32, class_names=CLASS_NAMES, seed=seed)
+    return build_classifier(model, image_size=32, task=SingleLabel(CLASS_NAMES), seed=seed)
 
 
 def weights_by_stage(classifier: Classifier) -> dict[str, list[np.ndarray]]:

@@ -74,7 +74,7 @@ def test_a_phase_cut_off_is_judged_as_it_stands_and_keeps_its_schedule(tmp_path)
         row["learning_rate"] for row in whole.history[:2]
     ]
     best = max(range(2), key=lambda epoch: part.history[epoch]["val_accuracy"])
-    assert part.val_accuracy == pytest.approx(part.history[best]["val_accuracy"])
+    assert part.val_score == pytest.approx(part.history[best]["val_accuracy"])
 
 
 def test_no_test_split_is_no_test_figure(tmp_path):
@@ -82,7 +82,7 @@ def test_no_test_split_is_no_test_figure(tmp_path):
     _, judged = train(tmp_path, num_epochs=1)
     bare = dataclasses.replace(splits, test=splits.test[:0])
     _, outcomes = train(tmp_path, num_epochs=1, splits=bare)
-    assert outcomes[0].test_accuracy is None
+    assert outcomes[0].test_score is None
     assert outcomes[0].test_interval is None
     assert outcomes[0].test_loss is None
     assert outcomes[0].val_loss == judged[0].val_loss > 0

@@ -98,7 +98,7 @@ def test_metrics_name_phases_test_and_export(result):
     metrics = read_json(result.run.metrics_file)
     assert [phase["name"] for phase in metrics["phases"]] == ["frozen", "fine-tune"]
     for phase in metrics["phases"]:
-        assert phase.keys() >= {"name", "val_accuracy", "seconds", "kept"}
+        assert phase.keys() >= {"name", "val_score", "seconds", "kept"}
     low, high = metrics["test"]["interval"]
     assert low <= metrics["test"]["accuracy"] <= high
     assert metrics["export"]["label_agreement"] == 1.0
@@ -209,7 +209,7 @@ def test_phase_that_gains_nothing_is_undone(digits_folder, tmp_path):
     done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     assert [outcome.kept for outcome in done.outcomes] == [True, False]
     assert done.outcomes[1].gain == 0
-    assert done.test.accuracy == done.outcomes[0].test_accuracy
+    assert done.test.accuracy == done.outcomes[0].test_score
 
 
 def _train(spec_file: Path, output: Path, *flags: str) -> subprocess.Popen:

@@ -137,10 +137,10 @@ def audit(records: Records, spec: DataSpec, *, cache: Cache, reporter: Reporter)
     Args:
         records: what the source lists; rows keep their order.
         spec: size, resize mode, size limit, and what to do with unreadable files.
-        store: where pixels are kept, by the files' digests.
+        cache: where pixels are kept, by the files' digests.
 
     Raises:
-        DataError: unreadable files where `spec.on_bad_file` is 'error', or a class or split
+        DataError: unreadable files where `spec.on_bad_file` is 'error', or a stratum or split
             without any readable file.
         RunError: there is no room for the pixels.
     """
@@ -161,7 +161,7 @@ def _audit_together(
     host: int,
     num_hosts: int,
 ) -> Audited:
-    """The same by several hosts: each reads every so-manieth file, host 0 holds the entry."""
+    """The same by several hosts: host h reads files h, h + n, …; host 0 holds the entry."""
     cache_key = pixels_key(spec)
 
     def read(known: set[str], first: int) -> tuple[_Found, NumberedShards]:
@@ -205,7 +205,10 @@ def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: E
     ordered = [results[row] for row in range(len(records.items))]
     good = tuple(result for result in ordered if isinstance(result, Record))
     bad = [result for result in ordered if isinstance(result, BadFile)]
-    audited = dataclasses.replace(records, items=good, bad_files=(*records.bad_files, *bad))
+    targets = records.targets.take(np.array([isinstance(each, Record) for each in ordered], bool))
+    audited = dataclasses.replace(
+        records, items=good, targets=targets, bad_files=(*records.bad_files, *bad)
+    )
     _check_bad_files(audited, records, spec)
     digests = [record.digest for record in good]
     if lost := entry.missing(digests):
@@ -264,18 +267,27 @@ def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None
             received=_name_some(audited.bad_files),
             fix="repair or remove them, or set data.on_bad_file=skip to leave them out",
         )
-    reasons = {file.path: file for file in audited.bad_files}
-    for field, words in (("label", "class"), ("split", "split")):
-        readable = {getattr(record, field) for record in audited.items}
-        for name in sorted({getattr(record, field) or "" for record in records.items} - {""}):
-            if name not in readable:
-                paths = [item.path for item in records.items if getattr(item, field) == name]
-                raise DataError(
-                    f"{words} {name!r} has no readable image",
-                    expected=f"at least one readable file out of its {len(paths)}",
-                    received=_name_some(reasons[path] for path in paths),
-                    fix=f"repair its files or remove the {words}",
-                )
+    splits = sorted({item.split for item in records.items if item.split})
+    of_splits = [np.array([item.split == name for item in records.items]) for name in splits]
+    targets = records.targets
+    groups = [
+        *(
+            (targets.kind, *pair)
+            for pair in zip(targets.strata_names, targets.strata.T, strict=True)
+        ),
+        *(("split", *pair) for pair in zip(splits, of_splits, strict=True)),
+    ]
+    bad = {file.path: file for file in audited.bad_files}
+    unreadable = np.array([item.path in bad for item in records.items], bool)
+    for kind, name, members in groups:
+        if members.any() and unreadable[members].all():
+            paths = [records.items[row].path for row in np.flatnonzero(members)]
+            raise DataError(
+                f"{kind} {name!r} has no readable image",
+                expected=f"at least one readable file out of its {len(paths)}",
+                received=_name_some(bad[path] for path in paths),
+                fix=f"repair its files or remove the {kind}",
+            )
 
 
 def _name_some(files: Iterable[BadFile]) -> str:

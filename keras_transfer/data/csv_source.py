@@ -1,4 +1,4 @@
-"""The CSV source: one line an image, with its path, its label and perhaps a split and a group."""
+"""The CSV source: one line an image, with its path, its target and perhaps a split and a group."""
 
 import csv
 import difflib
@@ -6,21 +6,22 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_transfer.data.records import Found, Record, counted
+from keras_transfer.data.records import Listing, Record, counted
 from keras_transfer.errors import DataError
 from keras_transfer.specs import DataSpec
 
 _Row = tuple[int, dict[str, str]]
 
 
-def read(spec: DataSpec) -> Found:
+def read(spec: DataSpec) -> Listing:
     """List the images of a UTF-8 CSV file; relative paths are taken from the file's folder.
 
-    Whether the images exist is left to the audit. A line that repeats another is dropped.
+    Whether the images exist is left to the audit, and what the target cells mean to the task. A
+    line that repeats another is dropped.
 
     Raises:
-        DataError: the file, a column, a path or a label is missing, a split has an unknown name,
-            or two lines about one image disagree.
+        DataError: the file, a column or a path is missing, a split has an unknown name, or two
+            lines about one image disagree.
     """
     file = Path(spec.path).expanduser().absolute()
     if not spec.path or not file.is_file():
@@ -49,7 +50,12 @@ def read(spec: DataSpec) -> Found:
     words = counted(repeated, "line", "lines")
     notes = [f"{words} of {file.name} ignored, repeating another"] if repeated else []
     items = sorted((record for _, record in first_seen.values()), key=lambda item: item.path)
-    return Found(items, file.parent, notes)
+    return Listing(items, file.parent, notes)
+
+
+def label_columns(spec: DataSpec) -> list[str]:
+    """Names of the columns that hold the target."""
+    return [name.strip() for name in spec.label_column.split(",")]
 
 
 def _rows(file: Path, spec: DataSpec) -> Iterator[_Row]:
@@ -73,19 +79,20 @@ def _rows(file: Path, spec: DataSpec) -> Iterator[_Row]:
 
 def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
     default = DataSpec()
-    needed = {"path_column": spec.path_column, "label_column": spec.label_column}
-    # An optional column that somebody took the trouble to name is not optional any more.
+    needed = [("path_column", spec.path_column)]
+    needed += [("label_column", name) for name in label_columns(spec)]
+    # Optional columns are required once they are named.
     if spec.split_column != default.split_column:
-        needed["split_column"] = spec.split_column
+        needed.append(("split_column", spec.split_column))
     if spec.group_column != default.group_column:
-        needed["group_column"] = spec.group_column
-    for field, name in needed.items():
+        needed.append(("group_column", spec.group_column))
+    for field, name in needed:
         if name in columns:
             continue
         nearest = difflib.get_close_matches(name, columns, n=1) or [columns[0] if columns else "?"]
         raise DataError(
             f"{file} has no column {name!r}, named by data.{field}",
-            expected=f"a first line of column names with {', '.join(needed.values())}",
+            expected=f"a first line of column names with {', '.join(name for _, name in needed)}",
             received=", ".join(columns) or "an empty file",
             fix=f"set data.{field}={nearest[0]} or whichever column it is",
         )
@@ -94,14 +101,13 @@ def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
 def _record(
     row: dict[str, str], spec: DataSpec, roles: dict[str, str | None], where: str
 ) -> Record:
-    for name in (spec.path_column, spec.label_column):
-        if not row[name]:
-            raise DataError(
-                f"{where}: the cell of column {name!r} is empty",
-                expected="a path and a label on every line",
-                received=", ".join(row.values()),
-                fix="fill the cell or remove the line",
-            )
+    if not row[spec.path_column]:
+        raise DataError(
+            f"{where}: the cell of column {spec.path_column!r} is empty",
+            expected="a path on every line",
+            received=", ".join(row.values()),
+            fix="fill the cell or remove the line",
+        )
     split = row.get(spec.split_column, "")
     if split not in roles:
         raise DataError(
@@ -112,7 +118,7 @@ def _record(
         )
     return Record(
         path=_record_path(row[spec.path_column], Path(spec.path).expanduser().absolute().parent),
-        label=row[spec.label_column],
+        target=tuple(row[name] for name in label_columns(spec)),
         split=roles[split],
         group=row.get(spec.group_column) or None,
     )
@@ -128,7 +134,7 @@ def _check_agreement(one: Record, other: Record, where: str) -> None:
     if one != other:
         raise DataError(
             f"{where} disagree about {one.path}",
-            expected="one label, one split and one group for each image",
+            expected="one target, one split and one group for each image",
             received=f"{one.label}, {one.split}, {one.group} and "
             f"{other.label}, {other.split}, {other.group}",
             fix="keep the line that is right",

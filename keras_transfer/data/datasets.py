@@ -13,6 +13,7 @@ Order: which example an epoch shows when and in which view, a pure function of (
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,10 +21,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.targets import Targets
 from keras_transfer.data.views import strengths, view
 from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
 from keras_transfer.specs import ViewSpec
+
+Encode = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,56 +94,60 @@ _OCCURRENCE_STRIDE = 2**32
 
 
 def epoch_order(
-    labels: np.ndarray,
+    strata: np.ndarray,
     epoch: int,
     *,
-    num_classes: int,
     seed: int,
     sampling: str,
     num_views: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which example an epoch shows when, and in which view: (places in `labels`, view numbers).
+    """Which example an epoch shows when, and in which view: (places in `strata`, view numbers).
 
-    'natural' is a permutation. 'balanced' draws every class equally often (±1) in an epoch of the
-    same length: a class with too many examples shows some of them, one with too few goes round.
+    'natural' is a permutation. 'balanced' draws from every stratum of bool [N, S] equally often
+    (±1) in an epoch of the same length: a stratum with too many examples shows some of them, one
+    with too few repeats them.
     The k-th occurrence of an example in the epoch is view `(epoch + k) mod num_views`; or view
     `epoch + 1 + k · 2^32` if there is no such number, so that no view is ever shown twice.
 
     Returns:
-        Two int64 arrays of `len(labels)`.
+        Two int64 arrays of N.
     """
     generator = np.random.default_rng([seed, epoch])
     if sampling == "natural":
-        places = generator.permutation(len(labels))
-        occurrences = np.zeros(len(labels), np.int64)
+        places = generator.permutation(len(strata))
+        occurrences = np.zeros(len(strata), np.int64)
     else:
-        places, occurrences = _balanced_order(labels, num_classes, generator)
+        places, occurrences = _balanced_order(strata, generator)
     if num_views is None:
         return places, epoch + 1 + _OCCURRENCE_STRIDE * occurrences
     return places, (epoch + occurrences) % num_views
 
 
 def _balanced_order(
-    labels: np.ndarray, num_classes: int, generator: np.random.Generator
+    strata: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places that show every class equally often, and how often each was shown before."""
-    counts = np.full(num_classes, len(labels) // num_classes)
-    counts[generator.permutation(num_classes)[: len(labels) % num_classes]] += 1
+    """Places that show every stratum equally often, and how often each was shown before."""
+    size, num_strata = strata.shape
+    counts = np.full(num_strata, size // num_strata)
+    counts[generator.permutation(num_strata)[: size % num_strata]] += 1
     drawn = [
-        _go_round(np.flatnonzero(labels == number), count, generator)
-        for number, count in enumerate(counts)
+        # In rounds without repetition.
+        generator.permutation(np.flatnonzero(members))[np.arange(count) % members.sum()]
+        for members, count in zip(strata.T, counts, strict=True)
     ]
-    places, occurrences = (np.concatenate(column) for column in zip(*drawn, strict=True))
-    shuffled = generator.permutation(len(labels))
+    places = np.concatenate(drawn)
+    occurrences = _count_earlier(places)
+    shuffled = generator.permutation(size)
     return places[shuffled], occurrences[shuffled]
 
 
-def _go_round(
-    members: np.ndarray, count: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """`count` draws from the members, in rounds without repetition, and the round of each."""
-    numbers = np.arange(count)
-    return generator.permutation(members)[numbers % len(members)], numbers // len(members)
+def _count_earlier(places: np.ndarray) -> np.ndarray:
+    """How often the place at each position occurs before it, int64 [N]."""
+    order = np.argsort(places, kind="stable")
+    ordered = places[order]
+    counts = np.empty_like(order)
+    counts[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return counts
 
 
 class Pixels(Protocol):
@@ -160,14 +168,23 @@ class Pixels(Protocol):
 class Examples:
     """All decoded images of a source, row by row.
 
-    `pixels` uint8 [N, S, S, 3], usually memory-mapped; `labels` int64 [N], class indices;
-    `example_ids` int64 [N], `Record.example_id` of each.
+    `pixels` uint8 [N, S, S, 3], usually memory-mapped; `example_ids` int64 [N],
+    `Record.example_id` of each.
     """
 
     pixels: Pixels
-    labels: np.ndarray
+    targets: Targets
     example_ids: np.ndarray
-    num_classes: int
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices int64 [N]; for single labels."""
+        return self.targets.values
+
+    @property
+    def num_classes(self) -> int:
+        """How many outputs a model of these images has."""
+        return len(self.targets.names)
 
 
 class Inputs(Protocol):
@@ -222,38 +239,39 @@ def training_dataset(
     batching: Batching,
     seed: int,
     epochs: range,
+    encode: Encode,
     sampling: str = "natural",
-    class_weights: str = "none",
+    example_weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Batches of some epochs, one epoch after another.
 
-    Order and views are those of `epoch_order`. `class_weights='balanced'` weighs an example of
-    class c by n / (C n_c), as scikit-learn does.
+    Order and views are those of `epoch_order`.
+
+    Args:
+        encode: from target values to what the loss takes, `Task.encode`.
+        example_weights: float32 [len(rows)]; None weighs all alike.
 
     Yields:
-        inputs [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B]. Of an
+        inputs [B, *inputs.shape], encoded targets float32 [B, K], weights float32 [B]. Of an
         epoch's last batch the n real examples weigh B / n times as much, copies 0.
 
     Raises:
-        DataError: there are no rows, or balancing is asked for and a class has none.
+        DataError: there are no rows, or sampling is balanced and a stratum has none.
     """
-    _check_rows(examples, rows, balanced="balanced" in (sampling, class_weights))
-    labels, num_classes = examples.labels[rows], examples.num_classes
-    weights = _class_weights(labels, num_classes, class_weights)
+    _check_rows(rows)
+    strata = examples.targets.strata[rows]
+    if sampling == "balanced":
+        examples.targets.take(rows).check_balanced("training.sampling")
+    weights = np.ones(len(rows), np.float32) if example_weights is None else example_weights
     batching = batching.fitted(len(rows))
 
     def batches_of(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         places, view_indices = epoch_order(
-            labels,
-            int(epoch),
-            num_classes=num_classes,
-            seed=seed,
-            sampling=sampling,
-            num_views=num_views,
+            strata, int(epoch), seed=seed, sampling=sampling, num_views=num_views
         )
         filled = batching.fill(places)
         real = shares(filled.shape, len(places), by_batch=True)
-        weighed = weights[labels[places[filled]]] * real
+        weighed = weights[places[filled]] * real
         columns = rows[places[filled]], view_indices[filled], weighed
         return tuple(batching.share(column) for column in columns)  # type: ignore[return-value]
 
@@ -266,37 +284,39 @@ def training_dataset(
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(dataset_of)
     num_batches = len(epochs) * steps_per_epoch(len(rows), batching.size) * batching.num_parts
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
-    return _load(dataset, examples, inputs)
+    return _load(dataset, examples, inputs, encode)
 
 
 def evaluation_dataset(
-    examples: Examples, rows: np.ndarray, inputs: Inputs, *, batching: Batching
+    examples: Examples, rows: np.ndarray, inputs: Inputs, *, batching: Batching, encode: Encode
 ) -> tf.data.Dataset:
     """View 0 of everything, the plain image, in the order of `rows`.
 
     Yields:
-        inputs [B, *inputs.shape], one-hot labels float32 [B, C], weights float32 [B]. Copies that
+        inputs [B, *inputs.shape], encoded targets float32 [B, K], weights float32 [B]. Copies that
         fill the last batch weigh 0; all others weigh as much as makes their mean over all places
         that over all rows.
 
     Raises:
         DataError: there are no rows.
     """
-    _check_rows(examples, rows, balanced=False)
+    _check_rows(rows)
     batching = batching.fitted(len(rows))
     filled = batching.fill(rows)
     columns = rows[filled], np.zeros_like(filled), shares(filled.shape, len(rows), by_batch=False)
     slices = tf.data.Dataset.from_tensor_slices(tuple(batching.share(c) for c in columns))
-    return _load(slices.batch(batching.local_size, drop_remainder=True), examples, inputs)
+    return _load(slices.batch(batching.local_size, drop_remainder=True), examples, inputs, encode)
 
 
-def _load(batches: tf.data.Dataset, examples: Examples, inputs: Inputs) -> tf.data.Dataset:
+def _load(
+    batches: tf.data.Dataset, examples: Examples, inputs: Inputs, encode: Encode
+) -> tf.data.Dataset:
     """Read what batches of (rows, view numbers, weights) stand for, several side by side.
 
     Inputs stay as they are kept, bytes or half precision: that is less to move to a device, which
     makes floats of them. On a processor there is nothing to move to, and NumPy is quicker.
     """
-    labels = tf.constant(examples.labels)
+    values, num_outputs = examples.targets.values, len(examples.targets.names)
     on_processor = current().kind == "cpu" and keras.backend.backend() == "tensorflow"
     dtype = np.dtype(np.float32) if on_processor else inputs.dtype
 
@@ -307,7 +327,8 @@ def _load(batches: tf.data.Dataset, examples: Examples, inputs: Inputs) -> tf.da
     def load(rows: tf.Tensor, view_indices: tf.Tensor, weights: tf.Tensor) -> tuple[Any, ...]:
         read = tf.numpy_function(read_inputs, [rows, view_indices], dtype)
         read = tf.ensure_shape(read, [rows.shape[0], *inputs.shape])
-        return read, tf.one_hot(tf.gather(labels, rows), examples.num_classes), weights
+        encoded = tf.numpy_function(lambda rows: encode(values[rows]), [rows], tf.float32)
+        return read, tf.ensure_shape(encoded, [rows.shape[0], num_outputs]), weights
 
     dataset = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
@@ -326,7 +347,7 @@ def _aligned_floats(values: np.ndarray) -> np.ndarray:
     return floats
 
 
-def _check_rows(examples: Examples, rows: np.ndarray, *, balanced: bool) -> None:
+def _check_rows(rows: np.ndarray) -> None:
     if len(rows) == 0:
         raise DataError(
             "a split of the data is empty",
@@ -334,20 +355,3 @@ def _check_rows(examples: Examples, rows: np.ndarray, *, balanced: bool) -> None
             received="none",
             fix="give the split a larger share, or add images",
         )
-    absent = sorted(set(range(examples.num_classes)) - set(examples.labels[rows].tolist()))
-    if balanced and absent:
-        raise DataError(
-            "classes cannot be balanced where one has no image",
-            expected=f"images of all {examples.num_classes} classes in the training split",
-            received=f"none of the classes numbered {absent}",
-            fix="add images of them, or set training.sampling and training.class_weights to "
-            "'natural' and 'none'",
-        )
-
-
-def _class_weights(labels: np.ndarray, num_classes: int, class_weights: str) -> np.ndarray:
-    """The weight of every class, float32 [C]."""
-    if class_weights == "none":
-        return np.ones(num_classes, np.float32)
-    counts = np.bincount(labels, minlength=num_classes)
-    return (len(labels) / (num_classes * counts)).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Sources: a folder, a CSV file or a TFDS data set becomes `Records`, and must make sense.
+"""Sources: the images that a folder, a CSV file or a TFDS data set lists.
 
-No image is opened here; whether a file is a readable image is the audit's business.
+No image is opened here: the audit does that. What the targets mean is decided by the task.
 """
 
 import os
@@ -10,44 +10,33 @@ from pathlib import Path
 
 from keras_transfer.data import csv_source
 from keras_transfer.data.images import EXTENSIONS
-from keras_transfer.data.records import Found, Record, Records, counted
+from keras_transfer.data.records import Listing, Record, counted
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.specs import DataSpec
 
 _LAYOUT = "class sub-folders with images in them, or train, val and test folders of such"
 
 
-def read_records(spec: DataSpec) -> Records:
-    """List a source's images with their labels, splits and groups, in a fixed order.
+def read_records(spec: DataSpec) -> Listing:
+    """List a source's images with their targets, splits and groups, in a fixed order.
 
     Raises:
-        DataError: the source is missing, empty, has fewer than two classes, classes that differ
-            only by case, or classes that training would never see.
+        DataError: the source is missing or empty, or cannot be read.
         SpecError: two splits are given the same name.
     """
     _check_split_names(spec)
-    where = spec.path or spec.name
     try:
-        found = _reader(spec)(spec)
+        return _reader(spec)(spec)
     except OSError as error:
         raise DataError(
-            f"{where} cannot be listed",
+            f"{spec.path or spec.name} cannot be listed",
             expected="a source whose folders and files may be read",
             received=str(error),
             fix="correct the permissions, or point data.path elsewhere",
         ) from error
-    class_names = sorted({record.label for record in found.items})
-    _check_classes(class_names, where)
-    _check_every_class_is_trained(found.items, where)
-    return Records(
-        items=tuple(found.items),
-        class_names=tuple(class_names),
-        root=found.root,
-        notes=tuple(found.notes),
-    )
 
 
-def _reader(spec: DataSpec) -> Callable[[DataSpec], Found]:
+def _reader(spec: DataSpec) -> Callable[[DataSpec], Listing]:
     if spec.source == "tfds":
         # Importing TensorFlow Datasets takes a second that the other sources need not pay.
         from keras_transfer.data import tfds_source
@@ -67,39 +56,7 @@ def _check_split_names(spec: DataSpec) -> None:
         )
 
 
-def _check_classes(class_names: list[str], where: str) -> None:
-    if len(class_names) < 2:
-        raise DataError(
-            f"{where} shows fewer than two classes",
-            expected="images of at least two classes",
-            received=f"one class only, {class_names[0]!r}" if class_names else "no class",
-            fix="add a second class, or point data.path one level up or down",
-        )
-    by_folded_name: dict[str, str] = {}
-    for name in class_names:
-        twin = by_folded_name.setdefault(name.casefold(), name)
-        if twin != name:
-            raise DataError(
-                f"{where} has two classes whose names differ only by case",
-                expected="one spelling for each class",
-                received=f"{twin!r} and {name!r}",
-                fix="merge the two, or rename one of them",
-            )
-
-
-def _check_every_class_is_trained(items: list[Record], where: str) -> None:
-    trained = {record.label for record in items if record.split in (None, "train")}
-    for record in items:
-        if record.label not in trained:
-            raise DataError(
-                f"class {record.label!r} of {where} is missing from the training split",
-                expected=f"one of training's classes, {', '.join(sorted(trained)) or 'none'}",
-                received=f"{record.label!r} in split {record.split!r} only, as in {record.path}",
-                fix="correct the label, or add training images of the class",
-            )
-
-
-def _read_folder(spec: DataSpec) -> Found:
+def _read_folder(spec: DataSpec) -> Listing:
     root = _existing_folder(spec.path)
     folders = _sub_folders(root)
     roles = {spec.train_split: "train", spec.val_split: "val", spec.test_split: "test"}
@@ -121,7 +78,7 @@ def _read_folder(spec: DataSpec) -> Found:
             received=f"files: {stray}, sub-folders: {len(folders)}, classes: none",
             fix="put the images of each class into a sub-folder named after the class",
         )
-    return Found(items, root, _notes(stray, skipped))
+    return Listing(items, root, _notes(stray, skipped))
 
 
 def _notes(stray: int, skipped: Counter[str]) -> list[str]:
@@ -196,7 +153,7 @@ def _read_class(
             suffix = Path(name).suffix.lower()
             if suffix in EXTENSIONS:
                 path = Path(parent, name).relative_to(root).as_posix()
-                items.append(Record(path=path, label=label, split=split))
+                items.append(Record(path=path, target=(label,), split=split))
             else:
                 skipped[suffix or "without suffix"] += 1
     if not items:

@@ -1,26 +1,24 @@
-"""Splits: which rows train, which choose and which judge, drawn once and written down.
+"""Splits: the rows for training, validation and test, drawn once and written down.
 
-A split that the source has is kept as it is. One that it lacks is carved out of its training
-rows: stratified, seeded, with groups and exact copies kept together.
+A split that the source has is kept as it is. One that it lacks is drawn from its training rows:
+stratified, seeded, with groups and exact copies kept together.
 
-Folds: every image outside the test split is held out once, drawn like splits are.
-
-Stratified by class, with groups and exact copies kept whole. scikit-learn's StratifiedGroupKFold
-may leave a class out of a fold that could have had it, so the carving of splits draws folds too.
+Folds: every image outside the test split is held out once. They are drawn like splits:
+scikit-learn's StratifiedGroupKFold may leave a class out of a fold that could have had it.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from keras_transfer.data import stratification as carving
+from keras_transfer.data import stratification
 from keras_transfer.data.records import Record, Records, counted
+from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.specs import DataSpec
 from keras_transfer.storage.class_names import hash_class_names
@@ -51,12 +49,11 @@ def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
     Rows without a split in the source count as training rows until something is carved out.
 
     Raises:
-        DataError: a class has too few images to be in every split, a group is in two of the
+        DataError: a stratum has too few images to be in every split, a group is in two of the
             source's splits, or `spec.train_size` does not fit.
         SpecError: the fractions leave nothing to train on.
     """
-    labels = np.array(records.labels(), dtype=np.int64)
-    split_of_row = np.array([record.split or carving.TRAIN for record in records.items])
+    split_of_row = np.array([record.split or stratification.TRAIN for record in records.items])
     _check_groups(records.items)
     fractions = {
         name: fraction
@@ -64,9 +61,9 @@ def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
         if name not in split_of_row
     }
     if fractions:
-        pool = np.flatnonzero(split_of_row == carving.TRAIN)
+        pool = np.flatnonzero(split_of_row == stratification.TRAIN)
         split_of_row[pool] = carve_pool(records, pool, fractions, seed=seed)
-    _check_every_class_in_every_split(records, labels, split_of_row)
+    _check_strata_in_splits(records.targets, split_of_row)
     rows = {name: np.flatnonzero(split_of_row == name) for name in NAMES}
     val_fraction, test_fraction = fractions.get("val"), fractions.get("test")
     splits = Splits(**rows, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
@@ -79,13 +76,15 @@ def with_train_size(splits: Splits, records: Records, size: int | None) -> Split
     Drawn with the splits' seed: of the same splits, smaller choices are part of larger ones.
 
     Raises:
-        DataError: there are fewer rows, or more classes.
+        DataError: there are fewer rows, or more strata.
     """
     if size is None:
         return splits
-    _check_train_size(size, len(splits.train), len(records.class_names))
-    labels = np.array(records.labels(), dtype=np.int64)[splits.train]
-    chosen = carving.nested_subset(labels, size, np.random.default_rng([splits.seed, 1]))
+    targets = records.targets.take(splits.train)
+    _check_train_size(size, targets)
+    chosen = stratification.nested_subset(
+        targets.strata, size, np.random.default_rng([splits.seed, 1])
+    )
     return dataclasses.replace(splits, train=splits.train[chosen])
 
 
@@ -99,13 +98,15 @@ def manifest(splits: Splits, records: Records) -> dict[str, Any]:
     used = {row for part in rows.values() for row in part}
     rows[UNUSED] = [row for row in range(len(records.items)) if row not in used]
     entries = {name: [_entry(records.items[row]) for row in part] for name, part in rows.items()}
-    counts = {name: Counter(entry["label"] for entry in part) for name, part in entries.items()}
+    counts = {
+        name: _count(records.targets.take(np.array(part, int))) for name, part in rows.items()
+    }
     return {
         "seed": splits.seed,
         "val_fraction": splits.val_fraction,
         "test_fraction": splits.test_fraction,
-        "class_names_hash": hash_class_names(records.class_names),
-        "counts": {name: dict(sorted(count.items())) for name, count in counts.items()},
+        "class_names_hash": hash_class_names(records.targets.names),
+        "counts": counts,
         "hash": _content_hash(entries),
         "rows": entries,
     }
@@ -128,7 +129,7 @@ def read_manifest(document: dict[str, Any], records: Records) -> Splits:
     row_of = {_identity(_entry(item)): row for row, item in enumerate(records.items)}
     listed = {_identity(entry) for part in entries.values() for entry in part}
     missing, added = sorted(listed - row_of.keys()), sorted(row_of.keys() - listed)
-    same_classes = document["class_names_hash"] == hash_class_names(records.class_names)
+    same_classes = document["class_names_hash"] == hash_class_names(records.targets.names)
     if missing or added or not same_classes:
         raise DataError(
             f"the images below {records.root} are not those that were split",
@@ -148,6 +149,12 @@ def read_manifest(document: dict[str, Any], records: Records) -> Splits:
     )
 
 
+def _count(targets: Targets) -> dict[str, int]:
+    """Images of every stratum that occurs, by name."""
+    counts = zip(targets.strata_names, targets.strata.sum(axis=0).tolist(), strict=True)
+    return dict(sorted((name, count) for name, count in counts if count))
+
+
 def carve_pool(
     records: Records, pool: np.ndarray, fractions: dict[str, float], *, seed: int
 ) -> np.ndarray:
@@ -157,7 +164,7 @@ def carve_pool(
         fractions: share of each split but training, which takes the rest.
 
     Raises:
-        DataError: a class has too few images to be in every split.
+        DataError: a stratum has too few images to be in every split.
         SpecError: the fractions leave nothing to train on.
     """
     if sum(fractions.values()) >= 1:
@@ -167,24 +174,51 @@ def carve_pool(
             received=" + ".join(f"{fraction:g}" for fraction in fractions.values()),
             fix="lower one of them",
         )
-    items = [records.items[row] for row in pool]
-    labels = np.array(records.labels(), dtype=np.int64)[pool]
-    units = carving.find_units([item.digest for item in items], [item.group for item in items])
-    counts = np.bincount(labels, minlength=len(records.class_names))
-    num_units = carving.count_units(labels, units, len(records.class_names))
+    targets, units = records.targets.take(pool), _units(records, pool)
     needed = len(fractions) + 1
-    for name, images, distinct in zip(records.class_names, counts, num_units, strict=True):
-        if distinct < needed:
-            raise DataError(
-                f"class {name!r} has fewer files than splits",
-                expected=f"at least {needed} images, one for each of train, "
-                f"{', '.join(sorted(fractions))}",
-                received=f"{counted(images, 'file', 'files')}; {distinct} without copies and "
-                "members of one group",
-                fix="add images of the class, or leave it out",
-            )
-    shares = carving.share_out(counts, fractions)
-    return carving.carve(labels, units, shares, np.random.default_rng(seed))
+    if small := _smallest(targets, units, needed):
+        raise DataError(
+            f"{targets.kind} {small.name!r} has fewer files than splits",
+            expected=f"at least {needed} images, one for each of train, "
+            f"{', '.join(sorted(fractions))}",
+            received=small.describe(),
+            fix=f"add images of the {targets.kind}, or leave it out",
+        )
+    shares = stratification.share_out(targets.strata.sum(axis=0), fractions)
+    return stratification.carve(targets.strata, units, shares, np.random.default_rng(seed))
+
+
+def _units(records: Records, pool: np.ndarray) -> np.ndarray:
+    """The unit of every pool row: exact copies and groups are kept whole."""
+    items = [records.items[row] for row in pool]
+    return stratification.find_units(
+        [item.digest for item in items], [item.group for item in items]
+    )
+
+
+@dataclass(frozen=True)
+class _Small:
+    """A stratum with too few images: `num_units` of them without copies and groups."""
+
+    name: str
+    num_images: int
+    num_units: int
+
+    def describe(self) -> str:
+        return (
+            f"{counted(self.num_images, 'file', 'files')}; {self.num_units} without copies and "
+            "members of one group"
+        )
+
+
+def _smallest(targets: Targets, units: np.ndarray, needed: int) -> _Small | None:
+    """The first stratum with fewer units than `needed`."""
+    counts = targets.strata.sum(axis=0).tolist()
+    num_units = stratification.count_units(targets.strata, units).tolist()
+    for small in map(_Small, targets.strata_names, counts, num_units):
+        if small.num_units < needed:
+            return small
+    return None
 
 
 def _check_groups(items: Iterable[Record]) -> None:
@@ -193,38 +227,45 @@ def _check_groups(items: Iterable[Record]) -> None:
         if record.group is None:
             continue
         first = first_seen.setdefault(record.group, record)
-        if (first.split or carving.TRAIN) != (record.split or carving.TRAIN):
+        if (first.split or stratification.TRAIN) != (record.split or stratification.TRAIN):
             raise DataError(
                 f"group {record.group!r} is in two splits of the source",
                 expected="all images of a group in one split",
-                received=f"{first.path} in {first.split or carving.TRAIN}, "
-                f"{record.path} in {record.split or carving.TRAIN}",
+                received=f"{first.path} in {first.split or stratification.TRAIN}, "
+                f"{record.path} in {record.split or stratification.TRAIN}",
                 fix="correct the split column, or leave it empty to have the splits drawn",
             )
 
 
-def _check_every_class_in_every_split(
-    records: Records, labels: np.ndarray, split_of_row: np.ndarray
-) -> None:
+def _check_strata_in_splits(targets: Targets, split_of_row: np.ndarray) -> None:
+    kind = targets.kind
     for split in NAMES:
-        present = set(labels[split_of_row == split].tolist())
-        for c, name in enumerate(records.class_names):
-            if c not in present:
-                raise DataError(
-                    f"class {name!r} is missing from the {split} split",
-                    expected="at least one image of every class in every split",
-                    received=f"{counted(int((labels == c).sum()), 'image', 'images')} of the "
-                    "class, all in other splits",
-                    fix="add images of the class to the split, or leave it out of the source to "
-                    "have one drawn; with groups, smaller groups help",
-                )
+        absent = _first_absent(targets, np.flatnonzero(split_of_row == split))
+        if absent:
+            name, count = absent
+            raise DataError(
+                f"{kind} {name!r} is missing from the {split} split",
+                expected=f"at least one image of every {kind} in every split",
+                received=f"{counted(count, 'image', 'images')} of the {kind}, all in other splits",
+                fix=f"add images of the {kind} to the split, or leave it out of the source to "
+                "have one drawn; with groups, smaller groups help",
+            )
 
 
-def _check_train_size(size: int, num_rows: int, num_classes: int) -> None:
-    if not num_classes <= size <= num_rows:
+def _first_absent(targets: Targets, rows: np.ndarray) -> tuple[str, int] | None:
+    """Name of the first stratum that these rows lack, and how many images it has in all."""
+    absent = np.flatnonzero(~targets.strata[rows].any(axis=0))
+    if not len(absent):
+        return None
+    return targets.strata_names[absent[0]], int(targets.strata[:, absent[0]].sum())
+
+
+def _check_train_size(size: int, targets: Targets) -> None:
+    num_strata = len(targets.strata_names)
+    if not num_strata <= size <= len(targets):
         raise DataError(
             f"data.train_size={size} does not fit the training split",
-            expected=f"{num_classes} (one image a class) to {num_rows} (all there are)",
+            expected=f"{num_strata} (one image a {targets.kind}) to {len(targets)} (all there are)",
             received=str(size),
             fix="choose a number in between, or leave data.train_size out for all",
         )
@@ -268,7 +309,7 @@ def make_folds(
         num_folds: 2 or more.
 
     Raises:
-        DataError: a class has too few images to be in every fold, or in every part of one, or
+        DataError: a stratum has too few images to be in every fold, or in every part of one, or
             `spec.train_size` does not fit.
     """
     pool = np.setdiff1d(np.arange(len(records.items)), apart)
@@ -278,7 +319,7 @@ def make_folds(
         held_out, rest = pool[fold_of_row == fold], pool[fold_of_row != fold]
         split_of_row = carve_pool(records, rest, {"val": spec.val_fraction}, seed=seed)
         rows = {name: rest[split_of_row == name] for name in ("train", "val")} | {"test": held_out}
-        _check_every_class(records, rows, fold)
+        _check_strata_in_fold(records.targets, rows, fold)
         splits = Splits(
             **rows, seed=seed, val_fraction=spec.val_fraction, test_fraction=1 / num_folds
         )
@@ -290,31 +331,26 @@ def draw_folds(records: Records, pool: np.ndarray, num_folds: int, *, seed: int)
     """The fold of every pool row, int64 from 0; groups and exact copies are kept whole.
 
     Raises:
-        DataError: a class has fewer images than there are folds.
+        DataError: a stratum has fewer images than there are folds.
     """
-    items = [records.items[row] for row in pool]
-    labels = np.array(records.labels(), np.int64)[pool]
-    units = carving.find_units([item.digest for item in items], [item.group for item in items])
-    counts = np.bincount(labels, minlength=len(records.class_names))
-    num_units = carving.count_units(labels, units, len(records.class_names))
-    for name, images, distinct in zip(records.class_names, counts, num_units, strict=True):
-        if distinct < num_folds:
-            raise DataError(
-                f"class {name!r} is too small for {num_folds} folds",
-                expected=f"at least {num_folds} images outside the test split, one for each fold",
-                received=f"{counted(images, 'file', 'files')}; {distinct} without copies and "
-                "members of one group",
-                fix="lower folds, add images of the class, or leave it out",
-            )
+    targets, units = records.targets.take(pool), _units(records, pool)
+    if small := _smallest(targets, units, num_folds):
+        raise DataError(
+            f"{targets.kind} {small.name!r} is too small for {num_folds} folds",
+            expected=f"at least {num_folds} images outside the test split, one for each fold",
+            received=small.describe(),
+            fix=f"lower folds, add images of the {targets.kind}, or leave it out",
+        )
     generator = np.random.default_rng([seed, num_folds])
-    return carving.carve(labels, units, _deal(counts, num_folds), generator).astype(np.int64)
+    shares = _deal(targets.strata.sum(axis=0), num_folds)
+    return stratification.carve(targets.strata, units, shares, generator).astype(np.int64)
 
 
 def _deal(counts: np.ndarray, num_folds: int) -> dict[str, np.ndarray]:
-    """How many images of each class every fold should get.
+    """How many images of each stratum every fold should get.
 
-    Dealt like cards, one class after the other: folds differ by one image at most, in each
-    class and in all.
+    Dealt in turn, one stratum after the other: folds differ by one image at most, in each
+    stratum and in all.
     """
     ends = np.cumsum(counts)
     dealt = {}
@@ -326,17 +362,15 @@ def _deal(counts: np.ndarray, num_folds: int) -> dict[str, np.ndarray]:
     return dealt
 
 
-def _check_every_class(records: Records, rows: dict[str, np.ndarray], fold: int) -> None:
-    labels = np.array(records.labels(), np.int64)
+def _check_strata_in_fold(targets: Targets, rows: dict[str, np.ndarray], fold: int) -> None:
+    kind = targets.kind
     part_names = dict(zip(NAMES, ("training", "validation", "held-out"), strict=True))
     for part, members in rows.items():
-        absent = set(range(len(records.class_names))) - set(labels[members].tolist())
-        if absent:
-            name = records.class_names[min(absent)]
+        if absent := _first_absent(targets, members):
+            name, count = absent
             raise DataError(
-                f"class {name!r} is missing from the {part_names[part]} images of fold {fold + 1}",
-                expected="at least one image of every class in every part of every fold",
-                received=f"{counted(int((labels == min(absent)).sum()), 'image', 'images')} "
-                "of the class, all in other parts",
+                f"{kind} {name!r} is missing from the {part_names[part]} images of fold {fold + 1}",
+                expected=f"at least one image of every {kind} in every part of every fold",
+                received=f"{counted(count, 'image', 'images')} of the {kind}, all in other parts",
                 fix="lower folds, or make groups smaller",
             )

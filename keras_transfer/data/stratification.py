@@ -1,8 +1,10 @@
-"""Carving splits out of one pool: exact shares, every class everywhere, units kept whole.
+"""Stratified splits: exact shares, every stratum in every split, units kept whole.
 
-A unit is what must not be torn: one image with its exact copies, or a group with all of its
-images. scikit-learn's stratified splitters keep neither a minimum per class nor free fractions
-with groups, so this is a largest-first greedy of our own; without groups its counts are exact.
+A stratum is a group of images whose share every split keeps, such as a class; an image may belong
+to several. A unit stays in one split: one image with its exact copies, or a group with all of its
+images. scikit-learn's stratified splitters guarantee no minimum per class with groups, so this is
+a greedy assignment, largest units first; without groups and with one stratum an image its counts
+are exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,21 +37,22 @@ def find_units(digests: Sequence[str], groups: Sequence[str | None]) -> np.ndarr
     return np.unique(component[:num_rows], return_inverse=True)[1]
 
 
-def count_units(labels: np.ndarray, units: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many units each class appears in, int64 [C]."""
+def count_units(strata: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """How many units each stratum of the membership matrix [N, S] appears in, int64 [S]."""
     num_units = int(units.max()) + 1
-    pairs = np.unique(labels * num_units + units)
-    return np.bincount(pairs // num_units, minlength=num_classes)
+    rows, columns = np.nonzero(strata)
+    pairs = np.unique(columns * num_units + units[rows])
+    return np.bincount(pairs // num_units, minlength=strata.shape[1])
 
 
 def share_out(counts: np.ndarray, fractions: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """How many images of each class every split should get.
+    """How many images of each stratum every split should get.
 
-    The total of a split is its fraction of all images, rounded, handed to classes by largest
-    remainder; no class gets less than one anywhere, not even in training, which takes the rest.
+    The total of a split is its fraction of all images, rounded, handed to strata by largest
+    remainder; no stratum gets less than one anywhere, not even in training, which takes the rest.
 
     Args:
-        counts: images of each class, int64 [C], each at least `len(fractions) + 1`.
+        counts: images of each stratum, int64 [S], each at least `len(fractions) + 1`.
         fractions: share of each split but training; their sum is below 1.
     """
     shares: dict[str, np.ndarray] = {}
@@ -69,7 +72,7 @@ def share_out(counts: np.ndarray, fractions: Mapping[str, float]) -> dict[str, n
 
 
 def carve(
-    labels: np.ndarray,
+    strata: np.ndarray,
     units: np.ndarray,
     shares: Mapping[str, np.ndarray],
     generator: np.random.Generator,
@@ -77,11 +80,11 @@ def carve(
     """Give every unit to one split.
 
     Largest units come first, in random order among equals. Each goes where it overshoots the
-    shares of its classes least, then where they are emptiest; but once a class has no more units
+    shares of its strata least, then where they are emptiest; but once a stratum has no more units
     to come than splits that lack it, those splits are served first.
 
     Args:
-        labels: class of each row, int64 [N].
+        strata: which strata each row belongs to, bool [N, S].
         units: unit of each row, int64 [N], 0 to U - 1.
         shares: from `share_out`.
 
@@ -91,10 +94,13 @@ def carve(
     names = list(shares)
     wanted = [shares[name].tolist() for name in names]
     needed = [list(share) for share in wanted]
-    table = coo_array((np.ones(len(labels), dtype=np.int64), (units, labels))).tocsr()
+    rows, columns = np.nonzero(strata)
+    shape = (int(units.max()) + 1, strata.shape[1])
+    ones = np.ones(len(rows), dtype=np.int64)
+    table = coo_array((ones, (units[rows], columns)), shape=shape).tocsr()
     table.sum_duplicates()
-    to_come = np.bincount(table.indices, minlength=len(wanted[0])).tolist()
-    starts, classes, counts = table.indptr.tolist(), table.indices.tolist(), table.data.tolist()
+    to_come = np.bincount(table.indices, minlength=shape[1]).tolist()
+    starts, members, counts = table.indptr.tolist(), table.indices.tolist(), table.data.tolist()
     chosen = np.empty(table.shape[0], dtype=np.int64)
 
     def preference(split: int, content: list[tuple[int, int]]) -> tuple[float, float]:
@@ -104,7 +110,7 @@ def carve(
 
     for unit in _largest_first(units, generator):
         part = slice(starts[unit], starts[unit + 1])
-        content = list(zip(classes[part], counts[part], strict=True))
+        content = list(zip(members[part], counts[part], strict=True))
         candidates: Sequence[int] = range(len(names))
         for c, _ in content:
             lacking = [split for split in range(len(names)) if needed[split][c] == wanted[split][c]]
@@ -118,19 +124,21 @@ def carve(
     return np.array(names)[chosen[units]]
 
 
-def nested_subset(labels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """A stratified choice of `size` rows, ascending int64 [size].
+def nested_subset(strata: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """A stratified choice of `size` rows of bool [N, S], ascending int64 [size].
 
-    With the same generator state a smaller choice is part of every larger one, and each class is
-    there once before any class is there twice. `size` is at least the number of classes.
+    With the same generator state a smaller choice is part of every larger one, and each stratum is
+    there once before any is there twice. `size` is at least the number of strata.
     """
-    shuffled = generator.permutation(len(labels))
-    position = np.empty(len(labels))
-    for c in np.unique(labels):
-        rows = shuffled[labels[shuffled] == c]
-        # The j-th of n images stands at (j + ½) / n: any beginning of the line is stratified.
-        position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-        position[rows[0]] = 0
+    shuffled = generator.permutation(len(strata))
+    position = np.full(len(strata), np.inf)
+    for members in strata.T:
+        rows = shuffled[members[shuffled]]
+        if len(rows):
+            # The j-th of n images is placed at (j + ½) / n: any beginning is stratified.
+            places = (np.arange(len(rows)) + 0.5) / len(rows)
+            places[0] = 0
+            position[rows] = np.minimum(position[rows], places)
     return np.sort(np.argsort(position, kind="stable")[:size])
 
 

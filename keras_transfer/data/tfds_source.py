@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from keras_transfer.data import digits
 from keras_transfer.data.images import sniff
-from keras_transfer.data.records import Found, Record
+from keras_transfer.data.records import Listing, Record
 from keras_transfer.errors import DataError
 from keras_transfer.specs import DataSpec
 from keras_transfer.storage.cache import home
@@ -33,7 +33,7 @@ _PROBE_URL = "https://storage.googleapis.com/tfds-data"
 _PROBE_SECONDS = 4
 
 
-def read(spec: DataSpec) -> Found:
+def read(spec: DataSpec) -> Listing:
     """List the images of a data set, prepared and unpacked first where that is still to do.
 
     Raises:
@@ -54,10 +54,10 @@ def read(spec: DataSpec) -> Found:
         for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
             label = urllib.parse.unquote(class_folder.name)
             for name in sorted(os.listdir(class_folder)):
-                items.append(Record(f"{split}/{class_folder.name}/{name}", label, role))
+                items.append(Record(f"{split}/{class_folder.name}/{name}", (label,), role))
     unused = sorted(set(builder.info.splits) - set(splits))
     notes = [f"splits {', '.join(unused)} of {spec.name} are not used"] if unused else []
-    return Found(items, root, notes)
+    return Listing(items, root, notes)
 
 
 def _is_digits(spec: DataSpec) -> bool:

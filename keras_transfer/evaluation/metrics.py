@@ -1,4 +1,4 @@
-"""How good a classifier is, in scikit-learn's figures, and how sure one can be of each."""
+"""Figures of single-label classification, as scikit-learn defines them, with intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +9,7 @@ from sklearn import metrics
 
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.intervals import Interval, bootstrap, sum_by_group, wilson
+from keras_transfer.evaluation.results import Headline, Table
 
 NUM_BINS = 15
 """Equal-width bins of confidence in the calibration error."""
@@ -28,8 +29,8 @@ class ClassFigures:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """All figures of one split.
+class SingleLabelEvaluation:
+    """All figures of one split of images with one label each.
 
     `balanced_accuracy` is the mean recall of the classes that occur; `log_loss` is in nats;
     `top_k` maps k to the share of examples whose label is among the k most probable classes;
@@ -46,6 +47,28 @@ class Evaluation:
     top_k: dict[int, float]
     per_class: dict[str, ClassFigures]
     confusion: np.ndarray
+
+    @property
+    def headline(self) -> Headline:
+        """The accuracy."""
+        return Headline("accuracy", self.accuracy, self.intervals["accuracy"])
+
+    def describe(self) -> str:
+        """The main figures in a sentence."""
+        low, high = self.intervals["accuracy"]
+        return (
+            f"Accuracy {self.accuracy:.1%} ({low:.1%} to {high:.1%}), balanced accuracy "
+            f"{self.balanced_accuracy:.1%}, log loss {self.log_loss:.3f}, calibration error "
+            f"{self.expected_calibration_error:.3f}."
+        )
+
+    def tables(self) -> list[Table]:
+        """Precision, recall and F1 of every class."""
+        rows = [
+            [name, *(f"{share:.1%}" for share in (f.precision, f.recall, f.f1)), f"{f.support:,}"]
+            for name, f in self.per_class.items()
+        ]
+        return [Table("Classes", ["class", "precision", "recall", "F1", "images"], rows)]
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, lists and dicts that JSON can hold; `interval` is the accuracy's."""
@@ -66,18 +89,10 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True)
-class Gain:
-    """Accuracy gained from one classifier to another on the same examples."""
-
-    difference: float
-    standard_error: float
-
-
 def evaluate(
     labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], *, seed: int = 0
-) -> Evaluation:
-    """Judge predictions against labels.
+) -> SingleLabelEvaluation:
+    """Compare predictions with labels.
 
     Args:
         labels: class indices [N]; not every class need occur.
@@ -87,7 +102,7 @@ def evaluate(
 
     Raises:
         DataError: there are no examples, lengths differ, a label is out of range, or the
-            probabilities are none (NaN means that training diverged).
+            outputs are not probabilities (NaN means that training diverged).
     """
     labels, probabilities = _check(labels, probabilities, len(class_names))
     predictions = probabilities.argmax(axis=1)
@@ -97,7 +112,7 @@ def evaluate(
     intervals = {"accuracy": wilson(int(np.sum(predictions == labels)), len(labels))}
     for name, low, high in zip(_RESAMPLED, *ends.tolist(), strict=True):
         intervals[name] = (low, high)
-    return Evaluation(
+    return SingleLabelEvaluation(
         num_examples=len(labels),
         accuracy=float(metrics.accuracy_score(labels, predictions)),
         balanced_accuracy=float(np.mean([c.recall for c in per_class.values() if c.support])),
@@ -121,27 +136,6 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
     """
     bins, gaps = _calibration(labels, probabilities)
     return float(np.abs(np.bincount(bins, gaps)).sum() / len(labels))
-
-
-def paired_gain(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> Gain:
-    """Accuracy gained from `before` to `after` (probabilities [N, C]) and its standard error.
-
-    With b examples that only `after` gets right and c that only `before` does, the difference is
-    (b - c) / n and its standard error sqrt(b + c - (b - c)² / n) / n: examples on which both
-    agree, however many they are wrong about, add no noise.
-
-    Source: A. Agresti, "Categorical data analysis", on comparing dependent proportions.
-    """
-    num_examples = len(labels)
-    right_before, right_after = (
-        _check(labels, probabilities, probabilities.shape[1])[1].argmax(axis=1) == labels
-        for probabilities in (before, after)
-    )
-    gained = int(np.sum(right_after & ~right_before))
-    lost = int(np.sum(right_before & ~right_after))
-    net = gained - lost
-    variance = gained + lost - net * net / num_examples
-    return Gain(net / num_examples, float(np.sqrt(variance)) / num_examples)
 
 
 def _per_class(
@@ -202,7 +196,7 @@ def _check(
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(
-            "a label is no class index",
+            "a label is not a class index",
             expected=f"0 to {num_classes - 1}",
             received=f"{labels.min()} to {labels.max()}",
             fix="number the labels by the class list the model was trained on",
@@ -218,7 +212,7 @@ def _check(
     sums = probabilities.sum(axis=1)
     if probabilities.min() < 0 or np.abs(sums - 1).max() > 1e-3:
         raise DataError(
-            "predictions are no probabilities",
+            "predictions are not probabilities",
             expected="numbers of 0 or more that sum to 1 in every row",
             received=f"values from {probabilities.min():g}, sums {sums.min():g} to {sums.max():g}",
             fix="apply softmax to logits first",

@@ -8,13 +8,13 @@ import numpy as np
 from keras_transfer.data.datasets import Batching, Examples, Views, training_dataset
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Records
-from keras_transfer.data.sources import read_records
 from keras_transfer.devices import set_up
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DataError
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.tasks.registry import read_task
 from keras_transfer.training.fitting import prepare_classifier
 from keras_transfer.training.optimizers import stage_rates
 from keras_transfer.training.phases import apply_phase, compile_phase
@@ -30,12 +30,12 @@ def dry_run(spec: RunSpec, terminal: TerminalReporter) -> None:
     devices = set_up(spec.devices, seed=spec.seed)
     devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
     terminal.info(devices.describe(spec.training.batch_size))
-    records = read_records(spec.data)
+    task, records = read_task(spec)
     terminal.info(f"{len(records.items):,} files of {len(records.class_names)} classes.")
     absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
     if absent:
         terminal.info(f"{len(absent):,} of the files are not there, such as {absent[0]}.")
-    classifier = prepare_classifier(spec, records.class_names)
+    classifier = prepare_classifier(spec, task)
     _show_stages(classifier, terminal)
     rows = list(_try_phases(spec, classifier, _one_batch(spec, records), devices.num_devices))
     header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
@@ -63,12 +63,10 @@ def _one_batch(spec: RunSpec, records: Records) -> Examples:
             received="unreadable files only",
             fix="look at the files below data.path",
         )
-    labels = np.asarray(records.labels(), np.int64)
     return Examples(
         pixels=np.stack([item.pixels for _, item in good]),
-        labels=np.asarray([labels[row] for row, _ in good]),
+        targets=records.targets.take(np.asarray([row for row, _ in good], np.int64)),
         example_ids=np.asarray([row for row, _ in good], np.int64),
-        num_classes=len(records.class_names),
     )
 
 
@@ -86,19 +84,27 @@ def _try_phases(
 ) -> Iterator[tuple[str, ...]]:
     batch = training_dataset(
         examples,
-        np.arange(len(examples.labels)),
+        np.arange(len(examples.targets)),
         Views(examples, spec.views),
         num_views=spec.views.count,
         batching=Batching(size=spec.training.batch_size, num_devices=num_devices),
         seed=spec.seed,
         epochs=range(1),
+        encode=classifier.task.encode,
     )
     for phase in spec.phases:
         num_trainable = apply_phase(classifier, phase)
-        smoothing = spec.training.label_smoothing
-        compile_phase(classifier, phase, steps_per_epoch=1, label_smoothing=smoothing)
-        loss = classifier.model.fit(batch, shuffle=False, verbose=0).history["loss"][0]
+        loss = classifier.task.loss(spec.training)
+        compile_phase(classifier, phase, steps_per_epoch=1, loss=loss)
+        loss_value = classifier.model.fit(batch, shuffle=False, verbose=0).history["loss"][0]
         rates = stage_rates(phase, classifier)
         unfrozen = "\n".join(rates)
         speed = "\n".join(f"{rate:.1e}" for rate in rates.values())
-        yield phase.name, unfrozen, f"{num_trainable:,}", speed, str(phase.epochs), f"{loss:.3f}"
+        yield (
+            phase.name,
+            unfrozen,
+            f"{num_trainable:,}",
+            speed,
+            str(phase.epochs),
+            f"{loss_value:.3f}",
+        )

@@ -9,9 +9,8 @@ from filelock import FileLock
 from keras_transfer.config import override
 from keras_transfer.data.audit import audit, pixels_key
 from keras_transfer.data.records import Records
-from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError
-from keras_transfer.evaluation.metrics import Evaluation, evaluate
+from keras_transfer.evaluation.metrics import SingleLabelEvaluation, evaluate
 from keras_transfer.export.card import make_card
 from keras_transfer.export.delivery import deliver, next_version
 from keras_transfer.export.saved_model.proof import Proof
@@ -19,9 +18,12 @@ from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.inference.prediction import LoadedRun, labels_in_order, load_run
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.storage.cache import open_cache
+from keras_transfer.tasks.registry import read_task
 
 
-def evaluate_run(run_path: str | Path, data_path: str | None, *, reporter: Reporter) -> Evaluation:
+def evaluate_run(
+    run_path: str | Path, data_path: str | None, *, reporter: Reporter
+) -> SingleLabelEvaluation:
     """Judge a run on its own test split, or on all images of a folder or CSV file.
 
     Args:
@@ -96,7 +98,7 @@ def _predict_labelled(
 def _test_split(run: LoadedRun) -> Records:
     """The run's test images, without the digests that the audit is to find again."""
     listed = {entry["path"] for entry in run.folder.read_json("splits.json")["rows"]["test"]}
-    records = read_records(run.spec.data)
+    _, records = read_task(run.spec)
     items = tuple(record for record in records.items if record.path in listed)
     missing = listed - {record.path for record in items}
     if missing:
@@ -106,7 +108,8 @@ def _test_split(run: LoadedRun) -> Records:
             received=f"no {min(missing)}",
             fix="restore the images, or name other images to judge the run on",
         )
-    return dataclasses.replace(records, items=items)
+    rows = np.array([record.path in listed for record in records.items], bool)
+    return dataclasses.replace(records, items=items, targets=records.targets.take(rows))
 
 
 def _check_unchanged(records: Records, run: LoadedRun) -> None:
@@ -126,4 +129,4 @@ def _check_unchanged(records: Records, run: LoadedRun) -> None:
 def _other_images(run: LoadedRun, data_path: str) -> Records:
     source = "csv" if Path(data_path).suffix.lower() == ".csv" else "folder"
     changes = {"data.source": source, "data.path": data_path}
-    return read_records(override(run.spec, changes).data)
+    return read_task(override(run.spec, changes))[1]

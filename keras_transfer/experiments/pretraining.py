@@ -15,7 +15,8 @@ import numpy as np
 from keras_transfer.backbones.archives import save_embedded
 from keras_transfer.data.letters import CLASS_NAMES, letters_dataset, render_letters
 from keras_transfer.models.classifier import Classifier, build_classifier
-from keras_transfer.specs import ModelSpec, PretrainSpec
+from keras_transfer.specs import ModelSpec, PretrainSpec, TrainingSpec
+from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.phases import PhaseResult, train_phase
 from keras_transfer.training.progress import Saver
 
@@ -63,14 +64,14 @@ def pretrain(
         backbone=spec.backbone, last_stage=spec.last_stage, weights="none", dropout=0.0
     )
     classifier = build_classifier(
-        model, image_size=spec.image_size, class_names=CLASS_NAMES, seed=spec.seed
+        model, image_size=spec.image_size, task=SingleLabel(CLASS_NAMES), seed=spec.seed
     )
     data = LetterData(spec.seed, spec.num_letters, spec.image_size, spec.batch_size)
     result = train_phase(
         classifier,
         spec.phase,
         data,
-        label_smoothing=spec.label_smoothing,
+        loss=classifier.task.loss(TrainingSpec(label_smoothing=spec.label_smoothing)),
         saver=saver,
         callbacks=callbacks,
     )

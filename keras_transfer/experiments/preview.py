@@ -3,7 +3,6 @@
 from collections import Counter
 from pathlib import Path
 
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import NAMES
 from keras_transfer.devices import set_up
 from keras_transfer.experiments.run import Data, load_data
@@ -13,6 +12,7 @@ from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
 from keras_transfer.storage.cache import open_cache
+from keras_transfer.tasks.registry import read_task
 
 
 def preview(spec: RunSpec, figure: Path, *, reporter: Reporter | None = None) -> Data:
@@ -30,7 +30,7 @@ def preview(spec: RunSpec, figure: Path, *, reporter: Reporter | None = None) ->
     """
     reporter = reporter or TerminalReporter()
     set_up(spec.devices, seed=spec.seed)
-    records = read_records(spec.data)
+    _, records = read_task(spec)
     settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
     with open_cache(settled, reporter=reporter) as cache:
         data = load_data(settled, records, cache=cache, reporter=reporter)

@@ -1,6 +1,6 @@
 """The corridor: one spec walks through the rooms once, left to right.
 
-    spec → read_records → build_classifier → load_data → fit_phases → judge → deliver
+    spec → read_task → build_classifier → load_data → fit_phases → judge → deliver
 
 `run_transfer` is these calls in a row. A notebook may make them one by one.
 """
@@ -16,13 +16,12 @@ import numpy as np
 from keras_transfer.data.audit import audit, pixels_key
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.records import Records
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import NAMES, Splits, make_splits, manifest, read_manifest
 from keras_transfer.devices import set_up
 from keras_transfer.devices.hosts import given_host, num_hosts_of, wait_for_all
 from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
-from keras_transfer.evaluation.metrics import Evaluation, evaluate
+from keras_transfer.evaluation.metrics import SingleLabelEvaluation, evaluate
 from keras_transfer.experiments.descriptions import (
     describe_cache,
     describe_data,
@@ -42,6 +41,7 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+from keras_transfer.tasks.registry import read_task
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 
 
@@ -67,7 +67,7 @@ class Result:
     run: RunFolder
     classifier: Classifier
     outcomes: list[Outcome]
-    test: Evaluation
+    test: SingleLabelEvaluation
     proof: Proof | None
     seconds: float
 
@@ -104,9 +104,9 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
     devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
     reporter.info(f"Run folder: {run.path}")
     reporter.info(devices.describe(spec.training.batch_size))
-    records = read_records(spec.data)
+    task, records = read_task(spec)
     # Before any image is decoded: missing weights and wrong stages are told within seconds.
-    classifier = prepare_classifier(spec, records.class_names)
+    classifier = prepare_classifier(spec, task)
     reporter.info(describe_model(spec, classifier))
     run.checkpoint_folder.mkdir(exist_ok=True)
     settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
@@ -165,7 +165,7 @@ def load_data(
     """Read every image once, leave out what cannot be read, and split.
 
     Args:
-        records: from `read_records`.
+        records: from `read_task`.
         store: where the pixels are kept, from `open_cache`.
         run: whose splits.json and class_names.json are written, or honoured where they exist.
 
@@ -185,16 +185,15 @@ def load_data(
         reporter.info(sentence)
     examples = Examples(
         pixels=pixels,
-        labels=np.asarray(records.labels(), np.int64),
+        targets=records.targets,
         example_ids=np.asarray([record.example_id for record in records.items], np.int64),
-        num_classes=len(records.class_names),
     )
     digests = [record.digest for record in records.items]
     source = Source(examples, digests, spec.views, pixels_key(spec.data))
     return Data(records, splits, source, num_decoded)
 
 
-def evaluate_test(data: Data, probabilities: np.ndarray, *, seed: int) -> Evaluation:
+def evaluate_test(data: Data, probabilities: np.ndarray, *, seed: int) -> SingleLabelEvaluation:
     """All figures of the test split, with intervals."""
     labels = data.examples.labels[data.splits.test]
     return evaluate(labels, probabilities, data.records.class_names, seed=seed)
@@ -206,7 +205,7 @@ def _deliver(
     classifier: Classifier,
     data: Data,
     outcomes: Sequence[Outcome],
-    test: Evaluation,
+    test: SingleLabelEvaluation,
     probabilities: np.ndarray,
 ) -> Proof:
     """Everything that a run leaves but metrics.json, which says that it is complete."""
@@ -228,7 +227,9 @@ def _deliver(
     )
 
 
-def _metrics(outcomes: Sequence[Outcome], test: Evaluation, proof: Proof) -> dict[str, Any]:
+def _metrics(
+    outcomes: Sequence[Outcome], test: SingleLabelEvaluation, proof: Proof
+) -> dict[str, Any]:
     phases = [asdict(outcome) for outcome in outcomes]
     for phase in phases:
         # history.csv has them.

@@ -9,7 +9,7 @@ import numpy as np
 from keras_transfer.data.datasets import Examples, Views
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
-from keras_transfer.evaluation.metrics import Evaluation
+from keras_transfer.evaluation.metrics import SingleLabelEvaluation
 from keras_transfer.evaluation.plots import (
     Mistake,
     draw_confusion,
@@ -80,7 +80,7 @@ def write_test(
     rows: np.ndarray,
     examples: Examples,
     *,
-    test: Evaluation,
+    test: SingleLabelEvaluation,
     probabilities: np.ndarray,
 ) -> None:
     """Write predictions.csv, the confusion matrix and the most confident mistakes.

@@ -1,6 +1,6 @@
 """The closing table of a run."""
 
-from keras_transfer.evaluation.metrics import Evaluation
+from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.run import Result
 from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof
 from keras_transfer.reporting.reporter import TerminalReporter
@@ -17,14 +17,14 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
                 f"{outcome.epochs}",
                 f"{outcome.seconds:.0f}",
                 f"{outcome.num_trainable:,}",
-                with_interval(outcome.val_accuracy, outcome.val_interval),
+                with_interval(outcome.val_score, outcome.val_interval),
                 _judged(outcome),
             ]
         )
     header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
     caption = "accuracy in %, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
-    terminal.info(_describe_figures(result.test))
+    terminal.info(result.test.describe())
     if result.proof:
         terminal.info(describe_proof(result.proof))
     path = result.run.path
@@ -35,25 +35,16 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
 
 def _judged(outcome: Outcome) -> str:
     """What the phase made of the test split; a search shows it to its winner alone."""
-    if outcome.test_accuracy is None or outcome.test_interval is None:
+    if outcome.test_score is None or outcome.test_interval is None:
         return "–"
-    return with_interval(outcome.test_accuracy, outcome.test_interval)
+    return with_interval(outcome.test_score, outcome.test_interval)
 
 
 def show_evaluation(evaluation: Evaluation, terminal: TerminalReporter) -> None:
-    """Print the figures of a judgement, class by class."""
-    rows = [
-        [
-            name,
-            f"{figures.precision:.1%}",
-            f"{figures.recall:.1%}",
-            f"{figures.f1:.1%}",
-            f"{figures.support:,}",
-        ]
-        for name, figures in evaluation.per_class.items()
-    ]
-    terminal.table("Classes", ["class", "precision", "recall", "F1", "images"], rows)
-    terminal.info(_describe_figures(evaluation))
+    """Print the figures of an evaluation."""
+    for table in evaluation.tables():
+        terminal.table(*table)
+    terminal.info(evaluation.describe())
 
 
 def describe_proof(proof: Proof) -> str:
@@ -86,15 +77,6 @@ def describe_proof(proof: Proof) -> str:
             "write a faster one."
         )
     return " ".join(sentences)
-
-
-def _describe_figures(test: Evaluation) -> str:
-    low, high = test.intervals["accuracy"]
-    return (
-        f"Accuracy {test.accuracy:.1%} ({low:.1%} to {high:.1%}), balanced accuracy "
-        f"{test.balanced_accuracy:.1%}, log loss {test.log_loss:.3f}, calibration error "
-        f"{test.expected_calibration_error:.3f}."
-    )
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:

@@ -24,6 +24,7 @@ from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec, SearchSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import make_task
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 
 _SAVE_SECONDS = 10.0
@@ -121,8 +122,8 @@ class TrialRunner:
             # looks for it as it grows: looking here would take a quarter of a second.
             keras.utils.clear_session(free_memory=False)
             set_up(spec.devices, seed=spec.seed)
-            names = self.data.records.class_names
-            classifier = prepare_classifier(spec, names, build=self._rebuild)
+            task = make_task(spec, self.data.records.items)
+            classifier = prepare_classifier(spec, task, build=self._rebuild)
             fits.append(
                 self.fit(
                     classifier,
@@ -205,6 +206,6 @@ def _judged(splits: Splits) -> np.ndarray:
 def _figures(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     """Accuracy and log loss on the judged rows, by the classifier as the phases left it."""
     last = [outcome for outcome in outcomes if outcome.kept][-1]
-    if last.test_accuracy is not None and last.test_loss is not None:
-        return last.test_accuracy, last.test_loss
-    return last.val_accuracy, last.val_loss
+    if last.test_score is not None and last.test_loss is not None:
+        return last.test_score, last.test_loss
+    return last.val_score, last.val_loss

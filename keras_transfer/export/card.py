@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from keras_transfer.backbones.registry import get_backbone
-from keras_transfer.evaluation.metrics import Evaluation
+from keras_transfer.evaluation.metrics import SingleLabelEvaluation
 from keras_transfer.export.contract import CARD_FILE
 from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import RunSpec
@@ -84,7 +84,7 @@ def make_card(
     spec: RunSpec,
     model: keras.Model,
     class_names: Sequence[str],
-    test: Evaluation,
+    test: SingleLabelEvaluation,
     counts: Mapping[str, int],
 ) -> Card:
     """The card of a trained model.
@@ -136,7 +136,7 @@ def hash_weights(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _limits(test: Evaluation, class_names: Sequence[str]) -> list[str]:
+def _limits(test: SingleLabelEvaluation, class_names: Sequence[str]) -> list[str]:
     sentences = [
         f"It names one of its {len(class_names)} classes, whatever an image shows: images of "
         "anything else are named after one of them as well.",

@@ -39,6 +39,7 @@ from keras_transfer.models.forward import predict_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.storage.cache import Cache
+from keras_transfer.tasks.task import Task
 from keras_transfer.training.phases import apply_phase
 from keras_transfer.training.progress import changing_variables
 
@@ -54,10 +55,10 @@ class Pool:
 
     @classmethod
     def of(cls, *splits: Splits) -> "Pool":
-        """All that some of the splits train on, and all that none does but some judge."""
+        """All that some of the splits train on, and the rest of what they evaluate."""
         train = np.unique(np.concatenate([one.train for one in splits]))
-        judged = [rows for one in splits for rows in (one.val, one.test)]
-        return cls(train, np.setdiff1d(np.concatenate(judged), train))
+        evaluated = [rows for one in splits for rows in (one.val, one.test)]
+        return cls(train, np.setdiff1d(np.concatenate(evaluated), train))
 
     def pairs(self, num_views: int) -> np.ndarray:
         """(row, view) of all of them, int64 [N, 2], sorted."""
@@ -120,7 +121,7 @@ def make_plans(
         for.
     """
     plans: dict[int, Plan] = {}
-    told: list[str] = []
+    sentences: list[str] = []
     for number, cut in cuts.items():
         name = phases[number].name
         row_bytes = cut.num_values * item_size
@@ -131,19 +132,19 @@ def make_plans(
         views = min(asked, (room // row_bytes - num_plain) // num_train)
         if views < min(asked, FEWEST_VIEWS):
             needed = row_bytes * (num_train * min(asked, FEWEST_VIEWS) + num_plain)
-            told.append(
+            sentences.append(
                 f"Phase {name!r} trains on images: features at {cut.name} would take "
                 f"{needed / 1e9:.2g} GB, and there is room for {room / 1e9:.2g} GB."
             )
             continue
         if views < asked:
-            told.append(
+            sentences.append(
                 f"Phase {name!r} shows {views} views of each image instead of {asked}: more "
                 f"features at {cut.name} would not fit into {room / 1e9:.2g} GB."
             )
         plans[number] = Plan(cut, views, row_bytes * (num_train * views + num_plain))
         room -= plans[number].num_bytes
-    return plans, told
+    return plans, sentences
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,15 +155,18 @@ class SplitData:
     """
 
     spec: RunSpec
+    task: Task
     examples: Examples
     splits: Splits
     inputs: Inputs
     num_views: int | None
 
     @classmethod
-    def of_images(cls, spec: RunSpec, examples: Examples, splits: Splits) -> "SplitData":
+    def of_images(
+        cls, spec: RunSpec, task: Task, examples: Examples, splits: Splits
+    ) -> "SplitData":
         """Views made when they are read."""
-        return cls(spec, examples, splits, Views(examples, spec.views), spec.views.count)
+        return cls(spec, task, examples, splits, Views(examples, spec.views), spec.views.count)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -196,30 +200,37 @@ class SplitData:
             batching=self.batching(num_parts),
             seed=self.spec.seed,
             epochs=epochs,
+            encode=self.task.encode,
             sampling=training.sampling,
-            class_weights=training.class_weights,
+            example_weights=self.task.example_weights(
+                self.examples.targets.values[self.splits.train], training
+            ),
         )
 
     def validation(self, num_parts: int = 1) -> Any:
         """Plain batches of the validation split, each in so many parts."""
         return evaluation_dataset(
-            self.examples, self.splits.val, self.inputs, batching=self.batching(num_parts)
+            self.examples,
+            self.splits.val,
+            self.inputs,
+            batching=self.batching(num_parts),
+            encode=self.task.encode,
         )
 
     def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
-        """Class probabilities float32 [N, C] of plain images by a part that reads `inputs`."""
-        plain = _Plain(self.inputs, len(self.examples.labels))
-        predictor = undistributed(part)
+        """Outputs float32 [N, K] of plain images by a part that reads `inputs`."""
+        plain = _Plain(self.inputs, len(self.examples.targets))
+        predictor, activation = undistributed(part), self.task.activation
         return share_out(
             rows,
-            lambda some: predict_pixels(predictor, plain, rows=some),
+            lambda some: predict_pixels(predictor, plain, rows=some, activation=activation),
             shape=part.output_shape[1:],
         )
 
 
 @dataclass(frozen=True)
 class _Plain:
-    """View 0 of rows, for whoever indexes images."""
+    """View 0 of rows, indexed like images."""
 
     inputs: Inputs
     num_rows: int
@@ -269,18 +280,18 @@ class PhaseInputs:
         """
         if self.spec.cache.mode != "off" and number not in self._extracted:
             self._extract(classifier, number)
-        examples = self.source.examples
+        examples, task = self.source.examples, classifier.task
         if number not in self._extracted:
-            return SplitData.of_images(self.spec, examples, self.splits), classifier.model
+            return SplitData.of_images(self.spec, task, examples, self.splits), classifier.model
         plan, features = self._extracted.pop(number)
-        data = SplitData(self.spec, examples, self.splits, features, plan.num_views)
+        data = SplitData(self.spec, task, examples, self.splits, features, plan.num_views)
         return data, plan.cut.tail()
 
     def predict(self, classifier: Classifier, rows: np.ndarray) -> np.ndarray:
-        """Class probabilities float32 [N, C] of plain images, by the whole classifier.
+        """Outputs float32 [N, K] of plain images, by the whole classifier.
 
         Raises:
-            RunError: answers cannot be stored.
+            RunError: logits cannot be stored.
         """
         return predict_cached(
             undistributed(classifier.model),
@@ -290,6 +301,7 @@ class PhaseInputs:
             pixels_key=self.source.pixels,
             cache=self._cache,
             reporter=self._reporter,
+            activation=classifier.task.activation,
         )
 
     def _extract(self, classifier: Classifier, first: int) -> None:
@@ -318,7 +330,7 @@ class PhaseInputs:
         if not cuts or count is None:
             return {}
         cache_keys = [features_key(cut, self.source, cache_spec) for cut in cuts.values()]
-        plans, told = make_plans(
+        plans, sentences = make_plans(
             cuts,
             self.spec.phases,
             num_views=count,
@@ -330,6 +342,6 @@ class PhaseInputs:
             if cache_spec.mode == "auto"
             else None,
         )
-        for sentence in told:
+        for sentence in sentences:
             self._reporter.info(sentence)
         return plans

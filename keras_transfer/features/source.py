@@ -1,4 +1,4 @@
-"""Where features come from and what they are: images in views, requests, stored rows.
+"""Where features come from and what they are: views of images, requests, stored rows.
 
 A row's key is the digest of its file, for an augmented view also that of the augmentation; all
 else that it is a function of (layers below the cut with their weights, size and resizing of the
@@ -54,7 +54,7 @@ class Source:
         kept = dataclasses.replace(
             examples,
             pixels=pixels.part(rows) if isinstance(pixels, Rows) else pixels[rows],
-            labels=examples.labels[rows],
+            targets=examples.targets.take(rows),
             example_ids=examples.example_ids[rows],
         )
         digests = [self.digests[row] for row in rows]

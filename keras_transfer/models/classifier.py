@@ -1,14 +1,15 @@
 """The classifier: one flat functional graph from raw pixels to logits, in named stages.
 
-    image [B, S, S, 3] 0-255 → Preprocess → trunk → pooling → dropout → (hidden) → logits [B, C]
+    image [B, S, S, 3] 0-255 → Preprocess → trunk → pooling → (hidden) → dropout → logits [B, K]
 
-Flat, not nested: cutting at a stage, exporting and explaining all walk one graph.
+Flat, not nested: cutting at a stage, exporting and explaining all use one graph. The head is the
+task's.
 
 Many classifiers over one trunk: the trunk is built once and gets its first weights back.
 """
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from keras_transfer.errors import SpecError
 from keras_transfer.fields import nearest
 from keras_transfer.specs import ModelSpec
 from keras_transfer.storage.class_names import model_name
+from keras_transfer.tasks.task import Task
 
 HEAD: Final = "head"
 """Name of the topmost stage: everything above the trunk."""
@@ -36,13 +38,14 @@ LAST: Final = "last"
 class Classifier:
     """A Keras model together with the stage every one of its layers belongs to.
 
-    `model` maps float32 [B, S, S, 3] in 0-255 to float32 logits [B, num_classes]. `stages` runs
+    `model` maps float32 [B, S, S, 3] in 0-255 to float32 logits [B, K] of the `task`. `stages` runs
     from the bottom to 'head'; every variable of the model belongs to exactly one stage.
     """
 
     model: keras.Model
     trunk: Trunk
     stages: dict[str, tuple[keras.layers.Layer, ...]]
+    task: Task
 
     def from_stage(self, lowest: str, *, field: str = "unfreeze") -> list[str]:
         """Names of `lowest` and all stages above it, bottom to top.
@@ -77,14 +80,12 @@ class Classifier:
         return [variable for layer in self.stages[stage] for variable in layer.variables]
 
 
-def build_classifier(
-    spec: ModelSpec, *, image_size: int, class_names: Sequence[str], seed: int
-) -> Classifier:
+def build_classifier(spec: ModelSpec, *, image_size: int, task: Task, seed: int) -> Classifier:
     """Build the graph and load the trunk's weights.
 
     Args:
         image_size: side of the square input, px.
-        class_names: sets the number of logits, and the model's name (`labels.model_name`).
+        task: makes the head; its names give the model its name (`class_names.model_name`).
         seed: of initial weights and of dropout.
 
     Raises:
@@ -92,7 +93,7 @@ def build_classifier(
         WeightsError: the trunk's weights are missing or do not fit.
     """
     inputs, trunk = put_trunk(spec, image_size=image_size, seed=seed)
-    return put_head(spec, inputs, trunk, class_names=class_names, seed=seed)
+    return put_head(spec, inputs, trunk, task=task, seed=seed)
 
 
 def put_trunk(spec: ModelSpec, *, image_size: int, seed: int) -> tuple[keras.KerasTensor, Trunk]:
@@ -110,34 +111,17 @@ def put_head(
     inputs: keras.KerasTensor,
     trunk: Trunk,
     *,
-    class_names: Sequence[str],
+    task: Task,
     seed: int,
 ) -> Classifier:
     """A classifier of a new head on a trunk that stands on `inputs`; see `build_classifier`."""
     with scope():
-        head = _head_layers(spec, num_classes=len(class_names), seed=seed)
+        head = task.head(spec, seed)
         outputs = trunk.output
         for layer in head:
             outputs = layer(outputs)
-        model = keras.Model(inputs, outputs, name=model_name(class_names))
-    return Classifier(model, trunk, {**trunk.stages, HEAD: tuple(head)})
-
-
-def _head_layers(spec: ModelSpec, *, num_classes: int, seed: int) -> list[keras.layers.Layer]:
-    layers = keras.layers
-    pooling = {
-        "avg": layers.GlobalAveragePooling2D,
-        "max": layers.GlobalMaxPooling2D,
-        "flatten": layers.Flatten,
-    }
-    head: list[keras.layers.Layer] = [pooling[spec.pooling](name="pooling")]
-    if spec.head == "mlp":
-        head.append(layers.Dense(spec.hidden_units, activation="relu", name="hidden"))
-    if spec.dropout > 0:
-        head.append(layers.Dropout(spec.dropout, seed=seed, name="dropout"))
-    # float32 under every precision policy: softmax and loss of half-precision logits lose digits.
-    head.append(layers.Dense(num_classes, dtype="float32", name="logits"))
-    return head
+        model = keras.Model(inputs, outputs, name=model_name(task.names))
+    return Classifier(model, trunk, {**trunk.stages, HEAD: tuple(head)}, task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +140,9 @@ class _Kept:
         return cls(inputs, trunk, [np.array(v) for v in _variables(trunk)], states)
 
     def restore(self) -> None:
-        """Back to how it was, for the trunk and for whoever draws the next random number."""
+        """Back to how it was, for the trunk and for the next random number drawn."""
         for variable, value in zip(_variables(self.trunk), self.weights, strict=True):
-            # Looking is quicker than writing, and most trainings leave most of the trunk as it is.
+            # Comparing is quicker than writing, and most trainings change little of the trunk.
             if not np.array_equal(variable, value):
                 variable.assign(value)
         for layers in self.trunk.stages.values():
@@ -180,9 +164,7 @@ class Rebuilder:
         self._key: Hashable = None
         self._kept: _Kept | None = None
 
-    def __call__(
-        self, spec: ModelSpec, *, image_size: int, class_names: Sequence[str], seed: int
-    ) -> Classifier:
+    def __call__(self, spec: ModelSpec, *, image_size: int, task: Task, seed: int) -> Classifier:
         """See `build_classifier`."""
         policy = keras.config.dtype_policy().name
         # The seed too: random trunks depend on it, and so does a head, which is drawn after them.
@@ -192,9 +174,7 @@ class Rebuilder:
             self._kept = _Kept.built(spec, image_size=image_size, seed=seed)
             self._key = key
         self._kept.restore()
-        return put_head(
-            spec, self._kept.inputs, self._kept.trunk, class_names=class_names, seed=seed
-        )
+        return put_head(spec, self._kept.inputs, self._kept.trunk, task=task, seed=seed)
 
 
 def _variables(trunk: Trunk) -> list[keras.Variable]:

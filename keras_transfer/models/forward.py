@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_transfer.data.datasets import Pixels
 from keras_transfer.devices.graphs import full_float32
+from keras_transfer.models.activations import Activation, activate
 
 BATCH_SIZE: Final = 32
 
@@ -19,12 +20,13 @@ def predict_pixels(
     rows: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int, int], None] | None = None,
+    activation: Activation = "softmax",
 ) -> np.ndarray:
-    """The classifier's probabilities, float32 [N, C]; arguments as for `forward_pixels`."""
+    """The classifier's activated outputs, float32 [N, K]; arguments as for `forward_pixels`."""
     logits = forward_pixels(
         model, pixels, rows=rows, batch_size=batch_size, on_progress=on_progress
     )
-    return softmax(logits) if len(logits) else logits
+    return activate(logits, activation) if len(logits) else logits
 
 
 def forward_pixels(
@@ -64,10 +66,3 @@ def filled_size(size: int) -> int:
     XLA compiles a program for each size: on the JAX backend only powers of two are shown.
     """
     return 1 << (size - 1).bit_length() if size and keras.backend.backend() == "jax" else size
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities float32 of the same shape, along the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
-    result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
-    return result

@@ -113,7 +113,8 @@ class TerminalReporter:
 
             def end(epoch: int, logs: dict[str, float]) -> None:
                 note = f"epoch {epoch + 1}/{epochs}  loss {logs['loss']:.3f}"
-                note += f"  validation {logs['val_accuracy']:.1%}"
+                metric = next(n for n in logs if n.startswith("val_") and n != "val_loss")
+                note += f"  {metric} {logs[metric]:.3f}"
                 bar.update(task, completed=(epoch + 1) * steps_per_epoch, note=note)
 
             yield [

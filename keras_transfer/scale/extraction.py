@@ -5,10 +5,9 @@ chunk with the names of the pixels' files and writes its shards into the same fo
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from keras_transfer.data.sources import read_records
 from keras_transfer.devices import Devices, set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.descriptions import describe_model
@@ -25,6 +24,8 @@ from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.scale.workers import Extractor
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import open_cache
+from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 
 
@@ -49,15 +50,15 @@ def fill_store(
     devices = set_up(spec.devices, seed=spec.seed)
     if num_workers:
         _check_devices(devices)
-    records = read_records(spec.data)
-    classifier = prepare_classifier(spec, records.class_names)
+    task, records = read_task(spec)
+    classifier = prepare_classifier(spec, task)
     reporter.info(describe_model(spec, classifier))
     settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
     if settled.cache.mode == "off":
         return []
     worker_pool: extraction.WorkerPool = extraction.this_process
     if num_workers:
-        worker_pool = _Workers(settled, records.class_names, num_workers, reporter)
+        worker_pool = _Workers(settled, task, num_workers, reporter)
     with open_cache(settled, reporter=reporter) as cache:
         data = load_data(settled, records, cache=cache, reporter=reporter)
         phase_inputs = PhaseInputs(
@@ -103,10 +104,8 @@ def _check_devices(devices: Devices) -> None:
 class _Workers:
     """Ray workers that each build the spec's classifier; see `extraction.WorkerPool`."""
 
-    def __init__(
-        self, spec: RunSpec, class_names: Sequence[str], num_workers: int, reporter: Reporter
-    ):
-        self._spec, self._class_names = spec, tuple(class_names)
+    def __init__(self, spec: RunSpec, task: Task, num_workers: int, reporter: Reporter):
+        self._spec, self._task = spec, task
         self._num_workers, self._reporter = num_workers, reporter
 
     def __call__(
@@ -129,7 +128,7 @@ class _Workers:
             import ray
 
             surroundings = Surroundings.here(share.num_threads)
-            arguments = (self._spec, self._class_names, surroundings)
+            arguments = (self._spec, self._task, surroundings)
             worker_pool = RayWorkerPool(
                 start=lambda options: ray.remote(Extractor).options(**options).remote(*arguments),
                 send=send,

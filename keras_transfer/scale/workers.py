@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from keras_transfer.features.chunks import Chunk, FeatureWriter
     from keras_transfer.features.source import Source
     from keras_transfer.inference.writers import Row
+    from keras_transfer.tasks.task import Task
 
 
 class Extractor:
     """Computes chunks of an extraction, by the classifier that a spec describes."""
 
-    def __init__(self, spec: RunSpec, class_names: Sequence[str], surroundings: Surroundings):
+    def __init__(self, spec: RunSpec, task: "Task", surroundings: Surroundings):
         """Take note of everything."""
-        self._spec, self._class_names = spec, class_names
+        self._spec, self._task = spec, task
         self._surroundings = surroundings
         self._workshop: FeatureWriter | None = None
 
@@ -61,7 +62,7 @@ class Extractor:
         if source.pixels.digest != pixels_key(spec.data).digest:
             raise _another("version of TensorFlow", "it would make other pixels")
         set_up(spec.devices, seed=spec.seed)
-        classifier = prepare_classifier(spec, self._class_names)
+        classifier = prepare_classifier(spec, self._task)
         cuts = find_cuts(classifier, spec.phases, 0).values()
         by_digest = {features_key(cut, source, spec.cache).digest: cut for cut in cuts}
         return FeatureWriter(by_digest, source)

@@ -1,23 +1,24 @@
-"""All phases of a run, one after another; a phase that does not pay is undone.
+"""All phases of a run, one after another; a phase without a gain is undone.
 
 After each phase the validation predictions are compared, image by image, with those of the
-phase before. The gain must exceed noise, or the weights go back to where they were.
+phase before. The gain must exceed noise, or the weights are set back.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from keras_transfer.devices.profiling import Profiler
-from keras_transfer.evaluation.intervals import wilson
-from keras_transfer.evaluation.metrics import Gain, paired_gain
+from keras_transfer.evaluation.results import Gain, paired_gain
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.task import Monitor, Task
 from keras_transfer.training.phases import PhaseResult, train_phase
 from keras_transfer.training.progress import (
     Checkpoint,
@@ -32,10 +33,11 @@ from keras_transfer.training.progress import (
 class Outcome:
     """What one phase did to the classifier, as `metrics.json` has it.
 
-    `gain` is the accuracy gained on validation over the classifier as it was before, `gain_error`
-    its paired standard error; both None for the first phase. Intervals are 95 % (Wilson), losses
-    in nats, without label smoothing. Test figures are for the report only: no decision sees them;
-    they are None where the test split is empty.
+    `metric` is the task's monitored metric, and the scores are its values, with 95 % intervals.
+    `gain` is the mean example score gained on validation over the classifier as it was before,
+    `gain_error` its paired standard error; both None for the first phase. Losses are means without
+    label smoothing. Test figures are for the report only: no decision uses them; they are None
+    where the test split is empty.
     """
 
     name: str
@@ -43,10 +45,11 @@ class Outcome:
     best_epoch: int
     seconds: float
     num_trainable: int
-    val_accuracy: float
+    metric: str
+    val_score: float
     val_interval: tuple[float, float]
     val_loss: float
-    test_accuracy: float | None
+    test_score: float | None
     test_interval: tuple[float, float] | None
     test_loss: float | None
     gain: float | None
@@ -57,21 +60,19 @@ class Outcome:
 
 def prepare_classifier(
     spec: RunSpec,
-    class_names: Sequence[str],
+    task: Task,
     *,
     build: Callable[..., Classifier] = build_classifier,
 ) -> Classifier:
     """The spec's classifier before any training.
 
-    `build` is `build_classifier`, or a `Rebuilder` for whoever trains many.
+    `build` is `build_classifier`, or a `Rebuilder` where many are trained.
 
     Raises:
         SpecError: an unknown backbone or stage, in the model or in a phase, or too small images.
         WeightsError: the trunk's weights are missing or do not fit.
     """
-    classifier = build(
-        spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
-    )
+    classifier = build(spec.model, image_size=spec.data.image_size, task=task, seed=spec.seed)
     for number, phase in enumerate(spec.phases):
         classifier.from_stage(phase.unfreeze, field=f"phases.{number}.unfreeze")
     return classifier
@@ -90,9 +91,9 @@ def fit_phases(
     """Train every phase of the spec and leave the classifier at the best of them.
 
     Args:
-        supply: what every phase reads.
+        phase_inputs: what every phase reads.
         num_epochs: stop when all phases together have trained for so many epochs. A phase that is
-            cut off is judged as it stands; called again with more epochs and the same `run`, it
+            cut off is evaluated as it stands; called again with more epochs and the same `run`, it
             goes on as if it had never stopped.
         save_seconds: between two checkpoints of a phase at least; 0 keeps every epoch.
         run: where to keep checkpoints; what an interrupted run left there is taken up.
@@ -142,11 +143,10 @@ def _fit_one(
     save_seconds: float,
     profiler: Profiler | None,
 ) -> tuple[Outcome, bool]:
-    """Train and judge one phase; whether it came to its end."""
-    phase = phase_inputs.spec.phases[number]
+    """Train and evaluate one phase; whether it came to its end."""
+    phase, task = phase_inputs.spec.phases[number], classifier.task
     data, part = phase_inputs.for_phase(classifier, number)
     predictor = keras.Model(part.input, part.output)
-    labels = data.examples.labels[data.splits.val]
     variables = changing_variables(classifier, phase)
     weights_before = read_weights(variables)
     val_before = data.predict(predictor, data.splits.val) if outcomes else None
@@ -156,7 +156,7 @@ def _fit_one(
             phase,
             data,
             part=part,
-            label_smoothing=data.spec.training.label_smoothing,
+            loss=task.loss(data.spec.training),
             num_epochs=num_epochs,
             saver=saver,
             save_seconds=save_seconds,
@@ -164,55 +164,63 @@ def _fit_one(
             callbacks=[*callbacks, *([profiler] if profiler else [])],
             say=reporter.info,
         )
-    judged = {"val": data.splits.val, "test": data.splits.test}
-    answers = {name: data.predict(predictor, rows) for name, rows in judged.items() if len(rows)}
-    val = answers["val"]
-    gain = paired_gain(labels, val_before, val) if val_before is not None else None
-    errors = data.spec.training.rollback_errors
-    pays = gain is None or gain.difference > max(0.0, errors * gain.standard_error)
-    kept = pays or not data.spec.training.rollback
-    figures = {name: _judge(data, judged[name], answers[name]) for name in answers}
-    outcome = _outcome(result, figures, gain=gain, kept=kept)
-    reporter.info(_verdict(outcome, pays=pays))
+    val = _Predictions.of(data, data.splits.val, predictor)
+    test = _Predictions.of(data, data.splits.test, predictor) if len(data.splits.test) else None
+    gain = _gain(task, val, val_before)
+    training = data.spec.training
+    pays = gain is None or gain.difference > max(
+        0.0, training.rollback_errors * gain.standard_error
+    )
+    kept = pays or not training.rollback
+    outcome = _outcome(task, result, val, test, gain=gain, kept=kept)
+    reporter.info(_describe(outcome, task.monitor, pays=pays))
     if not kept:
         assign_weights(variables, weights_before)
     return outcome, result.is_finished
 
 
-@dataclass(frozen=True)
-class _Figures:
-    """How well rows are named: the share, its interval and the log loss."""
+class _Predictions(NamedTuple):
+    """Target values and outputs of some rows."""
 
-    accuracy: float
-    interval: tuple[float, float]
-    loss: float
+    values: np.ndarray
+    outputs: np.ndarray
+
+    @classmethod
+    def of(cls, data: SplitData, rows: np.ndarray, predictor: keras.Model) -> "_Predictions":
+        return cls(data.examples.targets.values[rows], data.predict(predictor, rows))
 
 
-def _judge(data: SplitData, rows: np.ndarray, probabilities: np.ndarray) -> _Figures:
-    labels = data.examples.labels[rows]
-    right = int(np.sum(probabilities.argmax(axis=1) == labels))
-    of_label = probabilities[np.arange(len(rows)), labels].astype(np.float64)
-    # Probabilities are float32: what underflows is as small as such a number can be.
-    loss = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()
-    return _Figures(right / len(rows), wilson(right, len(rows)), float(loss))
+def _gain(task: Task, val: _Predictions, outputs_before: np.ndarray | None) -> Gain | None:
+    if outputs_before is None:
+        return None
+    before = task.example_scores(val.values, outputs_before)
+    return paired_gain(before, task.example_scores(*val))
 
 
 def _outcome(
-    result: PhaseResult, figures: Mapping[str, _Figures], *, gain: Gain | None, kept: bool
+    task: Task,
+    result: PhaseResult,
+    val: _Predictions,
+    test: _Predictions | None,
+    *,
+    gain: Gain | None,
+    kept: bool,
 ) -> Outcome:
-    val, test = figures["val"], figures.get("test")
+    val_figure = task.headline(*val)
+    test_figure = task.headline(*test) if test else None
     return Outcome(
         name=result.name,
         epochs=result.epochs,
         best_epoch=result.best_epoch,
         seconds=result.seconds,
         num_trainable=result.num_trainable,
-        val_accuracy=val.accuracy,
-        val_interval=val.interval,
-        val_loss=val.loss,
-        test_accuracy=test.accuracy if test else None,
-        test_interval=test.interval if test else None,
-        test_loss=test.loss if test else None,
+        metric=val_figure.name,
+        val_score=val_figure.value,
+        val_interval=val_figure.interval,
+        val_loss=float(task.example_losses(*val).mean()),
+        test_score=test_figure.value if test_figure else None,
+        test_interval=test_figure.interval if test_figure else None,
+        test_loss=float(task.example_losses(*test).mean()) if test else None,
         gain=gain.difference if gain else None,
         gain_error=gain.standard_error if gain else None,
         kept=kept,
@@ -220,15 +228,16 @@ def _outcome(
     )
 
 
-def _verdict(outcome: Outcome, *, pays: bool) -> str:
-    low, high = outcome.val_interval
+def _describe(outcome: Outcome, monitor: Monitor, *, pays: bool) -> str:
+    low, high = map(monitor.format, outcome.val_interval)
     text = (
-        f"Phase {outcome.name!r}: validation accuracy {outcome.val_accuracy:.1%} "
-        f"({low:.1%} to {high:.1%}), best epoch {outcome.best_epoch} of {outcome.epochs}"
+        f"Phase {outcome.name!r}: validation {outcome.metric.replace('_', ' ')} "
+        f"{monitor.format(outcome.val_score)} ({low} to {high}), best epoch "
+        f"{outcome.best_epoch} of {outcome.epochs}"
     )
     if outcome.gain is None or outcome.gain_error is None:
         return text + "."
-    text += f"; gain {100 * outcome.gain:+.1f} ± {100 * outcome.gain_error:.1f} points"
+    text += f"; gain {monitor.format_gain(outcome.gain, outcome.gain_error)}"
     if pays:
         return text + ": it pays, so it is kept."
     if outcome.kept:

@@ -2,8 +2,6 @@
 
 `fit` trains; nothing here is a training loop. A phase that is interrupted goes on from its last
 finished epoch with the same order, views, dropout, optimizer state and learning rate.
-
-Accuracy over examples, whatever they weigh.
 """
 
 import math
@@ -18,23 +16,9 @@ from keras_transfer.devices.memory import is_out_of_memory
 from keras_transfer.devices.strategy import current, largest_part, scope
 from keras_transfer.errors import OutOfMemoryError
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.specs import PhaseSpec
+from keras_transfer.specs import PhaseSpec, TrainingSpec
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.progress import Progress, Saver
-
-
-class Accuracy(keras.metrics.CategoricalAccuracy):
-    """The share of examples whose likeliest class is the true one.
-
-    Weights only tell examples from the copies that fill a batch, which weigh nothing: a class that
-    weighs twice as much in the loss counts once here.
-    """
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """One-hot labels and logits [B, C], weights [B]."""
-        if sample_weight is not None:
-            sample_weight = keras.ops.cast(sample_weight > 0, self.dtype)
-        return super().update_state(y_true, y_pred, sample_weight)
 
 
 class PhaseData(Protocol):
@@ -49,10 +33,10 @@ class PhaseData(Protocol):
         """Examples of an optimizer step, over all devices."""
 
     def training(self, epochs: range, num_parts: int) -> Any:
-        """Batches (inputs, one-hot labels, weights) of these epochs, each in so many parts."""
+        """Batches (inputs, encoded targets, weights) of these epochs, each in so many parts."""
 
     def validation(self, num_parts: int) -> Any:
-        """Batches (inputs, one-hot labels, weights) in a fixed order, of the size of the parts."""
+        """Batches (inputs, encoded targets, weights) in a fixed order, of the size of the parts."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +79,16 @@ def compile_phase(
     phase: PhaseSpec,
     *,
     steps_per_epoch: int,
+    loss: keras.losses.Loss,
     part: keras.Model | None = None,
-    label_smoothing: float = 0.0,
     num_parts: int = 1,
 ) -> None:
     """Compile for one phase, with a new optimizer: an old one cannot take other variables.
 
-    `part` is compiled in the classifier's place where the phase does not train all of its graph.
-    A step gathers the gradients of `num_parts` parts of a batch.
+    `loss` is of encoded targets and logits. `part` is compiled in the classifier's place where the
+    phase does not train all of its graph. A step gathers the gradients of `num_parts` parts of a
+    batch.
     """
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     model = part or classifier.model
     with scope():
         model.compile(
@@ -112,7 +96,7 @@ def compile_phase(
                 phase, classifier, steps_per_epoch=steps_per_epoch, num_parts=num_parts
             ),
             loss=loss,
-            weighted_metrics=[Accuracy(name="accuracy")],
+            weighted_metrics=classifier.task.metrics(),
             jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
         )
         # In its first step it would create variables inside the graph: TensorFlow then traces
@@ -126,7 +110,7 @@ def train_phase(
     data: PhaseData,
     *,
     part: keras.Model | None = None,
-    label_smoothing: float = 0.0,
+    loss: keras.losses.Loss | None = None,
     num_epochs: int | None = None,
     saver: Saver | None = None,
     save_seconds: float = 0.0,
@@ -136,18 +120,19 @@ def train_phase(
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
 
-    The best epoch has the highest validation accuracy; ties go to the lower loss.
+    The best epoch has the best value of the task's monitor; ties go to the lower loss.
 
     Args:
         part: the part of the classifier, over its own layers, that maps `data` to logits; None
             for all of it.
+        loss: of encoded targets and logits; None for the task's own with default settings.
         num_epochs: stop after this many of the phase's epochs, its schedule left as it is; None
             trains them all.
         saver: keeps the state and hands back that of an interrupted phase.
         save_seconds: between two saves at least; 0 saves after every epoch.
         num_parts: into which a batch is cut for the devices to take one after another.
         callbacks: for display; they see epochs counted from 0 within the phase.
-        say: told where memory ran out, and what follows from it.
+        say: called with a sentence where memory ran out.
 
     Raises:
         OutOfMemoryError: memory runs out on the smallest part of a batch that devices can share.
@@ -156,6 +141,7 @@ def train_phase(
     started = time.perf_counter()
     num_trainable = apply_phase(classifier, phase)
     model = part or classifier.model
+    loss = loss or classifier.task.loss(TrainingSpec())
     progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)
     progress.num_parts = num_parts
     progress.load()
@@ -167,7 +153,7 @@ def train_phase(
             phase,
             part=model,
             steps_per_epoch=data.steps_per_epoch,
-            label_smoothing=label_smoothing,
+            loss=loss,
             num_parts=progress.num_parts,
         )
         first = progress.resume()

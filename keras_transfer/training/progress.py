@@ -97,7 +97,8 @@ class Progress(keras.callbacks.Callback):
         self.history: list[dict[str, float]] = []
         self.best: Arrays = read_weights(self.variables)
         self.best_epoch = -1
-        self.best_score = (-1.0, float("-inf"))
+        self.best_score = (float("-inf"), float("-inf"))
+        self._monitor = classifier.task.monitor
         self.stopped = False
         self.seconds_before = 0.0
         self.num_parts = 1
@@ -163,7 +164,7 @@ class Progress(keras.callbacks.Callback):
         row["learning_rate"] = self._learning_rate()
         row["seconds"] = time.perf_counter() - self._epoch_started
         self.history.append(row)
-        score = (row["val_accuracy"], -row["val_loss"])
+        score = (self._monitor.rank(row[self._monitor.log_name]), -row["val_loss"])
         if score > self.best_score:
             self.best_score, self.best_epoch = score, epoch
             self.best = read_weights(self.variables)

@@ -18,13 +18,14 @@ from sklearn.preprocessing import StandardScaler
 from keras_transfer.config import override
 from keras_transfer.data.audit import audit
 from keras_transfer.data.datasets import Pixels
-from keras_transfer.data.sources import read_records
 from keras_transfer.devices import set_up
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import open_cache
+from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,17 @@ def probe(
     """
     set_up(spec.devices, seed=spec.seed)
     with open_cache(spec, reporter=reporter) as cache:
-        records, pixels, _ = audit(
-            read_records(spec.data), spec.data, cache=cache, reporter=reporter
-        )
+        task, records = read_task(spec)
+        records, pixels, _ = audit(records, spec.data, cache=cache, reporter=reporter)
         labels = np.asarray(records.labels())
         fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
         if spec.model.weights != "none":
-            features = _features(spec, records.class_names, pixels)
+            features = _features(spec, task, pixels)
             fixed = {f"{spec.model.weights} weights": features, **fixed}
         random_spec = override(spec, {"model.weights": "none"})
         result: dict[tuple[str, int], list[float]] = {}
         for seed in range(num_seeds):
-            random = _features(override(random_spec, {"seed": seed}), records.class_names, pixels)
+            random = _features(override(random_spec, {"seed": seed}), task, pixels)
             for name, features in {**fixed, "random weights": random}.items():
                 for num_labels in label_counts:
                     accuracy = _accuracy(features, labels, num_labels, seed)
@@ -69,10 +69,10 @@ def probe(
     return [Probe(name, number, tuple(values)) for (name, number), values in result.items()]
 
 
-def _features(spec: RunSpec, class_names: Sequence[str], pixels: Pixels) -> np.ndarray:
+def _features(spec: RunSpec, task: Task, pixels: Pixels) -> np.ndarray:
     """Pooled features [N, channels] of the last stage."""
     model = build_classifier(
-        spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
+        spec.model, image_size=spec.data.image_size, task=task, seed=spec.seed
     ).model
     trunk = keras.Model(model.input, model.get_layer("pooling").output)
     return forward_pixels(trunk, pixels)

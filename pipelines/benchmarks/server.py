@@ -107,11 +107,11 @@ def find_images(run: Path) -> list[Path]:
     """
     folder = RunFolder.open(run)
     listed = {entry["path"] for entry in folder.read_json("splits.json")["rows"]["test"]}
-    records = read_records(load_spec(folder.path).data)
-    files = [records.file(row) for row, item in enumerate(records.items) if item.path in listed]
+    source = read_records(load_spec(folder.path).data)
+    files = [source.root / item.path for item in source.items if item.path in listed]
     if not files:
         raise DataError(
-            f"the test images of {run} are gone from {records.root}",
+            f"the test images of {run} are gone from {source.root}",
             expected="the images that the run was judged on",
             received="none of them",
             fix="name other images with --images",

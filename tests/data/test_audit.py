@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled import read_records
 from PIL import Image
 
 from keras_transfer.data.audit import Audited, audit
 from keras_transfer.data.reading import DecodedImage, read_pixels
-from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import DataSpec

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled import records_of
 from sklearn.model_selection import StratifiedGroupKFold
 
 from keras_transfer.data.records import Record, Records
@@ -21,13 +22,13 @@ def make_records(labels, *, groups=None, copies=None) -> Records:
     items = tuple(
         Record(
             path=f"{label}/{row:06d}.png",
-            label=str(label),
+            target=(str(label),),
             group=groups[row] if groups else None,
             digest=hashlib.sha256(str(copies[row] if copies else row).encode()).hexdigest(),
         )
         for row, label in enumerate(labels)
     )
-    return Records(items, tuple(sorted({str(label) for label in labels})), Path("/nowhere"))
+    return records_of(items, Path("/nowhere"))
 
 
 def classes_of(records: Records, rows: np.ndarray) -> Counter:

@@ -16,10 +16,13 @@ from keras_transfer.data.datasets import (
     steps_per_epoch,
     training_dataset,
 )
+from keras_transfer.data.targets import Targets
 from keras_transfer.data.views import strengths, view
 from keras_transfer.errors import DataError
-from keras_transfer.specs import ViewSpec
+from keras_transfer.specs import TrainingSpec, ViewSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
+TASK = SingleLabel(("a", "b", "c"))
 STRONG = ViewSpec(policy="strong", seed=5)
 
 
@@ -31,7 +34,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
     pixels = np.memmap(file, np.uint8, mode="w+", shape=(29, 12, 12, 3))
     pixels[:] = generator.integers(0, 256, pixels.shape)
     labels = generator.permutation(np.repeat([0, 1, 2], [20, 6, 3]))
-    return Examples(pixels, labels, generator.integers(0, 2**63, 29), num_classes=3)
+    return Examples(pixels, Targets.of_classes(labels, "abc"), generator.integers(0, 2**63, 29))
 
 
 class Stored:
@@ -48,14 +51,15 @@ def training(
     examples: Examples, rows: np.ndarray, inputs: Inputs | None = None, **changes
 ) -> tf.data.Dataset:
     settings = {"num_views": None, "batching": Batching(size=8), "seed": 3, "epochs": range(3)}
+    settings["encode"] = TASK.encode
     return training_dataset(
         examples, rows, inputs or Views(examples, STRONG), **{**settings, **changes}
     )
 
 
 def order(labels: np.ndarray, epoch: int, **changes) -> tuple[np.ndarray, np.ndarray]:
-    settings = {"num_classes": 3, "seed": 3, "sampling": "natural", "num_views": None}
-    return epoch_order(labels, epoch, **{**settings, **changes})
+    settings = {"seed": 3, "sampling": "natural", "num_views": None}
+    return epoch_order(Targets.of_classes(labels, "abc").strata, epoch, **{**settings, **changes})
 
 
 def read(dataset: tf.data.Dataset) -> list[tuple[np.ndarray, ...]]:
@@ -147,7 +151,9 @@ def test_hosts_together_read_what_one_host_reads(examples, num_hosts):
         batching = Batching(size=8, num_devices=4, **changes)
         training_batches = training(examples, np.arange(29), batching=batching)
         rows = np.arange(3, 22)
-        plain = evaluation_dataset(examples, rows, Views(examples, STRONG), batching=batching)
+        plain = evaluation_dataset(
+            examples, rows, Views(examples, STRONG), batching=batching, encode=TASK.encode
+        )
         return [*training_batches.as_numpy_iterator(), *plain.as_numpy_iterator()]
 
     shares = [batches(host=host, num_hosts=num_hosts) for host in range(num_hosts)]
@@ -163,7 +169,9 @@ def test_weights_make_sums_over_filled_batches_means_over_examples(examples):
     for batch in training(examples, np.arange(29), batching=batching).as_numpy_iterator():
         assert batch[2].mean() == pytest.approx(1, rel=1e-6)
     rows = np.arange(29)
-    plain = evaluation_dataset(examples, rows, Views(examples, STRONG), batching=batching)
+    plain = evaluation_dataset(
+        examples, rows, Views(examples, STRONG), batching=batching, encode=TASK.encode
+    )
     weights = np.concatenate([batch[2] for batch in plain.as_numpy_iterator()])
     assert (weights * values[batching.fill(rows).ravel()]).mean() == pytest.approx(values.mean())
 
@@ -243,7 +251,9 @@ def test_balanced_sampling_reaches_the_batches(examples):
 
 def test_class_weights_equal_those_of_scikit_learn(examples):
     rows = np.arange(1, 29)
-    batches = read(training(examples, rows, class_weights="balanced", epochs=range(1)))
+    balanced = TrainingSpec(class_weights="balanced")
+    weights = TASK.example_weights(examples.labels[rows], balanced)
+    batches = read(training(examples, rows, example_weights=weights, epochs=range(1)))
     labels = np.concatenate([labels for _, labels, _ in batches]).argmax(axis=1)
     weights = np.concatenate([weights for _, _, weights in batches])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=examples.labels[rows])
@@ -251,16 +261,20 @@ def test_class_weights_equal_those_of_scikit_learn(examples):
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("setting", ["sampling", "class_weights"])
-def test_training_dataset_refuses_to_balance_when_a_class_has_no_image(examples, setting):
+def test_nothing_is_balanced_when_a_class_has_no_image(examples):
     rows = np.flatnonzero(examples.labels != 2)
-    with pytest.raises(DataError, match=r"none of the classes numbered \[2\]"):
-        training(examples, rows, **{setting: "balanced"})
+    with pytest.raises(DataError, match=r"sampling=balanced needs images of every class") as raised:
+        training(examples, rows, sampling="balanced")
+    assert raised.value.received == "none of c"
+    with pytest.raises(DataError, match="class_weights=balanced needs images of every class"):
+        TASK.example_weights(examples.labels[rows], TrainingSpec(class_weights="balanced"))
 
 
 def test_evaluation_dataset_gives_plain_images_in_order(examples):
     rows = np.array([5, 3, 28, 0, 11])
-    dataset = evaluation_dataset(examples, rows, Views(examples, STRONG), batching=Batching(size=2))
+    dataset = evaluation_dataset(
+        examples, rows, Views(examples, STRONG), batching=Batching(size=2), encode=TASK.encode
+    )
     assert int(dataset.cardinality()) == 3
     images, labels, weights = (np.concatenate(part) for part in zip(*read(dataset), strict=True))
     assert images.dtype == (np.uint8 if keras.backend.backend() == "jax" else np.float32)
@@ -271,7 +285,7 @@ def test_evaluation_dataset_gives_plain_images_in_order(examples):
 
 def test_evaluation_dataset_reads_view_zero_of_stored_features(examples):
     dataset = evaluation_dataset(
-        examples, np.array([5, 3, 28]), Stored(), batching=Batching(size=2)
+        examples, np.array([5, 3, 28]), Stored(), batching=Batching(size=2), encode=TASK.encode
     )
     features = np.concatenate([batch for batch, _, _ in read(dataset)])
     np.testing.assert_array_equal(features, [[row, 0, 1, 2, 3] for row in (5, 3, 28)])
@@ -281,7 +295,9 @@ def test_datasets_refuse_an_empty_split(examples):
     none = np.array([], np.int64)
     for make in (
         training,
-        lambda *of: evaluation_dataset(*of, Stored(), batching=Batching(size=2)),
+        lambda *of: evaluation_dataset(
+            *of, Stored(), batching=Batching(size=2), encode=TASK.encode
+        ),
     ):
         with pytest.raises(DataError, match="a split of the data is empty"):
             make(examples, none)

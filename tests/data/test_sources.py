@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from labelled import read_records
 from PIL import Image
 
 from keras_transfer.data.records import Records
-from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, KerasTransferError
 from keras_transfer.specs import DataSpec
 
@@ -220,9 +220,9 @@ def test_a_table_without_a_needed_column_names_the_nearest_one(tmp_path):
     ("lines", "complaint"),
     [
         (["path,label,split", "a.png,a,", "b.png,b,dev"], "line 3: unknown split 'dev'"),
-        (["path,label", "a.png,a", "b.png, "], "line 3: the cell of column 'label' is empty"),
+        (["path,label", "a.png,a", "b.png, "], "b.png does not have one label"),
         (["path,label", ",a", "b.png,b"], "line 2: the cell of column 'path' is empty"),
-        (["path,label", "a.png"], "line 2: the cell of column 'label' is empty"),
+        (["path,label", "a.png"], "a.png does not have one label"),
         (["path,label", "a.png,a", "./a.png,b"], "lines 2 and 3 disagree"),
         (["path,label,split", "a.png,a,train", "a.png,a,val"], "lines 2 and 3 disagree"),
         (["path,label"], "lists no image"),

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled import read_records, records_of
 from sklearn.model_selection import StratifiedGroupKFold
 
 from keras_transfer.data.audit import audit
 from keras_transfer.data.records import Record, Records
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
+from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import DataSpec
@@ -34,14 +35,14 @@ def make_records(labels, *, splits=None, groups=None, digests=None) -> Records:
     items = tuple(
         Record(
             path=f"{label}/{row:06d}.png",
-            label=str(label),
+            target=(str(label),),
             split=splits[row] if splits else None,
             group=groups[row] if groups else None,
             digest=digests[row] if digests else digest(row),
         )
         for row, label in enumerate(labels)
     )
-    return Records(items, tuple(sorted({str(label) for label in labels})), Path("/nowhere"))
+    return records_of(items, Path("/nowhere"))
 
 
 def rows_of(splits: Splits) -> dict[str, list[int]]:
@@ -306,11 +307,11 @@ def changed(records: Records, kind: str) -> Records:
     if kind == "gone":
         items.pop(7)
     elif kind == "new":
-        items.append(Record("a/new.png", "a", digest=digest("new")))
+        items.append(Record("a/new.png", ("a",), digest=digest("new")))
     elif kind == "content":
         items[7] = dataclasses.replace(items[7], digest=digest("other"))
     elif kind == "label":
-        items[7] = dataclasses.replace(items[7], label="a")
+        items[7] = dataclasses.replace(items[7], target=("a",))
     return dataclasses.replace(records, items=tuple(items))
 
 
@@ -329,7 +330,10 @@ def test_read_manifest_refuses_other_classes():
     records = make_records("ab" * 30)
     document = manifest(make_splits(records, DataSpec(), seed=0), records)
     with pytest.raises(DataError, match="not those that were split"):
-        read_manifest(document, dataclasses.replace(records, class_names=("b", "a")))
+        read_manifest(
+            document,
+            dataclasses.replace(records, targets=Targets.of_classes(records.labels(), "ba")),
+        )
 
 
 def test_read_manifest_refuses_an_edited_manifest():

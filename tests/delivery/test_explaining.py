@@ -21,6 +21,7 @@ from keras_transfer.inference.explanation import LIKELIEST, Explanation, explain
 from keras_transfer.inference.prediction import LoadedRun, predict_files
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import ModelSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
 FAMILIES = [
     "vgg16",
@@ -44,7 +45,7 @@ FAMILIES = [
 
 def build(backbone: str, *, size: int, **model) -> keras.Model:
     spec = ModelSpec(backbone=backbone, weights="none", **model)
-    return build_classifier(spec, image_size=size, class_names=("a", "b", "c"), seed=0).model
+    return build_classifier(spec, image_size=size, task=SingleLabel(("a", "b", "c")), seed=0).model
 
 
 def noise(*shape: int) -> np.ndarray:

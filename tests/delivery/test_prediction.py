@@ -11,10 +11,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from labelled import records_of
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.data.records import BadFile, Record, Records
+from keras_transfer.data.records import BadFile, Record
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.inference.files import expand_paths
 from keras_transfer.inference.prediction import (
@@ -168,19 +169,19 @@ def test_batches_are_filled_up_only_where_each_size_is_compiled():
 
 def test_labels_in_order_go_by_the_name_of_the_class(run: LoadedRun, photos: Path):
     files = sorted(photos.iterdir())[:3]
-    names = ("naïve flower", "temple")  # another order than the run's, and one class fewer
+    # Another order of classes than the run's, and one class fewer.
     items = tuple(
-        Record(path=file.name, label=label)
+        Record(path=file.name, target=(label,))
         for file, label in zip(files, ("temple", "naïve flower", "temple"), strict=True)
     )
-    records = Records(items=items, class_names=names, root=photos)
+    records = records_of(items, photos)
     labels = labels_in_order(run, records)
     assert [run.class_names[label] for label in labels] == ["temple", "naïve flower", "temple"]
 
 
 def test_labels_in_order_refuse_classes_the_run_does_not_know(run: LoadedRun, photos: Path):
-    items = (Record(path="00.jpg", label="temples"), Record(path="01.png", label="path"))
-    records = Records(items=items, class_names=("path", "temples"), root=photos)
+    items = (Record(path="00.jpg", target=("temples",)), Record(path="01.png", target=("path",)))
+    records = records_of(items, photos)
     with pytest.raises(DataError, match="was not trained on") as failure:
         labels_in_order(run, records)
     assert "'temples'" in str(failure.value)

@@ -8,7 +8,8 @@ from sklearn import metrics
 
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.intervals import wilson
-from keras_transfer.evaluation.metrics import evaluate, expected_calibration_error, paired_gain
+from keras_transfer.evaluation.metrics import evaluate, expected_calibration_error
+from keras_transfer.evaluation.results import paired_gain
 
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
@@ -138,10 +139,10 @@ def test_to_dict_survives_json():
         ([0, 1], [[0.5, 0.5]], "do not belong together"),
         ([], np.zeros((0, 2)), "do not belong together"),
         ([0], [[0.2, 0.3, 0.5]], "do not belong together"),
-        ([2], [[0.5, 0.5]], "no class index"),
+        ([2], [[0.5, 0.5]], "not a class index"),
         ([0], [[np.nan, np.nan]], "training has diverged"),
-        ([0], [[3.0, -2.0]], "no probabilities"),
-        ([0], [[0.2, 0.2]], "no probabilities"),
+        ([0], [[3.0, -2.0]], "not probabilities"),
+        ([0], [[0.2, 0.2]], "not probabilities"),
     ],
 )
 def test_evaluate_refuses_what_cannot_be_judged(labels, probabilities, message):
@@ -150,18 +151,15 @@ def test_evaluate_refuses_what_cannot_be_judged(labels, probabilities, message):
 
 
 def test_paired_gain_equals_the_formula_and_the_variance_of_differences():
-    labels = np.zeros(10, int)
-    right, wrong = [0.9, 0.1], [0.1, 0.9]
-    before = np.array([right] * 5 + [wrong] * 5)
-    after = np.array([right] * 4 + [wrong] + [right] * 3 + [wrong] * 2)
-    gain = paired_gain(labels, before, after)
+    before = np.array([1] * 5 + [0] * 5)
+    after = np.array([1] * 4 + [0] + [1] * 3 + [0] * 2)
+    gain = paired_gain(before, after)
     assert gain.difference == pytest.approx(0.2)
     assert gain.standard_error == pytest.approx(np.sqrt(3 + 1 - 4 / 10) / 10)
-    steps = (after.argmax(1) == 0).astype(float) - (before.argmax(1) == 0)
-    assert gain.standard_error == pytest.approx(steps.std() / np.sqrt(10))
+    assert gain.standard_error == pytest.approx((after - before).std() / np.sqrt(10))
 
 
 def test_paired_gain_is_zero_without_noise_when_nothing_changes():
-    labels, probabilities = random_predictions(20, 3)
-    gain = paired_gain(labels, probabilities, probabilities)
+    scores = np.random.default_rng(0).normal(size=20)
+    gain = paired_gain(scores, scores)
     assert (gain.difference, gain.standard_error) == (0.0, 0.0)

@@ -11,7 +11,6 @@ import pytest
 from feature_sources import EXACT, PIXELS, cut_at, make_source, wanted
 from small_models import make_classifier
 
-from keras_transfer.data.datasets import Examples
 from keras_transfer.errors import RunError
 from keras_transfer.features.chunks import CHUNK_VIEWS, Gap, split_into_chunks
 from keras_transfer.features.extraction import extract, this_process
@@ -126,7 +125,7 @@ def test_a_unit_travels_with_its_own_images_only(requests, undisturbed, tmp_path
             part = slice(start, start + 40)
             entry.append(plain.digests[part], plain.examples.pixels[part])
         stored = entry.rows(plain.digests)
-    examples = Examples(stored, plain.examples.labels, plain.examples.example_ids, 10)
+    examples = dataclasses.replace(plain.examples, pixels=stored)
     source = dataclasses.replace(plain, examples=examples)
     run(requests, tmp_path / "features", far_away, source)
     assert files_of(tmp_path / "features") == undisturbed

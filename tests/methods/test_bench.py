@@ -37,10 +37,10 @@ def test_a_training_after_others_is_the_training_of_a_run(runner, tmp_path):
     training = runner.train(spec, tell_each=True)
     run = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     assert training.val_loss == run.outcomes[-1].val_loss
-    assert training.val_accuracy == run.outcomes[-1].val_accuracy
+    assert training.val_accuracy == run.outcomes[-1].val_score
     assert training.right is not None
     assert training.right.mean() == pytest.approx(training.val_accuracy)
-    assert run.outcomes[-1].test_accuracy is not None
+    assert run.outcomes[-1].test_score is not None
 
 
 def test_equal_specs_share_a_training_and_others_do_not(runner):

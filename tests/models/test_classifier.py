@@ -9,11 +9,12 @@ from keras_transfer.errors import SpecError
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import ModelSpec
 from keras_transfer.storage.class_names import model_name
+from keras_transfer.tasks.single_label import SingleLabel
 
 
 def _build(**fields) -> keras.Model:
     model = ModelSpec(backbone="vgg16", last_stage="stage2", weights="none", **fields)
-    return build_classifier(model, image_size=32, class_names=CLASS_NAMES, seed=0).model
+    return build_classifier(model, image_size=32, task=SingleLabel(CLASS_NAMES), seed=0).model
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_saved_file_holds_no_optimizer_and_answers_the_same(tmp_path):
 
 def test_trunk_runs_without_dropout_so_that_a_frozen_one_is_a_function():
     model = ModelSpec(backbone="efficientnet_b0", last_stage="stage3", weights="none", dropout=0.0)
-    classifier = build_classifier(model, image_size=32, class_names=CLASS_NAMES, seed=0)
+    classifier = build_classifier(model, image_size=32, task=SingleLabel(CLASS_NAMES), seed=0)
     assert not any(isinstance(layer, keras.layers.Dropout) for layer in classifier.model.layers)
 
 

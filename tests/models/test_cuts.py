@@ -8,6 +8,7 @@ from small_models import make_classifier
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.models.cuts import find_cut, fingerprint
 from keras_transfer.specs import ModelSpec, PhaseSpec
+from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.phases import apply_phase
 
 PIXELS = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
@@ -15,7 +16,7 @@ PIXELS = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.floa
 
 def build(backbone: str, last_stage: str = "stage3", **fields) -> Classifier:
     model = ModelSpec(backbone=backbone, last_stage=last_stage, weights="none", **fields)
-    return build_classifier(model, image_size=32, class_names=("a", "b"), seed=0)
+    return build_classifier(model, image_size=32, task=SingleLabel(("a", "b")), seed=0)
 
 
 @pytest.mark.parametrize(

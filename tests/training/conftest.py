@@ -7,8 +7,12 @@ from sklearn.datasets import load_digits
 
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.splits import Splits
+from keras_transfer.data.targets import Targets
 from keras_transfer.features.phase_inputs import SplitData
 from keras_transfer.specs import RunSpec
+from keras_transfer.tasks.single_label import SingleLabel
+
+TASK = SingleLabel(tuple("0123456789"))
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +21,8 @@ def examples() -> Examples:
     scans = load_digits()
     pixels = np.kron(scans.images[:160], np.ones((4, 4))) * (255 / 16)
     pixels = np.repeat(np.uint8(pixels)[..., None], 3, axis=-1)
-    labels = scans.target[:160].astype(np.int64)
-    return Examples(pixels, labels, np.arange(160, dtype=np.int64), 10)
+    targets = Targets.of_classes(scans.target[:160], "0123456789")
+    return Examples(pixels, targets, np.arange(160, dtype=np.int64))
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def split_data(examples):
             val_fraction=0.2,
             test_fraction=0.2,
         )
-        return SplitData.of_images(spec, examples, splits)
+        return SplitData.of_images(spec, TASK, examples, splits)
 
     return make
 

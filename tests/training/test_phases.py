@@ -33,7 +33,8 @@ def test_two_phases_change_exactly_their_stages(backbone, split_data):
         assert all(_same(start[stage], frozen[stage])) is (stage != "head")
     last_loss = classifier.model.evaluate(data.validation(), verbose=0)[0]
     apply_phase(classifier, TUNED)
-    compile_phase(classifier, TUNED, steps_per_epoch=data.steps_per_epoch)
+    loss = classifier.task.loss(SPEC.training)
+    compile_phase(classifier, TUNED, steps_per_epoch=data.steps_per_epoch, loss=loss)
     first_loss = classifier.model.evaluate(data.validation(), verbose=0)[0]
     assert first_loss == pytest.approx(last_loss, abs=1e-6)
     train_phase(classifier, TUNED, data)

@@ -13,6 +13,7 @@ from keras_transfer.fields import nearest
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import CandidateSpec, PhaseSpec, RankSpec, RunSpec
+from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 
 _HEAD_ONLY = PhaseSpec(unfreeze=HEAD)
@@ -108,9 +109,7 @@ def _name(specs: Sequence[RunSpec]) -> list[str]:
     return names
 
 
-def prepare(
-    candidates: Sequence[Candidate], class_names: Sequence[str], *, race: bool
-) -> list[Entrant]:
+def prepare(candidates: Sequence[Candidate], task: Task, *, race: bool) -> list[Entrant]:
     """Build all candidates: whatever is wrong with one of them is told within seconds.
 
     Args:
@@ -125,7 +124,7 @@ def prepare(
     for candidate in candidates:
         spec = candidate.spec
         trained = spec if race else replace(spec, phases=(_HEAD_ONLY,))
-        classifier = prepare_classifier(trained, class_names)
+        classifier = prepare_classifier(trained, task)
         (cut,) = find_cuts(classifier, [_HEAD_ONLY], 0).values()
         source = None
         if candidate.source_weights is not None:

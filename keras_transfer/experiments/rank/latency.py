@@ -18,6 +18,7 @@ from keras_transfer.features.prefix import Prefix, half_precision
 from keras_transfer.models.classifier import HEAD, build_classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import ModelSpec, PhaseSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
 _NUM_ROUNDS = 5
 _MOST_ROUNDS, _ENOUGH_SECONDS = 15, 0.1
@@ -46,7 +47,7 @@ def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
     classifier = build_classifier(
         ModelSpec(backbone=backbone, weights="none"),
         image_size=image_size,
-        class_names=("a", "b"),
+        task=SingleLabel(("a", "b")),
         seed=0,
     )
     (cut,) = find_cuts(classifier, [PhaseSpec(unfreeze=HEAD)], 0).values()

@@ -16,7 +16,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from keras_transfer.config import override
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import draw_folds
 from keras_transfer.devices import set_up
 from keras_transfer.experiments.rank.candidates import Entrant, make_candidates, prepare
@@ -31,6 +30,7 @@ from keras_transfer.features.source import Request
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RankSpec, RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
+from keras_transfer.tasks.registry import read_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +103,8 @@ def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
     set_up(spec.devices, seed=spec.seed)
     with _timed(seconds, "setup"):
         candidates = make_candidates(spec, ranking)
-        records = read_records(spec.data)
-        entrants = prepare(candidates, records.class_names, race=ranking.race)
+        task, records = read_task(spec)
+        entrants = prepare(candidates, task, race=ranking.race)
     settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
     with open_cache(settled, reporter=reporter) as cache:
         with _timed(seconds, "reading"):

@@ -11,8 +11,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from keras_transfer.data.records import Records
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import manifest
 from keras_transfer.devices import set_up
 from keras_transfer.devices.hosts import check_one_host
@@ -35,6 +33,8 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 from keras_transfer.training.progress import Checkpoint, State
 
@@ -63,8 +63,8 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter) -> Study:
     check_one_host(spec.devices, "a study")
     set_up(spec.devices, seed=spec.seed)
     reporter.info(f"Study folder: {run.path}")
-    records = read_records(spec.data)
-    _check_model(spec, records, reporter)
+    task, records = read_task(spec)
+    _check_model(spec, task, reporter)
     run.checkpoint_folder.mkdir(exist_ok=True)
     settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
     with open_cache(settled, reporter=reporter, scratch=run.checkpoint_folder) as cache:
@@ -81,9 +81,9 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter) -> Study:
     return study
 
 
-def _check_model(spec: RunSpec, records: Records, reporter: Reporter) -> None:
+def _check_model(spec: RunSpec, task: Task, reporter: Reporter) -> None:
     """Tell missing weights and wrong stages within seconds, before any image is decoded."""
-    classifier = prepare_classifier(spec, records.class_names)
+    classifier = prepare_classifier(spec, task)
     reporter.info(describe_model(spec, classifier))
 
 

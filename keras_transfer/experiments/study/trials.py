@@ -21,6 +21,7 @@ from keras_transfer.features.phase_inputs import PhaseInputs, Pool
 from keras_transfer.reporting.reporter import Reporter, Sheet
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache
+from keras_transfer.tasks.registry import make_task
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
 ONE_RUN = {"folds": 1, "seeds": 1, "halvings": 0}
@@ -41,7 +42,7 @@ class TrialResult:
     """What one trial ended with, as `study.json` has it.
 
     `num_right` of `num_held_out` images that it never trained or chose on were named right.
-    Views are counted as in `cache.json`. `phases` have name, epochs, seconds, val_accuracy, kept.
+    Views are counted as in `cache.json`. `phases` have name, epochs, seconds, val_score, kept.
     """
 
     name: str
@@ -144,14 +145,14 @@ def run_trial(
     keras.utils.clear_session()
     spec, splits = trial.spec, trial.splits
     set_up(spec.devices, seed=spec.seed)
-    classifier = prepare_classifier(spec, data.records.class_names)
+    classifier = prepare_classifier(spec, make_task(spec, data.records.items))
     phase_inputs = PhaseInputs(spec, data.source, splits, cache=cache, reporter=reporter, pool=pool)
     with forgetting_graphs():
         outcomes = fit_phases(classifier, phase_inputs, reporter=reporter)
     probabilities = phase_inputs.predict(classifier, splits.test)
     right = int(np.sum(probabilities.argmax(axis=1) == data.examples.labels[splits.test]))
     usage = describe_cache(data.num_decoded, phase_inputs.extraction_stats, outcomes, splits)
-    kept = ("name", "epochs", "seconds", "val_accuracy", "kept")
+    kept = ("name", "epochs", "seconds", "val_score", "kept")
     result = TrialResult(
         name=trial.name,
         seed=spec.seed,

@@ -18,7 +18,6 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import Splits
 from keras_transfer.devices import is_out_of_memory, set_up
 from keras_transfer.errors import DivergedError, SpecError
@@ -31,6 +30,7 @@ from keras_transfer.reporting.reporter import Reporter, SilentReporter, Terminal
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import make_task, read_task
 from keras_transfer.training.fitting import prepare_classifier
 
 
@@ -79,7 +79,7 @@ class TransferHyperModel(keras_tuner.HyperModel):
         weakref.finalize(self, held.close)
         folder = folder or held.enter_context(tempfile.TemporaryDirectory())
         set_up(spec.devices, seed=spec.seed)
-        records = read_records(spec.data)
+        _, records = read_task(spec)
         settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
         cache = held.enter_context(open_cache(settled, reporter=reporter))
         data = load_data(settled, records, cache=cache, reporter=reporter)
@@ -101,7 +101,7 @@ class TransferHyperModel(keras_tuner.HyperModel):
         spec = self._runner.vary(values_of(self._runner.original, hp.values))
         set_up(spec.devices, seed=spec.seed)
         # Each with a trunk of its own: whoever asks for the best two models gets two.
-        classifier = prepare_classifier(spec, self.data.records.class_names)
+        classifier = prepare_classifier(spec, make_task(spec, self.data.records.items))
         self._built = classifier, spec
         return classifier.model
 

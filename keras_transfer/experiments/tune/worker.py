@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from keras_transfer.config import override
-from keras_transfer.data.records import Records
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import manifest
 from keras_transfer.devices import set_up
 from keras_transfer.errors import SpecError
@@ -31,6 +29,8 @@ from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -68,8 +68,8 @@ def open_trial_runner(
     """Read and split the images of a search and check all its models before."""
     set_up(spec.devices, seed=spec.seed)
     reporter.info(f"Search folder: {run.path}")
-    records = read_records(spec.data)
-    _check_models(spec, records, reporter)
+    task, records = read_task(spec)
+    _check_models(spec, task, reporter)
     run.checkpoint_folder.mkdir(exist_ok=True)
     settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
     with open_cache(settled, reporter=reporter, scratch=run.checkpoint_folder) as cache:
@@ -84,14 +84,14 @@ def open_trial_runner(
         yield runner
 
 
-def _check_models(spec: RunSpec, records: Records, reporter: Reporter) -> None:
+def _check_models(spec: RunSpec, task: Task, reporter: Reporter) -> None:
     """Tell missing weights and wrong stages of any proposal before any image is decoded."""
-    classifier = prepare_classifier(spec, records.class_names)
+    classifier = prepare_classifier(spec, task)
     reporter.info(describe_model(spec, classifier))
     rebuild = Rebuilder()
     for field in ("model.backbone", "model.last_stage", "model.weights"):
         for value in _values(spec, field):
-            prepare_classifier(override(spec, {field: value}), records.class_names, build=rebuild)
+            prepare_classifier(override(spec, {field: value}), task, build=rebuild)
     if any(_values(spec, field) for field in ("model.backbone", "model.last_stage")):
         return  # Which stages there are depends on the trial.
     for number in range(len(spec.phases)):

@@ -16,7 +16,6 @@ import numpy as np
 from keras_transfer.config import override, spec_from_dict
 from keras_transfer.data.audit import audit
 from keras_transfer.data.reading import DecodedImage, read_pixels
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import NAMES, make_splits, manifest
 from keras_transfer.devices import set_up
 from keras_transfer.devices.subprocess_call import peak_mb
@@ -28,6 +27,8 @@ from keras_transfer.features.prefix import choose
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
+from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_splits, read_split
 from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Lap, Stopwatch
@@ -54,9 +55,8 @@ def lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
     """Folders of links, `<scratch>/splits-<seed>`, to the very splits that `load_data` draws."""
     with tempfile.TemporaryDirectory(dir=scratch) as aside:
         cache = Cache(Path(aside))
-        records = audit(
-            read_records(spec.data), spec.data, cache=cache, reporter=SilentReporter()
-        ).records
+        _, records = read_task(spec)
+        records = audit(records, spec.data, cache=cache, reporter=SilentReporter()).records
     for seed in range(spec.seed, spec.seed + num_seeds):
         splits = make_splits(records, spec.data, seed=seed)
         folder = splits_folder(scratch, seed)
@@ -103,7 +103,7 @@ def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float
         pixels: uint8 [B, S, S, 3].
         num_views: how many an extraction would compute: short ones are done as they stand.
     """
-    classifier = prepare_classifier(spec, ("a", "b"))
+    classifier = prepare_classifier(spec, SingleLabel(("a", "b")))
     cuts = list(find_cuts(classifier, spec.phases, 0).values())
     if cuts:
         choice, prefix = choose(cuts, pixels, precision=spec.cache.precision, num_views=num_views)
@@ -155,8 +155,8 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
     watch, silent = Stopwatch(), SilentReporter()
     with watch.timing(SETUP):
         set_up(spec.devices, seed=spec.seed)
-        records = read_records(spec.data)
-        classifier = prepare_classifier(spec, records.class_names)
+        task, records = read_task(spec)
+        classifier = prepare_classifier(spec, task)
     settled = resolve_cache_mode(spec, len(records.items), reporter=silent)
     with open_cache(settled, reporter=silent, scratch=cold) as cache:
         with watch.timing(READING):

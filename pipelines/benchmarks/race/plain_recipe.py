@@ -22,6 +22,7 @@ from keras_transfer.data.splits import NAMES, Splits
 from keras_transfer.data.views import strengths
 from keras_transfer.models.classifier import HEAD, Classifier, build_classifier
 from keras_transfer.specs import PhaseSpec, RunSpec, ViewSpec
+from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.phases import apply_phase
 
@@ -115,7 +116,10 @@ def build_plain(spec: RunSpec, class_names: Sequence[str]) -> PlainRecipe:
         SpecError, WeightsError: as `build_classifier` does.
     """
     classifier = build_classifier(
-        spec.model, image_size=spec.data.image_size, class_names=class_names, seed=spec.seed
+        spec.model,
+        image_size=spec.data.image_size,
+        task=SingleLabel(tuple(class_names)),
+        seed=spec.seed,
     )
     base = keras.Model(classifier.model.input, classifier.trunk.output, name="base")
     inputs = keras.Input(classifier.model.input_shape[1:])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled import read_records
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.data.audit import audit
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import make_splits, manifest
 from keras_transfer.errors import DataError, ExportError
 from keras_transfer.export.contract import Contract
@@ -22,6 +22,7 @@ from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, RunSpec
 from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.single_label import SingleLabel
 from pipelines import arguments, export
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -49,7 +50,7 @@ def run(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     made.write_json("spec.json", spec_to_dict(spec))
     made.write_class_names(names)
     made.write_json("splits.json", manifest(make_splits(records, spec.data, seed=0), records))
-    classifier = build_classifier(spec.model, image_size=32, class_names=names, seed=0)
+    classifier = build_classifier(spec.model, image_size=32, task=SingleLabel(tuple(names)), seed=0)
     with made.replacing("model.keras") as path:
         classifier.save(path)
     return made

@@ -9,6 +9,7 @@ from keras_transfer.export.saved_model.build import as_trained, frozen
 from keras_transfer.export.saved_model.network import Network, grad_cam, gradient_of, heat_map
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import ModelSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
 ON_JAX = keras.backend.backend() == "jax"
 
@@ -16,7 +17,7 @@ ON_JAX = keras.backend.backend() == "jax"
 def classifier(**changes) -> keras.Model:
     spec = ModelSpec(**{"backbone": "mobilenet_0.25", "weights": "none"} | changes)
     names = ("ant", "bee", "wasp")
-    return build_classifier(spec, image_size=32, class_names=names, seed=0).model
+    return build_classifier(spec, image_size=32, task=SingleLabel(tuple(names)), seed=0).model
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from labelled import read_records
 from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 from small_models import weights_by_stage
 
 from keras_transfer.config import override
 from keras_transfer.data.records import Records
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import NAMES, Splits, make_splits
 from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from pipelines.benchmarks.race.plain_recipe import (

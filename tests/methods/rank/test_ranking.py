@@ -18,7 +18,7 @@ from keras_transfer.experiments.rank.plot import Dot, draw_ranking, find_front
 from keras_transfer.experiments.rank.ranking import Ranking, rank
 from keras_transfer.experiments.rank.report import describe
 from keras_transfer.experiments.rank.scoring import Score, doubt, spread_over_halves
-from keras_transfer.experiments.run import load_data, read_records
+from keras_transfer.experiments.run import load_data
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool
 from keras_transfer.fields import build
 from keras_transfer.reporting.reporter import SilentReporter
@@ -34,6 +34,7 @@ from keras_transfer.specs import (
     ViewSpec,
 )
 from keras_transfer.storage.cache import open_cache
+from keras_transfer.tasks.registry import read_task
 from pipelines import rank as verb
 from pipelines.arguments import USER_ERROR
 
@@ -109,9 +110,9 @@ def test_each_image_is_computed_once_and_those_of_the_test_split_never(
 
 def test_a_later_training_finds_what_the_ranking_computed(ranked):
     spec = ranked.entries[0].spec
-    records = read_records(spec.data)
+    task, records = read_task(spec)
     (candidate, _) = make_candidates(ranked.spec, ranked.ranking)
-    (entrant,) = prepare([candidate], records.class_names, race=True)
+    (entrant,) = prepare([candidate], task, race=True)
     with open_cache(spec, reporter=SilentReporter()) as cache:
         data = load_data(spec, records, cache=cache, reporter=SilentReporter())
         frozen = override(spec, {"phases": [dataclasses.asdict(PHASES[0])]})

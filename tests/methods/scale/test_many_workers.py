@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled import read_records
 from PIL import Image
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.data.sources import read_records
 from keras_transfer.errors import RunError, SpecError
 from keras_transfer.experiments.run import load_data
 from keras_transfer.features import chunks as chunks
@@ -26,6 +26,8 @@ from keras_transfer.scale.workers import Extractor, Predictor
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
 from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import make_task
+from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
 
@@ -104,7 +106,7 @@ def _train_on_what_is_stored(spec: RunSpec) -> None:
         data = load_data(spec, records, cache=cache, reporter=silent)
         phase_inputs = PhaseInputs(spec, data.source, data.splits, cache=cache, reporter=silent)
         outcomes = fit_phases(
-            prepare_classifier(spec, records.class_names), phase_inputs, reporter=silent
+            prepare_classifier(spec, make_task(spec, records.items)), phase_inputs, reporter=silent
         )
     assert [outcome.name for outcome in outcomes] == ["frozen", "fine-tune"]
     assert [stats.num_computed for stats in phase_inputs.extraction_stats] == [0]
@@ -139,8 +141,8 @@ def test_a_worker_with_another_network_refuses(make_spec):
 
     def mistaken(chunks, feature_writer, on_views):
         own, rows = next(iter(chunks)).alone()
-        names = read_records(spec.data).class_names
-        other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), names, Surroundings.here(2))
+        task = make_task(spec, read_records(spec.data).items)
+        other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), task, Surroundings.here(2))
         other.compute(own, feature_writer.source.part(rows))
         yield from ()
 
@@ -152,7 +154,7 @@ def test_a_worker_with_another_network_refuses(make_spec):
             spec, data.source, data.splits, cache=cache, reporter=silent, worker_pool=mistaken
         )
         with pytest.raises(RunError, match="another classifier"):
-            phase_inputs.for_phase(prepare_classifier(spec, records.class_names), 0)
+            phase_inputs.for_phase(prepare_classifier(spec, make_task(spec, records.items)), 0)
 
 
 def test_specs_that_store_nothing_of_their_own_are_refused(make_spec):
@@ -176,7 +178,7 @@ def run_folder(tmp_path) -> str:
     folder.write_json("spec.json", spec_to_dict(spec))
     folder.write_class_names(names)
     with folder.replacing("model.keras") as path:
-        prepare_classifier(spec, names).save(path)
+        prepare_classifier(spec, SingleLabel(names)).save(path)
     return str(folder.path)
 
 

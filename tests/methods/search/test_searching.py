@@ -85,7 +85,7 @@ def test_the_winner_is_a_run_with_the_weights_of_its_trial(found):
     winner = found.winner.result.run
     assert winner.is_complete
     metrics = read_json(winner.metrics_file)
-    assert metrics["phases"][-1]["val_accuracy"] == found.winner.trial.val_accuracy
+    assert metrics["phases"][-1]["val_score"] == found.winner.trial.val_accuracy
     assert metrics["phases"][-1]["val_loss"] == found.winner.trial.val_loss
     assert metrics["phases"][-1]["test_accuracy"] is None
     rows = read_json(winner.path / "splits.json")["rows"]

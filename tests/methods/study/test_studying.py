@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from labelled import read_records
 
 from keras_transfer.config import override, spec_to_dict
-from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import make_folds, make_splits
 from keras_transfer.devices import set_up
 from keras_transfer.errors import DataError, RunError, SpecError
@@ -30,6 +30,7 @@ from keras_transfer.specs import (
 )
 from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_start import start_run
+from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import fit_phases
 from pipelines import train
 from pipelines.arguments import USER_ERROR
@@ -187,7 +188,7 @@ def test_a_repeat_is_the_run_with_that_seed(digits_folder, cache, tmp_path):
     set_up(single.devices, seed=5)
     records = read_records(single.data)
     classifier = build_classifier(
-        single.model, image_size=32, class_names=records.class_names, seed=5
+        single.model, image_size=32, task=SingleLabel(records.class_names), seed=5
     )
     with open_cache(single, reporter=SilentReporter()) as cache:
         data = load_data(single, records, cache=cache, reporter=SilentReporter())
@@ -218,7 +219,7 @@ def test_learning_curve_halves_down_to_a_image_a_class_on_shared_views(
     cache, digits_folder, tmp_path
 ):
     spec = make_spec(digits_folder, cache, halvings=5, seeds=2, **SHORT)
-    model = build_classifier(spec.model, image_size=32, class_names=["a", "b"], seed=0)
+    model = build_classifier(spec.model, image_size=32, task=SingleLabel(("a", "b")), seed=0)
     model.save(tmp_path / "model.keras")
     changes = {"data.train_size": 21, "model.weights": str(tmp_path / "model.keras")}
     collector = Collector()

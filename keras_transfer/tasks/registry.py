@@ -1,0 +1,80 @@
+"""The table of tasks: kinds of targets by the name that `spec.task` gives."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from keras_transfer.data.records import Record, Records
+from keras_transfer.data.sources import read_records
+from keras_transfer.errors import SpecError
+from keras_transfer.fields import build, nearest
+from keras_transfer.specs import RunSpec
+from keras_transfer.tasks.task import Task
+
+TASKS: Final = {"single_label": "keras_transfer.tasks.single_label:SingleLabel"}
+"""Import strings, so that reading the table imports no task."""
+
+
+def make_task(spec: RunSpec, records: Sequence[Record]) -> Task:
+    """The task of a spec for the images of a source.
+
+    Raises:
+        SpecError: the task or one of its options is unknown.
+        DataError: the targets make no sense for the task.
+    """
+    kind = _find(spec.task)
+    task: Task = kind.of(records, spec, _options(kind, spec.task_options))
+    return task
+
+
+def read_task(spec: RunSpec) -> tuple[Task, Records]:
+    """List the images of a spec's source and read their targets.
+
+    Raises:
+        SpecError, DataError: see `read_records` and `make_task`.
+    """
+    listing = read_records(spec.data)
+    items = tuple(listing.items)
+    task = make_task(spec, items)
+    return task, Records(items, task.targets(items), listing.root, notes=tuple(listing.notes))
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """The task without its names, as plain JSON values."""
+    return {"task": task.name, "options": dataclasses.asdict(task.options), "state": task.state}
+
+
+def restore_task(description: Mapping[str, Any], names: Sequence[str]) -> Task:
+    """The task of `describe_task` with outputs of these names.
+
+    Raises:
+        SpecError: the task or one of its options is unknown.
+    """
+    kind = _find(description["task"])
+    options = _options(kind, description["options"])
+    task: Task = kind(tuple(names), options, **description["state"])
+    return task
+
+
+def _find(name: str) -> Any:
+    if name not in TASKS:
+        raise SpecError(
+            f"there is no task called {name!r}",
+            expected=f"one of {', '.join(TASKS)}",
+            received=name,
+            fix=nearest(name, list(TASKS)),
+        )
+    module, _, attribute = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _options(kind: Any, values: Mapping[str, Any]) -> Any:
+    if values and not dataclasses.fields(kind.Options):
+        raise SpecError(
+            f"task {kind.name!r} has no options",
+            expected="task_options left out",
+            received=", ".join(values),
+            fix="remove them, or choose another task",
+        )
+    return build(kind.Options, values, "task_options.", "the spec")

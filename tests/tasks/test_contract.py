@@ -1,0 +1,134 @@
+"""What holds for every task of the registry."""
+
+import importlib
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_transfer.data.records import Record
+from keras_transfer.errors import SpecError
+from keras_transfer.models.activations import activate
+from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
+from keras_transfer.tasks.registry import TASKS, describe_task, make_task, restore_task
+from keras_transfer.tasks.task import Task
+
+CELLS = {"single_label": [("b",), ("a",), ("c",)]}
+"""Targets of three images, taken in turn."""
+
+
+def records(name: str, size: int = 24) -> list[Record]:
+    cells = CELLS[name]
+    return [Record(f"{row}.png", cells[row % len(cells)]) for row in range(size)]
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request) -> Task:
+    return make_task(RunSpec(task=request.param), records(request.param))
+
+
+def outputs_of(task: Task, size: int, seed: int = 0) -> np.ndarray:
+    logits = np.random.default_rng(seed).normal(size=(size, len(task.names)))
+    return activate(logits.astype(np.float32), task.activation)
+
+
+def test_targets_have_a_row_an_image_and_strata_that_cover_them(task):
+    targets = task.targets(records(task.name))
+    assert len(targets) == len(targets.strata) == 24
+    assert targets.names == task.names
+    assert targets.strata.dtype == bool
+    assert targets.strata.shape == (24, len(targets.strata_names))
+    assert targets.strata.any(axis=1).all()
+    few = targets.take(np.array([3, 1]))
+    np.testing.assert_array_equal(few.values, targets.values[[3, 1]])
+    np.testing.assert_array_equal(few.strata, targets.strata[[3, 1]])
+
+
+def test_encoded_targets_logits_and_weights_fit_loss_and_metrics(task):
+    values = task.targets(records(task.name)).values
+    encoded, training = task.encode(values), TrainingSpec()
+    assert encoded.dtype == np.float32
+    assert encoded.shape == (24, len(task.names))
+    weights = task.example_weights(values, training)
+    assert weights.dtype == np.float32
+    assert weights.shape == (24,)
+    assert weights.mean() == pytest.approx(1)
+    logits = np.random.default_rng(1).normal(size=encoded.shape).astype(np.float32)
+    assert np.isfinite(task.loss(training)(encoded, logits, sample_weight=weights))
+    metrics = {metric.name: metric for metric in task.metrics()}
+    metrics[task.monitor.metric].update_state(encoded, logits, sample_weight=weights)
+    outputs = activate(logits, task.activation)
+    found = float(metrics[task.monitor.metric].result())
+    assert found == pytest.approx(task.headline(values, outputs).value, rel=1e-5)
+
+
+def test_the_head_ends_in_an_output_a_name(task):
+    tensor = keras.Input((4, 4, 8))
+    inputs = tensor
+    for layer in task.head(ModelSpec(), seed=0):
+        tensor = layer(tensor)
+    model = keras.Model(inputs, tensor)
+    assert model.output_shape == (None, len(task.names))
+    assert model.output.dtype == "float32"
+
+
+def test_better_outputs_score_higher_and_lose_less(task):
+    values = task.targets(records(task.name)).values
+    outputs = outputs_of(task, 24)
+    scores, losses = task.example_scores(values, outputs), task.example_losses(values, outputs)
+    for found in (scores, losses):
+        assert found.dtype == np.float64
+        assert found.shape == (24,)
+        assert np.isfinite(found).all()
+    perfect = task.encode(values)
+    assert task.example_scores(values, perfect).mean() >= scores.mean()
+    assert task.example_losses(values, perfect).mean() < losses.mean()
+    better = task.headline(values, perfect).value, task.headline(values, outputs).value
+    assert task.monitor.rank(better[0]) > task.monitor.rank(better[1])
+
+
+def test_an_evaluation_has_headline_text_tables_and_json(task):
+    values, outputs = task.targets(records(task.name)).values, outputs_of(task, 24)
+    found = task.fitted(values, outputs).evaluate(values, outputs, seed=3)
+    headline = task.headline(values, outputs)
+    assert headline.name == task.monitor.metric
+    assert (found.headline.name, found.headline.value) == (headline.name, headline.value)
+    assert found.headline.interval == headline.interval
+    assert headline.interval[0] <= headline.value <= headline.interval[1]
+    content = json.loads(json.dumps(found.to_dict()))
+    assert content[headline.name] == headline.value
+    assert found.describe().endswith(".")
+    for table in found.tables():
+        assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_rows_have_a_cell_a_column(task):
+    values, outputs = task.targets(records(task.name)).values, outputs_of(task, 24)
+    assert len(task.row(outputs[0])) == len(task.columns())
+    assert len(task.row(outputs[0], values[0])) == len(task.columns(labelled=True))
+    assert len(set(task.columns(labelled=True))) == len(task.columns(labelled=True))
+
+
+def test_a_task_is_restored_from_json(task):
+    values, outputs = task.targets(records(task.name)).values, outputs_of(task, 24)
+    fitted = task.fitted(values, outputs)
+    description = json.loads(json.dumps(describe_task(fitted)))
+    restored = restore_task(description, fitted.names)
+    assert restored == fitted
+    assert describe_task(restored) == description
+
+
+def test_an_unknown_task_or_option_is_refused(task):
+    with pytest.raises(SpecError, match="there is no task called") as raised:
+        make_task(RunSpec(task=task.name[:-1]), ())
+    assert task.name in raised.value.fix
+    with pytest.raises(SpecError):
+        make_task(RunSpec(task=task.name, task_options={"no_such_option": 1}), ())
+
+
+def test_every_row_names_a_class_that_carries_the_row_s_name():
+    assert CELLS.keys() == TASKS.keys()
+    for name, place in TASKS.items():
+        module, _, attribute = place.partition(":")
+        assert getattr(importlib.import_module(module), attribute).name == name
