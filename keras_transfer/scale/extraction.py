@@ -8,24 +8,18 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from keras_transfer.data.sources import read_records
-from keras_transfer.devices import Devices, set_up
+from keras_transfer.devices import Devices
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments.descriptions import describe_model
-from keras_transfer.experiments.run import load_data
-from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.experiments.session import open_session
 from keras_transfer.features import extraction
 from keras_transfer.features.chunks import Chunk, FeatureWriter
 from keras_transfer.features.extraction import ExtractionStats
-from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.scale.cluster import joined
 from keras_transfer.scale.environment import Surroundings
 from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.scale.workers import Extractor
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import open_cache
-from keras_transfer.training.fitting import prepare_classifier
 
 
 def fill_store(
@@ -46,28 +40,17 @@ def fill_store(
         RunError: features cannot be stored, or the workers failed.
     """
     _check(spec)
-    devices = set_up(spec.devices, seed=spec.seed)
-    if num_workers:
-        _check_devices(devices)
-    records = read_records(spec.data)
-    classifier = prepare_classifier(spec, records.class_names)
-    reporter.info(describe_model(spec, classifier))
-    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
-    if settled.cache.mode == "off":
-        return []
-    worker_pool: extraction.WorkerPool = extraction.this_process
-    if num_workers:
-        worker_pool = _Workers(settled, records.class_names, num_workers, reporter)
-    with open_cache(settled, reporter=reporter) as cache:
-        data = load_data(settled, records, cache=cache, reporter=reporter)
-        phase_inputs = PhaseInputs(
-            settled,
-            data.source,
-            data.splits,
-            cache=cache,
-            reporter=reporter,
-            worker_pool=worker_pool,
-        )
+    with open_session(spec, reporter=reporter) as session:
+        if num_workers:
+            _check_devices(session.devices)
+        classifier = session.build_classifier()
+        if session.spec.cache.mode == "off":
+            return []
+        worker_pool: extraction.WorkerPool = extraction.this_process
+        if num_workers:
+            names = session.records.class_names
+            worker_pool = _Workers(session.spec, names, num_workers, reporter)
+        phase_inputs = session.phase_inputs(worker_pool=worker_pool)
         phase_inputs.for_phase(classifier, 0)
     return phase_inputs.extraction_stats
 

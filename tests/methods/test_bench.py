@@ -4,13 +4,13 @@ import gc
 
 import keras
 import pytest
+from keras_transfer.experiments.tune.worker import open_trial_runner
 from searches import DROPOUT, RATE, make_spec
 
 from keras_transfer.config import override
 from keras_transfer.devices.subprocess_call import resident_mb
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.trial_runner import TrialRunner
-from keras_transfer.experiments.tune.worker import open_trial_runner
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run

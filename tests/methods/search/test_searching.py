@@ -7,6 +7,7 @@ import tomllib
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_transfer.experiments.tune.worker import open_trial_runner
 from searches import DROPOUT, RATE, SPACE, Listener, read_json, search
 
 from keras_transfer.config import load_spec, override
@@ -16,7 +17,6 @@ from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.study.run import run_study
 from keras_transfer.experiments.tune.best import write_best_spec
 from keras_transfer.experiments.tune.report import describe_winner, write_search
-from keras_transfer.experiments.tune.worker import open_trial_runner
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_start import start_run
 
