@@ -12,9 +12,8 @@ from PIL import Image
 from keras_transfer.config import spec_to_dict
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import RunError, SpecError
-from keras_transfer.experiments.run import load_data
+from keras_transfer.experiments.session import open_session
 from keras_transfer.features import chunks as chunks
-from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.inference.prediction import load_run, predict_files
 from keras_transfer.inference.targets import identify
 from keras_transfer.inference.writers import write_predictions
@@ -24,7 +23,6 @@ from keras_transfer.scale.extraction import fill_store
 from keras_transfer.scale.prediction import predict_with_workers
 from keras_transfer.scale.workers import Extractor, Predictor
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
-from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
@@ -99,16 +97,12 @@ def _train_on_what_is_stored(spec: RunSpec) -> None:
     silent = SilentReporter()
     # Nothing is missing, so that no worker is started.
     assert [t.num_computed for t in fill_store(spec, num_workers=2, reporter=silent)] == [0]
-    records = read_records(spec.data)
-    with open_cache(spec, reporter=silent) as cache:
-        data = load_data(spec, records, cache=cache, reporter=silent)
-        phase_inputs = PhaseInputs(spec, data.source, data.splits, cache=cache, reporter=silent)
-        outcomes = fit_phases(
-            prepare_classifier(spec, records.class_names), phase_inputs, reporter=silent
-        )
+    with open_session(spec, reporter=silent) as session:
+        phase_inputs = session.phase_inputs()
+        outcomes = fit_phases(session.build_classifier(), phase_inputs, reporter=silent)
     assert [outcome.name for outcome in outcomes] == ["frozen", "fine-tune"]
     assert [stats.num_computed for stats in phase_inputs.extraction_stats] == [0]
-    assert data.num_decoded == 0
+    assert session.data.num_decoded == 0
 
 
 @pytest.fixture
@@ -145,14 +139,10 @@ def test_a_worker_with_another_network_refuses(make_spec):
         yield from ()
 
     silent = SilentReporter()
-    records = read_records(spec.data)
-    with open_cache(spec, reporter=silent) as cache:
-        data = load_data(spec, records, cache=cache, reporter=silent)
-        phase_inputs = PhaseInputs(
-            spec, data.source, data.splits, cache=cache, reporter=silent, worker_pool=mistaken
-        )
+    with open_session(spec, reporter=silent) as session:
+        phase_inputs = session.phase_inputs(worker_pool=mistaken)
         with pytest.raises(RunError, match="another classifier"):
-            phase_inputs.for_phase(prepare_classifier(spec, records.class_names), 0)
+            phase_inputs.for_phase(session.build_classifier(), 0)
 
 
 def test_specs_that_store_nothing_of_their_own_are_refused(make_spec):
