@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from keras_transfer.data.sources import read_records as read_records
     from keras_transfer.errors import KerasTransferError as KerasTransferError
     from keras_transfer.experiments.run import evaluate_test as evaluate_test
-    from keras_transfer.experiments.run import load_data as load_data
     from keras_transfer.experiments.run import run_transfer as run_transfer
+    from keras_transfer.experiments.session import build_model as build_model
+    from keras_transfer.experiments.session import load_dataset as load_dataset
+    from keras_transfer.experiments.session import open_session as open_session
     from keras_transfer.experiments.tune.hypermodel import TransferHyperModel as TransferHyperModel
     from keras_transfer.export.saved_model.proof import export_proven as export_proven
     from keras_transfer.features.phase_inputs import PhaseInputs as PhaseInputs
     from keras_transfer.inference.prediction import load_run as load_run
     from keras_transfer.inference.prediction import predict_files as predict_files
-    from keras_transfer.models.classifier import build_classifier as build_classifier
     from keras_transfer.reporting.reporter import SilentReporter as SilentReporter
     from keras_transfer.reporting.reporter import TerminalReporter as TerminalReporter
     from keras_transfer.specs import DataSpec as DataSpec
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from keras_transfer.specs import RunSpec as RunSpec
     from keras_transfer.specs import TrainingSpec as TrainingSpec
     from keras_transfer.specs import ViewSpec as ViewSpec
-    from keras_transfer.storage.cache import open_cache as open_cache
     from keras_transfer.storage.run_start import start_run as start_run
     from keras_transfer.training.fitting import fit_phases as fit_phases
 
@@ -52,8 +52,12 @@ _HOMES = {
     "errors": ("KerasTransferError",),
     "experiments.run": (
         "evaluate_test",
-        "load_data",
         "run_transfer",
+    ),
+    "experiments.session": (
+        "build_model",
+        "load_dataset",
+        "open_session",
     ),
     "experiments.tune.hypermodel": ("TransferHyperModel",),
     "export.saved_model.proof": ("export_proven",),
@@ -62,7 +66,6 @@ _HOMES = {
         "load_run",
         "predict_files",
     ),
-    "models.classifier": ("build_classifier",),
     "reporting.reporter": (
         "SilentReporter",
         "TerminalReporter",
@@ -76,7 +79,6 @@ _HOMES = {
         "TrainingSpec",
         "ViewSpec",
     ),
-    "storage.cache": ("open_cache",),
     "storage.run_start": ("start_run",),
     "training.fitting": ("fit_phases",),
 }
@@ -95,14 +97,14 @@ __all__ = [
     "TrainingSpec",
     "TransferHyperModel",
     "ViewSpec",
-    "build_classifier",
+    "build_model",
     "evaluate_test",
     "export_proven",
     "fit_phases",
-    "load_data",
+    "load_dataset",
     "load_run",
     "load_spec",
-    "open_cache",
+    "open_session",
     "override",
     "predict_files",
     "read_records",

@@ -90,7 +90,7 @@ def _empty_store(run: RunFolder) -> Iterator[None]:
 
 # What follows imports TensorFlow, and only then, so that its start-up goes to the log.
 def _work(spec: RunSpec, run: RunFolder) -> None:
-    from keras_transfer.experiments.tune.worker import take_part
+    from keras_transfer.experiments.tune.workers import take_part
     from keras_transfer.reporting.reporter import TerminalReporter
 
     take_part(spec, run, reporter=TerminalReporter())

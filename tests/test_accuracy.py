@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import load_spec, override
-from keras_transfer.experiments.run import load_data
-from keras_transfer.features.phase_inputs import PhaseInputs
-from keras_transfer.models.classifier import build_classifier
+from keras_transfer.experiments.session import open_session
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import open_cache
-from keras_transfer.tasks.registry import read_task
 from keras_transfer.training.fitting import fit_phases
 
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
@@ -25,13 +21,10 @@ FEW_LABELS = {
 
 
 def _test_accuracy(spec: RunSpec) -> float:
-    (task, records), reporter = read_task(spec), SilentReporter()
-    size = spec.data.image_size
-    classifier = build_classifier(spec.model, image_size=size, task=task, seed=spec.seed)
-    with open_cache(spec, reporter=reporter) as cache:
-        data = load_data(spec, records, cache=cache, reporter=reporter)
-        phase_inputs = PhaseInputs(spec, data.source, data.splits, cache=cache, reporter=reporter)
-        outcomes = fit_phases(classifier, phase_inputs, reporter=reporter)
+    reporter = SilentReporter()
+    with open_session(spec, reporter=reporter) as session:
+        classifier = session.build_classifier()
+        outcomes = fit_phases(classifier, session.phase_inputs(), reporter=reporter)
     return [outcome.test_score for outcome in outcomes if outcome.kept][-1]
 
 

@@ -17,7 +17,8 @@ from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import NAMES
 from keras_transfer.errors import RunError, SpecError
 from keras_transfer.experiments.evaluation import evaluate_run, export_run
-from keras_transfer.experiments.run import Result, run_transfer
+from keras_transfer.experiments.run import run_transfer
+from keras_transfer.experiments.summary import Result
 from keras_transfer.inference.prediction import load_run, predict_files
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
@@ -130,7 +131,7 @@ def test_splits_are_disjoint_and_complete(result):
     assert len(paths) == len(set(paths)) == 300
 
 
-def test_reloaded_model_answers_like_the_trained_one(result):
+def test_reloaded_model_predicts_like_the_trained_one(result):
     loaded = load_run(result.run.path)
     pixels = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
     np.testing.assert_array_equal(loaded.model(pixels), result.classifier.model(pixels))
@@ -162,7 +163,7 @@ def test_another_head_decodes_no_image_and_runs_no_frozen_layer(result, digits_f
     assert cache["views_found"] == 210 * 3 + 90
 
 
-def test_judging_a_run_again_asks_neither_decoder_nor_classifier(result):
+def test_evaluating_a_run_again_decodes_and_predicts_nothing(result):
     reporter = Counting()
     evaluate_run(result.run.path, None, reporter=reporter)
     assert reporter.counted == {"reading images"}
@@ -183,8 +184,8 @@ def test_evaluate_on_other_images_goes_by_name(result, digits_folder, tmp_path):
     loaded = load_run(result.run.path)
     right = 0
     files = sorted((tmp_path / "two").rglob("*.png"))
-    for file, answer in zip(files, predict_files(loaded, files), strict=True):
-        right += answer.label == file.parent.name
+    for file, predicted in zip(files, predict_files(loaded, files), strict=True):
+        right += predicted.label == file.parent.name
     assert evaluation.accuracy == pytest.approx(right / len(files))
 
 

@@ -1,4 +1,4 @@
-"""The dry run: build everything, try one batch of every phase, write nothing."""
+"""Dry run: build everything, train every phase on one batch, write nothing."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -8,14 +8,12 @@ import numpy as np
 from keras_transfer.data.datasets import Batching, Examples, Views, training_dataset
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Records
-from keras_transfer.devices import set_up
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DataError
+from keras_transfer.experiments.session import open_session
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.tasks.registry import read_task
-from keras_transfer.training.fitting import prepare_classifier
 from keras_transfer.training.optimizers import stage_rates
 from keras_transfer.training.phases import apply_phase, compile_phase
 
@@ -24,20 +22,19 @@ def dry_run(spec: RunSpec, terminal: TerminalReporter) -> None:
     """Read one batch of images, train every phase on it once, and print what would happen.
 
     Raises:
-        DataError, SpecError, WeightsError: what the run itself would raise that early.
+        DataError, SpecError, WeightsError: as the run itself would.
     """
     check_one_host(spec.devices, "a dry run")
-    devices = set_up(spec.devices, seed=spec.seed)
-    devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
-    terminal.info(devices.describe(spec.training.batch_size))
-    task, records = read_task(spec)
-    terminal.info(f"{len(records.items):,} files of {len(records.class_names)} classes.")
-    absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
-    if absent:
-        terminal.info(f"{len(absent):,} of the files are not there, such as {absent[0]}.")
-    classifier = prepare_classifier(spec, task)
-    _show_stages(classifier, terminal)
-    rows = list(_try_phases(spec, classifier, _one_batch(spec, records), devices.num_devices))
+    with open_session(spec, reporter=terminal) as session:
+        records = session.records
+        terminal.info(f"{len(records.items):,} files of {len(records.class_names)} classes.")
+        absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
+        if absent:
+            terminal.info(f"{len(absent):,} of the files do not exist, such as {absent[0]}.")
+        classifier = session.build_classifier()
+        _show_stages(classifier, terminal)
+        batch, num_devices = _one_batch(spec, records), session.devices.num_devices
+        rows = list(_try_phases(spec, classifier, batch, num_devices))
     header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
     terminal.table("Phases", header, rows)
     terminal.info("Dry run: nothing was written.")
@@ -58,7 +55,7 @@ def _one_batch(spec: RunSpec, records: Records) -> Examples:
     good = list(islice(good, spec.training.batch_size))
     if not good:
         raise DataError(
-            "none of the images tried can be read",
+            "no image of the batch can be read",
             expected=f"a readable image among {len(rows)}",
             received="unreadable files only",
             fix="look at the files below data.path",
@@ -86,25 +83,18 @@ def _try_phases(
         examples,
         np.arange(len(examples.targets)),
         Views(examples, spec.views),
+        encode=classifier.task.encode,
         num_views=spec.views.count,
         batching=Batching(size=spec.training.batch_size, num_devices=num_devices),
         seed=spec.seed,
         epochs=range(1),
-        encode=classifier.task.encode,
     )
     for phase in spec.phases:
         num_trainable = apply_phase(classifier, phase)
         loss = classifier.task.loss(spec.training)
         compile_phase(classifier, phase, steps_per_epoch=1, loss=loss)
-        loss_value = classifier.model.fit(batch, shuffle=False, verbose=0).history["loss"][0]
+        (value,) = classifier.model.fit(batch, shuffle=False, verbose=0).history["loss"]
         rates = stage_rates(phase, classifier)
         unfrozen = "\n".join(rates)
         speed = "\n".join(f"{rate:.1e}" for rate in rates.values())
-        yield (
-            phase.name,
-            unfrozen,
-            f"{num_trainable:,}",
-            speed,
-            str(phase.epochs),
-            f"{loss_value:.3f}",
-        )
+        yield phase.name, unfrozen, f"{num_trainable:,}", speed, str(phase.epochs), f"{value:.3f}"

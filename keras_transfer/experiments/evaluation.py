@@ -1,4 +1,4 @@
-"""Questions to a finished run: how good is it, on these images, and can it be exported again?"""
+"""Evaluation and export of a finished run."""
 
 import dataclasses
 from pathlib import Path
@@ -7,27 +7,27 @@ import numpy as np
 from filelock import FileLock
 
 from keras_transfer.config import override
-from keras_transfer.data.audit import audit, pixels_key
+from keras_transfer.data.audit import pixels_key
 from keras_transfer.data.records import Records
+from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
-from keras_transfer.evaluation.metrics import SingleLabelEvaluation, evaluate
+from keras_transfer.evaluation.results import Evaluation
+from keras_transfer.experiments.session import open_session
 from keras_transfer.export.card import make_card
 from keras_transfer.export.delivery import deliver, next_version
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.inference.prediction import LoadedRun, labels_in_order, load_run
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.storage.cache import open_cache
 from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.single_label import SingleLabel
 
 
-def evaluate_run(
-    run_path: str | Path, data_path: str | None, *, reporter: Reporter
-) -> SingleLabelEvaluation:
-    """Judge a run on its own test split, or on all images of a folder or CSV file.
+def evaluate_run(run_path: str | Path, data_path: str | None, *, reporter: Reporter) -> Evaluation:
+    """Evaluate a run on its own test split, or on all images of a folder or CSV file.
 
     Args:
-        data_path: labels go by name, so the set may hold only some of the run's classes.
+        data_path: classes are matched by name, so there may be only some of the run's classes.
 
     Raises:
         RunError: the folder holds no finished run.
@@ -36,7 +36,7 @@ def evaluate_run(
     run = load_run(run_path)
     records, labels, probabilities = _predict_labelled(run, data_path, reporter)
     reporter.info(f"{len(labels):,} images of {len(records.class_names)} classes.")
-    return evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
+    return SingleLabel(run.class_names).evaluate(labels, probabilities, seed=run.spec.seed)
 
 
 def export_run(
@@ -48,18 +48,18 @@ def export_run(
         precision: as export.precision; None takes the run's own.
 
     Raises:
-        RunError, DataError: the run or its test images are not there any more.
-        ExportError: artefact and model disagree.
+        RunError, DataError: the run or its test images no longer exist.
+        ExportError: the exported model does not agree with the trained one.
     """
     run = load_run(run_path)
     spec = override(run.spec, {"export.precision": precision}) if precision else run.spec
     records, labels, probabilities = _predict_labelled(run, None, reporter)
-    test = evaluate(labels, probabilities, run.class_names, seed=run.spec.seed)
+    test = SingleLabel(run.class_names).evaluate(labels, probabilities, seed=run.spec.seed)
     rows = run.folder.read_json("splits.json")["rows"]
     counts = {name: len(entries) for name, entries in rows.items()}
     export_folder = run.folder.export_folder
     export_folder.mkdir(exist_ok=True)
-    # Whoever exports at the same time gets another number.
+    # Another process that exports at the same time gets another number.
     with FileLock(export_folder / ".lock"):
         folder = next_version(export_folder)
         proof = deliver(
@@ -76,37 +76,37 @@ def export_run(
 def _predict_labelled(
     run: LoadedRun, data_path: str | None, reporter: Reporter
 ) -> tuple[Records, np.ndarray, np.ndarray]:
-    """The images asked for, their classes in the run's order, and their probabilities."""
-    records = _test_split(run) if data_path is None else _other_images(run, data_path)
-    with open_cache(run.spec, reporter=reporter) as cache:
-        audited = audit(records, run.spec.data, cache=cache, reporter=reporter)
-        records = audited.records
+    """The images to evaluate on, their classes in the run's order, and their probabilities."""
+    listed = _test_split(run) if data_path is None else _other_images(run, data_path)
+    # A finished run predicts on one device, as it was loaded: the spec's are not set up.
+    with open_session(run.spec, reporter=reporter, devices=current(), records=listed) as session:
+        records, pixels, _ = session.read_images()
         if data_path is None:
             _check_unchanged(records, run)
         labels = labels_in_order(run, records)
         probabilities = predict_cached(
             run.model,
             [record.digest for record in records.items],
-            audited.pixels,
+            pixels,
             pixels_key=pixels_key(run.spec.data),
-            cache=cache,
+            cache=session.cache,
             reporter=reporter,
         )
     return records, labels, probabilities
 
 
 def _test_split(run: LoadedRun) -> Records:
-    """The run's test images, without the digests that the audit is to find again."""
+    """The run's test images, as the source lists them."""
     listed = {entry["path"] for entry in run.folder.read_json("splits.json")["rows"]["test"]}
     _, records = read_task(run.spec)
     items = tuple(record for record in records.items if record.path in listed)
     missing = listed - {record.path for record in items}
     if missing:
         raise DataError(
-            f"{len(missing)} test images of the run are gone from {records.root}",
+            f"{len(missing)} test images of the run are no longer in {records.root}",
             expected=f"all {len(listed)} images of the test split",
             received=f"no {min(missing)}",
-            fix="restore the images, or name other images to judge the run on",
+            fix="restore the images, or name other images to evaluate the run on",
         )
     rows = np.array([record.path in listed for record in records.items], bool)
     return dataclasses.replace(records, items=items, targets=records.targets.take(rows))
@@ -120,9 +120,9 @@ def _check_unchanged(records: Records, run: LoadedRun) -> None:
     if changed:
         raise DataError(
             f"{len(changed)} test images changed since the run",
-            expected="the files that the run was judged on",
+            expected="the files that the run was evaluated on",
             received=f"another content of {changed[0]}",
-            fix="restore the images, or name other images to judge the run on",
+            fix="restore the images, or name other images to evaluate the run on",
         )
 
 

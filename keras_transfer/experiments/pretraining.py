@@ -1,7 +1,7 @@
-"""Make a source task: train a trunk from scratch on rendered letters and embed its weights.
+"""Pretraining: a trunk is trained from scratch on rendered letters, and its weights are kept.
 
 Nothing is downloaded. Pretraining is one phase with every stage unfrozen and BatchNormalization
-learning; the letters of an epoch are a pure function of (seed, epoch), so none is seen twice.
+learning. The letters of an epoch are a pure function of (seed, epoch), so none is seen twice.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ NUM_VALIDATION = 2_000
 
 @dataclass(frozen=True)
 class LetterData:
-    """Endless letters as a phase's data; validation letters come from another seed."""
+    """Rendered letters as the data of a phase; validation letters come from another seed."""
 
     seed: int
     num_letters: int
@@ -38,7 +38,7 @@ class LetterData:
         return self.num_letters // self.batch_size
 
     def training(self, epochs: range, num_parts: int = 1) -> Any:
-        """Batches of the letters of these epochs, each in so many parts."""
+        """Batches of the letters of these epochs, each divided into `num_parts`."""
         return letters_dataset(
             self.seed,
             image_size=self.image_size,
@@ -48,7 +48,7 @@ class LetterData:
         )
 
     def validation(self, num_parts: int = 1) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
-        """Letters that no epoch shows: (images, one-hot labels)."""
+        """Letters that are not trained on: (images, one-hot labels)."""
         pixels, labels = render_letters(self.seed + 1, NUM_VALIDATION, image_size=self.image_size)
         return pixels.astype(np.float32), np.eye(len(CLASS_NAMES), dtype=np.float32)[labels]
 
@@ -59,7 +59,7 @@ def pretrain(
     saver: Saver | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[Classifier, PhaseResult]:
-    """Train the trunk of `spec` on letters, from scratch; returns it with its head."""
+    """Train the trunk of `spec` on letters, from scratch; return it with its head."""
     model = ModelSpec(
         backbone=spec.backbone, last_stage=spec.last_stage, weights="none", dropout=0.0
     )
@@ -81,7 +81,7 @@ def pretrain(
 def embed(
     classifier: Classifier, result: PhaseResult, spec: PretrainSpec, *, command: str, folder: Path
 ) -> Path:
-    """Write the trunk as float16 with its record beside it; returns the weights file."""
+    """Write the weights in float16, and a record of the training beside them; return their file."""
     record = {
         "command": command,
         "source_task": "rendered letters, 52 classes",

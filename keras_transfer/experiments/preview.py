@@ -1,39 +1,31 @@
-"""A look at the images before any training: what can be read, how it is split, its views."""
+"""Preview: what the images are like before any training: readable files, splits and views."""
 
 from collections import Counter
 from pathlib import Path
 
 from keras_transfer.data.splits import NAMES
-from keras_transfer.devices import set_up
-from keras_transfer.experiments.run import Data, load_data
 from keras_transfer.experiments.run_report import draw_some_views
-from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.experiments.session import Data, open_session
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
-from keras_transfer.storage.cache import open_cache
-from keras_transfer.tasks.registry import read_task
 
 
 def preview(spec: RunSpec, figure: Path, *, reporter: Reporter | None = None) -> Data:
-    """Read, check and split the images as a run of the spec will, and draw some in their views.
+    """Read, check and split the images as a run of the spec will, and draw views of some.
 
-    Pixels are stored, so that the run decodes nothing again.
+    Decoded images are cached, so that the run decodes none again.
 
     Args:
-        figure: PNG to write, in place of an earlier one.
-        reporter: who is told of bad files, splits and views; by default the terminal.
+        figure: PNG file to write; an existing one is replaced.
+        reporter: shows unreadable files, splits and views; by default on the terminal.
 
     Raises:
         DataError, SpecError: the images cannot be used as they are.
-        RunError: the figure or the pixels cannot be written.
+        RunError: the figure or the decoded images cannot be written.
     """
-    reporter = reporter or TerminalReporter()
-    set_up(spec.devices, seed=spec.seed)
-    _, records = read_task(spec)
-    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
-    with open_cache(settled, reporter=reporter) as cache:
-        data = load_data(settled, records, cache=cache, reporter=reporter)
+    with open_session(spec, reporter=reporter or TerminalReporter()) as session:
+        data = session.data
         with replacing(figure) as path:
             draw_some_views(path, spec, data.records, data.splits, data.examples)
     return data

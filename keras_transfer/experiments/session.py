@@ -1,22 +1,344 @@
-"""Opens what an experiment works with."""
+"""Session: what every experiment needs, opened once: devices, records, cache and images.
 
-from keras_transfer.config import override
-from keras_transfer.data.audit import pixels_key
-from keras_transfer.reporting.reporter import Reporter
+    with open_session(spec, reporter=reporter, run=run) as session:
+        classifier = session.build_classifier()  # missing weights are an error here
+        session.data                             # images are read when they are first used
+        phase_inputs = session.phase_inputs()
+
+`load_dataset` and `build_model` give the same images and models as plain `tf.data` and Keras
+objects.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import keras
+import numpy as np
+
+from keras_transfer.config import load_spec, override
+from keras_transfer.data.audit import Audited, audit, pixels_key
+from keras_transfer.data.datasets import Examples
+from keras_transfer.data.records import Records
+from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
+from keras_transfer.devices import Devices, set_up
+from keras_transfer.errors import SpecError
+from keras_transfer.experiments.summary import describe_data, describe_model
+from keras_transfer.features.extraction import WorkerPool, this_process
+from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
+from keras_transfer.features.source import Source
+from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.cache import Cache, open_cache
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.single_label import SingleLabel
+from keras_transfer.tasks.task import Task
+from keras_transfer.training.fitting import prepare_classifier
 
-_PIXELS_SHARE = 0.5
-"""Share of the cache that the pixels of one run may fill, so that features have room beside."""
+_PIXELS_SHARE: Final = 0.5
+"""Largest share of the cache that decoded images may take: features need room as well."""
+
+_SECTIONS: Final = ("data", "model", "training", "views", "devices", "cache", "search", "export")
+"""Where a field's bare name is looked for, in this order, after the spec itself."""
 
 
-def resolve_cache_mode(spec: RunSpec, num_images: int, *, reporter: Reporter) -> RunSpec:
+@dataclass(frozen=True, eq=False)
+class Data:
+    """All readable images of a source: records, rows of each split, decoded images.
+
+    `num_decoded` counts the images that were not in the cache.
+    """
+
+    records: Records
+    splits: Splits
+    source: Source
+    num_decoded: int
+
+    @property
+    def examples(self) -> Examples:
+        """Decoded images, labels and ids, row by row."""
+        return self.source.examples
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What one experiment works with; see `open_session`.
+
+    `spec` is the given one, with `cache.mode=off` where 'auto' found too little room. `records`
+    are all that the source lists, `data.records` those that could be read. `run` is the folder of
+    the results, None where nothing is written.
+    """
+
+    spec: RunSpec
+    devices: Devices
+    task: Task
+    records: Records
+    cache: Cache
+    reporter: Reporter
+    run: RunFolder | None = None
+
+    @cached_property
+    def data(self) -> Data:
+        """The images, read, checked and split when they are first used.
+
+        Splits are those of the run's splits.json if it has one.
+
+        Raises:
+            DataError: the images or their splits cannot be used.
+            RunError: the decoded images cannot be stored.
+        """
+        records, pixels, num_decoded = self.read_images()
+        splits = self._split(records)
+        for sentence in describe_data(self.spec, records, splits):
+            self.reporter.info(sentence)
+        examples = Examples(
+            pixels=pixels,
+            targets=records.targets,
+            example_ids=np.asarray([record.example_id for record in records.items], np.int64),
+        )
+        digests = [record.digest for record in records.items]
+        source = Source(examples, digests, self.spec.views, pixels_key(self.spec.data))
+        return Data(records, splits, source, num_decoded)
+
+    def read_images(self) -> Audited:
+        """Open and check every file; decode those that the cache does not have.
+
+        Raises:
+            DataError: files cannot be read and `data.on_bad_file=error`, or a class has none left.
+            RunError: the decoded images cannot be stored.
+        """
+        return audit(self.records, self.spec.data, cache=self.cache, reporter=self.reporter)
+
+    def _split(self, records: Records) -> Splits:
+        if self.run and self.devices.host == 0 and (self.run.path / "splits.json").is_file():
+            return read_manifest(self.run.read_json("splits.json"), records)
+        return make_splits(records, self.spec.data, seed=self.spec.seed)
+
+    def build_classifier(self) -> Classifier:
+        """The spec's classifier before any training.
+
+        Raises:
+            SpecError: an unknown backbone or stage, or images that are too small for it.
+            WeightsError: the weights are missing or do not fit.
+        """
+        classifier = prepare_classifier(self.spec, self.task)
+        self.reporter.info(describe_model(self.spec, classifier))
+        return classifier
+
+    def phase_inputs(self, *, worker_pool: WorkerPool = this_process) -> PhaseInputs:
+        """What the phases of the spec read; `worker_pool` computes features not in the cache."""
+        data = self.data
+        return PhaseInputs(
+            self.spec,
+            data.source,
+            data.splits,
+            cache=self.cache,
+            reporter=self.reporter,
+            worker_pool=worker_pool,
+        )
+
+    def write_splits(self) -> None:
+        """Write splits.json and class_names.json into the run folder."""
+        assert self.run
+        self.run.write_json("splits.json", manifest(self.data.splits, self.data.records))
+        self.run.write_class_names(self.data.records.class_names)
+
+
+@contextlib.contextmanager
+def open_session(
+    spec: RunSpec,
+    *,
+    reporter: Reporter,
+    run: RunFolder | None = None,
+    devices: Devices | None = None,
+    task: Task | None = None,
+    records: Records | None = None,
+) -> Iterator[Session]:
+    """Set up the devices, list the images and open the cache, which is closed with the block.
+
+    Args:
+        run: folder of the results, where temporary files go as well; None uses the system's.
+        devices: those that are set up already; by default the spec's are set up.
+        task, records: what is predicted of which images; by default all images of the source.
+
+    Raises:
+        SpecError: the devices are not there or cannot share a batch equally.
+        DataError: the source cannot be listed.
+    """
+    if devices is None:
+        devices = set_up(spec.devices, seed=spec.seed)
+        devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
+        reporter.info(devices.describe(spec.training.batch_size))
+    if task is None or records is None:
+        task, records = read_task(spec)
+    spec = _resolve_cache_mode(spec, len(records.items), reporter)
+    if run:
+        run.checkpoint_folder.mkdir(exist_ok=True)
+    scratch = run.checkpoint_folder if run else None
+    with open_cache(spec, reporter=reporter, scratch=scratch) as cache:
+        yield Session(spec, devices, task, records, cache, reporter, run)
+
+
+def _resolve_cache_mode(spec: RunSpec, num_images: int, reporter: Reporter) -> RunSpec:
     """The spec, with an 'auto' cache switched off if its limit is too low for the images."""
     num_bytes = num_images * pixels_key(spec.data).row_bytes
-    share = _PIXELS_SHARE * spec.cache.limit_gb * 1e9
-    if spec.cache.mode != "auto" or num_bytes <= share:
+    if spec.cache.mode != "auto" or num_bytes <= _PIXELS_SHARE * spec.cache.limit_gb * 1e9:
         return spec
     reporter.info(
-        f"The cache is not used: the images alone take {num_bytes / 1e9:.2g} GB of its "
-        f"{spec.cache.limit_gb:g} GB (cache.limit_gb); all phases train on images."
+        f"The cache is not used: the decoded images alone take {num_bytes / 1e9:.2g} GB of its "
+        f"{spec.cache.limit_gb:g} GB (cache.limit_gb). Frozen layers run again in every epoch."
     )
     return override(spec, {"cache.mode": "off"})
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images of a source as Keras's `fit` and `evaluate` take them.
+
+    `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, 3] in
+    0-255, one-hot labels float32 [B, C], sample weights float32 [B], which are 1 unless
+    `training.class_weights` says otherwise. Every pass over `train` is a new epoch: another order,
+    and the next view of each image. Those of `val` and `test` are plain images in a fixed order.
+    """
+
+    train: Any
+    val: Any
+    test: Any
+    class_names: tuple[str, ...]
+    data: Data
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Plain images uint8 [N, S, S, 3] and class indices int64 [N] of a split."""
+        rows, examples = getattr(self.data.splits, split), self.data.examples
+        return np.asarray(examples.pixels[rows]), examples.labels[rows]
+
+
+def load_dataset(
+    source: RunSpec | str | Path, *, reporter: Reporter | None = None, **fields: Any
+) -> Dataset:
+    """Read, check and split the images of a source, as a run of the same spec does.
+
+    Args:
+        source: a folder with a sub-folder for each class, a CSV file, a spec, or its file.
+        reporter: shows progress and what was decided; by default on the terminal.
+        fields: fields of the spec, see `make_spec`.
+
+    Raises:
+        SpecError: a field is unknown, has the wrong type or is out of range.
+        DataError: the images cannot be used.
+    """
+    spec = make_spec(source, **fields)
+    with contextlib.ExitStack() as held:
+        session = held.enter_context(open_session(spec, reporter=reporter or TerminalReporter()))
+        data = session.data
+        # With cache.mode=off decoded images are in a temporary folder, which is still needed.
+        atexit.register(held.pop_all().close)
+    splits = data.splits
+    training = SplitData.of_images(session.spec, session.task, data.examples, splits)
+    testing = SplitData.of_images(
+        session.spec, session.task, data.examples, dataclasses.replace(splits, val=splits.test)
+    )
+    return Dataset(
+        train=_unpadded(lambda epoch: training.training(range(epoch, epoch + 1))),
+        val=_unpadded(lambda _: training.validation()),
+        test=_unpadded(lambda _: testing.validation()),
+        class_names=data.records.class_names,
+        data=data,
+    )
+
+
+def _unpadded(batches_of: Any) -> Any:
+    """A dataset whose n-th pass shows `batches_of(n)` without the copies that fill a last batch."""
+    numbers = itertools.count()
+
+    def read() -> Iterator[tuple[np.ndarray, ...]]:
+        for images, labels, weights in batches_of(next(numbers)).as_numpy_iterator():
+            real = weights > 0
+            # The real examples of a filled batch weigh more, to make up for the copies.
+            weights = weights[real] * np.float32(real.mean())
+            yield images[real].astype(np.float32), labels[real], weights
+
+    padded = batches_of(0)
+    images, *others = padded.element_spec
+    signature = [type(images)((None, *images.shape[1:]), "float32")]
+    signature += [type(one)((None, *one.shape[1:]), one.dtype) for one in others]
+    return padded.from_generator(read, output_signature=tuple(signature)).prefetch(2)
+
+
+def build_model(
+    source: RunSpec | str,
+    *,
+    class_names: Sequence[str] = (),
+    num_classes: int | None = None,
+    **fields: Any,
+) -> keras.Model:
+    """A pretrained trunk with a new head: images [B, S, S, 3] in 0-255 to logits [B, C].
+
+    Preprocessing is part of the model. All layers are trainable, and nothing is compiled.
+
+    Args:
+        source: a backbone's name, or a spec whose `model` and `data.image_size` are used.
+        class_names: what the logits stand for, in their order.
+        num_classes: how many there are, where their names do not matter.
+        fields: fields of the spec, see `make_spec`.
+
+    Raises:
+        SpecError: unknown backbone or stage, too small images, or neither names nor number.
+        WeightsError: the weights are missing or do not fit.
+    """
+    if isinstance(source, str):
+        spec, fields = RunSpec(), {"backbone": source, **fields}
+    else:
+        spec = source
+    spec = make_spec(spec, **fields)
+    names = tuple(class_names) or tuple(f"class_{number}" for number in range(num_classes or 0))
+    if len(names) < 2 or num_classes not in (None, len(names)):
+        raise SpecError(
+            "the classes of the model are not clear",
+            expected="class_names or num_classes, of two classes or more",
+            received=f"class_names={list(class_names)}, num_classes={num_classes}",
+            fix="give class_names=dataset.class_names, or num_classes alone",
+        )
+    return build_classifier(
+        spec.model, image_size=spec.data.image_size, task=SingleLabel(names), seed=spec.seed
+    ).model
+
+
+def make_spec(source: RunSpec | str | Path, **fields: Any) -> RunSpec:
+    """A spec from a source of images and fields that differ from their defaults.
+
+    Args:
+        source: a spec; a `.toml` or `.json` file or a run folder that holds one; a CSV file; or a
+            folder with a sub-folder for each class.
+        fields: dotted names, `**{"phases.0.epochs": 3}`; or bare ones: `backbone` is
+            `model.backbone`, `batch_size` is `training.batch_size`.
+
+    Raises:
+        SpecError: a field is unknown, has the wrong type or is out of range.
+    """
+    changes = {_dotted(name): value for name, value in fields.items()}
+    if isinstance(source, RunSpec):
+        return override(source, changes)
+    path = Path(source)
+    if path.suffix.lower() in (".toml", ".json") or (path / "spec.json").is_file():
+        return override(load_spec(path), changes)
+    kind = "csv" if path.suffix.lower() == ".csv" else "folder"
+    given = {"name": path.stem or "run", "data.source": kind, "data.path": str(source)}
+    return override(RunSpec(), given | changes)
+
+
+def _dotted(name: str) -> str:
+    spec = RunSpec()
+    if "." not in name and not hasattr(spec, name):
+        for section in _SECTIONS:
+            if hasattr(getattr(spec, section), name):
+                return f"{section}.{name}"
+    return name

@@ -1,26 +1,187 @@
-"""The closing table of a run."""
+"""What a run decided and how it ended, in plain sentences and tables."""
 
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from keras_transfer.data.records import Records
+from keras_transfer.data.splits import Splits
+from keras_transfer.data.views import strengths
+from keras_transfer.devices.strategy import current
 from keras_transfer.evaluation.results import Evaluation
-from keras_transfer.experiments.run import Result
 from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof
+from keras_transfer.features.extraction import ExtractionStats
+from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import Outcome
+
+_MOST_NAMED: Final = 5
+"""Unreadable files named on the terminal; run.log names all of them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with; `proof` is None on all hosts but the first, which alone exports."""
+
+    run: RunFolder
+    classifier: Classifier
+    outcomes: list[Outcome]
+    test: Any
+    proof: Proof | None
+    seconds: float
+
+
+def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
+    """Images, unreadable files, splits, resizing and augmentation."""
+    names = records.class_names
+    shown = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
+    yield f"{len(records.items):,} images of {len(names)} classes: {shown}."
+    if records.bad_files:
+        named = "; ".join(f"{bad.path} ({bad.reason})" for bad in records.bad_files[:_MOST_NAMED])
+        more = len(records.bad_files) - _MOST_NAMED
+        named += f"; and {more} more in run.log" if more > 0 else ""
+        yield f"{len(records.bad_files)} unreadable files left out: {named}."
+    yield from records.notes
+    given = {record.split for record in records.items}
+    drawn = [name for name, own in (("validation", "val"), ("test", "test")) if own not in given]
+    origin = (
+        f"{' and '.join(drawn)} split off from training, stratified, seed {spec.seed}"
+        if drawn
+        else "as the source has them"
+    )
+    yield (
+        f"{len(splits.train):,} train, {len(splits.val):,} validation, {len(splits.test):,} test "
+        f"({origin})."
+    )
+    yield (
+        f"Every image becomes {spec.data.image_size} × {spec.data.image_size} px by "
+        f"'{spec.data.resize}', here and in the exported model."
+    )
+    with warnings.catch_warnings(record=True) as ignored:
+        yield _describe_views(spec)
+    yield from (f"Ignored: {warning.message}." for warning in ignored)
+    yield from _describe_balance(spec, records, splits)
+
+
+def _describe_views(spec: RunSpec) -> str:
+    used = strengths(spec.views)
+    parts = {
+        "mirrored left to right": used.horizontal_flip,
+        "mirrored top to bottom": used.vertical_flip,
+        f"rotated by up to {used.rotation:g}°": used.rotation,
+        f"zoomed by up to {used.zoom:.0%}": used.zoom,
+        f"shifted by up to {used.translation:.0%}": used.translation,
+        f"cropped to {used.crop_area:.0%} of the area or more": used.crop_area != 1,
+        f"brightness ± {used.brightness:.0%}": used.brightness,
+        f"contrast ± {used.contrast:.0%}": used.contrast,
+        f"saturation ± {used.saturation:.0%}": used.saturation,
+        f"hue ± {used.hue:.0%} of a turn": used.hue,
+        f"noise of {used.noise:g}": used.noise,
+        f"a box erased in {used.erasing:.0%} of them": used.erasing,
+    }
+    active = [text for text, strength in parts.items() if strength]
+    count = spec.views.count
+    if count == 1 and active:
+        return "Training images are not augmented: the only view of each is the plain one."
+    if not active:
+        return "Training images are not augmented."
+    shown = f"{count} views of each, one of them plain" if count else "a new view in every epoch"
+    return f"Training images are augmented ('{spec.views.policy}', {shown}): {', '.join(active)}."
+
+
+def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
+    counts = np.bincount(np.asarray(records.labels())[splits.train])
+    if spec.training.class_weights == "balanced":
+        yield "The loss weighs classes by inverse frequency."
+    elif spec.training.sampling == "balanced":
+        yield "Every class is drawn equally often."
+    elif counts.max() >= 3 * counts.min():
+        yield (
+            f"The classes are imbalanced ({counts.min()} to {counts.max()} training images); "
+            "training.class_weights=balanced or training.sampling=balanced would correct it."
+        )
+
+
+def describe_model(spec: RunSpec, classifier: Classifier) -> str:
+    """Trunk, weights, stages and BatchNormalization."""
+    stages = [stage for stage in classifier.stages if stage != HEAD]
+    weights = {
+        "imagenet": "ImageNet weights",
+        "embedded": "the weights that ship with the package",
+        "none": "random weights",
+    }.get(spec.model.weights, f"weights from {spec.model.weights}")
+    return (
+        f"{spec.model.backbone} with {weights}, stages {', '.join(stages)}, and a "
+        f"{spec.model.head} head: {classifier.model.count_params():,} parameters; "
+        f"BatchNormalization {_describe_batchnorm(spec)}."
+    )
+
+
+def _describe_batchnorm(spec: RunSpec) -> str:
+    if not any(phase.train_batchnorm for phase in spec.phases):
+        return "stays frozen in every phase"
+    devices, text = current(), "learns where a phase says so"
+    if devices.num_devices == 1:
+        return text
+    whole = devices.strategy == "data_parallel"
+    return f"{text}, on {'every whole batch' if whole else 'each device’s part of every batch'}"
+
+
+def describe_cache(
+    num_decoded: int,
+    extraction_stats: Sequence[ExtractionStats],
+    outcomes: Sequence[Outcome],
+    splits: Splits,
+) -> dict[str, Any]:
+    """The content of cache.json: what was computed once, and how often it was used."""
+    per_epoch = len(splits.train) + len(splits.val)
+    return {
+        "images_decoded": num_decoded,
+        "views_computed": sum(stats.num_computed for stats in extraction_stats),
+        "views_found": sum(stats.num_found for stats in extraction_stats),
+        "views_trained_on": sum(outcome.epochs * per_epoch for outcome in outcomes),
+        "bytes": sum(stats.num_bytes for stats in extraction_stats),
+        "passes": [
+            {
+                "seconds": stats.seconds,
+                "views_per_second": stats.rate or stats.choice.rate,
+                **stats.choice.to_dict(),
+            }
+            for stats in extraction_stats
+        ],
+    }
+
+
+def describe_saving(cache: dict[str, Any]) -> str:
+    """How often the frozen layers ran, and how often they would have run without the cache."""
+    if not cache["passes"]:
+        return "No features were read or stored here."
+    computed, trained_on = cache["views_computed"], cache["views_trained_on"]
+    text = f"Frozen layers ran on {computed:,} views instead of {trained_on:,}, epoch by epoch"
+    rate = cache["passes"][0]["views_per_second"]
+    if trained_on > computed:
+        text += f": {(trained_on - computed) / rate:.1f} s saved at {rate:,.0f} views/s"
+    return text + "."
 
 
 def show_result(result: Result, terminal: TerminalReporter) -> None:
-    """Print phases, test figures, parity of the export and where everything is."""
-    rows = []
-    for outcome in result.outcomes:
-        rows.append(
-            [
-                outcome.name + ("" if outcome.kept else " (undone)"),
-                f"{outcome.epochs}",
-                f"{outcome.seconds:.0f}",
-                f"{outcome.num_trainable:,}",
-                with_interval(outcome.val_score, outcome.val_interval),
-                _judged(outcome),
-            ]
-        )
+    """Print phases, test figures, how well the export agrees, and where everything is."""
+    rows = [
+        [
+            outcome.name + ("" if outcome.kept else " (undone)"),
+            f"{outcome.epochs}",
+            f"{outcome.seconds:.0f}",
+            f"{outcome.num_trainable:,}",
+            with_interval(outcome.val_score, outcome.val_interval),
+            _test_cell(outcome),
+        ]
+        for outcome in result.outcomes
+    ]
     header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
     caption = "accuracy in %, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
@@ -33,8 +194,8 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
     terminal.info(f"{result.seconds:.0f} seconds in all.")
 
 
-def _judged(outcome: Outcome) -> str:
-    """What the phase made of the test split; a search shows it to its winner alone."""
+def _test_cell(outcome: Outcome) -> str:
+    """Test accuracy after a phase; the trials of a search are not evaluated on the test split."""
     if outcome.test_score is None or outcome.test_interval is None:
         return "–"
     return with_interval(outcome.test_score, outcome.test_interval)
@@ -48,10 +209,10 @@ def show_evaluation(evaluation: Evaluation, terminal: TerminalReporter) -> None:
 
 
 def describe_proof(proof: Proof) -> str:
-    """How well artefact and model agree, and what the way that was kept is worth."""
+    """How well artefact and model agree, and how much faster the exported network runs."""
     parity = proof.parity
     sentences = [
-        f"Export proven in a process without Keras: on {parity.num_files} test files "
+        f"Export verified in a process without Keras: on {parity.num_files} test files "
         f"{parity.label_agreement:.0%} of the labels agree, probabilities within "
         f"{parity.max_abs_difference:.1e}."
     ]
@@ -63,7 +224,7 @@ def describe_proof(proof: Proof) -> str:
         ]
         kept = "kept" if way == proof.kept else "disagreed" if way.parity is None else "not faster"
         sentences.append(
-            f"The network {way.name} in {way.precision} takes of the trained one's time "
+            f"The network {way.name} in {way.precision} takes, of the trained one's time, "
             f"{', '.join(shares)}: {kept}."
             if shares
             else f"The network {way.name} in {way.precision} cannot be served: left out."
@@ -72,7 +233,7 @@ def describe_proof(proof: Proof) -> str:
         sentences.append("It is served as it was trained.")
     if proof.backend == "jax":
         sentences.append(
-            "XLA runs it, and compiles it anew for each size of batch. For servers without "
+            "XLA runs it, and compiles it again for each batch size. For servers without "
             "accelerators, KERAS_BACKEND=tensorflow python -m pipelines.export on this run may "
             "write a faster one."
         )

@@ -1,13 +1,18 @@
-"""Trial runner: trains variants of one spec, again and again, on features stored once."""
+"""Trial runner: trains variants of one spec, one after another, on features that are stored once.
 
+Studies, searches and the finals of a ranking all train through it.
+"""
+
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -16,36 +21,40 @@ from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import Splits, make_folds
 from keras_transfer.devices import forgetting_graphs, set_up
 from keras_transfer.errors import DivergedError
-from keras_transfer.experiments.run import Data
-from keras_transfer.experiments.study.trials import ONE_RUN
+from keras_transfer.experiments.session import Session
+from keras_transfer.experiments.summary import describe_cache
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool
 from keras_transfer.models.classifier import Classifier, Rebuilder
-from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec, SearchSpec
-from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.tasks.registry import make_task
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 
-_SAVE_SECONDS = 10.0
-"""A killed trial loses so much at most; writing every epoch takes a tenth of a short one."""
+SINGLE: Final = {"folds": 1, "seeds": 1, "halvings": 0}
+VIEW_COUNTS: Final = ("views_computed", "views_found", "views_trained_on")
+_SAVE_SECONDS: Final = 10.0
+"""Between two checkpoints of a trial: writing every epoch takes a tenth of a short one."""
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
-    """How well one spec did: over all images it was judged on, none of them a test image.
+class TrialResult:
+    """How well one spec did on images that it was not trained on, after its last kept phase.
 
-    `val_loss` is the log loss in nats. `epochs` are those of all phases, the most of any fold.
-    `right` bool [N] tells of each judged image whether it was named right, None where that was
-    not asked for.
+    These are the held-out images of all folds, or of a single split. `val_accuracy` is a share,
+    `val_loss` the log loss in nats, `epochs` those of all phases, the most of any fold. `outcomes`
+    are the phases of all folds. `views` has the VIEW_COUNTS, counted as in cache.json.
+    `probabilities` float32 [N, C] and `hits` bool [N], whether each image was classified
+    correctly, are None unless predictions were wanted.
     """
 
     val_accuracy: float
     val_loss: float
     epochs: int
     seconds: float
-    views_computed: int
-    right: np.ndarray | None
+    outcomes: tuple[Outcome, ...]
+    views: dict[str, int]
+    probabilities: np.ndarray | None = None
+    hits: np.ndarray | None = None
 
     @property
     def figures(self) -> dict[str, float]:
@@ -53,46 +62,65 @@ class Training:
         return {"val_accuracy": self.val_accuracy, "val_loss": self.val_loss}
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """One fold's training: figures of the judged rows after the last phase that was kept."""
+def single_run(spec: RunSpec) -> RunSpec:
+    """The spec of one training: without folds, repeats, halvings and search."""
+    return dataclasses.replace(override(spec, SINGLE), search=SearchSpec())
 
-    accuracy: float
-    loss: float
-    epochs: int
-    views_computed: int
-    right: np.ndarray | None
+
+def search_splits(session: Session) -> tuple[Splits, ...]:
+    """What candidates are compared on: the run's splits, or folds, without the test split.
+
+    Raises:
+        DataError: a class has too few images for so many folds.
+    """
+    spec, data = session.spec, session.data
+    if spec.folds == 1:
+        return (without_test(data.splits),)
+    test = data.splits.test
+    return make_folds(data.records, spec.data, test, num_folds=spec.folds, seed=spec.seed)
+
+
+def without_test(splits: Splits) -> Splits:
+    """The same splits with an empty test split."""
+    return dataclasses.replace(splits, test=splits.test[:0])
+
+
+def held_out(splits: Splits) -> np.ndarray:
+    """Rows that a trial is evaluated on: the test split, or the validation split without one."""
+    return splits.test if len(splits.test) else splits.val
 
 
 class TrialRunner:
-    """Trains a spec with some of its fields changed, and judges it on validation alone.
+    """Trains specs of one session. All share its images and its cache, and one trunk in memory.
 
-    With `spec.folds` above 1 every image outside the test split is judged once, by the training
-    that held it out. The test split is never looked at. One training at a time: all of them share
-    one trunk. `original` is the spec with its search, `spec` what trainings are made of.
+    `spec` is that of the session without folds, repeats and search: trials are variants of it.
     """
 
     def __init__(
-        self, spec: RunSpec, data: Data, *, cache: Cache, states: RunFolder, reporter: Reporter
+        self, session: Session, splits: Sequence[Splits], *, states: RunFolder | None = None
     ):
-        """`states` is where trainings are kept, so that longer ones go on from shorter ones."""
-        self.original = spec
-        self.spec = dataclasses.replace(override(spec, ONE_RUN), search=SearchSpec())
-        self.data, self._cache, self._states, self._reporter = data, cache, states, reporter
-        self.splits = _draw(spec, data)
-        self._pool = Pool.of(*self.splits)
+        """Prepare trials, without training any.
+
+        Args:
+            splits: on each of which a spec is trained, and evaluated on the held-out rows.
+            states: folder where trainings are kept, so that one may go on later; None keeps none.
+        """
+        self.session, self.splits, self._states = session, tuple(splits), states
+        self.spec = single_run(session.spec)
         self._rebuild = Rebuilder()
 
     def vary(self, values: Mapping[str, Any]) -> RunSpec:
-        """The trial runner's spec with these values.
+        """The runner's spec with these values of dotted fields.
 
         Raises:
             SpecError: they contradict each other.
         """
         return override(self.spec, values)
 
-    def state(self, spec: RunSpec, fold: int = 0) -> RunFolder:
-        """Where the training of a spec from `vary` is kept; equal specs share it."""
+    def state(self, spec: RunSpec, fold: int = 0) -> RunFolder | None:
+        """Where the training of a spec is kept; equal specs share it."""
+        if self._states is None:
+            return None
         text = json.dumps(spec_to_dict(spec), sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return RunFolder(self._states.path / f"{digest}-{fold}")
@@ -101,111 +129,159 @@ class TrialRunner:
         self,
         spec: RunSpec,
         *,
+        splits: Sequence[Splits] | None = None,
+        pool: Pool | None = None,
         num_epochs: int | None = None,
         reporter: Reporter | None = None,
-        tell_each: bool = False,
-    ) -> Training:
-        """Train a spec from `vary`, or go on with it, up to `num_epochs` of all its phases.
+        predict: bool = False,
+    ) -> TrialResult:
+        """Train a spec on each of the splits, or go on where an earlier training of it ended.
 
         Args:
-            tell_each: fill in `Training.right`.
+            splits: by default the runner's.
+            pool: rows whose features are stored together, by default those of all splits.
+            num_epochs: where to stop, counted over all phases; by default after the last one.
+            predict: whether to fill in `probabilities` and `hits`.
 
         Raises:
-            DivergedError: losses left the finite numbers.
+            DivergedError: a loss is not finite.
             RunError: features cannot be stored, or the disk is full.
         """
         started = time.perf_counter()
-        listener = reporter or self._reporter
-        fits = []
-        for fold in range(len(self.splits)):
+        splits = self.splits if splits is None else tuple(splits)
+        reporter = reporter or self.session.reporter
+        results = []
+        for fold, own in enumerate(splits):
             # Otherwise Keras keeps something of every model. Garbage is left to Python, which
             # looks for it as it grows: looking here would take a quarter of a second.
             keras.utils.clear_session(free_memory=False)
             set_up(spec.devices, seed=spec.seed)
-            task = make_task(spec, self.data.records.items)
-            classifier = prepare_classifier(spec, task, build=self._rebuild)
-            fits.append(
-                self.fit(
-                    classifier,
-                    spec,
-                    listener,
-                    fold=fold,
-                    num_epochs=num_epochs,
-                    tell_each=tell_each,
-                )
+            classifier = prepare_classifier(spec, self.session.task, build=self._rebuild)
+            fitted = _fit(
+                classifier,
+                self._inputs(spec, own, pool or Pool.of(*splits), reporter),
+                reporter=reporter,
+                state=self.state(spec, fold),
+                num_epochs=num_epochs,
+                predict=predict,
             )
-        sizes = [len(_judged(splits)) for splits in self.splits]
-        accuracy, loss = np.average([(f.accuracy, f.loss) for f in fits], axis=0, weights=sizes)
-        return Training(
-            val_accuracy=float(accuracy),
-            val_loss=float(loss),
-            epochs=max(fit.epochs for fit in fits),
-            seconds=time.perf_counter() - started,
-            views_computed=sum(fit.views_computed for fit in fits),
-            right=np.concatenate([f.right for f in fits if f.right is not None])
-            if tell_each
-            else None,
-        )
+            results.append(fitted)
+        sizes = [len(held_out(own)) for own in splits]
+        return _merge(results, sizes, seconds=time.perf_counter() - started)
 
     def fit(
-        self,
-        classifier: Classifier,
-        spec: RunSpec,
-        reporter: Reporter,
-        *,
-        fold: int = 0,
-        num_epochs: int | None = None,
-        tell_each: bool = False,
-    ) -> Fit:
-        """Train the untrained classifier of a spec from `vary` on one fold; see `train`."""
-        splits = self.splits[fold]
-        source = dataclasses.replace(self.data.source, views=spec.views)
-        phase_inputs = PhaseInputs(
-            spec, source, splits, cache=self._cache, reporter=reporter, pool=self._pool
+        self, classifier: Classifier, spec: RunSpec, *, num_epochs: int | None = None
+    ) -> TrialResult:
+        """Train an untrained classifier of the spec on the first of the splits; see `train`."""
+        reporter, pool = SilentReporter(), Pool.of(*self.splits)
+        return _fit(
+            classifier,
+            self._inputs(spec, self.splits[0], pool, reporter),
+            reporter=reporter,
+            state=self.state(spec),
+            num_epochs=num_epochs,
+            predict=False,
         )
-        with forgetting_graphs():
-            outcomes = fit_phases(
-                classifier,
-                phase_inputs,
-                reporter=reporter,
-                run=self.state(spec, fold),
-                num_epochs=num_epochs,
-                save_seconds=_SAVE_SECONDS,
-            )
-        accuracy, loss = _figures(outcomes)
-        if not math.isfinite(loss):
-            raise DivergedError(
-                "training diverged",
-                expected="finite probabilities",
-                received=f"a log loss of {loss}",
-                fix="lower the learning rates",
-            )
-        right = None
-        if tell_each:
-            rows = _judged(splits)
-            answers = phase_inputs.predict(classifier, rows).argmax(axis=1)
-            right = answers == self.data.examples.labels[rows]
-        epochs = sum(outcome.epochs for outcome in outcomes)
-        computed = sum(stats.num_computed for stats in phase_inputs.extraction_stats)
-        return Fit(accuracy, loss, epochs, computed, right)
+
+    def _inputs(self, spec: RunSpec, splits: Splits, pool: Pool, reporter: Reporter) -> PhaseInputs:
+        source = dataclasses.replace(self.session.data.source, views=spec.views)
+        cache = self.session.cache
+        return PhaseInputs(spec, source, splits, cache=cache, reporter=reporter, pool=pool)
 
 
-def _draw(spec: RunSpec, data: Data) -> tuple[Splits, ...]:
-    """Folds around the test split, or the run's own splits without it."""
-    splits = data.splits
-    if spec.folds == 1:
-        return (dataclasses.replace(splits, test=splits.test[:0]),)
-    return make_folds(data.records, spec.data, splits.test, num_folds=spec.folds, seed=spec.seed)
-
-
-def _judged(splits: Splits) -> np.ndarray:
-    """Rows that a training is judged on: those its fold held out, else the validation split."""
-    return splits.test if len(splits.test) else splits.val
+def _fit(
+    classifier: Classifier,
+    inputs: PhaseInputs,
+    *,
+    reporter: Reporter,
+    state: RunFolder | None,
+    num_epochs: int | None,
+    predict: bool,
+) -> TrialResult:
+    """Train on one split and evaluate on the rows that it holds out."""
+    started = time.perf_counter()
+    with forgetting_graphs():
+        outcomes = fit_phases(
+            classifier,
+            inputs,
+            reporter=reporter,
+            run=state,
+            num_epochs=num_epochs,
+            save_seconds=_SAVE_SECONDS,
+        )
+    accuracy, loss = _figures(outcomes)
+    if not math.isfinite(loss):
+        raise DivergedError(
+            "training diverged",
+            expected="finite probabilities",
+            received=f"a log loss of {loss}",
+            fix="lower the learning rates",
+        )
+    probabilities = hits = None
+    if predict:
+        rows = held_out(inputs.splits)
+        probabilities = inputs.predict(classifier, rows)
+        hits = probabilities.argmax(axis=1) == inputs.source.examples.targets.values[rows]
+    usage = describe_cache(0, inputs.extraction_stats, outcomes, inputs.splits)
+    return TrialResult(
+        val_accuracy=accuracy,
+        val_loss=loss,
+        epochs=sum(outcome.epochs for outcome in outcomes),
+        seconds=time.perf_counter() - started,
+        outcomes=tuple(outcomes),
+        views={name: usage[name] for name in VIEW_COUNTS},
+        probabilities=probabilities,
+        hits=hits,
+    )
 
 
 def _figures(outcomes: Sequence[Outcome]) -> tuple[float, float]:
-    """Accuracy and log loss on the judged rows, by the classifier as the phases left it."""
+    """Accuracy and log loss on the held-out rows, by the classifier as the phases left it."""
     last = [outcome for outcome in outcomes if outcome.kept][-1]
     if last.test_score is not None and last.test_loss is not None:
         return last.test_score, last.test_loss
     return last.val_score, last.val_loss
+
+
+def _merge(results: Sequence[TrialResult], sizes: Sequence[int], *, seconds: float) -> TrialResult:
+    """One result of all folds, which held out `sizes` images."""
+    figures = [(result.val_accuracy, result.val_loss) for result in results]
+    accuracy, loss = np.average(figures, axis=0, weights=sizes)
+    probabilities = [one.probabilities for one in results if one.probabilities is not None]
+    hits = [one.hits for one in results if one.hits is not None]
+    return TrialResult(
+        val_accuracy=float(accuracy),
+        val_loss=float(loss),
+        epochs=max(result.epochs for result in results),
+        seconds=seconds,
+        outcomes=tuple(outcome for result in results for outcome in result.outcomes),
+        views={name: sum(result.views[name] for result in results) for name in VIEW_COUNTS},
+        probabilities=np.concatenate(probabilities) if probabilities else None,
+        hits=np.concatenate(hits) if hits else None,
+    )
+
+
+class PrefixedReporter(SilentReporter):
+    """Shows a trial's progress bars under its name; its sentences go to the log alone."""
+
+    def __init__(self, reporter: Reporter, name: str):
+        self._reporter, self._name = reporter, name
+
+    def info(self, text: str) -> None:
+        """Log one sentence."""
+        logging.getLogger("keras_transfer").info(f"{self._name}: {text}")
+
+    @contextlib.contextmanager
+    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """The reporter's own, with the trial's name."""
+        with self._reporter.progress(f"{self._name}: {title}") as count:
+            yield count
+
+    @contextlib.contextmanager
+    def training_progress(
+        self, title: str, epochs: int, steps_per_epoch: int
+    ) -> Iterator[list[keras.callbacks.Callback]]:
+        """The reporter's own, with the trial's name."""
+        title = f"{self._name}: {title}"
+        with self._reporter.training_progress(title, epochs, steps_per_epoch) as callbacks:
+            yield callbacks

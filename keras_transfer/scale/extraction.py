@@ -8,25 +8,19 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from keras_transfer.devices import Devices, set_up
+from keras_transfer.devices import Devices
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments.descriptions import describe_model
-from keras_transfer.experiments.run import load_data
-from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.experiments.session import open_session
 from keras_transfer.features import extraction
 from keras_transfer.features.chunks import Chunk, FeatureWriter
 from keras_transfer.features.extraction import ExtractionStats
-from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.scale.cluster import joined
 from keras_transfer.scale.environment import Surroundings
 from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.scale.workers import Extractor
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import open_cache
-from keras_transfer.tasks.registry import read_task
 from keras_transfer.tasks.task import Task
-from keras_transfer.training.fitting import prepare_classifier
 
 
 def fill_store(
@@ -47,28 +41,16 @@ def fill_store(
         RunError: features cannot be stored, or the workers failed.
     """
     _check(spec)
-    devices = set_up(spec.devices, seed=spec.seed)
-    if num_workers:
-        _check_devices(devices)
-    task, records = read_task(spec)
-    classifier = prepare_classifier(spec, task)
-    reporter.info(describe_model(spec, classifier))
-    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
-    if settled.cache.mode == "off":
-        return []
-    worker_pool: extraction.WorkerPool = extraction.this_process
-    if num_workers:
-        worker_pool = _Workers(settled, task, num_workers, reporter)
-    with open_cache(settled, reporter=reporter) as cache:
-        data = load_data(settled, records, cache=cache, reporter=reporter)
-        phase_inputs = PhaseInputs(
-            settled,
-            data.source,
-            data.splits,
-            cache=cache,
-            reporter=reporter,
-            worker_pool=worker_pool,
-        )
+    with open_session(spec, reporter=reporter) as session:
+        if num_workers:
+            _check_devices(session.devices)
+        classifier = session.build_classifier()
+        if session.spec.cache.mode == "off":
+            return []
+        worker_pool: extraction.WorkerPool = extraction.this_process
+        if num_workers:
+            worker_pool = _Workers(session.spec, session.task, num_workers, reporter)
+        phase_inputs = session.phase_inputs(worker_pool=worker_pool)
         phase_inputs.for_phase(classifier, 0)
     return phase_inputs.extraction_stats
 

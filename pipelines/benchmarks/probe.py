@@ -1,6 +1,6 @@
 """How much a trunk's weights are worth: linear probes on few labels, against two controls.
 
-A logistic regression is trained on a handful of labelled images and judged on all others, for
+A logistic regression is trained on a handful of labelled images and evaluated on all others, for
 the trunk's pooled features, for the same trunk with random weights, and for raw pixels. The gap
 between the first and the other two is what was transferred.
 """
@@ -16,15 +16,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from keras_transfer.config import override
-from keras_transfer.data.audit import audit
 from keras_transfer.data.datasets import Pixels
-from keras_transfer.devices import set_up
+from keras_transfer.experiments.session import open_session
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import open_cache
-from keras_transfer.tasks.registry import read_task
 from keras_transfer.tasks.task import Task
 
 
@@ -46,21 +43,19 @@ def probe(
 
     Raises:
         DataError, SpecError, WeightsError: as a run would.
-        ValueError: there are fewer labels than classes, or no image is left to judge on.
+        ValueError: there are fewer labels than classes, or no image is left to evaluate on.
     """
-    set_up(spec.devices, seed=spec.seed)
-    with open_cache(spec, reporter=reporter) as cache:
-        task, records = read_task(spec)
-        records, pixels, _ = audit(records, spec.data, cache=cache, reporter=reporter)
+    with open_session(spec, reporter=reporter) as session:
+        records, pixels, _ = session.read_images()
         labels = np.asarray(records.labels())
         fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
         if spec.model.weights != "none":
-            features = _features(spec, task, pixels)
+            features = _features(spec, session.task, pixels)
             fixed = {f"{spec.model.weights} weights": features, **fixed}
         random_spec = override(spec, {"model.weights": "none"})
         result: dict[tuple[str, int], list[float]] = {}
         for seed in range(num_seeds):
-            random = _features(override(random_spec, {"seed": seed}), task, pixels)
+            random = _features(override(random_spec, {"seed": seed}), session.task, pixels)
             for name, features in {**fixed, "random weights": random}.items():
                 for num_labels in label_counts:
                     accuracy = _accuracy(features, labels, num_labels, seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_transfer.evaluation.intervals import Interval, bootstrap
-from keras_transfer.experiments.rank.ranking import Ranked, Ranking
+from keras_transfer.experiments.rank.ranking import RankedCandidate, Ranking
 from keras_transfer.experiments.rank.scoring import METRICS
 
 
@@ -49,7 +49,7 @@ def advise(ranking: Ranking) -> Advice:
     return Advice(chosen.name, sentence, warnings, behind)
 
 
-def keeps_limits(entry: Ranked, ranking: Ranking) -> bool:
+def keeps_limits(entry: RankedCandidate, ranking: Ranking) -> bool:
     """Whether a candidate is fast and small enough; without limits every one is."""
     limits = ranking.ranking
     fast = limits.max_latency_ms is None or entry.latency_ms <= limits.max_latency_ms
@@ -57,7 +57,7 @@ def keeps_limits(entry: Ranked, ranking: Ranking) -> bool:
 
 
 def _compare(
-    best: Ranked, entries: Sequence[Ranked], *, seed: int
+    best: RankedCandidate, entries: Sequence[RankedCandidate], *, seed: int
 ) -> dict[str, tuple[float, Interval]]:
     hits = best.hits["probe"].astype(np.float64)
     table = np.stack([hits - entry.hits["probe"] for entry in entries], axis=1)
@@ -72,9 +72,9 @@ def _compare(
 
 
 def _recommend(
-    chosen: Ranked,
-    best: Ranked,
-    level: Sequence[Ranked],
+    chosen: RankedCandidate,
+    best: RankedCandidate,
+    level: Sequence[RankedCandidate],
     behind: dict[str, tuple[float, Interval]],
 ) -> str:
     text = f"Take {chosen.name}: {_describe(chosen)}"
@@ -94,7 +94,7 @@ def _are(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
-def _describe(entry: Ranked) -> str:
+def _describe(entry: RankedCandidate) -> str:
     return (
         f"{100 * entry.scores['probe'].value:.1f} % by a linear probe, "
         f"{three_digits(entry.latency_ms)} ms an image, {three_digits(entry.size_mb)} MB"

@@ -1,4 +1,4 @@
-"""Candidates of a ranking: from names to networks with weights, before any image is read."""
+"""Candidates of a ranking: from names to classifiers with weights, before images are read."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ _HEAD_ONLY = PhaseSpec(unfreeze=HEAD)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One trunk to be ranked: `spec` is the run that would fine-tune it."""
+    """One trunk to be ranked; `spec` is the run that would fine-tune it."""
 
     name: str
     spec: RunSpec
@@ -29,10 +29,10 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Entrant:
-    """A candidate with its weights. `cut` is where a phase that trains the head alone reads.
+class BuiltCandidate:
+    """A candidate with its weights. `cut` is what a phase that trains the head alone reads.
 
-    `source` answers for the classes that the trunk was trained on, None where no file was given.
+    `source` predicts the classes that the trunk was pretrained on, None where no file was given.
     """
 
     candidate: Candidate
@@ -47,7 +47,7 @@ class Entrant:
 
 
 def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
-    """What `ranking.backbones` names, filled up with what `spec.model` says.
+    """The candidates of `ranking.backbones`; what an entry leaves out is as in `spec.model`.
 
     Raises:
         SpecError: there are fewer than two, one is unknown, or two are the same.
@@ -57,7 +57,7 @@ def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
             "a ranking needs several trunks",
             expected='backbones with two entries or more, such as ["resnet50", "mobilenet_v2"]',
             received=f"{len(ranking.backbones)}",
-            fix="name those that you would consider",
+            fix="name all that you would consider",
         )
     tables = [
         entry if isinstance(entry, CandidateSpec) else CandidateSpec(backbone=entry)
@@ -94,8 +94,8 @@ def _changes(table: CandidateSpec) -> Iterator[tuple[str, str]]:
 
 
 def _name(specs: Sequence[RunSpec]) -> list[str]:
-    """Names as short as they may be: weights are told where they are random, or where only they
-    tell two candidates apart."""
+    """Short names: weights are named only if they are random, or if two candidates differ in
+    nothing else."""
     cuts = [(spec.model.backbone, spec.model.last_stage) for spec in specs]
     trained = [cut for cut, spec in zip(cuts, specs, strict=True) if spec.model.weights != "none"]
     names = []
@@ -109,18 +109,20 @@ def _name(specs: Sequence[RunSpec]) -> list[str]:
     return names
 
 
-def prepare(candidates: Sequence[Candidate], task: Task, *, race: bool) -> list[Entrant]:
-    """Build all candidates: whatever is wrong with one of them is told within seconds.
+def build_candidates(
+    candidates: Sequence[Candidate], task: Task, *, race: bool
+) -> list[BuiltCandidate]:
+    """Build all candidates, so that errors in any of them are raised within seconds.
 
     Args:
-        race: whether the phases of the spec will be trained, so that their stages must exist.
+        race: whether the phases of the spec are trained later, so that their stages must exist.
 
     Raises:
-        SpecError: a stage is unknown, images are too small, or there is no way to ask for the
-            classes of the source.
+        SpecError: a stage is unknown, images are too small, or the classes of the source cannot
+            be predicted from these features.
         WeightsError: weights are missing or do not fit.
     """
-    entrants = []
+    built = []
     for candidate in candidates:
         spec = candidate.spec
         trained = spec if race else replace(spec, phases=(_HEAD_ONLY,))
@@ -131,5 +133,5 @@ def prepare(candidates: Sequence[Candidate], task: Task, *, race: bool) -> list[
             source = load_source_head(
                 classifier, spec.model, Path(candidate.source_weights).expanduser()
             )
-        entrants.append(Entrant(candidate, classifier, cut, source))
-    return entrants
+        built.append(BuiltCandidate(candidate, classifier, cut, source))
+    return built

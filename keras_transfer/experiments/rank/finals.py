@@ -1,10 +1,10 @@
-"""Finals of a ranking: the best candidates are fine-tuned, the worse half leaving at each rung.
+"""Finals of a ranking: successive halving among the best candidates, which are fine-tuned.
 
-    rung 1: all, a quarter of the epochs → rung 2: the better half, a half → rung 3: of these the
-    better half, to the end
+    rung 1: all, a quarter of the epochs → rung 2: the better half, half of the epochs → rung 3: the
+    better half of these, all epochs
 
-Judged on validation alone. How the outcome agrees with what each metric foretold is told as a
-weighted Kendall tau, which says little about two or three.
+They are compared on validation alone. A weighted Kendall tau says how well each metric predicted
+the outcome, which means little for two or three finalists.
 """
 
 import math
@@ -17,20 +17,22 @@ import numpy as np
 from scipy.stats import weightedtau
 
 from keras_transfer.evaluation.intervals import Interval, wilson
-from keras_transfer.experiments.run import Data
-from keras_transfer.experiments.study.trials import PrefixedReporter
-from keras_transfer.experiments.trial_runner import TrialRunner
-from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.experiments.session import Session
+from keras_transfer.experiments.trial_runner import (
+    PrefixedReporter,
+    TrialRunner,
+    single_run,
+    without_test,
+)
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
 
 _SHARES = (0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
-class Final:
-    """How far one finalist came: `rung` from 1, its epochs and its validation accuracy there."""
+class Finalist:
+    """The last rung of one candidate, from 1, with its epochs and validation accuracy there."""
 
     name: str
     rung: int
@@ -40,9 +42,7 @@ class Final:
     seconds: float
 
 
-def run_finals(
-    chosen: Sequence[tuple[str, RunSpec]], data: Data, *, cache: Cache, reporter: Reporter
-) -> tuple[Final, ...]:
+def run_finals(chosen: Sequence[tuple[str, RunSpec]], session: Session) -> tuple[Finalist, ...]:
     """Successive halving among candidates; the winner comes first.
 
     Args:
@@ -54,54 +54,47 @@ def run_finals(
     Source: K. Jamieson and A. Talwalkar, "Non-stochastic best arm identification and
     hyperparameter optimization", AISTATS 2016.
     """
-    total = chosen[0][1].num_epochs
-    reached: dict[str, Final] = {}
-    racing, num_val = [name for name, _ in chosen], len(data.splits.val)
+    specs = {name: single_run(spec) for name, spec in chosen}
+    splits, total = without_test(session.data.splits), chosen[0][1].num_epochs
+    reached: dict[str, Finalist] = {}
+    left, num_val = list(specs), len(splits.val)
     with tempfile.TemporaryDirectory(prefix="finals-") as scratch:
-        # A trial runner trains on from where the rung before ended, and never sees the test split.
-        benches = {
-            name: TrialRunner(
-                spec, data, cache=cache, states=RunFolder(Path(scratch)), reporter=reporter
-            )
-            for name, spec in chosen
-        }
+        # A candidate goes on from where it ended at the rung before.
+        runner = TrialRunner(session, [splits], states=RunFolder(Path(scratch)))
         for rung, share in enumerate(_SHARES, 1):
-            if len(racing) == 1 and share < 1:
-                continue  # Nobody is left to be compared with.
+            if len(left) == 1 and share < 1:
+                continue  # There is nothing to compare it with.
             num_epochs = math.ceil(share * total)
-            for name in racing:
-                training = benches[name].train(
-                    benches[name].spec,
-                    num_epochs=num_epochs,
-                    reporter=PrefixedReporter(reporter, name),
-                )
+            for name in left:
+                reporter = PrefixedReporter(session.reporter, name)
+                result = runner.train(specs[name], num_epochs=num_epochs, reporter=reporter)
                 before = reached[name].seconds if name in reached else 0.0
-                reached[name] = Final(
+                reached[name] = Finalist(
                     name,
                     rung,
-                    training.epochs,
-                    training.val_accuracy,
-                    wilson(round(training.val_accuracy * num_val), num_val),
-                    before + training.seconds,
+                    result.epochs,
+                    result.val_accuracy,
+                    wilson(round(result.val_accuracy * num_val), num_val),
+                    before + result.seconds,
                 )
-                reporter.info(
-                    f"Rung {rung}, {name}: validation accuracy {training.val_accuracy:.1%} after "
-                    f"{training.epochs} of {total} epochs, {training.seconds:.0f} s."
+                session.reporter.info(
+                    f"Rung {rung}, {name}: validation accuracy {result.val_accuracy:.1%} after "
+                    f"{result.epochs} of {total} epochs, {result.seconds:.0f} s."
                 )
-            racing.sort(key=lambda name: -reached[name].val_accuracy)
-            racing = racing[: math.ceil(len(racing) / 2)]
+            left.sort(key=lambda name: -reached[name].val_accuracy)
+            left = left[: math.ceil(len(left) / 2)]
     return tuple(sorted(reached.values(), key=lambda one: (-one.rung, -one.val_accuracy)))
 
 
 def agreement(
-    finals: Sequence[Final], values: Mapping[str, Mapping[str, float]]
+    finals: Sequence[Finalist], values: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float | None]:
-    """Weighted Kendall tau, -1 to 1, of each metric with the outcome; None where it has none.
+    """Weighted Kendall tau, -1 to 1, of each metric with the outcome; None if it is undefined.
 
-    Who left early comes behind all that went further, in the order of the accuracies there.
+    Finalists that left early rank behind those that went further, by the accuracies there.
 
     Args:
-        finals: of which each has a value in every metric that counts.
+        finals: metrics without a value for each of them are left out.
         values: by metric and candidate.
 
     Source: S. Vigna, "A weighted correlation index for rankings with ties", WWW 2015.
@@ -111,7 +104,9 @@ def agreement(
     result: dict[str, float | None] = {}
     for metric, by_name in values.items():
         if all(one.name in by_name for one in finals):
-            foretold = [by_name[one.name] for one in finals]
-            tau = float(weightedtau(foretold, places).statistic) if len(set(foretold)) > 1 else None
+            predicted = [by_name[one.name] for one in finals]
+            tau = (
+                float(weightedtau(predicted, places).statistic) if len(set(predicted)) > 1 else None
+            )
             result[metric] = None if tau is None or np.isnan(tau) else tau
     return result

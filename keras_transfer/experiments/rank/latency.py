@@ -1,6 +1,7 @@
-"""Rates: how fast backbones' frozen layers run on this machine, as Keras has them and as ours.
+"""Latency: how fast the frozen layers of backbones run on this machine.
 
-All that is compared takes turns, batch by batch: a slow moment of the machine hits all alike.
+Calls that are compared take turns, batch by batch, so that a slow moment of the machine affects
+all of them.
 """
 
 import functools
@@ -38,7 +39,7 @@ class Rates:
 
 
 def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
-    """Measure a backbone of random weights, which take as long as any others.
+    """Measure a backbone with random weights, which take as long as any others.
 
     Raises:
         SpecError: an unknown backbone, or images too small for it.
@@ -59,7 +60,7 @@ def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
     for precision in ("float32", half_precision()):
         prefix = Prefix([cut], precision=precision)
         ways.append(functools.partial(prefix, batch_size=batch_size))
-    # The first call traces and lays out weights.
+    # The first call also traces and copies weights.
     calls = [functools.partial(way, pixels) for way in ways]
     rounds = [[_seconds(call) for call in calls] for _ in range(1 + _NUM_ROUNDS)][1:]
     return Rates(*(batch_size / median(seconds) for seconds in zip(*rounds, strict=True)))
@@ -68,7 +69,7 @@ def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
 def latencies_ms(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[float]:
     """Milliseconds that one image takes to the cuts of several classifiers, medians.
 
-    As features are computed, each in its precision.
+    As when features are computed, each in its precision.
     """
     calls: list[Callable[[], Any]] = []
     for cut, precision in zip(cuts, precisions, strict=True):
@@ -79,9 +80,10 @@ def latencies_ms(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[float]:
 
 
 def take_turns(calls: Sequence[Callable[[], Any]], *, fewest: int = 4) -> list[list[float]]:
-    """Seconds of calls, round after round; who has had enough leaves, but none before `fewest`.
+    """Seconds of calls, round after round, until each has run for long enough, `fewest` times at
+    least.
 
-    What the first call lays out does not count, unless it stays the only one.
+    The first call, which also compiles, does not count unless it is the only one.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(1 + _MOST_ROUNDS):

@@ -1,9 +1,9 @@
 """A ranking: which pretrained trunk suits these images, before any of them is fine-tuned.
 
-    candidates → weights → images → features, each once → scores, speeds → order, advice
+    candidates → weights → images → features → scores and latencies → order, advice
 
-The test split takes no part. Features are those that a later training of the head reads, in the
-same store: a second ranking computes none, and `train` finds the plain views of the chosen trunk.
+The test split is not used. Features are those that a later training of the head reads, in the
+same cache: a second ranking computes none, and `train` finds the plain views of the chosen trunk.
 """
 
 import contextlib
@@ -17,28 +17,34 @@ from threadpoolctl import threadpool_limits
 
 from keras_transfer.config import override
 from keras_transfer.data.splits import draw_folds
-from keras_transfer.devices import set_up
-from keras_transfer.experiments.rank.candidates import Entrant, make_candidates, prepare
-from keras_transfer.experiments.rank.finals import Final, run_finals
+from keras_transfer.experiments.rank.candidates import (
+    BuiltCandidate,
+    build_candidates,
+    make_candidates,
+)
+from keras_transfer.experiments.rank.finals import Finalist, run_finals
 from keras_transfer.experiments.rank.latency import latencies_ms
-from keras_transfer.experiments.rank.scoring import Judged, Score, doubt, score, score_control
-from keras_transfer.experiments.run import Data, load_data
-from keras_transfer.experiments.session import resolve_cache_mode
-from keras_transfer.experiments.study.trials import ONE_RUN
+from keras_transfer.experiments.rank.scoring import (
+    CrossValidation,
+    Score,
+    find_unreliable,
+    score,
+    score_control,
+)
+from keras_transfer.experiments.session import Session, open_session
+from keras_transfer.experiments.trial_runner import SINGLE
 from keras_transfer.features.extraction import ExtractionStats, extract
 from keras_transfer.features.source import Request
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RankSpec, RunSpec
-from keras_transfer.storage.cache import Cache, open_cache
-from keras_transfer.tasks.registry import read_task
 
 
 @dataclass(frozen=True, eq=False)
-class Ranked:
-    """One candidate: what it is, what it costs and how its features score.
+class RankedCandidate:
+    """One candidate with its size, its speed and the scores of its features.
 
-    `latency_ms` is what one image takes through the frozen layers, as features are computed.
-    `hits` tells by metric which of the ranked images were named right, bool [N].
+    `latency_ms` is the time of one image through the frozen layers, as features are computed.
+    `hits` says by metric which images were classified correctly while held out, bool [N].
     """
 
     name: str
@@ -52,7 +58,7 @@ class Ranked:
 
     @property
     def images_per_second(self) -> float:
-        """Through the frozen layers in batches, as it was measured before they were used."""
+        """Through the frozen layers in batches, measured before features were computed."""
         return self.stats.choice.rate
 
     @property
@@ -65,14 +71,14 @@ class Ranked:
 class Ranking:
     """All candidates, the best first, and the control beside them.
 
-    `control` has the values of features that know nothing, `unreliable` the metrics that put it
-    level with candidates or above, with their names; `worthless` are candidates that know no more
-    than noise. `seconds` are by part.
+    `control` has the scores of noise. `unreliable` has the metrics that rank it at or above
+    candidates, with their names; `worthless` are candidates that are no better than noise.
+    `seconds` are by part.
     """
 
     spec: RunSpec
     ranking: RankSpec
-    entries: tuple[Ranked, ...]
+    entries: tuple[RankedCandidate, ...]
     control: dict[str, float]
     unreliable: dict[str, list[str]]
     worthless: list[str]
@@ -80,51 +86,48 @@ class Ranking:
     num_left_out: int
     num_classes: int
     seconds: dict[str, float]
-    finals: tuple[Final, ...] = ()
+    finals: tuple[Finalist, ...] = ()
 
 
 def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
     """Rank the candidates on the training and validation images of `spec`.
 
     The order is that of the linear probe's accuracy on held-out images. No metric is right
-    everywhere (see `transferability`), so two honest baselines come first: probe and neighbours
-    are judged on images they have not seen, are in a unit that everybody reads, and pair image
-    by image, so that a difference has an interval. Of the two the probe goes first because it is
-    what the head phase of a run trains, a linear layer on these very features, while neighbours
-    depend on how features are scaled. All other metrics are shown beside it.
+    everywhere (see `transferability`), so two simple baselines are shown first, probe and k-NN:
+    they are evaluated on held-out images, in a unit that everyone knows, and compared image by
+    image, so that a difference has an interval. The probe decides because it is what the head
+    phase of a run trains, a linear layer on the same features, while k-NN depends on how features
+    are scaled. All other metrics are shown beside it.
 
     Raises:
-        SpecError, WeightsError: a candidate cannot be had, told before any image is decoded.
+        SpecError, WeightsError: a candidate cannot be built; raised before images are decoded.
         DataError: the images cannot be used, or a class has fewer than there are folds.
-        RunError: features cannot be stored, or a final's training diverged.
+        RunError: features cannot be stored, or training of a finalist diverged.
     """
     seconds: dict[str, float] = {}
-    spec = _single(spec, reporter)
-    set_up(spec.devices, seed=spec.seed)
-    with _timed(seconds, "setup"):
-        candidates = make_candidates(spec, ranking)
-        task, records = read_task(spec)
-        entrants = prepare(candidates, task, race=ranking.race)
-    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
-    with open_cache(settled, reporter=reporter) as cache:
+    if spec.num_trials > 1:
+        reporter.info("A ranking ignores the spec's own folds, seeds and halvings.")
+    spec = override(spec, SINGLE)
+    with contextlib.ExitStack() as held:
+        with _timed(seconds, "setup"):
+            candidates = make_candidates(spec, ranking)
+            session = held.enter_context(open_session(spec, reporter=reporter))
+            built = build_candidates(candidates, session.task, race=ranking.race)
         with _timed(seconds, "reading"):
-            data = load_data(settled, records, cache=cache, reporter=reporter)
+            data = session.data
             rows = np.union1d(data.splits.train, data.splits.val)
             folds = draw_folds(data.records, rows, ranking.folds, seed=spec.seed)
-        with _timed(seconds, "extraction"):
-            features, extraction_stats = _extract(entrants, data, rows, settled, cache, reporter)
-        with _timed(seconds, "timing"):
-            precisions = [stats.choice.precision for stats in extraction_stats]
-            latencies = latencies_ms([entrant.cut for entrant in entrants], precisions)
-        judged = Judged(data.examples.labels[rows], folds, ranking.neighbours, spec.seed)
-        with _timed(seconds, "metrics"):
-            entries, control = _judge(entrants, features, extraction_stats, latencies, judged)
-        finals: tuple[Final, ...] = ()
+        setting = CrossValidation(
+            data.examples.targets.values[rows], folds, ranking.neighbours, spec.seed
+        )
+        entries, control = _score_all(built, rows, setting, session, seconds)
+        finals: tuple[Finalist, ...] = ()
         if ranking.race:
             with _timed(seconds, "race"):
-                chosen = _with_cache(entries[: ranking.finalists], settled)
-                finals = run_finals(chosen, data, cache=cache, reporter=reporter)
-    unreliable, worthless = doubt(control, {entry.name: entry.scores for entry in entries})
+                finals = run_finals(_with_cache(entries[: ranking.finalists], session), session)
+    unreliable, worthless = find_unreliable(
+        control, {entry.name: entry.scores for entry in entries}
+    )
     return Ranking(
         spec=spec,
         ranking=ranking,
@@ -140,9 +143,9 @@ def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
     )
 
 
-def _with_cache(entries: Sequence[Ranked], settled: RunSpec) -> list[tuple[str, RunSpec]]:
+def _with_cache(entries: Sequence[RankedCandidate], session: Session) -> list[tuple[str, RunSpec]]:
     """Names and specs of finalists, which store features only if the ranking does."""
-    cache = {"cache.mode": settled.cache.mode}
+    cache = {"cache.mode": session.spec.cache.mode}
     return [(entry.name, override(entry.spec, cache)) for entry in entries]
 
 
@@ -153,74 +156,75 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = time.perf_counter() - started
 
 
-def _single(spec: RunSpec, reporter: Reporter) -> RunSpec:
-    if spec.num_trials > 1:
-        reporter.info(
-            "A ranking is no study: the spec's own folds, seeds and halvings play no part."
+def _score_all(
+    built: Sequence[BuiltCandidate],
+    rows: np.ndarray,
+    setting: CrossValidation,
+    session: Session,
+    seconds: dict[str, float],
+) -> tuple[list[RankedCandidate], dict[str, float]]:
+    """All candidates, best first, and the scores of the control."""
+    with _timed(seconds, "extraction"):
+        features, extraction_stats = _extract(built, rows, session)
+    with _timed(seconds, "timing"):
+        precisions = [stats.choice.precision for stats in extraction_stats]
+        latencies = latencies_ms([candidate.cut for candidate in built], precisions)
+    with _timed(seconds, "metrics"):
+        scored, control = _score(built, features, setting)
+    entries = [
+        RankedCandidate(
+            name=one.candidate.name,
+            spec=one.candidate.spec,
+            num_features=own.shape[1],
+            num_parameters=one.num_parameters,
+            latency_ms=latency_ms,
+            scores=scores,
+            hits=hits,
+            stats=stats,
         )
-    return override(spec, ONE_RUN)
+        for one, own, stats, latency_ms, (scores, hits) in zip(
+            built, features, extraction_stats, latencies, scored, strict=True
+        )
+    ]
+    # Of equals the faster one comes first.
+    entries.sort(key=lambda entry: (-entry.scores["probe"].value, entry.latency_ms))
+    return entries, control
 
 
 def _extract(
-    entrants: Sequence[Entrant],
-    data: Data,
-    rows: np.ndarray,
-    spec: RunSpec,
-    cache: Cache,
-    reporter: Reporter,
+    built: Sequence[BuiltCandidate], rows: np.ndarray, session: Session
 ) -> tuple[list[np.ndarray], list[ExtractionStats]]:
     """Pooled features float32 [N, D] of the plain images, by one pass for each candidate."""
-    wanted = np.stack([rows, np.zeros_like(rows)], axis=1)
+    plain = np.zeros_like(rows)
     found, extraction_stats = [], []
-    for entrant in entrants:
+    for one in built:
         (features,), stats = extract(
-            [Request(entrant.cut, wanted)],
-            data.source,
-            cache_spec=spec.cache,
-            cache=cache,
-            reporter=reporter,
+            [Request(one.cut, np.stack([rows, plain], axis=1))],
+            session.data.source,
+            cache_spec=session.spec.cache,
+            cache=session.cache,
+            reporter=session.reporter,
         )
-        reporter.info(f"{entrant.candidate.name}: {stats.describe()}")
-        pooled = features.read(rows, np.zeros_like(rows))
+        session.reporter.info(f"{one.candidate.name}: {stats.describe()}")
+        pooled = features.read(rows, plain)
         found.append(np.asarray(pooled, np.float32).reshape(len(rows), -1))
         extraction_stats.append(stats)
     return found, extraction_stats
 
 
-def _judge(
-    entrants: Sequence[Entrant],
-    features: Sequence[np.ndarray],
-    extraction_stats: Sequence[ExtractionStats],
-    latencies: Sequence[float],
-    judged: Judged,
-) -> tuple[list[Ranked], dict[str, float]]:
-    """All candidates, best first, and the control's values."""
-    answers = [
-        entrant.source.answers(own) if entrant.source else None
-        for entrant, own in zip(entrants, features, strict=True)
+def _score(
+    built: Sequence[BuiltCandidate], features: Sequence[np.ndarray], setting: CrossValidation
+) -> tuple[list[tuple[dict[str, Score], dict[str, np.ndarray]]], dict[str, float]]:
+    """Scores and hits of each candidate, and the scores of the control."""
+    predictions = [
+        one.source.predict(own) if one.source else None
+        for one, own in zip(built, features, strict=True)
     ]
     width = max(own.shape[1] for own in features)
-    given = [one for one in answers if one is not None]
-    # Matrices are small: several threads of NumPy's algebra wait for each other, on cores that are
-    # shared a hundred times longer than one works. So each candidate has one.
+    given = [one for one in predictions if one is not None]
+    # Matrices are small: several threads of NumPy's algebra would wait for each other, on shared
+    # cores a hundred times longer than one of them computes. So each candidate has one thread.
     with threadpool_limits(1), ThreadPoolExecutor() as pool:
-        control = pool.submit(score_control, width, judged, answers=given)
-        scored = pool.map(lambda own, one: score(own, judged, answers=one), features, answers)
-        entries = [
-            Ranked(
-                name=entrant.candidate.name,
-                spec=entrant.candidate.spec,
-                num_features=own.shape[1],
-                num_parameters=entrant.num_parameters,
-                latency_ms=latency_ms,
-                scores=scores,
-                hits=hits,
-                stats=stats,
-            )
-            for entrant, own, stats, latency_ms, (scores, hits) in zip(
-                entrants, features, extraction_stats, latencies, scored, strict=True
-            )
-        ]
-    # Of equals the faster one goes first.
-    entries.sort(key=lambda entry: (-entry.scores["probe"].value, entry.latency_ms))
-    return entries, control.result()
+        control = pool.submit(score_control, width, setting, sources=given)
+        scored = pool.map(lambda own, one: score(own, setting, source=one), features, predictions)
+        return list(scored), control.result()

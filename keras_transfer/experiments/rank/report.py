@@ -10,7 +10,7 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.experiments.rank.advice import Advice, advise, keeps_limits, three_digits
 from keras_transfer.experiments.rank.finals import agreement
 from keras_transfer.experiments.rank.plot import Dot, draw_ranking
-from keras_transfer.experiments.rank.ranking import Ranked, Ranking
+from keras_transfer.experiments.rank.ranking import RankedCandidate, Ranking
 from keras_transfer.experiments.rank.scoring import METRICS, SHARES, Score
 from keras_transfer.storage.run_folder import RunFolder, describe_environment
 
@@ -97,7 +97,7 @@ def describe(ranking: Ranking, advice: Advice) -> Sheet:
     return Sheet(sentences, header, rows, _describe_finals(ranking) if ranking.finals else None)
 
 
-def _row(entry: Ranked, metrics: Sequence[str]) -> list[str]:
+def _row(entry: RankedCandidate, metrics: Sequence[str]) -> list[str]:
     return [
         entry.name,
         three_digits(entry.latency_ms),
@@ -163,7 +163,7 @@ def _agreement(ranking: Ranking) -> dict[str, float | None]:
     return agreement(ranking.finals, values)
 
 
-def _dot(entry: Ranked, advice: Advice) -> Dot:
+def _dot(entry: RankedCandidate, advice: Advice) -> Dot:
     probe = entry.scores["probe"]
     interval = probe.interval or (probe.value, probe.value)
     recommended = entry.name == advice.recommended
@@ -190,7 +190,7 @@ def _figures(ranking: Ranking, advice: Advice, seconds: dict[str, float]) -> dic
     }
 
 
-def _figures_of(entry: Ranked, ranking: Ranking, advice: Advice) -> dict[str, Any]:
+def _figures_of(entry: RankedCandidate, ranking: Ranking, advice: Advice) -> dict[str, Any]:
     model = entry.spec.model
     difference, interval = advice.behind.get(entry.name, (None, None))
     return {
@@ -216,7 +216,7 @@ def _figures_of(entry: Ranked, ranking: Ranking, advice: Advice) -> dict[str, An
 def _markdown(ranking: Ranking, sheet: Sheet) -> str:
     spec = ranking.spec
     what = (
-        f"Ranked on {ranking.num_images:,} training and validation images of "
+        f"RankedCandidate on {ranking.num_images:,} training and validation images of "
         f"{ranking.num_classes} classes at {spec.data.image_size} px, {ranking.ranking.folds} "
         f"folds, {ranking.ranking.neighbours} neighbours, seed {spec.seed}; {os.cpu_count()} "
         "processors."

@@ -1,8 +1,8 @@
-"""Scores of features: every metric with its interval, and those of a control that knows nothing.
+"""Scores of features: every metric with its interval, and the scores of a control without signal.
 
-The control is noise as wide as the widest candidate; for metrics of the source's answers, the
-answers of one candidate dealt out to the wrong images. A metric that puts the control above a
-candidate does not tell good from bad on these images.
+The control is noise with as many features as the widest candidate. For metrics of source
+predictions it is the predictions of a candidate, assigned to the wrong images. A metric that ranks
+the control above a candidate does not tell good from bad on these images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ METRICS: Final = {
 """Names and titles; a higher value is better in all of them."""
 
 SHARES: Final = ("probe", "knn")
-"""Those that are accuracies, of images held out in turn."""
+"""The metrics that are cross-validated accuracies."""
 
 _NUM_HALVES = 8
 _LARGEST_HALF = 1000
@@ -41,15 +41,18 @@ _LARGEST_HALF = 1000
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value and its 95 % interval, None where none was taken."""
+    """A metric's value and its 95 % interval, None if it has none."""
 
     value: float
     interval: Interval | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """What all features are judged on: labels int [N], the fold each image is held out in."""
+class CrossValidation:
+    """What all features are scored on: labels int [N], folds int [N] that hold each image out.
+
+    `neighbours` is the k of k-NN.
+    """
 
     labels: np.ndarray
     folds: np.ndarray
@@ -58,71 +61,73 @@ class Judged:
 
 
 def score(
-    features: np.ndarray, judged: Judged, *, answers: np.ndarray | None = None
+    features: np.ndarray, setting: CrossValidation, *, source: np.ndarray | None = None
 ) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
-    """All metrics of features float [N, D], and which images probe and neighbours name right.
+    """All metrics of features float [N, D], and which images probe and k-NN classify correctly.
 
     Args:
-        answers: of a source classifier, [N, Z]; LEEP and NCE are left out without them.
+        source: probabilities of a source classifier, [N, Z]; without them there is no LEEP and NCE.
     """
-    hits = find_hits(features, judged)
-    # Wilson's, because a bootstrap of images that are all named right knows no doubt.
+    hits = find_hits(features, setting)
+    # Wilson's: a bootstrap gives an interval of no width if all images are classified correctly.
     scores = {
         name: Score(float(own.mean()), wilson(int(own.sum()), len(own)))
         for name, own in hits.items()
     }
     for name, metric in (("log_me", log_me), ("h_score", h_score)):
-        value = metric(features, judged.labels)
-        half = spread_over_halves(metric, features, judged.labels, seed=judged.seed)
+        value = metric(features, setting.labels)
+        half = interval_over_halves(metric, features, setting.labels, seed=setting.seed)
         scores[name] = Score(value, (value - half, value + half))
-    if answers is not None:
-        scores["leep"] = Score(leep(answers, judged.labels))
-        scores["nce"] = Score(nce(answers.argmax(axis=1), judged.labels))
+    if source is not None:
+        scores["leep"] = Score(leep(source, setting.labels))
+        scores["nce"] = Score(nce(source.argmax(axis=1), setting.labels))
     return scores, hits
 
 
-def find_hits(features: np.ndarray, judged: Judged) -> dict[str, np.ndarray]:
-    """Whether each image is named right while it is held out, bool [N] by metric."""
-    labels, folds = judged.labels, judged.folds
+def find_hits(features: np.ndarray, setting: CrossValidation) -> dict[str, np.ndarray]:
+    """Whether each image is classified correctly while held out, bool [N] by metric."""
+    labels, folds = setting.labels, setting.folds
     return {
         "probe": probe_hits(features, labels, folds),
-        "knn": knn_hits(features, labels, folds, neighbours=judged.neighbours),
+        "knn": knn_hits(features, labels, folds, neighbours=setting.neighbours),
     }
 
 
-def score_control(width: int, judged: Judged, *, answers: Sequence[np.ndarray]) -> dict[str, float]:
-    """All metrics of noise; LEEP and NCE of each of `answers` in a wrong order, the best of them.
+def score_control(
+    width: int, setting: CrossValidation, *, sources: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """All metrics of noise; the best LEEP and NCE of all `sources` in a wrong order.
 
     Args:
         width: number of noise features, that of the widest candidate.
     """
-    generator = np.random.default_rng([judged.seed, 7])
-    noise = generator.normal(size=(len(judged.labels), width)).astype(np.float32)
-    values = {name: float(hits.mean()) for name, hits in find_hits(noise, judged).items()}
-    values["log_me"] = log_me(noise, judged.labels)
-    values["h_score"] = h_score(noise, judged.labels)
-    if answers:
-        dealt = [generator.permuted(np.arange(len(one))) for one in answers]
-        wrong = [one[order] for one, order in zip(answers, dealt, strict=True)]
-        values["leep"] = max(leep(one, judged.labels) for one in wrong)
-        values["nce"] = max(nce(one.argmax(axis=1), judged.labels) for one in wrong)
+    generator = np.random.default_rng([setting.seed, 7])
+    noise = generator.normal(size=(len(setting.labels), width)).astype(np.float32)
+    values = {name: float(hits.mean()) for name, hits in find_hits(noise, setting).items()}
+    values["log_me"] = log_me(noise, setting.labels)
+    values["h_score"] = h_score(noise, setting.labels)
+    if sources:
+        orders = [generator.permuted(np.arange(len(one))) for one in sources]
+        wrong = [one[order] for one, order in zip(sources, orders, strict=True)]
+        values["leep"] = max(leep(one, setting.labels) for one in wrong)
+        values["nce"] = max(nce(one.argmax(axis=1), setting.labels) for one in wrong)
     return values
 
 
-def spread_over_halves(
+def interval_over_halves(
     metric: Callable[[np.ndarray, np.ndarray], float],
     features: np.ndarray,
     labels: np.ndarray,
     *,
     seed: int,
 ) -> float:
-    """Half the width of a 95 % interval, from a metric's scatter over halves of the images.
+    """Half the width of a 95 % interval, from a metric's variation over halves of the images.
 
-    The bootstrap draws images twice. A copy is explained by its original, so evidence and
-    H-score of such samples are too high, by far more than their interval is wide. Stratified
-    halves without replacement hold no copies, and a mean scatters over them as much as over
-    samples of all images: (1/m - 1/N) = 1/N for m = N/2. Of more than 2,000 images a smaller
-    share is drawn, and the scatter scaled down.
+    The bootstrap draws images twice, and evidence and H-score of samples with copies are too high,
+    by far more than the width of the interval. Stratified halves without replacement hold no
+    copies, and the variance of a mean over them is that over samples of all images:
+    (1/m - 1/N) = 1/N for m = N/2. Of more than 2,000 images a smaller share is drawn, and the
+    variation scaled down.
 
     Source: D. N. Politis, J. P. Romano and M. Wolf, "Subsampling", Springer 1999.
     """
@@ -139,20 +144,20 @@ def spread_over_halves(
     return float(student.ppf(0.975, _NUM_HALVES - 1) * np.std(values, ddof=1) * scale)
 
 
-def doubt(
+def find_unreliable(
     control: Mapping[str, float], scores: Mapping[str, Mapping[str, Score]]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Metrics that put the control level with candidates or above, and candidates to blame.
+    """Metrics that rank the control at or above candidates, and candidates no better than it.
 
-    A candidate that most metrics put below the control is itself worth no more than noise: it is
-    named, and is no reason to doubt the metrics that say so.
+    A candidate that most metrics rank below the control is itself no better than noise. It is
+    returned apart, and does not make the metrics that say so unreliable.
 
     Args:
         scores: by candidate and metric.
 
     Returns:
-        By metric the names of the candidates that it should have put above the control; and the
-        candidates that know no more than noise.
+        By metric the names of the candidates that it should have ranked above the control; and
+        the candidates that are no better than noise.
     """
     below = {
         name: [metric for metric, own in scored.items() if own.value <= control[metric]]

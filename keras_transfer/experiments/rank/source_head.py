@@ -1,7 +1,7 @@
-"""The head a trunk was pretrained with: its answers for the source's classes, from stored features.
+"""Source head: the head that a trunk was pretrained with, applied to stored features.
 
-Trunks come without their top. Where a file of the whole network is at hand, the layers above its
-global pooling are applied to the pooled features of a ranking: the trunk runs no second time.
+Trunks come without their top. Given a file of the whole network, the layers above its global
+pooling are applied to the pooled features of a ranking, so that the trunk does not run again.
 """
 
 import warnings
@@ -21,11 +21,11 @@ _BATCH_SIZE = 256
 
 @dataclass(frozen=True, eq=False)
 class SourceHead:
-    """From features pooled by their mean to the probabilities of the source's classes."""
+    """Maps mean-pooled features to the probabilities of the source's classes."""
 
     model: keras.Model
 
-    def answers(self, features: np.ndarray) -> np.ndarray:
+    def predict(self, features: np.ndarray) -> np.ndarray:
         """Probabilities float32 [N, Z] for features [N, D]."""
         shaped = np.asarray(features, np.float32).reshape(-1, *self.model.input_shape[1:])
         starts = range(0, len(shaped), _BATCH_SIZE)
@@ -35,16 +35,16 @@ class SourceHead:
 
 
 def load_source_head(classifier: Classifier, spec: ModelSpec, file: Path) -> SourceHead:
-    """Build the whole network of a trunk, load it, and take what lies above its global pooling.
+    """Build the whole network of a trunk, load it, and take the layers above its global pooling.
 
     Args:
-        classifier: whose trunk must have the very weights that the file has below the pooling.
+        classifier: whose trunk must have the same weights as the file has below the pooling.
         spec: the classifier's.
         file: HDF5 weights of the `keras.applications` network with its top, for 1,000 classes.
 
     Raises:
         SpecError: the network's top does not start with a global mean, or the features of `spec`
-            are others than those it was trained on.
+            are not those that it was trained on.
         WeightsError: the file is missing, damaged or of another network.
     """
     backbone = classifier.trunk.backbone
@@ -54,7 +54,7 @@ def load_source_head(classifier: Classifier, spec: ModelSpec, file: Path) -> Sou
     pooling = _find_pooling(network, backbone)
     if not file.is_file():
         raise WeightsError(
-            f"there are no source_weights of {backbone.name}",
+            f"the source_weights of {backbone.name} do not exist",
             expected="an HDF5 file of the network with its top (include_top=True)",
             received=f"no such file: {file.absolute()}",
             fix="correct the path, or leave source_weights out to do without LEEP and NCE",
@@ -70,7 +70,7 @@ def _check_features(classifier: Classifier, spec: ModelSpec) -> None:
     if whole and spec.pooling == "avg":
         return
     raise SpecError(
-        f"source_weights of {backbone.name} cannot be asked with these features",
+        f"source_weights of {backbone.name} do not fit these features",
         expected="the mean of the whole trunk's output, which its top was trained on "
         "(model.pooling=avg, no last_stage)",
         received=f"model.pooling={spec.pooling}, last_stage={classifier.trunk.last_stage}",
@@ -82,7 +82,7 @@ def _check_features(classifier: Classifier, spec: ModelSpec) -> None:
 def _load(network: keras.Model, backbone: Backbone, file: Path) -> None:
     try:
         with warnings.catch_warnings():
-            # Keras only warns where layers keep their random weights.
+            # Keras only warns if layers keep their random weights.
             warnings.simplefilter("error", UserWarning)
             network.load_weights(file)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, UserWarning) as error:
@@ -91,19 +91,19 @@ def _load(network: keras.Model, backbone: Backbone, file: Path) -> None:
             expected=f"{network.count_params():,} numbers in {len(network.weights)} arrays, saved "
             "with include_top=True for 1,000 classes",
             received=str(error).splitlines()[0][:200],
-            fix="give a file of this very network, or leave source_weights out",
+            fix="give a file of the same network, or leave source_weights out",
         ) from error
 
 
 def _find_pooling(network: keras.Model, backbone: Backbone) -> keras.layers.Layer:
-    """The last global mean, through which the top hangs on the trunk."""
+    """The last global mean pooling, which connects the top to the trunk."""
     for layer in reversed(network.layers):
         if isinstance(layer, keras.layers.GlobalAveragePooling2D):
             return layer
     raise SpecError(
         f"the top of {backbone.name} does not start with a global mean",
         expected="a network that pools its last feature map, such as a ResNet or a MobileNet",
-        received=f"{backbone.name}, whose first dense layer sees every place of the map",
+        received=f"{backbone.name}, whose first dense layer reads the whole map",
         fix="leave source_weights out to do without LEEP and NCE",
     )
 
@@ -111,18 +111,18 @@ def _find_pooling(network: keras.Model, backbone: Backbone) -> keras.layers.Laye
 def _check_same_trunk(below: keras.Model, classifier: Classifier, file: Path) -> None:
     """Raise WeightsError unless the file's trunk is the candidate's, number by number."""
     backbone = classifier.trunk.backbone
-    theirs = [
+    expected = [
         np.asarray(variable)
         for layer in below.layers
         if type(layer).__name__ not in backbone.leave_out
         for variable in layer.variables
     ]
-    ours = [np.asarray(v) for layer in classifier.trunk.layers for v in layer.variables]
-    same = len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+    own = [np.asarray(v) for layer in classifier.trunk.layers for v in layer.variables]
+    same = len(own) == len(expected) and all(map(np.array_equal, own, expected))
     if not same:
         raise WeightsError(
             f"{file} was not trained with the weights of this {backbone.name}",
-            expected="the same trunk below the top as the candidate's weights are",
-            received="another one: the top would answer for features it has never seen",
+            expected="a file whose trunk has the candidate's weights",
+            received="a trunk with other weights, whose top was trained on other features",
             fix="give the files with and without the top that were published together",
         )

@@ -1,7 +1,7 @@
-"""Transferability: figures that tell, from pooled features and labels alone, how well they fit.
+"""Transferability metrics: from pooled features and labels, how well the features fit the task.
 
-Features are float [N, D], labels int [N] with values from 0. A higher figure is better, in all of
-them. None wins everywhere: A. Agostinelli et al., "How stable are transferability metrics
+Features are float [N, D], labels int [N] with values from 0. Higher is better for all of them.
+None is best everywhere: A. Agostinelli et al., "How stable are transferability metrics
 evaluations?", ECCV 2022; M. Sorkhei et al., "k-NN as a simple and effective estimator of
 transferability", 2025, who found none of 23 to beat nearest neighbours across the board.
 """
@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 _DECADES = np.linspace(-12.0, 12.0, 97)
-"""Ratios of noise to prior that are tried first, as powers of ten of the features' energy."""
+"""Ratios of noise to prior that are tried first, as powers of ten of the largest energy."""
 
 _FINER = np.linspace(-1.0, 1.0, 17)
 _NUM_REFINEMENTS = 6
@@ -24,8 +24,8 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
     For a target t of zeros and ones it is the largest log N(t; 0, I/beta + F F'/alpha) over alpha
     and beta; the mean over all targets, for each example. For a given ratio alpha/beta the best
     beta is known in closed form, so the ratio alone is searched, on a grid that is made finer
-    around its best point: unlike the usual fixed point that cannot crawl or end in the lesser of
-    two maxima. Directions without any energy add nothing, so zero columns change nothing.
+    around its best point: unlike the usual fixed-point iteration, this neither converges slowly nor
+    ends in the lower of two maxima. Zero columns change nothing.
 
     Source: K. You et al., "LogME: practical assessment of pre-trained models for transfer
     learning", ICML 2021.
@@ -35,7 +35,7 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
     for label in np.unique(labels):
         target = (labels == label).astype(np.float64)
         projected = (basis.T @ target) ** 2
-        # What no direction explains; rounding must not make it negative.
+        # The part that no direction explains; rounding must not make it negative.
         rest = max(float(target.sum() - projected.sum()), 0.0)
         evidences.append(_evidence(energies, projected, rest, len(labels)))
     return float(np.mean(evidences)) / len(labels)
@@ -48,7 +48,7 @@ def _spectrum(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         basis, values, _ = np.linalg.svd(features, full_matrices=False)
         energies = values**2
     else:
-        # As good as singular vectors where there are at most as many examples; four times as fast.
+        # The same vectors if there are at most as many examples, four times as fast.
         energies, basis = np.linalg.eigh(features @ features.T)
     kept = energies > max(features.shape) * np.finfo(np.float64).eps * energies.max()
     return basis[:, kept], energies[kept]
@@ -66,7 +66,7 @@ def _evidence(energies: np.ndarray, projected: np.ndarray, rest: float, num: int
     if not len(energies):
         return float(at(np.ones(1))[0])
     scale = energies.max()
-    # The last is the limit in which the features are not used at all.
+    # The last is the limit in which the features are not used.
     powers, step = np.append(_DECADES, 300.0), float(_DECADES[1] - _DECADES[0])
     for _ in range(1 + _NUM_REFINEMENTS):
         values = at(scale * 10**powers)
@@ -80,8 +80,8 @@ def h_score(features: np.ndarray, labels: np.ndarray, *, shrinkage: float | None
 
     The trace of inverse(cov(f)) cov(mean of f given y). With `shrinkage` rho the covariance is
     mixed with rho times its mean variance, and the result is multiplied by 1 - rho; None takes
-    Ledoit and Wolf's rho. With 0 it is what was defined first, which no invertible linear map of
-    the features changes, but which any features bring to C - 1 once they are as many as examples.
+    Ledoit and Wolf's rho. With 0 it is the original H-score, which is invariant under invertible
+    linear maps, and C - 1 for any features that are as many as the examples.
 
     Source: Y. Bao et al., "An information-theoretic approach to transferability in task transfer
     learning", ICIP 2019; regularised: S. Ibrahim et al., "Newer is not always better: rethinking
@@ -118,21 +118,21 @@ def _ledoit_wolf(lengths: np.ndarray, variances: np.ndarray, num_features: int) 
 
 
 def leep(source_probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """LEEP: the mean log likelihood of labels told from a source classifier's answers, at most 0.
+    """LEEP: the mean log likelihood of labels given a source classifier's predictions, at most 0.
 
     The mean over examples of log sum over z of P(y|z) theta(z), where P(y|z) is counted with the
-    answers theta float [N, Z], rows adding up to 1, as weights. A class without any weight is
-    left out: it adds nothing.
+    predictions theta float [N, Z], rows adding up to 1, as weights. A class without any weight
+    is left out: it adds nothing.
 
     Source: C. V. Nguyen et al., "LEEP: a new measure to evaluate transferability of learned
     representations", ICML 2020.
     """
-    answers = np.asarray(source_probabilities, np.float64)
-    answers = answers[:, answers.sum(axis=0) > 0]
-    joint = np.stack([answers[labels == label].sum(axis=0) for label in np.unique(labels)])
+    theta = np.asarray(source_probabilities, np.float64)
+    theta = theta[:, theta.sum(axis=0) > 0]
+    joint = np.stack([theta[labels == label].sum(axis=0) for label in np.unique(labels)])
     conditional = joint / joint.sum(axis=0)
     numbers = np.unique(labels, return_inverse=True)[1]
-    return float(np.mean(np.log(np.sum(conditional[numbers] * answers, axis=1))))
+    return float(np.mean(np.log(np.sum(conditional[numbers] * theta, axis=1))))
 
 
 def nce(source_labels: np.ndarray, labels: np.ndarray) -> float:
@@ -150,7 +150,7 @@ def nce(source_labels: np.ndarray, labels: np.ndarray) -> float:
 def knn_hits(
     features: np.ndarray, labels: np.ndarray, folds: np.ndarray, *, neighbours: int
 ) -> np.ndarray:
-    """Whether the k nearest of other folds, by cosine, name each example right: bool [N].
+    """Whether the k nearest of other folds, by cosine, classify each example correctly.
 
     Args:
         folds: int [N], the fold in which each example is held out.
@@ -170,9 +170,9 @@ def knn_hits(
 
 
 def probe_hits(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Whether a logistic regression on the other folds names each example right: bool [N].
+    """Whether a logistic regression on the other folds classifies each example correctly.
 
-    Features are standardised by the other folds' figures.
+    Features are standardised with the other folds' mean and deviation. Returns bool [N].
 
     Args:
         folds: int [N], the fold in which each example is held out.
@@ -183,22 +183,22 @@ def probe_hits(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> n
     for fold in np.unique(folds):
         out = folds == fold
         scaler = StandardScaler().fit(features[~out])
-        known, asked = _narrowed(*(scaler.transform(features[rows]) for rows in (~out, out)))
-        probe = LogisticRegression(solver="newton-cg", max_iter=200).fit(known, labels[~out])
-        hits[out] = probe.predict(asked) == labels[out]
+        train, test = _narrowed(*(scaler.transform(features[rows]) for rows in (~out, out)))
+        probe = LogisticRegression(solver="newton-cg", max_iter=200).fit(train, labels[~out])
+        hits[out] = probe.predict(test) == labels[out]
     return hits
 
 
-def _narrowed(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in coordinates of the space that the known examples span, if that is a smaller one.
+def _narrowed(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in coordinates of the space that the training examples span, if that is smaller.
 
-    A regression with a penalty on the length of its weights has none outside of that space, and
-    does not see rotations: the answers stay, and its search has fewer dimensions.
+    A regression with an L2 penalty has no weights outside of that space and is invariant under
+    rotations: predictions stay the same, and the optimisation has fewer dimensions.
     """
-    if known.shape[1] <= len(known):
-        return known, asked
-    basis, energies = _spectrum(np.asarray(known, np.float64))
+    if train.shape[1] <= len(train):
+        return train, test
+    basis, energies = _spectrum(np.asarray(train, np.float64))
     if not len(energies):
-        return known, asked
-    axes = known.T @ (basis / np.sqrt(energies))
-    return known @ axes, asked @ axes
+        return train, test
+    axes = train.T @ (basis / np.sqrt(energies))
+    return train @ axes, test @ axes

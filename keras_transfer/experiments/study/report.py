@@ -1,13 +1,12 @@
 """What a study leaves: study.json, out-of-fold predictions or a learning curve, and a table."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from keras_transfer.evaluation.plots import draw_accuracy_by_size
 from keras_transfer.evaluation.predictions import prediction_columns, prediction_rows
-from keras_transfer.experiments.study.study import Group, Study, spread
+from keras_transfer.experiments.study.study import Group, Study, summary_statistics
 from keras_transfer.experiments.summary import with_interval
 from keras_transfer.reporting.reporter import TerminalReporter
 
@@ -24,7 +23,7 @@ def write_study(study: Study) -> None:
         "kind": study.kind,
         "summary": _summarise(study),
         "cost": _cost(study),
-        "trials": [asdict(result) for result in study.results],
+        "trials": [trial.to_dict() for trial in study.trials],
     }
     study.run.write_json("study.json", content)
 
@@ -35,11 +34,11 @@ def _write_out_of_fold(study: Study) -> None:
     labels = np.asarray(study.records.labels())
     rows: list[tuple[tuple[int, int], list[Any]]] = []
     for trial in study.trials:
-        seed = trial.result.seed
+        seed = trial.seed
         paths = (study.records.items[row].path for row in trial.rows)
         predictions = prediction_rows(paths, labels[trial.rows], trial.probabilities, names)
         for row, prediction in zip(trial.rows.tolist(), predictions, strict=True):
-            rows.append(((seed, row), [seed, trial.result.fold, *prediction]))
+            rows.append(((seed, row), [seed, trial.fold, *prediction]))
     rows.sort(key=lambda pair: pair[0])
     header = ["seed", "fold", *prediction_columns(names)]
     study.run.write_rows("out_of_fold.csv", header, (row for _, row in rows))
@@ -52,26 +51,26 @@ def _summarise(study: Study) -> dict[str, Any]:
         "groups": [
             {
                 study.by: group.value,
-                "num_trials": len(group.results),
+                "num_trials": len(group.trials),
                 "num_held_out": group.num_held_out,
                 "accuracy": group.accuracy,
                 "interval": group.interval if group.is_of_one_seed else None,
-                **group.spread,
+                **group.statistics,
             }
             for group in groups
         ],
     }
     if not study.spec.halvings:
-        summary["over_groups"] = spread([group.accuracy for group in groups])
+        summary["over_groups"] = summary_statistics([group.accuracy for group in groups])
     if study.by == "fold":
-        whole = Group(0, tuple(study.results))
+        whole = Group(0, study.trials)
         summary["out_of_fold"] = {"accuracy": whole.accuracy, "interval": whole.interval}
     return summary
 
 
 def _cost(study: Study) -> dict[str, Any]:
     names = ("seconds", "views_computed", "views_found", "views_trained_on")
-    return {name: sum(getattr(result, name) for result in study.results) for name in names}
+    return {name: sum(getattr(trial, name) for trial in study.trials) for name in names}
 
 
 def show_study(study: Study, terminal: TerminalReporter) -> None:
@@ -80,9 +79,9 @@ def show_study(study: Study, terminal: TerminalReporter) -> None:
     rows = [
         [
             f"{group.value:,}",
-            f"{len(group.results)}",
+            f"{len(group.trials)}",
             f"{group.num_held_out:,}",
-            f"{sum(result.seconds for result in group.results):.0f}",
+            f"{sum(trial.seconds for trial in group.trials):.0f}",
             with_interval(group.accuracy, group.interval),
         ]
         for group in groups
@@ -115,7 +114,7 @@ def _describe_result(study: Study) -> str:
             f"{few.accuracy:.1%} with {few.value:,} training images, {many.accuracy:.1%} with "
             f"{many.value:,}."
         )
-    over = spread([group.accuracy for group in groups])
+    over = summary_statistics([group.accuracy for group in groups])
     text = (
         f"over {len(groups)} {study.by}s minimum {over['minimum']:.1%}, median "
         f"{over['median']:.1%}, maximum {over['maximum']:.1%}, mean {over['mean']:.1%}"
@@ -123,7 +122,7 @@ def _describe_result(study: Study) -> str:
     if over["standard_deviation"] is not None:
         text += f", standard deviation {100 * over['standard_deviation']:.1f} points"
     if study.by == "fold":
-        whole = Group(0, tuple(study.results))
+        whole = Group(0, study.trials)
         low, high = whole.interval
         return (
             f"Out of fold {whole.accuracy:.1%} ({low:.1%} to {high:.1%}) of "

@@ -4,50 +4,46 @@
     seeds=5       the same run with other seeds
     halvings=4    with all, half, a quarter … of the training images
 
-All trials share one audit and one cache: frozen layers see every view once for the whole study.
+All trials share the decoded images and the cache: frozen layers see every view once for the whole
+study.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 
-from keras_transfer.data.splits import manifest
-from keras_transfer.devices import set_up
+from keras_transfer.config import override
+from keras_transfer.data.records import Records
+from keras_transfer.data.splits import Splits, make_folds, make_splits, with_train_size
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.evaluation.intervals import wilson
-from keras_transfer.experiments.descriptions import describe_model
-from keras_transfer.experiments.run import Data, load_data
-from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.experiments.study.report import write_study
-from keras_transfer.experiments.study.study import Study, TrialDone
-from keras_transfer.experiments.study.trials import (
+from keras_transfer.experiments.study.study import Study, StudyTrial
+from keras_transfer.experiments.trial_runner import (
     PrefixedReporter,
-    Trial,
     TrialResult,
-    plan_trials,
-    pools,
-    run_trial,
+    TrialRunner,
+    single_run,
 )
+from keras_transfer.features.phase_inputs import Pool
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
-from keras_transfer.tasks.registry import read_task
-from keras_transfer.tasks.task import Task
-from keras_transfer.training.fitting import prepare_classifier
 from keras_transfer.training.progress import Checkpoint, State
 
 
 def run_study(
     spec: RunSpec, run: RunFolder | None = None, *, reporter: Reporter | None = None
 ) -> Study:
-    """Run all trials that `folds`, `seeds` and `halvings` ask for, into a study's folder.
+    """Run all trials of `folds`, `seeds` and `halvings`, into a study's folder.
 
     Args:
         run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
             Trials that ended before an interruption are not run again.
-        reporter: who is told of decisions and progress; by default the terminal.
+        reporter: shows decisions and progress; by default on the terminal.
 
     Raises:
         DataError, SpecError, WeightsError: the input cannot be used as it is.
@@ -56,59 +52,149 @@ def run_study(
     reporter = reporter or TerminalReporter()
     run = run or start_run(spec)
     with vacated_on_refusal(run):
-        return _run(spec, run, reporter)
-
-
-def _run(spec: RunSpec, run: RunFolder, reporter: Reporter) -> Study:
-    check_one_host(spec.devices, "a study")
-    set_up(spec.devices, seed=spec.seed)
-    reporter.info(f"Study folder: {run.path}")
-    task, records = read_task(spec)
-    _check_model(spec, task, reporter)
-    run.checkpoint_folder.mkdir(exist_ok=True)
-    settled = resolve_cache_mode(spec, len(records.items), reporter=reporter)
-    with open_cache(settled, reporter=reporter, scratch=run.checkpoint_folder) as cache:
-        begun = run if (run.path / "splits.json").is_file() else None
-        data = load_data(settled, records, cache=cache, reporter=reporter, run=begun)
-        trials = plan_trials(settled, data.records, data.splits.test, reporter=reporter)
-        # Only now: a study of too many folds is refused without leaving anything.
-        run.write_json("splits.json", manifest(data.splits, data.records))
-        run.write_class_names(data.records.class_names)
-        done = _run_trials(trials, run, data, cache, reporter)
-        study = Study(spec, run, data.records, tuple(done))
-        write_study(study)
+        check_one_host(spec.devices, "a study")
+        reporter.info(f"Study folder: {run.path}")
+        with open_session(spec, reporter=reporter, run=run) as session:
+            session.build_classifier()
+            trials = _plan_trials(session)
+            # Only now: a study of too many folds is refused without leaving anything.
+            session.write_splits()
+            done = _run_trials(trials, session, run)
+            study = Study(spec, run, session.data.records, tuple(done))
+            write_study(study)
     shutil.rmtree(run.checkpoint_folder)
     return study
 
 
-def _check_model(spec: RunSpec, task: Task, reporter: Reporter) -> None:
-    """Tell missing weights and wrong stages within seconds, before any image is decoded."""
-    classifier = prepare_classifier(spec, task)
-    reporter.info(describe_model(spec, classifier))
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """One training to be done. `splits.test` are the rows it is evaluated on; `fold` is from 1."""
+
+    name: str
+    spec: RunSpec
+    splits: Splits
+    fold: int | None = None
 
 
-def _run_trials(
-    trials: Sequence[Trial], run: RunFolder, data: Data, cache: Cache, reporter: Reporter
-) -> list[TrialDone]:
+def _plan_trials(session: Session) -> list[_Trial]:
+    """All trials in the order in which they run.
+
+    Cross-validation leaves out the rows of the session's test split.
+
+    Raises:
+        DataError: there are too few images for so many folds or splits.
+    """
+    spec, records = session.spec, session.data.records
+    seeds = [spec.seed + number for number in range(spec.seeds)]
+    if spec.folds > 1:
+        test = session.data.splits.test
+        return [
+            _trial(spec, splits, fold=fold)
+            for seed in seeds
+            for fold, splits in enumerate(
+                make_folds(records, spec.data, test, num_folds=spec.folds, seed=seed), 1
+            )
+        ]
+    drawn = [make_splits(records, spec.data, seed=seed) for seed in seeds]
+    if not spec.halvings:
+        return [_trial(spec, splits) for splits in drawn]
+    largest = min(len(splits.train) for splits in drawn)
+    sizes = _halve(largest, spec, records, session.reporter)
+    return [
+        _trial(spec, with_train_size(splits, records, size)) for splits in drawn for size in sizes
+    ]
+
+
+def _trial(spec: RunSpec, splits: Splits, *, fold: int | None = None) -> _Trial:
+    parts = []
+    if fold:
+        parts.append(f"fold {fold} of {spec.folds}")
+    if spec.halvings:
+        parts.append(f"{len(splits.train):,} images")
+    if spec.seeds > 1 or not parts:
+        parts.append(f"seed {splits.seed}")
+    own = override(single_run(spec), {"seed": splits.seed})
+    return _Trial(", ".join(parts), own, splits, fold)
+
+
+def _halve(size: int, spec: RunSpec, records: Records, reporter: Reporter) -> list[int]:
+    """Numbers of training images, the largest first, with at least one image of each class."""
+    wanted = [size // 2**number for number in range(spec.halvings + 1)]
+    sizes = [size for size in wanted if size >= len(records.class_names)]
+    if len(sizes) < len(wanted):
+        reporter.info(
+            f"The learning curve ends at {sizes[-1]:,} training images, after "
+            f"{len(sizes) - 1} of {spec.halvings} halvings: half of them would be too few for "
+            f"{len(records.class_names)} classes."
+        )
+    return sizes
+
+
+def _pools(trials: Sequence[_Trial]) -> list[Pool]:
+    """For each trial the rows of all trials with the same trunk."""
+    siblings: dict[int | None, list[Splits]] = {}
+    for trial in trials:
+        siblings.setdefault(_seed_of_trunk(trial), []).append(trial.splits)
+    union = {seed: Pool.of(*splits) for seed, splits in siblings.items()}
+    return [union[_seed_of_trunk(trial)] for trial in trials]
+
+
+def _seed_of_trunk(trial: _Trial) -> int | None:
+    """Random weights depend on the seed, all others do not."""
+    return trial.spec.seed if trial.spec.model.weights == "none" else None
+
+
+def _run_trials(trials: Sequence[_Trial], session: Session, run: RunFolder) -> list[StudyTrial]:
+    reporter = session.reporter
     reporter.info(f"{len(trials)} trials, from {trials[0].name!r} to {trials[-1].name!r}.")
+    runner = TrialRunner(session, [trial.splits for trial in trials])
     done = []
-    for number, (trial, pool) in enumerate(zip(trials, pools(trials), strict=True)):
+    for number, (trial, pool) in enumerate(zip(trials, _pools(trials), strict=True)):
         checkpoint = Checkpoint(run, f"trial-{number}")
         state = checkpoint.load()
         if state is None:
-            # What all trials have in common is told once.
-            teller = PrefixedReporter(reporter, trial.name) if number else reporter
-            result, probabilities = run_trial(trial, data, pool, cache=cache, reporter=teller)
-            held_out = {"probabilities": probabilities}
-            state = State({"result": asdict(result)}, {"held_out": held_out})
-            checkpoint.save(state)
-        result = TrialResult(**state.numbers["result"])
-        low, high = wilson(result.num_right, result.num_held_out)
+            result = runner.train(
+                trial.spec,
+                splits=[trial.splits],
+                pool=pool,
+                # What all trials have in common is told once.
+                reporter=PrefixedReporter(reporter, trial.name) if number else reporter,
+                predict=True,
+            )
+            finished = _study_trial(trial, result)
+            arrays = {"probabilities": finished.probabilities}
+            checkpoint.save(State({"result": finished.to_dict()}, {"held_out": arrays}))
+        else:
+            probabilities = state.arrays["held_out"]["probabilities"]
+            rows = trial.splits.test
+            finished = StudyTrial(**state.numbers["result"], rows=rows, probabilities=probabilities)
+        low, high = wilson(finished.num_right, finished.num_held_out)
         reporter.info(
-            f"Trial {number + 1} of {len(trials)}, {trial.name}: {result.accuracy:.1%} "
-            f"({low:.1%} to {high:.1%}) of {result.num_held_out:,} images, "
-            f"{result.seconds:.0f} s."
+            f"Trial {number + 1} of {len(trials)}, {trial.name}: {finished.accuracy:.1%} "
+            f"({low:.1%} to {high:.1%}) of {finished.num_held_out:,} images, "
+            f"{finished.seconds:.0f} s."
         )
-        probabilities = state.arrays["held_out"]["probabilities"]
-        done.append(TrialDone(result, trial.splits.test, probabilities))
+        done.append(finished)
     return done
+
+
+def _study_trial(trial: _Trial, result: TrialResult) -> StudyTrial:
+    assert result.hits is not None
+    assert result.probabilities is not None
+    num_right = int(result.hits.sum())
+    kept = ("name", "epochs", "seconds", "val_accuracy", "kept")
+    phases = [dataclasses.asdict(outcome) for outcome in result.outcomes]
+    return StudyTrial(
+        name=trial.name,
+        seed=trial.spec.seed,
+        fold=trial.fold,
+        train_size=len(trial.splits.train),
+        num_held_out=len(trial.splits.test),
+        num_right=num_right,
+        accuracy=num_right / len(trial.splits.test),
+        seconds=result.seconds,
+        **result.views,
+        phases=[{name: phase[name] for name in kept} for phase in phases],
+        rows=trial.splits.test,
+        probabilities=result.probabilities,
+    )

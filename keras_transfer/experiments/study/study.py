@@ -1,26 +1,51 @@
-"""A finished study: its trials, and the groups of them that one wants to compare."""
+"""A finished study: its trials, and the groups of them that are compared."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
+from typing import Any
 
 import numpy as np
 
 from keras_transfer.data.records import Records
 from keras_transfer.evaluation.intervals import Interval, wilson
 from keras_transfer.evaluation.plots import SizePoint
-from keras_transfer.experiments.study.trials import TrialResult
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
-class TrialDone:
-    """A trial's result with its held-out rows and their probabilities float32 [N, C]."""
+class StudyTrial:
+    """One finished training of a study, evaluated on held-out images that it never used.
 
-    result: TrialResult
+    `fold` counts from 1 and is None without folds. `num_right` of the `num_held_out` images were
+    classified correctly. Views are counted as in cache.json. `phases` have name, epochs, seconds,
+    val_accuracy and kept. `rows` int64 [N] are the held-out images, `probabilities` float32
+    [N, C] their predictions.
+    """
+
+    name: str
+    seed: int
+    fold: int | None
+    train_size: int
+    num_held_out: int
+    num_right: int
+    accuracy: float
+    seconds: float
+    views_computed: int
+    views_found: int
+    views_trained_on: int
+    phases: list[dict[str, Any]]
     rows: np.ndarray
     probabilities: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trial's entry in study.json: everything but rows and probabilities."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {
+            name: getattr(self, name) for name in names if name not in ("rows", "probabilities")
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,23 +55,18 @@ class Study:
     spec: RunSpec
     run: RunFolder
     records: Records
-    trials: tuple[TrialDone, ...]
-
-    @property
-    def results(self) -> list[TrialResult]:
-        """What the trials ended with, in order."""
-        return [trial.result for trial in self.trials]
+    trials: tuple[StudyTrial, ...]
 
     @property
     def kind(self) -> str:
-        """What was asked: 'learning curve', 'cross-validation' or 'repeats'."""
+        """'learning curve', 'cross-validation' or 'repeats'."""
         if self.spec.halvings:
             return "learning curve"
         return "cross-validation" if self.spec.folds > 1 else "repeats"
 
     @property
     def by(self) -> str:
-        """The field of results that groups share: 'train_size', 'fold' or 'seed'."""
+        """The field that the trials of a group share: 'train_size', 'fold' or 'seed'."""
         if self.spec.halvings:
             return "train_size"
         return "fold" if self.spec.folds > 1 and self.spec.seeds == 1 else "seed"
@@ -54,26 +74,26 @@ class Study:
     @property
     def groups(self) -> "list[Group]":
         """The trials by what they are compared by."""
-        members: dict[int, list[TrialResult]] = {}
-        for result in self.results:
-            members.setdefault(getattr(result, self.by), []).append(result)
-        return [Group(value, tuple(results)) for value, results in members.items()]
+        members: dict[int, list[StudyTrial]] = {}
+        for trial in self.trials:
+            members.setdefault(getattr(trial, self.by), []).append(trial)
+        return [Group(value, tuple(trials)) for value, trials in members.items()]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that stand in one row: a fold, a seed with all its folds, or a size with all seeds.
+    """Trials in one row of the table: a fold, a seed with all its folds, or a training size.
 
     `value` is that of the field they share.
     """
 
     value: int
-    results: tuple[TrialResult, ...]
+    trials: tuple[StudyTrial, ...]
 
     @property
     def is_of_one_seed(self) -> bool:
-        """Whether every image was held out once at most."""
-        return len({result.seed for result in self.results}) == 1
+        """Whether every image was held out at most once."""
+        return len({trial.seed for trial in self.trials}) == 1
 
     @property
     def accuracy(self) -> float:
@@ -91,13 +111,13 @@ class Group:
 
     @property
     def num_held_out(self) -> int:
-        """Images that the trials were judged on, all together."""
-        return sum(result.num_held_out for result in self.results)
+        """Images that the trials were evaluated on, all together."""
+        return sum(trial.num_held_out for trial in self.trials)
 
     @property
-    def spread(self) -> dict[str, float | None]:
-        """Of the accuracies of its trials."""
-        return spread(self._accuracies)
+    def statistics(self) -> dict[str, float | None]:
+        """Summary statistics of the trials' accuracies."""
+        return summary_statistics(self._accuracies)
 
     @property
     def point(self) -> SizePoint:
@@ -106,14 +126,14 @@ class Group:
 
     @property
     def _num_right(self) -> int:
-        return sum(result.num_right for result in self.results)
+        return sum(trial.num_right for trial in self.trials)
 
     @property
     def _accuracies(self) -> list[float]:
-        return [result.accuracy for result in self.results]
+        return [trial.accuracy for trial in self.trials]
 
 
-def spread(values: Sequence[float]) -> dict[str, float | None]:
+def summary_statistics(values: Sequence[float]) -> dict[str, float | None]:
     """Minimum, median, maximum, mean and sample standard deviation, None for a single value."""
     return {
         "minimum": min(values),

@@ -1,14 +1,13 @@
-"""The winner of a search: its own weights as a run, its spread over seeds, and whether it gained.
+"""The best trial of a search: a run with its weights, and whether it really beats the spec.
 
-Validation images choose the winner, so its score flatters it. Trained with other seeds it shows
-how much of that was luck of the seed, beside the spec as it was; the test split, looked at once
-and by the winner alone, shows what is left on images that chose nothing.
+The best trial is selected on validation images, so its score is too optimistic. Trained with other
+seeds, beside the spec as it was, it shows how much was chance. The test split is used once, by the
+best trial alone.
 """
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -18,9 +17,9 @@ import tomli_w
 
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.evaluation.intervals import Interval
-from keras_transfer.experiments.run import Result, run_transfer
-from keras_transfer.experiments.study.trials import PrefixedReporter
-from keras_transfer.experiments.trial_runner import Training, TrialRunner
+from keras_transfer.experiments.run import run_transfer
+from keras_transfer.experiments.summary import Result
+from keras_transfer.experiments.trial_runner import PrefixedReporter, TrialResult, TrialRunner
 from keras_transfer.experiments.tune.record import SearchTrial, ranked
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
@@ -46,22 +45,23 @@ class Comparison:
 
     @property
     def exceeds_noise(self) -> bool:
-        """Whether the gain is surely one."""
+        """Whether the whole interval of the gain is above 0."""
         return self.interval[0] > 0
 
 
 @dataclass(frozen=True, eq=False)
 class Winner:
-    """The best trial, the spec as it was with the search's seed, and the run made of the best.
+    """The best trial, the spec as it was, and the run that is made of the best.
 
-    `keeps_weights` says that the run has the very weights of the trial; trained on folds, a trial
-    has several models, and the run's is trained anew on the run's own split.
+    `training` and `default` are the results of the two, with the search's seed. `keeps_weights`
+    says whether the run has the weights of the trial: with folds a trial has several models, and
+    the run is trained anew on its own split.
     """
 
     trial: SearchTrial
     spec: RunSpec
-    training: Training
-    default: Training
+    training: TrialResult
+    default: TrialResult
     comparison: Comparison | None
     result: Result
     keeps_weights: bool
@@ -69,7 +69,7 @@ class Winner:
 
 
 def choose(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> SearchTrial:
-    """The best of the trials that trained longest: scores of shorter ones are not theirs yet.
+    """The best of the trials that trained longest: scores of shorter ones are not final.
 
     Args:
         trials: at least one is scored.
@@ -82,12 +82,12 @@ def choose(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> SearchTr
 def select_best(
     trials: Sequence[SearchTrial], runner: TrialRunner, run: RunFolder, *, reporter: Reporter
 ) -> Winner:
-    """Choose the winner, compare it, and make a run of it in the folder `winner`.
+    """Select the best trial, compare it with the spec, and make a run of it in `winner`.
 
     Raises:
         RunError, ExportError: as a run would.
     """
-    original = runner.original
+    original = runner.session.spec
     trial = choose(trials, higher_is_better=original.search.higher_is_better)
     spec = runner.vary(trial.values)
     reporter.info(f"Trial {trial.name} is the best.")
@@ -99,7 +99,7 @@ def select_best(
         comparison = _compare(spec, runner, original.search.refits, reporter)
     best = override(spec, {"name": f"{original.name}-{WINNER}"})
     write_best_spec(run, best, trial=trial.name)
-    result = _make_run(best, runner.state(spec).checkpoint_folder, run, aside)
+    result = _make_run(best, runner.state(spec), run, aside)
     sign = 1 if original.search.higher_is_better else -1
     gain = sign * (
         training.figures[original.search.objective] - default.figures[original.search.objective]
@@ -119,33 +119,32 @@ def select_best(
 def _compare(spec: RunSpec, runner: TrialRunner, refits: int, reporter: Reporter) -> Comparison:
     seeds = [spec.seed + 1 + number for number in range(refits)]
 
-    def refit(of: RunSpec, name: str) -> list[Training]:
+    def refit(of: RunSpec, name: str) -> list[TrialResult]:
         return [
             runner.train(
                 override(of, {"seed": seed}),
                 reporter=PrefixedReporter(reporter, f"{name}, seed {seed}"),
-                tell_each=True,
+                predict=True,
             )
             for seed in seeds
         ]
 
-    ours, theirs = refit(spec, "the winner"), refit(runner.spec, "the spec as it was")
-    gains = _share_right(ours) - _share_right(theirs)
+    best, default = refit(spec, "the winner"), refit(runner.spec, "the spec as it was")
+    gains = _hit_rates(best) - _hit_rates(default)
     half = 1.96 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
     centre = float(gains.mean())
     return Comparison(
         seeds=tuple(seeds),
-        winner=tuple(t.val_accuracy for t in ours),
-        default=tuple(t.val_accuracy for t in theirs),
+        winner=tuple(result.val_accuracy for result in best),
+        default=tuple(result.val_accuracy for result in default),
         difference=centre,
         interval=(centre - half, centre + half),
     )
 
 
-def _share_right(trainings: Sequence[Training]) -> np.ndarray:
-    """How many of the trainings name each image right, a share [N]."""
-    told = [training.right for training in trainings if training.right is not None]
-    return np.mean(told, axis=0)
+def _hit_rates(results: Sequence[TrialResult]) -> np.ndarray:
+    """The share of trainings that classify each image correctly, [N]."""
+    return np.mean([result.hits for result in results if result.hits is not None], axis=0)
 
 
 def write_best_spec(run: RunFolder, best: RunSpec, *, trial: str) -> None:
@@ -157,7 +156,7 @@ def write_best_spec(run: RunFolder, best: RunSpec, *, trial: str) -> None:
 def _changed(spec: RunSpec) -> dict[str, Any]:
     values, defaults = spec_to_dict(spec), spec_to_dict(RunSpec())
     changed = _differences(values, defaults)
-    # TOML has no word for nothing, and a list replaces its default as a whole.
+    # TOML cannot write None, and a list replaces its default as a whole.
     changed["phases"] = [
         {name: value for name, value in phase.items() if value is not None}
         for phase in values["phases"]
@@ -176,19 +175,19 @@ def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
     return found
 
 
-def _make_run(best: RunSpec, state: Path, run: RunFolder, reporter: Reporter) -> Result:
-    """A run that takes up the trial's training where it ended: with its last phase finished."""
+def _make_run(best: RunSpec, state: RunFolder | None, run: RunFolder, reporter: Reporter) -> Result:
+    """A run that resumes the trial's training after its last phase."""
     folder = run.path / WINNER
     shutil.rmtree(folder, ignore_errors=True)
-    # Layers that Keras numbers by itself get the names they had in the trial.
+    # Layers that Keras numbers by itself then get the names they had in the trial.
     keras.utils.clear_session()
     winner = start_run(best, output=folder)
     shutil.copy(run.path / "splits.json", winner.path / "splits.json")
-    if state.is_dir():
-        shutil.copytree(state, winner.checkpoint_folder)
+    if state and state.checkpoint_folder.is_dir():
+        shutil.copytree(state.checkpoint_folder, winner.checkpoint_folder)
     return run_transfer(best, winner, reporter=reporter)
 
 
-def spread(values: Sequence[float]) -> str:
+def format_range(values: Sequence[float]) -> str:
     """Mean, minimum and maximum of shares, in %."""
     return f"{mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import keras
 
-from keras_transfer.experiments.tune.record import SearchTrial, ranked
-from keras_transfer.experiments.tune.trial_log import StartedTrial, TrialLog
+from keras_transfer.experiments.tune.record import SearchTrial, StartedTrial, TrialLog, ranked
 from keras_transfer.reporting.reporter import Reporter, Sheet, SilentReporter
 from keras_transfer.specs import RunSpec
 

@@ -1,23 +1,40 @@
-"""A finished search for hyper-parameters as plain data: its trials, its axes and what was best."""
+"""The record of a search: its trials as values, and as files that several processes write.
 
+    trials/0007/spec.json      the spec that is trained, with the values of the trial
+    trials/0007/begun.json     its values, which worker trains it, since when, which attempt it is
+    trials/0007/progress.txt   how far it is
+    trials/0007/result.json    how it ended
+
+Only the files are shared by processes, so everything that is shown is read from them.
+"""
+
+import json
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from keras_transfer.config import spec_to_dict
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import RunFolder
 
 COMPLETED, FAILED = "completed", "failed"
 LINEAR, LOG, CHOICE = "linear", "log", "choice"
+_BEGUN, _RESULT, _PROGRESS = "begun.json", "result.json", "progress.txt"
+TRIALS: Final = "trials"
 
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """One trial of a search: what was tried, what came of it, when and where it ran.
+    """One ended trial of a search: its values, its figures, when and where it ran.
 
     `values` maps dotted fields of the spec to a float, int, str or bool. `score` is the value of
     the objective, None for a failed trial, whose `cause` says why. `epochs` counts all epochs
-    trained, `share` is what part of a whole training was asked for (Hyperband asks for less than 1
-    of most trials); `started` is in seconds since 1970; `resident_mb` is what the process then held
-    in memory, 10^6 bytes.
+    trained; `share` is the part of a whole training that was planned, which Hyperband sets below 1
+    for most trials. `started` is in seconds since 1970. `resident_mb` is the memory of the process
+    when the trial ended, 10^6 bytes.
     """
 
     name: str
@@ -41,27 +58,27 @@ class SearchTrial:
 
     @property
     def result(self) -> float:
-        """The score; NaN if there is none that trials can be compared by."""
+        """The score; NaN if the trial failed or its score is not finite."""
         if self.status != COMPLETED or self.score is None or not math.isfinite(self.score):
             return math.nan
         return self.score
 
     @property
     def is_scored(self) -> bool:
-        """Whether it can be compared with others: completed, with a finite score."""
+        """Whether it completed with a finite score, so that it can be compared."""
         return not math.isnan(self.result)
 
 
 @dataclass(frozen=True)
 class Search:
-    """All trials of a search and what they were drawn from.
+    """All trials of a search and the space of their values.
 
     Args:
         trials: at least one of them is scored.
         scales: "linear", "log" or "choice" of every parameter, in the order of the axes.
         choices: the values to choose from, of every parameter whose scale is "choice".
         objective: name of the score, "val_accuracy" or "val_loss".
-        winner: name of the trial that won.
+        winner: name of the best trial.
     """
 
     trials: Sequence[SearchTrial]
@@ -78,7 +95,7 @@ class Search:
 
     @property
     def unscored(self) -> list[SearchTrial]:
-        """Trials that failed, or whose score is no finite number."""
+        """Trials that failed, or whose score is not finite."""
         return [trial for trial in self.trials if not trial.is_scored]
 
 
@@ -103,3 +120,84 @@ def best_so_far(
             best = better(curve[-1][1], trial.result) if curve else trial.result
             curve.append((trial.ended, best))
     return curve
+
+
+@dataclass(frozen=True)
+class StartedTrial:
+    """A trial that has begun; `attempt` is above 1 if the process was killed in earlier ones."""
+
+    name: str
+    values: dict[str, Any]
+    worker: str
+    started: float
+    attempt: int
+
+
+@dataclass(frozen=True)
+class TrialLog:
+    """The trials below one search's folder."""
+
+    folder: RunFolder
+
+    def begin(
+        self, name: str, spec: RunSpec, values: dict[str, Any], *, worker: str
+    ) -> StartedTrial:
+        """Record that a trial begins, perhaps again."""
+        before = self._read(name, _BEGUN)
+        attempt = before["attempt"] + 1 if before else 1
+        begun = StartedTrial(name, values, worker, time.time(), attempt)
+        trial = self.trial(name)
+        (trial.path / _RESULT).unlink(missing_ok=True)
+        trial.write_json("spec.json", spec_to_dict(spec))
+        trial.write_json(_BEGUN, asdict(begun))
+        return begun
+
+    def note(self, name: str, progress: str) -> None:
+        """Record how far a trial is, for the progress table alone."""
+        (self.trial(name).path / _PROGRESS).write_text(progress, encoding="utf-8")
+
+    def end(self, trial: SearchTrial) -> None:
+        """Record how a trial ended."""
+        self.trial(trial.name).write_json(_RESULT, asdict(trial))
+
+    def drop(self, name: str) -> None:
+        """Forget that a trial was begun: it was stopped on purpose and did not fail."""
+        (self.trial(name).path / _BEGUN).unlink(missing_ok=True)
+
+    def trial(self, name: str) -> RunFolder:
+        """A trial's folder."""
+        return RunFolder(self.folder.path / TRIALS / name)
+
+    def ended(self) -> list[SearchTrial]:
+        """All ended trials, by name."""
+        found = (self.result(name) for name in self._names())
+        return [trial for trial in found if trial]
+
+    def result(self, name: str) -> SearchTrial | None:
+        """How a trial ended, None if it has not."""
+        values = self._read(name, _RESULT)
+        return SearchTrial(**values) if values else None
+
+    def running(self) -> list[tuple[StartedTrial, str]]:
+        """Trials that have begun and not ended, and how far each is."""
+        running = []
+        for name in self._names():
+            begun = self._read(name, _BEGUN)
+            if begun and not self._read(name, _RESULT):
+                running.append((StartedTrial(**begun), self._progress(name)))
+        return running
+
+    def _progress(self, name: str) -> str:
+        path = self.trial(name).path / _PROGRESS
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def _names(self) -> list[str]:
+        folder = self.folder.path / TRIALS
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def _read(self, name: str, file: str) -> Any:
+        path: Path = self.trial(name).path / file
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None

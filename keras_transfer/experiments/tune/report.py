@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from keras_transfer.experiments.summary import describe_proof
-from keras_transfer.experiments.tune.best import BEST_SPEC, WINNER, Comparison, spread
+from keras_transfer.experiments.tune.best import BEST_SPEC, WINNER, Comparison, format_range
 from keras_transfer.experiments.tune.page import write_page
 from keras_transfer.experiments.tune.progress_table import describe_values, progress_table
 from keras_transfer.experiments.tune.record import Search, ranked
@@ -191,6 +191,6 @@ def _describe_comparison(comparison: Comparison) -> str:
     verdict = "more than noise" if comparison.exceeds_noise else "within noise"
     return (
         f"Trained with {len(comparison.seeds)} other seeds it reaches "
-        f"{spread(comparison.winner)}, the spec as it was {spread(comparison.default)}: {gain} "
-        f"points ({low} to {high}), {verdict}."
+        f"{format_range(comparison.winner)}, the spec as it was "
+        f"{format_range(comparison.default)}: {gain} points ({low} to {high}), {verdict}."
     )

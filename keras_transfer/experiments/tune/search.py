@@ -1,6 +1,6 @@
 """A search: many trainings of one spec with other values, on features that are stored once.
 
-spec and its space → trial runner (images, splits, store) → trials by KerasTuner → winner → report
+spec and its space → session and trial runner → trials by KerasTuner → the best → report
 """
 
 import contextlib
@@ -15,11 +15,14 @@ from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import RunError, SpecError
 from keras_transfer.experiments.tune.best import Winner, select_best
 from keras_transfer.experiments.tune.progress_table import live_progress_table
-from keras_transfer.experiments.tune.record import SearchTrial
+from keras_transfer.experiments.tune.record import SearchTrial, TrialLog
 from keras_transfer.experiments.tune.space import check_space
-from keras_transfer.experiments.tune.trial_log import TrialLog
-from keras_transfer.experiments.tune.worker import open_trial_runner, parse_duration, run_trials
-from keras_transfer.experiments.tune.workers import run_workers
+from keras_transfer.experiments.tune.workers import (
+    open_trial_runner,
+    parse_duration,
+    run_trials,
+    run_workers,
+)
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -32,8 +35,8 @@ SUFFIX: Final = "-search"
 class SearchResult:
     """A finished search.
 
-    Seconds are wall time since the search was begun or resumed: until its last trial ended, and
-    until all was done. `num_before` trials had ended before that.
+    Seconds are wall time since the search was begun or resumed: `search_seconds` until its last
+    trial ended, `seconds` until all was written. `num_before` trials had ended before.
     """
 
     spec: RunSpec
@@ -52,7 +55,7 @@ def check_search(spec: RunSpec) -> None:
     parse_duration(spec.search.time_budget)
     if spec.seeds > 1 or spec.halvings:
         raise SpecError(
-            "a search trains every proposal with one seed on all images",
+            "a search trains every trial with one seed on all images",
             expected="seeds=1 and halvings=0; folds=… cross-validates",
             received=f"seeds={spec.seeds}, halvings={spec.halvings}",
             fix="leave these fields out; search.refits repeats the winner with other seeds",
@@ -66,18 +69,18 @@ def run_search(
     num_workers: int = 1,
     reporter: Reporter | None = None,
 ) -> SearchResult:
-    """Search, choose, compare and deliver, into a search's folder.
+    """Search, select the best trial, compare and export it, into a search's folder.
 
     Args:
         run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
-        num_workers: processes that train trials side by side; 1 trains in this one.
-        reporter: who is told of decisions and progress; by default the terminal.
+        num_workers: processes that train trials in parallel; 1 trains in this one.
+        reporter: shows decisions and progress; by default on the terminal.
 
     Raises:
         SpecError: the space or another field cannot be searched.
         DataError, WeightsError: the input cannot be used as it is.
         RunError: every trial failed, or the folder cannot be written.
-        Exception: whatever ended a trial and was not its own fault.
+        Exception: the error of a trial that does not fail that trial alone.
     """
     started = time.perf_counter()
     reporter = reporter or TerminalReporter()
@@ -100,7 +103,7 @@ def run_search(
         winner = select_best(trials, runner, run, reporter=reporter)
     shutil.rmtree(run.checkpoint_folder)
     seconds = time.perf_counter() - started
-    records = runner.data.records
+    records = runner.session.data.records
     return SearchResult(
         spec, run, records, tuple(trials), winner, num_before, search_seconds, seconds
     )
@@ -113,7 +116,7 @@ def _check_some_scored(trials: Sequence[SearchTrial]) -> None:
         raise RunError(
             f"{all_of_them} of the search failed",
             expected="at least one trial with a finite score",
-            # The first sentence says what; the rest of it is advice to somebody else.
+            # The rest of the message is advice that does not fit here.
             received=causes[0].splitlines()[0] if causes else "no trial",
-            fix="mend what the first failure names, and search anew",
+            fix="correct what the first failure names, and search again",
         )

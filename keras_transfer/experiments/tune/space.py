@@ -1,4 +1,4 @@
-"""The space of a search: which fields of the spec vary, checked at once, in KerasTuner's terms."""
+"""The space of a search: which fields of the spec vary, checked and declared to KerasTuner."""
 
 import math
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from keras_transfer.specs import ParameterSpec, RunSpec
 _ROOTS: Final = ("model", "phases", "training", "views")
 _EXAMPLE: Final = "search.space.model.dropout={values=[0.1,0.3]}, or a table [search.space]"
 _DIGITS: Final = 6
-"""Significant digits of a value: as many survive the way to a worker, in single precision."""
+"""Significant digits of a value: more would not reach a worker, in single precision."""
 
 
 def check_space(spec: RunSpec) -> None:
-    """Raise SpecError unless every value that the space allows makes a spec on its own."""
+    """Raise SpecError unless every single value of the space makes a valid spec."""
     if not spec.search.space:
         raise SpecError(
             "the spec has no search space",
             expected=_EXAMPLE,
             received="an empty search.space",
-            fix="say which fields may be what; the presets have examples",
+            fix="say which values which fields may have; the presets have examples",
         )
     for name, parameter in spec.search.space.items():
         _check_field(spec, name)
@@ -42,7 +42,7 @@ def _check_field(spec: RunSpec, name: str) -> None:
         raise SpecError(
             f"search.space cannot vary {name}",
             expected=f"a field of {', '.join(_ROOTS)}"
-            + (", other than epochs, which hyperband hands out" if counted else ""),
+            + (", other than epochs, which hyperband sets" if counted else ""),
             received=name + (f", where there are {len(spec.phases)} phases" if beyond else ""),
             fix="leave it out of the space and set it for all trials",
         )
@@ -95,7 +95,7 @@ def _shown(parameter: ParameterSpec) -> str:
 
 def _wrong(name: str, expected: str, received: str) -> SpecError:
     return SpecError(
-        f"search.space says about {name} what cannot be searched",
+        f"search.space has no valid entry for {name}",
         expected=expected,
         received=received,
         fix=f"see {_EXAMPLE}",
@@ -107,7 +107,7 @@ def _extremes(parameter: ParameterSpec) -> tuple[Any, ...]:
 
 
 def declare(hyperparameters: keras_tuner.HyperParameters, spec: RunSpec) -> None:
-    """Tell KerasTuner of every parameter; the spec's own value is the default where it may be."""
+    """Declare every parameter to KerasTuner; its default is the spec's own value where allowed."""
     for name, parameter in spec.search.space.items():
         own = _field(spec, name)
         values = parameter.values
@@ -143,19 +143,19 @@ def _declare_range(
 
 
 def values_of(spec: RunSpec, proposed: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the space's fields among what KerasTuner proposes, as they go into a spec.
+    """KerasTuner's values of the space's fields, as they go into a spec.
 
-    Numbers keep six digits, and choices are the very ones of the space: on their way to a worker
-    floats lose half of theirs.
+    KerasTuner sends floats to workers in single precision: numbers keep six digits, and choices
+    are replaced by the nearest ones of the space.
     """
     return {
-        name: _settled(parameter, proposed[name])
+        name: _exact(parameter, proposed[name])
         for name, parameter in spec.search.space.items()
         if name in proposed
     }
 
 
-def _settled(parameter: ParameterSpec, value: Any) -> Any:
+def _exact(parameter: ParameterSpec, value: Any) -> Any:
     if _kind(value) != "number":
         return value
     if parameter.values is not None:
@@ -166,7 +166,7 @@ def _settled(parameter: ParameterSpec, value: Any) -> Any:
 
 
 def _alike(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Whole numbers become floats where some are floats."""
+    """Values of one type: whole numbers become floats where others are floats."""
     return tuple(map(float, values)) if any(isinstance(v, float) for v in values) else values
 
 
@@ -179,7 +179,7 @@ def scales(spec: RunSpec) -> dict[str, str]:
 
 
 def choices(spec: RunSpec) -> dict[str, list[Any]]:
-    """What can be chosen from, for every parameter that is a choice."""
+    """The values of every parameter that is a choice."""
     return {
         name: list(_alike(parameter.values))
         for name, parameter in spec.search.space.items()

@@ -1,7 +1,7 @@
-"""KerasTuner with our trial runner: its oracles propose values, a trial is one training.
+"""KerasTuner around the trial runner: its oracles propose values, and each trial is one training.
 
-What a failure means is decided here, since KerasTuner by itself goes on after anything: numbers
-that are not finite and memory that ran out fail their trial, every other error ends the search.
+KerasTuner by itself goes on after any error. Here a loss that is not finite and memory that ran
+out fail their trial, and every other error ends the search.
 """
 
 import contextlib
@@ -17,24 +17,29 @@ import keras_tuner
 from keras_transfer.devices import is_out_of_memory
 from keras_transfer.devices.subprocess_call import resident_mb
 from keras_transfer.errors import DivergedError, RunError
-from keras_transfer.experiments.trial_runner import Training, TrialRunner
-from keras_transfer.experiments.tune.record import COMPLETED, FAILED, SearchTrial
+from keras_transfer.experiments.trial_runner import TrialResult, TrialRunner
+from keras_transfer.experiments.tune.record import (
+    COMPLETED,
+    FAILED,
+    SearchTrial,
+    StartedTrial,
+    TrialLog,
+)
 from keras_transfer.experiments.tune.space import declare, values_of
-from keras_transfer.experiments.tune.trial_log import StartedTrial, TrialLog
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 
 _MOST_ATTEMPTS: Final = 3
-"""A trial whose process was killed so often has failed: memory may have run out."""
+"""A trial whose process was killed this often has failed: memory may have run out."""
 
 _NO_LIMIT: Final = 10**9
-"""Failed trials in a row that KerasTuner puts up with: we count them in the end."""
+"""Failed trials in a row that KerasTuner tolerates: failures are counted in the end."""
 
-Watch = Callable[[StartedTrial], Reporter]
+MakeReporter = Callable[[StartedTrial], Reporter]
 
 
 def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
-    """The proposer that `spec.search` names; `num_epochs` are those of a whole training."""
+    """The oracle of `spec.search.tuner`; `num_epochs` are those of a whole training."""
     search = spec.search
     parameters = keras_tuner.HyperParameters()
     declare(parameters, spec)
@@ -43,7 +48,7 @@ def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
         "objective": keras_tuner.Objective(search.objective, direction),
         "hyperparameters": parameters,
         "allow_new_entries": False,
-        # KerasTuner takes 0 for no seed at all.
+        # KerasTuner takes 0 for no seed.
         "seed": search.seed + 1,
         "max_consecutive_failed_trials": _NO_LIMIT,
     }
@@ -66,23 +71,28 @@ def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
     return oracle
 
 
-def hand_out_again(oracle: keras_tuner.Oracle) -> None:
-    """Give trials that a killed search has left to whoever asks first.
+def retry_unfinished(oracle: keras_tuner.Oracle) -> None:
+    """Queue the trials that a killed search has left, for any worker.
 
-    KerasTuner keeps them for workers of the same names, and for ever: there may be fewer now.
+    KerasTuner keeps them for workers of the same names, which may not exist any more.
     """
     oracle._retry_queue.extend(trial.trial_id for trial in oracle.ongoing_trials.values())
     oracle.ongoing_trials.clear()
 
 
 class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
-    """Runs the oracle's trials at a trial runner and keeps a book of them."""
+    """Runs the oracle's trials with a trial runner and logs them."""
 
     def __init__(
-        self, oracle: keras_tuner.Oracle, runner: TrialRunner, trial_log: TrialLog, *, watch: Watch
+        self,
+        oracle: keras_tuner.Oracle,
+        runner: TrialRunner,
+        trial_log: TrialLog,
+        *,
+        make_reporter: MakeReporter,
     ):
-        """`watch` makes the reporter of a trial that begins."""
-        self._runner, self._book, self._watch = runner, trial_log, watch
+        """`make_reporter` makes the reporter of a trial that begins."""
+        self._runner, self._log, self._make_reporter = runner, trial_log, make_reporter
         with contextlib.redirect_stdout(io.StringIO()):
             super().__init__(oracle, directory=str(trial_log.folder.path), project_name="oracle")
 
@@ -96,44 +106,46 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def _run(self, trial: Any) -> SearchTrial:
         proposed = trial.hyperparameters.values
-        values = values_of(self._runner.original, proposed)
+        values = values_of(self._runner.session.spec, proposed)
         spec = self._runner.vary(values)
-        known = self._book.result(trial.trial_id)
+        known = self._log.result(trial.trial_id)
         if known and known.values == values:
             return known
-        begun = self._book.begin(trial.trial_id, spec, values, worker=self.tuner_id)
+        begun = self._log.begin(trial.trial_id, spec, values, worker=self.tuner_id)
         whole = spec.num_epochs
         num_epochs = proposed.get("tuner/epochs", whole)
         try:
             _check_attempts(begun)
-            training = self._runner.train(spec, num_epochs=num_epochs, reporter=self._watch(begun))
+            result = self._runner.train(
+                spec, num_epochs=num_epochs, reporter=self._make_reporter(begun)
+            )
         except BaseException as error:
-            if not _is_its_own_fault(error):
-                # It was stopped, not killed: that says nothing against it.
-                self._book.drop(begun.name)
+            if not _fails_its_trial(error):
+                # It was stopped, not killed, so the attempt does not count.
+                self._log.drop(begun.name)
                 raise
             ended = _ended(begun, num_epochs / whole, error=error)
         else:
-            objective = self._runner.original.search.objective
-            ended = _ended(begun, num_epochs / whole, training=training, objective=objective)
-        self._book.end(ended)
+            objective = self._runner.session.spec.search.objective
+            ended = _ended(begun, num_epochs / whole, result=result, objective=objective)
+        self._log.end(ended)
         return ended
 
 
-def _is_its_own_fault(error: BaseException) -> bool:
-    """Whether an error fails its trial alone, so that others may do better."""
+def _fails_its_trial(error: BaseException) -> bool:
+    """Whether an error fails its trial alone, so that the search goes on."""
     return isinstance(error, DivergedError | _KilledError) or is_out_of_memory(error)
 
 
 def _figures(ended: SearchTrial) -> dict[str, float]:
-    """What KerasTuner is told of a trial that ended, now or before the search was interrupted."""
+    """The figures of a trial for KerasTuner, whether it ended now or before an interruption."""
     if ended.val_accuracy is None or ended.val_loss is None:
         raise keras_tuner.errors.FailedTrialError(ended.cause)
     return {"val_accuracy": ended.val_accuracy, "val_loss": ended.val_loss}
 
 
 class _KilledError(RunError):
-    """The process died in this trial again and again."""
+    """The process was killed in each of a trial's attempts."""
 
 
 def _check_attempts(begun: StartedTrial) -> None:
@@ -150,19 +162,19 @@ def _ended(
     begun: StartedTrial,
     share: float,
     *,
-    training: Training | None = None,
+    result: TrialResult | None = None,
     objective: str = "",
     error: BaseException | None = None,
 ) -> SearchTrial:
-    """A trial's record, of its training or of the error that failed it."""
+    """A trial's record, from its result or from the error that failed it."""
     return SearchTrial(
         name=begun.name,
         values=begun.values,
-        status=COMPLETED if training else FAILED,
-        score=training.figures[objective] if training else None,
-        val_accuracy=training.val_accuracy if training else None,
-        val_loss=training.val_loss if training else None,
-        epochs=training.epochs if training else 0,
+        status=COMPLETED if result else FAILED,
+        score=result.figures[objective] if result else None,
+        val_accuracy=result.val_accuracy if result else None,
+        val_loss=result.val_loss if result else None,
+        epochs=result.epochs if result else 0,
         seconds=time.time() - begun.started,
         started=begun.started,
         worker=begun.worker,
@@ -173,19 +185,19 @@ def _ended(
 
 
 def run_tuner(tuner: SearchTuner, oracle: keras_tuner.Oracle, *, seconds: float) -> None:
-    """Search until the oracle has no more trials, or until none may begin any more.
+    """Search until the oracle has no more trials, or until the time is up.
 
-    As a worker, asks the chief; as the chief, answers workers until all have left.
+    A worker gets its trials from the chief; the chief serves workers until all have ended.
 
     Args:
         seconds: how long trials may begin, infinity for no limit.
 
     Raises:
-        Exception: whatever ended a trial and was not its own fault.
+        Exception: the error of a trial that does not fail that trial alone.
     """
 
     def close() -> None:
-        # The oracle then tells everybody, its own loop included, that the search has ended.
+        # The oracle then ends the search, for its own loop and for all workers.
         oracle.max_trials = max(1, len(oracle.trials))
 
     timer = threading.Timer(seconds, close) if math.isfinite(seconds) else None
@@ -193,7 +205,7 @@ def run_tuner(tuner: SearchTuner, oracle: keras_tuner.Oracle, *, seconds: float)
         timer.daemon = True
         timer.start()
     try:
-        # KerasTuner prints the traceback of every failed trial; the book has its cause.
+        # KerasTuner prints the traceback of every failed trial; the log has its cause.
         with contextlib.redirect_stderr(io.StringIO()):
             tuner.search()
     except keras_tuner.errors.FatalError as fatal:

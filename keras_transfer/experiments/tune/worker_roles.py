@@ -1,7 +1,7 @@
-"""Who this process is in a search: KerasTuner's variables say so. The standard library only.
+"""The role of this process in a search, by KerasTuner's variables. Nothing heavy is imported.
 
-KERASTUNER_TUNER_ID=chief      hands trials out, chooses the winner and reports
-KERASTUNER_TUNER_ID=tuner7     trains what the chief hands out; every worker has its own name
+KERASTUNER_TUNER_ID=chief      proposes trials, selects the best and reports
+KERASTUNER_TUNER_ID=tuner7     trains what the chief proposes; every worker has its own name
 KERASTUNER_ORACLE_IP=10.0.0.1  the chief's address, KERASTUNER_ORACLE_PORT=8000 its port
 """
 
@@ -20,7 +20,7 @@ _POLL_SECONDS: Final = 0.5
 
 
 def is_worker() -> bool:
-    """Whether this process only runs trials that a chief hands out."""
+    """Whether this process only runs trials that a chief proposes."""
     has_chief = "KERASTUNER_ORACLE_IP" in os.environ
     return has_chief and "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "")
 
@@ -28,18 +28,18 @@ def is_worker() -> bool:
 def wait_for_chief(
     spec: RunSpec, output: str | Path | None, *, seconds: float = 3600.0
 ) -> RunFolder:
-    """The folder of the chief's search, as soon as the chief has split the images.
+    """The folder of the chief's search, once the chief has split the images.
 
     Args:
         output: the folder, on a disk that chief and workers share.
         seconds: how long to wait.
 
     Raises:
-        RunError: no folder is given, no chief came, or it searches another spec.
+        RunError: no folder is given, no search begins there in time, or it is of another spec.
     """
     if output is None:
         raise RunError(
-            "a worker does not know which search it belongs to",
+            "a worker needs the folder of its search",
             expected="the chief's folder, on a disk that both share",
             received="no --output",
             fix="give chief and workers the same --output",
@@ -48,7 +48,7 @@ def wait_for_chief(
     while not (run.path / "splits.json").is_file():
         if time.monotonic() > until:
             raise RunError(
-                f"no chief has begun a search in {run.path}",
+                f"no search was begun in {run.path}",
                 expected=f"one within {seconds:g} s",
                 received="no splits.json there",
                 fix="start the process with KERASTUNER_TUNER_ID=chief, on the same --output",

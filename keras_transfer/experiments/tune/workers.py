@@ -1,37 +1,153 @@
-"""Many workers on one machine: a chief that proposes, processes that train, and who minds them.
+"""Workers of a search: the trials that this process runs, and processes that run them in parallel.
 
-KerasTuner's own chief waits for ever for a worker that was killed. Here such a worker is started
-again under its old name, and is handed the same trial; the other workers never notice.
+KerasTuner's chief proposes trials, and its workers train them. Its own chief waits for ever for a
+worker that was killed; here such a worker is started again under its old name and gets the same
+trial, while the others go on.
 """
 
 import contextlib
+import gc
 import os
+import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from keras_transfer.config import load_spec
+from keras_transfer.config import load_spec, override
 from keras_transfer.devices.subprocess_call import SubprocessCall, end_with_parent, free_port
-from keras_transfer.experiments.tune.worker import take_part
+from keras_transfer.errors import SpecError
+from keras_transfer.experiments.session import Session, open_session
+from keras_transfer.experiments.trial_runner import TrialRunner, search_splits
+from keras_transfer.experiments.tune.progress_table import TrialReporter
+from keras_transfer.experiments.tune.record import TrialLog
+from keras_transfer.experiments.tune.tuner import (
+    SearchTuner,
+    make_oracle,
+    retry_unfinished,
+    run_tuner,
+)
+from keras_transfer.experiments.tune.worker_roles import is_worker
+from keras_transfer.models.classifier import Rebuilder
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
+from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.training.fitting import prepare_classifier
 
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _POLL_SECONDS: Final = 0.5
 _MOST_RESTARTS: Final = 5
-"""How often one worker is started again: it may die of something that no trial is to blame for."""
+"""Times that one worker is started again: it may die of something that no trial causes."""
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of '90s', '20m' or '1.5h'; '' is infinitely long.
+
+    Raises:
+        SpecError: it is anything else.
+    """
+    if not text:
+        return float("inf")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match or not float(match[1]):
+        raise SpecError(
+            "search.time_budget is not a duration",
+            expected="a number and its unit s, m or h, such as 20m",
+            received=repr(text),
+            fix="write search.time_budget=20m",
+        )
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def take_part(spec: RunSpec, run: RunFolder, *, reporter: Reporter) -> None:
+    """Run trials as a worker of a search, or propose them as its chief, until all are done."""
+    with open_trial_runner(spec, run, reporter=reporter) as runner:
+        run_trials(runner, TrialLog(run))
+
+
+@contextlib.contextmanager
+def open_trial_runner(
+    spec: RunSpec, run: RunFolder, *, reporter: Reporter
+) -> Iterator[TrialRunner]:
+    """Open the session of a search, with all its models checked and its images split.
+
+    Raises:
+        SpecError, WeightsError: a model of the space cannot be built.
+        DataError: the images cannot be used, or are too few for the folds.
+    """
+    reporter.info(f"Search folder: {run.path}")
+    with open_session(spec, reporter=reporter, run=run) as session:
+        _check_models(session)
+        splits, states = search_splits(session), RunFolder(run.checkpoint_folder)
+        if not (run.path / "splits.json").is_file():
+            # Only now: a search of too many folds is refused without leaving anything.
+            session.write_splits()
+        yield TrialRunner(session, splits, states=states)
+
+
+def _check_models(session: Session) -> None:
+    """Raise for missing weights and wrong stages of any trial before any image is decoded."""
+    classifier = session.build_classifier()
+    spec, task = session.spec, session.task
+    rebuild = Rebuilder()
+    for field in ("model.backbone", "model.last_stage", "model.weights"):
+        for value in _values(spec, field):
+            prepare_classifier(override(spec, {field: value}), task, build=rebuild)
+    if any(_values(spec, field) for field in ("model.backbone", "model.last_stage")):
+        return  # Which stages there are depends on the trial.
+    for number in range(len(spec.phases)):
+        name = f"phases.{number}.unfreeze"
+        for value in _values(spec, name):
+            classifier.from_stage(value, field=f"search.space of {name}")
+
+
+def _values(spec: RunSpec, field: str) -> Sequence[str]:
+    parameter = spec.search.space.get(field)
+    return (parameter.values or ()) if parameter else ()
+
+
+def run_trials(runner: TrialRunner, trial_log: TrialLog) -> None:
+    """Run KerasTuner's search in the role that its environment variables give this process."""
+    search = runner.session.spec.search
+    if search.tuner == "grid" and not is_worker():
+        # KerasTuner 1.4.8 cannot resume a grid (its issue 1055). Begun anew it proposes the same
+        # trials in the same order, and the results of those that ended are read from the log.
+        shutil.rmtree(trial_log.folder.path / "oracle", ignore_errors=True)
+    oracle = make_oracle(runner.session.spec, num_epochs=runner.spec.num_epochs)
+    tuner = SearchTuner(
+        oracle, runner, trial_log, make_reporter=lambda begun: TrialReporter(trial_log, begun)
+    )
+    if not is_worker():
+        retry_unfinished(oracle)
+    with _collecting_only_new_garbage():
+        run_tuner(tuner, oracle, seconds=parse_duration(search.time_budget))
+
+
+@contextlib.contextmanager
+def _collecting_only_new_garbage() -> Iterator[None]:
+    """Exclude the objects that exist already, TensorFlow's above all, from garbage collection.
+
+    A collection takes a quarter of a second otherwise, and each trial causes some.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None:
-    """Search with a chief and `num_workers` processes of this machine; ends when all have ended.
+    """Search with a chief and `num_workers` worker processes on this machine, until all have ended.
 
     Raises:
-        KerasTransferError: the very error that ended a worker.
-        RunError: the chief died, or a worker did again and again.
+        KerasTransferError: the error that ended a worker.
+        RunError: the chief died, or one worker died more often than it is restarted.
     """
     address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
     names = [f"tuner{number}" for number in range(num_workers)]
-    reporter.info(f"{num_workers} workers train side by side; what they say is in {run.path}.")
+    reporter.info(f"{num_workers} workers train in parallel; their logs are in {run.path}.")
     with contextlib.ExitStack() as held:
         chief = held.enter_context(_started("chief", run, address))
         workers = {name: held.enter_context(_started(name, run, address)) for name in names}
@@ -51,12 +167,12 @@ def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None
                 else:
                     worker.answer()
                     del workers[name]
-        # The chief would look around for up to 20 s more; all it knows is on disk.
+        # The chief would wait for up to 20 s more, and its results are on disk already.
 
 
 @contextlib.contextmanager
 def _started(name: str, run: RunFolder, address: dict[str, str]) -> Iterator[SubprocessCall]:
-    """A process in its role, ended with the block."""
+    """A process that takes part under this name, stopped with the block."""
     child = SubprocessCall(
         play_role,
         title=f"{name} of the search",
@@ -72,7 +188,7 @@ def _started(name: str, run: RunFolder, address: dict[str, str]) -> Iterator[Sub
 
 
 def play_role(folder: str, parent: int) -> None:
-    """What a started process does: take part in the search in a folder while its parent lives."""
+    """What a started process does: take part in the search of a folder while its parent lives."""
     end_with_parent(parent)
     run = RunFolder(Path(folder))
     take_part(load_spec(run.spec_file), run, reporter=SilentReporter())

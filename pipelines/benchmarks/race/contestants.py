@@ -3,6 +3,7 @@
 Called through `child.call_in_subprocess`, so the public functions take and return JSON values.
 """
 
+import contextlib
 import functools
 import tempfile
 import time
@@ -14,20 +15,17 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.config import override, spec_from_dict
-from keras_transfer.data.audit import audit
 from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.splits import NAMES, make_splits, manifest
 from keras_transfer.devices import set_up
 from keras_transfer.devices.subprocess_call import peak_mb
-from keras_transfer.experiments.run import load_data
-from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.experiments.session import open_session
 from keras_transfer.features.extraction import ExtractionStats
-from keras_transfer.features.phase_inputs import PhaseInputs, find_cuts
+from keras_transfer.features.phase_inputs import find_cuts
 from keras_transfer.features.prefix import choose
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.cache import Cache, open_cache
-from keras_transfer.tasks.registry import read_task
+from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_splits, read_split
@@ -46,17 +44,16 @@ def survey(spec: dict[str, Any], scratch: str, num_seeds: int) -> dict[str, dict
         `num_images` by split, and `limits`, the fields of `Limits`.
     """
     first = spec_from_dict(spec)
-    set_up(first.devices, seed=first.seed)
     num_images = lay_out(first, scratch, num_seeds)
     return {"num_images": num_images, "limits": _measure_limits(first, scratch)}
 
 
 def lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
-    """Folders of links, `<scratch>/splits-<seed>`, to the very splits that `load_data` draws."""
-    with tempfile.TemporaryDirectory(dir=scratch) as aside:
-        cache = Cache(Path(aside))
-        _, records = read_task(spec)
-        records = audit(records, spec.data, cache=cache, reporter=SilentReporter()).records
+    """Folders of links, `<scratch>/splits-<seed>`, to the same splits that a session draws."""
+    # The cache of the race stays empty: every lap decodes the images itself.
+    uncached, lent = override(spec, {"cache.mode": "off"}), RunFolder(Path(scratch))
+    with open_session(uncached, reporter=SilentReporter(), run=lent) as session:
+        records = session.read_images().records
     for seed in range(spec.seed, spec.seed + num_seeds):
         splits = make_splits(records, spec.data, seed=seed)
         folder = splits_folder(scratch, seed)
@@ -151,23 +148,22 @@ def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
 
 
 def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
-    """The corridor's calls one by one; all that is stored lies below the empty folder `cold`."""
+    """The steps of a run without its export; all that is stored is in the empty folder `cold`."""
     watch, silent = Stopwatch(), SilentReporter()
-    with watch.timing(SETUP):
-        set_up(spec.devices, seed=spec.seed)
-        task, records = read_task(spec)
-        classifier = prepare_classifier(spec, task)
-    settled = resolve_cache_mode(spec, len(records.items), reporter=silent)
-    with open_cache(settled, reporter=silent, scratch=cold) as cache:
+    with contextlib.ExitStack() as held:
+        with watch.timing(SETUP):
+            opened = open_session(spec, reporter=silent, run=RunFolder(cold))
+            session = held.enter_context(opened)
+            classifier = session.build_classifier()
         with watch.timing(READING):
-            data = load_data(settled, records, cache=cache, reporter=silent)
+            data = session.data
         assert manifest(data.splits, data.records)["hash"] == splits_hash
-        phase_inputs = PhaseInputs(settled, data.source, data.splits, cache=cache, reporter=silent)
+        phase_inputs = session.phase_inputs()
         started = time.perf_counter()
         outcomes = fit_phases(classifier, phase_inputs, reporter=silent)
         probabilities = phase_inputs.predict(classifier, data.splits.test)
         seconds = time.perf_counter() - started
-        stored = sum(info.num_bytes for info in cache.entries())
+        stored = sum(info.num_bytes for info in session.cache.entries())
     watch.stages |= _share_out(seconds, outcomes, phase_inputs.extraction_stats)
     right = probabilities.argmax(axis=1) == data.examples.labels[data.splits.test]
     return Lap(
@@ -184,9 +180,9 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
 def _share_out(
     seconds: float, outcomes: Sequence[Outcome], extraction_stats: Sequence[ExtractionStats]
 ) -> dict[str, float]:
-    """Stages of the time in which phases were trained: all that is left over is judging.
+    """Stages of the time in which phases were trained: the rest of it is evaluation.
 
-    Ours judges every phase on validation and test, the plain recipe its last on the test alone.
+    Ours evaluates every phase on validation and test, the plain recipe its last on the test alone.
     """
     stages = {EXTRACTION: sum(stats.seconds for stats in extraction_stats)}
     stages |= {outcome.name: outcome.seconds for outcome in outcomes}

@@ -11,15 +11,15 @@ from PIL import Image
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, SpecError, WeightsError
 from keras_transfer.experiments.rank.advice import advise
-from keras_transfer.experiments.rank.candidates import make_candidates, prepare
-from keras_transfer.experiments.rank.finals import Final, agreement
+from keras_transfer.experiments.rank.candidates import build_candidates, make_candidates
+from keras_transfer.experiments.rank.finals import Finalist, agreement
 from keras_transfer.experiments.rank.latency import take_turns
 from keras_transfer.experiments.rank.plot import Dot, draw_ranking, find_front
 from keras_transfer.experiments.rank.ranking import Ranking, rank
 from keras_transfer.experiments.rank.report import describe
-from keras_transfer.experiments.rank.scoring import Score, doubt, spread_over_halves
-from keras_transfer.experiments.run import load_data
-from keras_transfer.features.phase_inputs import PhaseInputs, Pool
+from keras_transfer.experiments.rank.scoring import Score, find_unreliable, interval_over_halves
+from keras_transfer.experiments.session import open_session
+from keras_transfer.features.phase_inputs import Pool
 from keras_transfer.fields import build
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import (
@@ -33,8 +33,6 @@ from keras_transfer.specs import (
     TrainingSpec,
     ViewSpec,
 )
-from keras_transfer.storage.cache import open_cache
-from keras_transfer.tasks.registry import read_task
 from pipelines import rank as verb
 from pipelines.arguments import USER_ERROR
 
@@ -109,17 +107,10 @@ def test_each_image_is_computed_once_and_those_of_the_test_split_never(
 
 
 def test_a_later_training_finds_what_the_ranking_computed(ranked):
-    spec = ranked.entries[0].spec
-    task, records = read_task(spec)
-    (candidate, _) = make_candidates(ranked.spec, ranked.ranking)
-    (entrant,) = prepare([candidate], task, race=True)
-    with open_cache(spec, reporter=SilentReporter()) as cache:
-        data = load_data(spec, records, cache=cache, reporter=SilentReporter())
-        frozen = override(spec, {"phases": [dataclasses.asdict(PHASES[0])]})
-        phase_inputs = PhaseInputs(
-            frozen, data.source, data.splits, cache=cache, reporter=SilentReporter()
-        )
-        phase_inputs.for_phase(entrant.classifier, 0)
+    spec = override(ranked.entries[0].spec, {"phases": [dataclasses.asdict(PHASES[0])]})
+    with open_session(spec, reporter=SilentReporter()) as session:
+        data, phase_inputs = session.data, session.phase_inputs()
+        phase_inputs.for_phase(session.build_classifier(), 0)
     (stats,) = phase_inputs.extraction_stats
     # One view of each image; those of the test split alone are new.
     assert len(Pool.of(data.splits).pairs(1)) == 300
@@ -172,14 +163,14 @@ def test_a_metric_that_prefers_noise_is_told_and_a_worthless_candidate_is_not_it
     scores = {entry.name: entry.scores for entry in ranked.entries}
     best = ranked.entries[0].name
     lucky = {**ranked.control, "h_score": scores[best]["h_score"].value + 1}
-    unreliable, worthless = doubt(lucky, scores)
+    unreliable, worthless = find_unreliable(lucky, scores)
     assert best in unreliable["h_score"]
     assert set(unreliable) == {"h_score"}
     assert worthless == []
     warned = advise(dataclasses.replace(ranked, unreliable=unreliable))
     assert any("H-score is unreliable here" in text for text in warned.warnings)
     dead = {name: Score(value - 0.01) for name, value in ranked.control.items()}
-    assert doubt(ranked.control, {**scores, "dead": dead}) == ({}, ["dead"])
+    assert find_unreliable(ranked.control, {**scores, "dead": dead}) == ({}, ["dead"])
     warned = advise(dataclasses.replace(ranked, worthless=["dead"]))
     assert any(text.startswith("dead knows no more") for text in warned.warnings)
 
@@ -191,7 +182,7 @@ def test_halves_scatter_as_samples_of_all_images_do():
     def mean(x: np.ndarray, _: np.ndarray) -> float:
         return float(x.mean())
 
-    widths = [spread_over_halves(mean, features, labels, seed=seed) for seed in range(40)]
+    widths = [interval_over_halves(mean, features, labels, seed=seed) for seed in range(40)]
     # Student's factor for eight halves times the standard error of a mean of 400.
     assert np.mean(widths) == pytest.approx(2.365 / 20, rel=0.2)
 
@@ -237,14 +228,14 @@ def test_source_answers_are_those_of_the_whole_network(shared_weights):
     )
     ranking = RankSpec(backbones=(sourced, "vgg16"))
     candidate = make_candidates(RunSpec(), ranking)[0]
-    (entrant,) = prepare([candidate], ["a", "b"], race=False)
+    (built,) = build_candidates([candidate], ["a", "b"], race=False)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.float32)
     pixels[0] = np.linspace(0, 255, 224)[:, None, None]
-    features = keras.Model(entrant.cut.model.input, entrant.cut.tensor)(pixels)
+    features = keras.Model(built.cut.model.input, built.cut.tensor)(pixels)
     whole = keras.applications.MobileNet(alpha=0.25, weights=str(files[1]))
     expected = np.asarray(whole(pixels / 127.5 - 1))
     assert np.ptp(expected, axis=0).max() > 0.01
-    np.testing.assert_allclose(entrant.source.answers(np.asarray(features)), expected, atol=1e-6)
+    np.testing.assert_allclose(built.source.predict(np.asarray(features)), expected, atol=1e-6)
 
 
 def test_leep_and_nce_are_told_for_candidates_with_a_source(
@@ -273,14 +264,14 @@ def test_a_source_that_cannot_be_asked_is_refused(changes, error, part, source_f
     ranking = RankSpec(backbones=(make_sourced(source_file, **changes), "vgg16"))
     candidate = make_candidates(RunSpec(), ranking)[0]
     with pytest.raises(error, match=part):
-        prepare([candidate], ["a", "b"], race=False)
+        build_candidates([candidate], ["a", "b"], race=False)
 
 
 def test_a_top_without_a_global_mean_is_refused(source_file):
     table = CandidateSpec(backbone="vgg16", weights="none", source_weights="x.h5")
     candidate = make_candidates(RunSpec(), RankSpec(backbones=(table, "vgg19")))[0]
     with pytest.raises(SpecError, match="does not start with a global mean"):
-        prepare([candidate], ["a", "b"], race=False)
+        build_candidates([candidate], ["a", "b"], race=False)
 
 
 @pytest.mark.parametrize(
@@ -344,9 +335,9 @@ def test_image_is_drawn_for_dots_in_one_heap(tmp_path):
 def test_agreement_puts_early_leavers_behind():
     interval = (0.0, 1.0)
     finals = [
-        Final("a", 3, 8, 0.7, interval, 1.0),
-        Final("b", 2, 4, 0.9, interval, 1.0),
-        Final("c", 1, 2, 0.95, interval, 1.0),
+        Finalist("a", 3, 8, 0.7, interval, 1.0),
+        Finalist("b", 2, 4, 0.9, interval, 1.0),
+        Finalist("c", 1, 2, 0.95, interval, 1.0),
     ]
     values = {
         "right": {"a": 3.0, "b": 2.0, "c": 1.0},

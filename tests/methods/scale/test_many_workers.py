@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelled import read_records
 from PIL import Image
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.errors import RunError, SpecError
-from keras_transfer.experiments.run import load_data
+from keras_transfer.experiments.session import open_session
 from keras_transfer.features import chunks as chunks
-from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.inference.prediction import load_run, predict_files
 from keras_transfer.inference.targets import identify
 from keras_transfer.inference.writers import write_predictions
@@ -24,10 +22,8 @@ from keras_transfer.scale.extraction import fill_store
 from keras_transfer.scale.prediction import predict_with_workers
 from keras_transfer.scale.workers import Extractor, Predictor
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
-from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.tasks.registry import make_task
-from keras_transfer.tasks.single_label import SingleLabel
+from keras_transfer.tasks.registry import read_task
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
 
@@ -101,16 +97,12 @@ def _train_on_what_is_stored(spec: RunSpec) -> None:
     silent = SilentReporter()
     # Nothing is missing, so that no worker is started.
     assert [t.num_computed for t in fill_store(spec, num_workers=2, reporter=silent)] == [0]
-    records = read_records(spec.data)
-    with open_cache(spec, reporter=silent) as cache:
-        data = load_data(spec, records, cache=cache, reporter=silent)
-        phase_inputs = PhaseInputs(spec, data.source, data.splits, cache=cache, reporter=silent)
-        outcomes = fit_phases(
-            prepare_classifier(spec, make_task(spec, records.items)), phase_inputs, reporter=silent
-        )
+    with open_session(spec, reporter=silent) as session:
+        phase_inputs = session.phase_inputs()
+        outcomes = fit_phases(session.build_classifier(), phase_inputs, reporter=silent)
     assert [outcome.name for outcome in outcomes] == ["frozen", "fine-tune"]
     assert [stats.num_computed for stats in phase_inputs.extraction_stats] == [0]
-    assert data.num_decoded == 0
+    assert session.data.num_decoded == 0
 
 
 @pytest.fixture
@@ -141,20 +133,16 @@ def test_a_worker_with_another_network_refuses(make_spec):
 
     def mistaken(chunks, feature_writer, on_views):
         own, rows = next(iter(chunks)).alone()
-        task = make_task(spec, read_records(spec.data).items)
+        task, _ = read_task(spec)
         other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), task, Surroundings.here(2))
         other.compute(own, feature_writer.source.part(rows))
         yield from ()
 
     silent = SilentReporter()
-    records = read_records(spec.data)
-    with open_cache(spec, reporter=silent) as cache:
-        data = load_data(spec, records, cache=cache, reporter=silent)
-        phase_inputs = PhaseInputs(
-            spec, data.source, data.splits, cache=cache, reporter=silent, worker_pool=mistaken
-        )
+    with open_session(spec, reporter=silent) as session:
+        phase_inputs = session.phase_inputs(worker_pool=mistaken)
         with pytest.raises(RunError, match="another classifier"):
-            phase_inputs.for_phase(prepare_classifier(spec, make_task(spec, records.items)), 0)
+            phase_inputs.for_phase(session.build_classifier(), 0)
 
 
 def test_specs_that_store_nothing_of_their_own_are_refused(make_spec):

@@ -16,7 +16,7 @@ from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.study.run import run_study
 from keras_transfer.experiments.tune.best import write_best_spec
 from keras_transfer.experiments.tune.report import describe_winner, write_search
-from keras_transfer.experiments.tune.worker import open_trial_runner
+from keras_transfer.experiments.tune.workers import open_trial_runner
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_start import start_run
 
@@ -126,14 +126,14 @@ def test_no_trial_can_see_the_test_split(small_spec, tmp_path):
         run = start_run(spec, output=tmp_path / f"{folds}", suffix="-search")
         with open_trial_runner(spec, run, reporter=SilentReporter()) as runner:
             seen = [rows for s in runner.splits for rows in (s.train, s.val, s.test)]
-            assert len(runner.data.splits.test) > 0
-            assert not np.intersect1d(np.concatenate(seen), runner.data.splits.test).size
+            assert len(runner.session.data.splits.test) > 0
+            assert not np.intersect1d(np.concatenate(seen), runner.session.data.splits.test).size
             if folds > 1:
                 held_out = np.concatenate([s.test for s in runner.splits])
-                assert len(held_out) == 300 - len(runner.data.splits.test)
+                assert len(held_out) == 300 - len(runner.session.data.splits.test)
 
 
-def test_folds_judge_by_the_images_that_each_held_out(small_spec, tmp_path):
+def test_folds_are_evaluated_on_the_images_that_each_held_out(small_spec, tmp_path):
     spec = override(
         small_spec,
         {"folds": 3, "search.space": {RATE: {"values": [1e-2, 3e-2]}}},
@@ -142,9 +142,9 @@ def test_folds_judge_by_the_images_that_each_held_out(small_spec, tmp_path):
     trained = override(spec, found.winner.trial.values)
     run = start_run(trained, output=tmp_path / "study")
     study = run_study(trained, run, reporter=SilentReporter())
-    right = sum(result.num_right for result in study.results)
+    right = sum(trial.num_right for trial in study.trials)
     assert found.winner.trial.val_accuracy == pytest.approx(
-        right / sum(result.num_held_out for result in study.results)
+        right / sum(trial.num_held_out for trial in study.trials)
     )
     assert not found.winner.keeps_weights
     assert found.winner.comparison is None

@@ -10,7 +10,7 @@ from searches import DROPOUT, RATE, SPACE, Listener, search
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments.tune.trial_log import TrialLog
+from keras_transfer.experiments.tune.record import TrialLog
 from keras_transfer.experiments.tune.workers import run_workers
 from keras_transfer.storage.run_folder import RunFolder
 

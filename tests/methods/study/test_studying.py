@@ -6,17 +6,15 @@ import json
 
 import numpy as np
 import pytest
-from labelled import read_records
 
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import make_folds, make_splits
-from keras_transfer.devices import set_up
 from keras_transfer.errors import DataError, RunError, SpecError
 from keras_transfer.evaluation.intervals import wilson
-from keras_transfer.experiments.run import evaluate_test, load_data, run_transfer
+from keras_transfer.experiments.run import evaluate_test, run_transfer
+from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.study.run import run_study
 from keras_transfer.experiments.study.study import Study
-from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import (
@@ -28,7 +26,6 @@ from keras_transfer.specs import (
     TrainingSpec,
     ViewSpec,
 )
-from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_start import start_run
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import fit_phases
@@ -140,9 +137,9 @@ def test_frozen_layers_see_every_view_once_in_the_whole_study(validated):
     assert len(trained_on) > NUM_IMAGES - len(apart) - 30
     # Those set apart are neither trained on nor judged.
     num_pairs = len(trained_on) * NUM_VIEWS + NUM_IMAGES - len(apart) - len(trained_on)
-    computed = [result.views_computed for result in validated.results]
+    computed = [trial.views_computed for trial in validated.trials]
     assert computed == [num_pairs, 0, 0]
-    assert [result.views_found for result in validated.results] == [0, num_pairs, num_pairs]
+    assert [trial.views_found for trial in validated.trials] == [0, num_pairs, num_pairs]
 
 
 def test_study_folder_holds_what_it_should_and_nothing_half_done(validated):
@@ -167,7 +164,7 @@ def test_a_stopped_study_goes_on_without_repeating_trials(validated, tmp_path):
     assert listener.watched == ["fold 2 of 3: frozen", "fold 3 of 3: frozen"]
     assert len([text for text in listener.said if text.startswith("Trial ")]) == 3
     # What the first study stored serves the second, which ends alike.
-    assert sum(result.views_computed for result in study.results) == 0
+    assert sum(trial.views_computed for trial in study.trials) == 0
     ours, theirs = (done.run.path / "out_of_fold.csv" for done in (study, validated))
     assert ours.read_bytes() == theirs.read_bytes()
     with pytest.raises(RunError, match="is finished"):
@@ -185,19 +182,13 @@ def test_a_repeat_is_the_run_with_that_seed(digits_folder, cache, tmp_path):
     assert content["summary"]["over_groups"]["mean"] == pytest.approx(np.mean(accuracies))
 
     single = override(spec, {"seeds": 1, "seed": 5})
-    set_up(single.devices, seed=5)
-    records = read_records(single.data)
-    classifier = build_classifier(
-        single.model, image_size=32, task=SingleLabel(records.class_names), seed=5
-    )
-    with open_cache(single, reporter=SilentReporter()) as cache:
-        data = load_data(single, records, cache=cache, reporter=SilentReporter())
-        phase_inputs = PhaseInputs(
-            single, data.source, data.splits, cache=cache, reporter=SilentReporter()
-        )
+    with open_session(single, reporter=SilentReporter()) as session:
+        classifier, phase_inputs = session.build_classifier(), session.phase_inputs()
         fit_phases(classifier, phase_inputs, reporter=SilentReporter())
-        probabilities = phase_inputs.predict(classifier, data.splits.test)
-    assert evaluate_test(data, probabilities, seed=5).accuracy == accuracies[1]
+        probabilities = phase_inputs.predict(classifier, session.data.splits.test)
+    assert (
+        evaluate_test(session.task, session.data, probabilities, seed=5).accuracy == accuracies[1]
+    )
 
 
 class Collector(Listener):
@@ -224,14 +215,14 @@ def test_learning_curve_halves_down_to_a_image_a_class_on_shared_views(
     changes = {"data.train_size": 21, "model.weights": str(tmp_path / "model.keras")}
     collector = Collector()
     study = study_of(override(spec, changes), tmp_path / "curve", collector)
-    assert [result.train_size for result in study.results] == [21, 10, 21, 10]
+    assert [trial.train_size for trial in study.trials] == [21, 10, 21, 10]
     assert any("ends at 10 training images" in text for text in collector.said)
     assert (study.run.path / "learning_curve.png").stat().st_size > 1000
-    assert [result.views_computed for result in study.results[1:]] == [0, 0, 0]
+    assert [trial.views_computed for trial in study.trials[1:]] == [0, 0, 0]
     groups = read_json(study.run.study_file)["summary"]["groups"]
     assert [group["train_size"] for group in groups] == [21, 10]
     for group, (one, other) in zip(groups, ((0, 2), (1, 3)), strict=True):
-        accuracies = [study.results[number].accuracy for number in (one, other)]
+        accuracies = [study.trials[number].accuracy for number in (one, other)]
         assert group["median"] == group["accuracy"] == pytest.approx(np.mean(accuracies))
         assert [group["minimum"], group["maximum"]] == sorted(accuracies)
         assert group["interval"] is None
@@ -242,8 +233,8 @@ def test_a_study_works_without_the_cache(digits_folder, cache, tmp_path):
     spec = make_spec(digits_folder, cache, folds=2, **{"cache.mode": "off"}, **SHORT)
     spec = override(spec, {"data.train_size": 40})
     study = study_of(spec, tmp_path / "off")
-    assert [result.train_size for result in study.results] == [40, 40]
-    assert sum(result.views_computed + result.views_found for result in study.results) == 0
+    assert [trial.train_size for trial in study.trials] == [40, 40]
+    assert sum(trial.views_computed + trial.views_found for trial in study.trials) == 0
 
 
 def test_too_many_folds_are_refused_and_leave_no_folder(digits_folder, cache, tmp_path):

@@ -1,4 +1,4 @@
-"""A look at the images: what it draws, what it counts, and what a later run finds done."""
+"""The preview: what it draws and counts, and that a later run decodes nothing again."""
 
 import io
 
@@ -22,7 +22,7 @@ def spec(digits_folder, tmp_path):
     )
 
 
-def test_the_look_draws_views_and_stores_what_it_decoded(spec, tmp_path):
+def test_the_preview_draws_views_and_stores_what_it_decoded(spec, tmp_path):
     first = preview(spec, tmp_path / "figures" / "views.png", reporter=SilentReporter())
     again = preview(spec, tmp_path / "figures" / "views.png", reporter=SilentReporter())
     assert (first.num_decoded, again.num_decoded) == (300, 0)

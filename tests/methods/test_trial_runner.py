@@ -10,7 +10,7 @@ from keras_transfer.config import override
 from keras_transfer.devices.subprocess_call import resident_mb
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.trial_runner import TrialRunner
-from keras_transfer.experiments.tune.worker import open_trial_runner
+from keras_transfer.experiments.tune.workers import open_trial_runner
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
@@ -34,12 +34,12 @@ def test_a_training_after_others_is_the_training_of_a_run(runner, tmp_path):
     # This one moves the trunk, which the next must find as it was.
     runner.train(runner.vary({"phases": [head, tail]}))
     spec = runner.vary({RATE: 3e-2, "model.head": "mlp"})
-    training = runner.train(spec, tell_each=True)
+    training = runner.train(spec, predict=True)
     run = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     assert training.val_loss == run.outcomes[-1].val_loss
     assert training.val_accuracy == run.outcomes[-1].val_score
-    assert training.right is not None
-    assert training.right.mean() == pytest.approx(training.val_accuracy)
+    assert training.hits is not None
+    assert training.hits.mean() == pytest.approx(training.val_accuracy)
     assert run.outcomes[-1].test_score is not None
 
 
@@ -57,8 +57,8 @@ def test_equal_specs_share_a_training_and_others_do_not(runner):
 def test_features_are_computed_once_for_all_trainings(runner):
     first = runner.train(runner.vary({DROPOUT: 0.1, "views.policy": "strong"}))
     second = runner.train(runner.vary({DROPOUT: 0.2, "views.policy": "strong", RATE: 1e-2}))
-    assert first.views_computed > 0
-    assert second.views_computed == 0
+    assert first.views["views_computed"] > 0
+    assert second.views["views_computed"] == 0
 
 
 @pytest.mark.slow
