@@ -12,8 +12,9 @@ from keras_transfer.data.records import Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.metrics import Evaluation, evaluate
+from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
-from keras_transfer.export.delivery import deliver, next_version
+from keras_transfer.export.contract import next_version
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.inference.prediction import LoadedRun, labels_in_order, load_run

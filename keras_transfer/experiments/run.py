@@ -31,8 +31,8 @@ from keras_transfer.experiments.descriptions import (
 )
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
 from keras_transfer.experiments.session import resolve_cache_mode
+from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
-from keras_transfer.export.delivery import deliver
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.features.source import Source

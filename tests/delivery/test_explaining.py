@@ -14,8 +14,7 @@ from keras_transfer.data.images import load_encoded
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.build import as_trained, frozen
-from keras_transfer.export.saved_model.network import grad_cam, heat_map
+from keras_transfer.export.saved_model.network import as_trained, frozen, grad_cam, heat_map
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.explanation import LIKELIEST, Explanation, explain_files, explainer
 from keras_transfer.inference.prediction import LoadedRun, predict_files

@@ -16,10 +16,10 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Record, Records
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.inference.files import expand_paths
 from keras_transfer.inference.prediction import (
     LoadedRun,
     Prediction,
+    expand_paths,
     labels_in_order,
     load_run,
     predict_files,

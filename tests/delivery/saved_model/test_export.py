@@ -14,7 +14,7 @@ from keras_transfer.data.reading import read_pixels
 from keras_transfer.errors import DataError, ExportError, RunError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model import writer as room
-from keras_transfer.export.saved_model.build import as_trained
+from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.proof import TOLERANCES, export_proven
 from keras_transfer.export.saved_model.signatures import ACCELERATOR_ALIAS
 from keras_transfer.export.saved_model.writer import export_saved_model

@@ -101,8 +101,8 @@ def test_weights_of_jax_have_the_same_hash_on_tensorflow(answers, model):
 def test_proof_of_jax_names_its_ways_and_the_export_every_platform(handed_over: Path):
     proof = json.loads((handed_over / "export" / "1" / "proof.json").read_text())
     assert proof["backend"] == "jax"
-    assert [way["name"] for way in proof["ways"]] == [AS_TRAINED, FOLDED]
-    assert all(way["parity"]["max_abs_difference"] <= 1e-5 for way in proof["ways"])
+    assert [variant["name"] for variant in proof["variants"]] == [AS_TRAINED, FOLDED]
+    assert all(v["parity"]["max_abs_difference"] <= 1e-5 for v in proof["variants"])
     file = handed_over / "export" / "1" / "saved_model.pb"
     (graph,) = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
     nodes = [node for f in graph.graph_def.library.function for node in f.node_def]

@@ -5,8 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_transfer.export.saved_model.build import as_trained, frozen
-from keras_transfer.export.saved_model.network import Network, grad_cam, gradient_of, heat_map
+from keras_transfer.export.saved_model.network import (
+    Network,
+    as_trained,
+    frozen,
+    grad_cam,
+    gradient_of,
+    heat_map,
+)
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import ModelSpec
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.build import as_trained
+from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import WARMUP_FILE, export_saved_model, write_warmup
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.build import as_trained
+from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.explanation import explainer
 from keras_transfer.inference.overlays import percent

@@ -15,8 +15,7 @@ from keras_transfer.errors import RunError, SpecError
 from keras_transfer.experiments.run import load_data
 from keras_transfer.features import chunks as chunks
 from keras_transfer.features.phase_inputs import PhaseInputs
-from keras_transfer.inference.prediction import load_run, predict_files
-from keras_transfer.inference.targets import identify
+from keras_transfer.inference.prediction import identify, load_run, predict_files
 from keras_transfer.inference.writers import write_predictions
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.scale.environment import Surroundings
@@ -214,7 +213,11 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
         ("two.csv", predicted),
     ):
         summary = write_predictions(
-            answer, files, tmp_path / name, class_names=run.class_names, target=identify(run)
+            answer,
+            files,
+            tmp_path / name,
+            task=run.contract.task_outputs,
+            target=identify(run),
         )
         assert (summary.num_predicted, summary.num_bad) == (228, 3)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
