@@ -1,4 +1,4 @@
-"""A finished run asked about new images: by file, by the million, and by labelled sets."""
+"""Predictions of a finished run: for files, endless lists of files, and labelled sets."""
 
 import csv
 import hashlib
@@ -223,7 +223,7 @@ def test_write_predictions_keeps_every_input_and_counts(
         lambda remaining: predict_files(run, remaining),
         files,
         output,
-        class_names=run.class_names,
+        task=run.contract.task_outputs,
     )
     assert (summary.num_predicted, summary.num_bad) == (9, 1)
     assert tuple(summary.num_by_label) == run.class_names

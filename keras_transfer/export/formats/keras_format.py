@@ -1,8 +1,7 @@
 """Keras files: the whole model, with logits as outputs. Needs Keras and this package."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,21 +10,13 @@ if TYPE_CHECKING:
     from keras_transfer.export.formats.source import Source
 
 
-@dataclass(frozen=True, eq=False)
-class OpenedKeras:
-    """`predict` maps uint8 [B, S, S, 3] to logits float32 [B, K]."""
-
-    predict: Callable[[np.ndarray], np.ndarray]
-    class_hash: str
-
-
 def write(source: "Source", target: Path, *, precision: str) -> None:  # noqa: ARG001
     """Write the model as it was trained."""
     source.model.save(target)
 
 
-def open_artefact(path: Path, *, num_threads: int | None = None) -> OpenedKeras:
-    """Open a .keras file; TensorFlow's threads are those of the whole process."""
+def open_artefact(path: Path, *, num_threads: int | None = None) -> SimpleNamespace:
+    """Open a .keras file; its outputs are logits. `num_threads` holds for the whole process."""
     import keras
 
     import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer
@@ -40,4 +31,4 @@ def open_artefact(path: Path, *, num_threads: int | None = None) -> OpenedKeras:
         logits: np.ndarray = model.predict_on_batch(pixels.astype(np.float32))
         return logits
 
-    return OpenedKeras(predict, model.name.removeprefix("classifier_"))
+    return SimpleNamespace(predict=predict, class_hash=model.name.removeprefix("classifier_"))

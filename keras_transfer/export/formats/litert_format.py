@@ -7,9 +7,9 @@ contract.json` shows it.
 import json
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from keras_transfer.export.formats.source import Source
 
 _PACKED: Final = ("contract.json", "class_names.json", "labels.txt")
-
-
-@dataclass(frozen=True, eq=False)
-class OpenedLiteRT:
-    """`predict` maps uint8 [B, S, S, 3] to float32 [B, K]; threads wait for each other."""
-
-    predict: Callable[[np.ndarray], np.ndarray]
-    class_hash: str
 
 
 def write(source: "Source", target: Path, *, precision: str) -> None:
@@ -57,8 +49,8 @@ def write(source: "Source", target: Path, *, precision: str) -> None:
             packed.write(target.with_name(name), name)
 
 
-def open_artefact(path: Path, *, num_threads: int | None = None) -> OpenedLiteRT:
-    """Open a LiteRT file."""
+def open_artefact(path: Path, *, num_threads: int | None = None) -> SimpleNamespace:
+    """Open a LiteRT file; several threads wait for each other."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=num_threads)
@@ -80,7 +72,7 @@ def open_artefact(path: Path, *, num_threads: int | None = None) -> OpenedLiteRT
             outputs: np.ndarray = interpreter.get_tensor(target)
             return outputs
 
-    return OpenedLiteRT(predict, _packed_hash(path))
+    return SimpleNamespace(predict=predict, class_hash=_packed_hash(path))
 
 
 def _packed_hash(path: Path) -> str:

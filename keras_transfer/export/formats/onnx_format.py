@@ -5,9 +5,8 @@ products of 8 × 8 bits in 16 bits, which would overflow.
 """
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,14 +19,6 @@ _CLASS_HASH: Final = "class_hash"
 _OPSET: Final = 17
 _QUANTISED: Final = ["Conv", "MatMul", "Gemm", "MaxPool", "Add", "Relu", "Clip", "Concat"]
 _BATCH_SIZE: Final = 4
-
-
-@dataclass(frozen=True, eq=False)
-class OpenedONNX:
-    """`predict` maps uint8 [B, S, S, 3] to float32 [B, K], in any thread."""
-
-    predict: Callable[[np.ndarray], np.ndarray]
-    class_hash: str
 
 
 def write(source: "Source", target: Path, *, precision: str) -> None:
@@ -43,7 +34,7 @@ def onnx_file(source: "Source", precision: str) -> Path:
     return file
 
 
-def open_artefact(path: Path, *, num_threads: int | None = None) -> OpenedONNX:
+def open_artefact(path: Path, *, num_threads: int | None = None) -> SimpleNamespace:
     """Open an ONNX file on the CPU."""
     import onnxruntime
 
@@ -54,8 +45,9 @@ def open_artefact(path: Path, *, num_threads: int | None = None) -> OpenedONNX:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     metadata = session.get_modelmeta().custom_metadata_map
-    return OpenedONNX(
-        lambda pixels: session.run(None, {name: pixels})[0], metadata.get(_CLASS_HASH, "")
+    return SimpleNamespace(
+        predict=lambda pixels: session.run(None, {name: pixels})[0],
+        class_hash=metadata.get(_CLASS_HASH, ""),
     )
 
 

@@ -1,9 +1,8 @@
 """OpenVINO files (.xml and .bin), made of ONNX files; runtime information has the class hash."""
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,14 +12,6 @@ if TYPE_CHECKING:
 
 _CLASS_HASH: Final = ["keras_transfer", "class_hash"]
 _PRECISIONS: Final = {"float32": "f32", "bfloat16": "bf16"}
-
-
-@dataclass(frozen=True, eq=False)
-class OpenedOpenVINO:
-    """`predict` maps uint8 [B, S, S, 3] to float32 [B, K]; threads wait for each other."""
-
-    predict: Callable[[np.ndarray], np.ndarray]
-    class_hash: str
 
 
 def write(source: "Source", target: Path, *, precision: str) -> None:
@@ -37,8 +28,11 @@ def write(source: "Source", target: Path, *, precision: str) -> None:
 
 def open_artefact(
     path: Path, *, num_threads: int | None = None, precision: str = "float32"
-) -> OpenedOpenVINO:
-    """Open an OpenVINO model on the CPU; 'bfloat16' lets it compute in that."""
+) -> SimpleNamespace:
+    """Open an OpenVINO model on the CPU; several threads wait for each other.
+
+    The precision 'bfloat16' lets it compute in that.
+    """
     import openvino
 
     core = openvino.Core()
@@ -57,4 +51,6 @@ def open_artefact(
         with lock:
             return np.array(request.infer({0: pixels})[0])
 
-    return OpenedOpenVINO(predict, str(model.get_rt_info(_CLASS_HASH).value) if has_hash else "")
+    return SimpleNamespace(
+        predict=predict, class_hash=str(model.get_rt_info(_CLASS_HASH).value) if has_hash else ""
+    )

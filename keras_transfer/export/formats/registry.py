@@ -26,9 +26,11 @@ class Kind:
     """A kind of artefact: the file of this folder that writes and opens it, and what it needs.
 
     `module` has the functions `write(source, target, *, precision)` and
-    `open_artefact(path, *, num_threads)`, and is also loaded by path where this package cannot be
-    imported. `runtime` is the library that opens it, `libraries` are all that writing and
-    opening it takes beside TensorFlow. `blocked` cannot be imported while it is verified.
+    `open_artefact(path, *, num_threads)`, whose result has `predict`, from uint8 [B, S, S, 3] to
+    float32 [B, K], and `class_hash` ("" if the file holds none). It is also loaded by path where
+    this package cannot be imported. `runtime` is the library that opens it, `libraries` are all
+    that writing and opening it takes beside TensorFlow. `blocked` cannot be imported while it is
+    verified.
     `gives_logits` says that its outputs are logits, not yet activated.
     """
 

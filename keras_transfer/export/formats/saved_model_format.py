@@ -59,7 +59,7 @@ class OpenedSavedModel:
 
 
 def open_artefact(path: Path, *, num_threads: int | None = None) -> OpenedSavedModel:
-    """Open a SavedModel; TensorFlow's threads are those of the whole process."""
+    """Open a SavedModel; `num_threads` holds for the whole process."""
     import tensorflow as tf
 
     if num_threads is not None:

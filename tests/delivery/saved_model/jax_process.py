@@ -20,6 +20,7 @@ from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import export_proven
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import LIKELIEST, explainer
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
@@ -87,7 +88,7 @@ def main(folder: str, *names: str) -> None:
         files=files,
         probabilities=probabilities,
     )
-    explained, heat = explainer(model)(pixels, LIKELIEST)
+    explained, heat = explainer(model, SingleLabelOutputs(()))(pixels, LIKELIEST)
     np.savez(
         Path(folder, "answers.npz"),
         backend=keras.backend.backend(),

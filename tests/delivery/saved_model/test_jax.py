@@ -13,10 +13,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.data.images import load_encoded
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import LIKELIEST, explainer
 from keras_transfer.models.forward import predict_pixels
 
@@ -52,8 +52,7 @@ def answers(handed_over: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def model(handed_over: Path) -> keras.Model:
-    custom = {"Preprocess": Preprocess}
-    return keras.models.load_model(handed_over / "model.keras", custom_objects=custom)
+    return keras.models.load_model(handed_over / "model.keras")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_saved_model_and_keras_file_of_jax_answer_alike_on_tensorflow(
 def test_heat_maps_of_jax_are_those_of_tensorflow(answers, model, signatures, files):
     encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files])
     served = signatures["serving_explain"](image_bytes=encoded, class_index=tf.fill([5], LIKELIEST))
-    probabilities, heat = explainer(model)(answers["pixels"], LIKELIEST)
+    probabilities, heat = explainer(model, SingleLabelOutputs(()))(answers["pixels"], LIKELIEST)
     assert heat.max() == 1
     for received in (heat, served["heat_map"]):
         np.testing.assert_allclose(received, answers["heat"], rtol=0, atol=1e-4)
