@@ -54,6 +54,9 @@ class TaskOutputs(Protocol):
         Where the expected outputs of two decisions differ by at most `margin`, either is right.
         """
 
+    def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """How good each of N predictions is, float64 [N], higher is better; 1 or 0 for labels."""
+
     def contradictions(self, served: Mapping[str, np.ndarray]) -> list[str]:
         """In what the outputs of serving_default contradict each other; nothing if they do not."""
 
@@ -100,6 +103,9 @@ class SingleLabelOutputs:
         chosen = expected[np.arange(len(expected)), outputs.argmax(axis=1)]
         result: np.ndarray = expected.max(axis=1) - chosen <= margin
         return result
+
+    def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        return (outputs.argmax(axis=1) == values).astype(np.float64)
 
     def contradictions(self, served: Mapping[str, np.ndarray]) -> list[str]:
         probabilities, top = served["probabilities"], served["top_probabilities"]

@@ -137,7 +137,7 @@ def draw_patch(image: np.ndarray, row: int, column: int, colour: tuple[int, int,
 def patch_model() -> keras.Model:
     """Tells on noise whether there is a red patch somewhere, and whether a blue one.
 
-    Trained on images of 2 x 2 cells, asked about 8 x 8 of them: convolutions do not mind.
+    Trained on images of 2 x 2 cells, used on 8 x 8 of them, as convolutions can.
     """
 
     def assemble(side: int) -> keras.Model:
@@ -218,11 +218,11 @@ def test_explain_files_agrees_with_predict_files_and_keeps_bad_files_in_their_pl
 def test_explain_files_explains_the_class_that_is_asked_for(run: LoadedRun, photos: Path):
     files = sorted(photos.iterdir())[:6]
     likeliest = list(explain_files(run, files))
-    asked = list(explain_files(run, files, class_name="path"))
-    assert [row.explained for row in asked] == ["path"] * 6
-    assert [row.label for row in asked] == [row.label for row in likeliest]
+    named = list(explain_files(run, files, class_name="path"))
+    assert [row.explained for row in named] == ["path"] * 6
+    assert [row.label for row in named] == [row.label for row in likeliest]
     column = run.class_names.index("path")
-    for row, first in zip(asked, likeliest, strict=True):
+    for row, first in zip(named, likeliest, strict=True):
         assert row.explained_probability == pytest.approx(float(first.outputs[column]))
         assert np.array_equal(row.heat, first.heat) == (first.label == "path")
 
@@ -242,17 +242,19 @@ def test_explain_files_takes_only_a_little_ahead_of_an_endless_list(run: LoadedR
             taken += 1
             yield file
 
-    answers = explain_files(run, endless(), batch_size=4)
-    assert len(list(itertools.islice(answers, 30))) == 30
+    explanations = explain_files(run, endless(), batch_size=4)
+    assert len(list(itertools.islice(explanations, 30))) == 30
     assert taken < 100
-    answers.close()
+    explanations.close()
 
 
-@pytest.mark.parametrize("way", ["as trained", "frozen"])
-def test_served_explanations_equal_the_library_s(way, run: LoadedRun, photos: Path, tmp_path: Path):
+@pytest.mark.parametrize("variant", ["as trained", "frozen"])
+def test_served_explanations_equal_the_library_s(
+    variant, run: LoadedRun, photos: Path, tmp_path: Path
+):
     files = sorted(photos.iterdir())[:8]
     network = (
-        as_trained(run.model) if way == "as trained" else frozen(run.model, precision="float32")
+        as_trained(run.model) if variant == "as trained" else frozen(run.model, precision="float32")
     )
     contract = Contract.of(run.spec, run.class_names)
     export_saved_model(network, tmp_path / "1", contract)

@@ -72,11 +72,15 @@ def test_write_explanations_leaves_an_overlay_a_row_and_a_card_for_each_image(
     table = read_table(output)
     assert tuple(table[0]) == COLUMNS
     assert [row["path"] for row in table] == [file.as_posix() for file in files]
-    for row, answer in zip(table[:9], rows, strict=False):
-        assert (row["label"], row["explained"], row["error"]) == (answer.label, answer.label, "")
-        assert np.float32(row["confidence"]) == answer.outputs.max()
+    for row, explanation in zip(table[:9], rows, strict=False):
+        assert (row["label"], row["explained"], row["error"]) == (
+            explanation.label,
+            explanation.label,
+            "",
+        )
+        assert np.float32(row["confidence"]) == explanation.outputs.max()
         with Image.open(output / row["overlay"]) as overlay:
-            np.testing.assert_array_equal(overlay, draw_overlay(answer))
+            np.testing.assert_array_equal(overlay, draw_overlay(explanation))
     assert "no such file" in table[9]["error"]
     assert table[9]["label"] == table[9]["overlay"] == ""
     page = Page(output / "explain.html")

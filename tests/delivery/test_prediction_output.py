@@ -24,7 +24,7 @@ KINDS = pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nobody catches it."""
+    """Stands for the end of the process: no code catches it."""
 
 
 def file_of(number: int) -> Path:

@@ -70,7 +70,7 @@ def agree(
         return _nothing(len(labels), f"outputs {outputs.shape} contain NaN or Inf, or are too few")
     difference = float(np.abs(outputs - expected).max())
     num_right, num_right_before = (
-        int((values.argmax(axis=1) == labels).sum()) for values in (outputs, expected)
+        int(task.example_scores(labels, values).sum()) for values in (outputs, expected)
     )
     if precision in _ROUNDING:
         tolerance = max(_ROUNDING[precision], TOLERANCES[trained_in])
@@ -78,10 +78,10 @@ def agree(
         num_agreeing = int(task.agrees(outputs, expected, margin=2 * tolerance).sum())
         refusal = _refuse_rounding(difference, tolerance, len(labels) - num_agreeing)
     else:
-        num_agreeing = int((outputs.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        num_agreeing = int(task.agrees(outputs, expected, margin=0).sum())
         refusal = _refuse_quantised(num_right, num_right_before, num_agreeing, len(labels))
         off = float(np.abs(outputs.sum(axis=1) - 1).max())
-        if off > _SUM_TOLERANCE:
+        if task.activation == "softmax" and off > _SUM_TOLERANCE:
             refusal = refusal or f"its probabilities sum to something {off:.2g} away from 1"
     return Agreement(
         num_images=len(labels),
