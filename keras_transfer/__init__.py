@@ -117,3 +117,15 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'keras_transfer' has no attribute {name!r}")
     return getattr(importlib.import_module(f"keras_transfer.{_HOME_OF[name]}"), name)
+
+
+def register() -> None:
+    """Register the package's layers with Keras, for `keras.models.load_model` of a model.keras.
+
+    Importing this package does so itself if Keras has been imported before.
+    """
+    importlib.import_module("keras_transfer.backbones.preprocess")
+
+
+if "keras" in sys.modules:
+    register()

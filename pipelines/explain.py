@@ -31,8 +31,7 @@ def _run(argv: Sequence[str] | None) -> None:
     with native_log_to(scratch_log()):
         from keras_transfer.inference.explanation import explain_files
         from keras_transfer.inference.explanation_files import PAGE, write_explanations
-        from keras_transfer.inference.files import expand_paths
-        from keras_transfer.inference.prediction import load_run
+        from keras_transfer.inference.prediction import expand_paths, load_run
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()

@@ -50,9 +50,12 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_args(argv)
     check_vacant(Path(arguments.output))
     with native_log_to(scratch_log()):
-        from keras_transfer.inference.files import expand_paths
-        from keras_transfer.inference.prediction import LoadedRun
-        from keras_transfer.inference.targets import identify, open_target
+        from keras_transfer.inference.prediction import (
+            LoadedRun,
+            expand_paths,
+            identify,
+            open_target,
+        )
         from keras_transfer.inference.writers import write_predictions
         from keras_transfer.reporting.reporter import TerminalReporter
 
@@ -67,7 +70,7 @@ def _run(argv: Sequence[str] | None) -> None:
                 lambda remaining: terminal.counted(answer(remaining), count),
                 files,
                 Path(arguments.output),
-                class_names=target.contract.class_names,
+                task=target.contract.task_outputs,
                 target=identity,
                 resume=arguments.resume,
             )

@@ -103,7 +103,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def _measure(run: Path, settings: Settings, images: str | None, seconds: float) -> None:
-    from keras_transfer.inference.files import expand_paths
+    from keras_transfer.inference.prediction import expand_paths
     from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.storage.atomic import replacing
     from pipelines.benchmarks.server import describe, find_images, measure

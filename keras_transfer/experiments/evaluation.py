@@ -13,8 +13,9 @@ from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.session import open_session
+from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
-from keras_transfer.export.delivery import deliver, next_version
+from keras_transfer.export.contract import next_version
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.inference.prediction import LoadedRun, labels_in_order, load_run

@@ -19,8 +19,8 @@ from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
 from keras_transfer.experiments.session import Data, open_session
 from keras_transfer.experiments.summary import Result, describe_cache, describe_saving
+from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
-from keras_transfer.export.delivery import deliver
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter

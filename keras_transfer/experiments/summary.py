@@ -216,18 +216,19 @@ def describe_proof(proof: Proof) -> str:
         f"{parity.label_agreement:.0%} of the labels agree, probabilities within "
         f"{parity.max_abs_difference:.1e}."
     ]
-    trained = proof.ways[0]
-    for way in proof.ways[1:]:
+    trained = proof.variants[0]
+    for variant in proof.variants[1:]:
         shares = [
-            f"{way.milliseconds[size] / trained.milliseconds[size]:.2f} × for {size}"
-            for size in way.milliseconds
+            f"{variant.milliseconds[size] / trained.milliseconds[size]:.2f} × for {size}"
+            for size in variant.milliseconds
         ]
-        kept = "kept" if way == proof.kept else "disagreed" if way.parity is None else "not faster"
+        status = "not faster" if variant.parity else "disagreed"
+        status = "kept" if variant == proof.kept else status
         sentences.append(
-            f"The network {way.name} in {way.precision} takes, of the trained one's time, "
-            f"{', '.join(shares)}: {kept}."
+            f"The network {variant.name} in {variant.precision} takes of the trained one's time "
+            f"{', '.join(shares)}: {status}."
             if shares
-            else f"The network {way.name} in {way.precision} cannot be served: left out."
+            else f"The network {variant.name} in {variant.precision} cannot be served: left out."
         )
     if proof.kept.name == AS_TRAINED:
         sentences.append("It is served as it was trained.")

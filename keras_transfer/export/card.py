@@ -1,6 +1,6 @@
-"""The card of a model: what it is for, what it saw, how good it is and where it ends.
+"""The card of a model: its purpose, training data, test figures and limits.
 
-card.json lies beside the artefact, for servers and pages; export/README.md says the same in words.
+card.json lies beside the artefact, for servers and pages; export/README.md has the same as text.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from keras_transfer.storage.class_names import hash_class_names
 from keras_transfer.storage.run_folder import describe_environment
 
 FEW_IMAGES: Final = 20
-"""Test images of a class below which its figures say little."""
+"""Figures of a class with fewer test images are imprecise."""
 
 _MUCH_OFF: Final = 0.05
 _PREPROCESSING: Final = {
@@ -90,7 +90,9 @@ def make_card(
     """The card of a trained model.
 
     Args:
-        counts: images by split: 'train', 'val' and 'test'.
+        class_names: in the order of the outputs.
+        test: the evaluation on the test split.
+        counts: number of images by split: 'train', 'val' and 'test'.
     """
     backbone = get_backbone(spec.model.backbone)
     environment = describe_environment()
@@ -99,7 +101,7 @@ def make_card(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         backbone=spec.model.backbone,
         last_stage=spec.model.last_stage or backbone.stage_names[-1],
-        # Names alone: where things lie on the trainer's disk is nobody else's business.
+        # Names only: no paths of the machine that trained.
         weights=Path(spec.model.weights).name,
         licence=backbone.imagenet.origin if spec.model.weights == "imagenet" else "",
         class_names=tuple(class_names),
@@ -108,14 +110,7 @@ def make_card(
         image_size=spec.data.image_size,
         resize=spec.data.resize,
         preprocessing=_PREPROCESSING[backbone.mode],
-        accuracy=test.accuracy,
-        accuracy_interval=test.intervals["accuracy"],
-        num_test=test.num_examples,
-        balanced_accuracy=test.balanced_accuracy,
-        log_loss=test.log_loss,
-        calibration_error=test.expected_calibration_error,
-        calibration_interval=test.intervals["expected_calibration_error"],
-        per_class=test.to_dict()["per_class"],
+        **_figures(test),
         data={
             "source": spec.data.source,
             "path": Path(spec.data.path).name if spec.data.path else spec.data.name,
@@ -136,27 +131,40 @@ def hash_weights(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
+def _figures(test: SingleLabelEvaluation) -> dict[str, Any]:
+    return {
+        "accuracy": test.accuracy,
+        "accuracy_interval": test.intervals["accuracy"],
+        "num_test": test.num_examples,
+        "balanced_accuracy": test.balanced_accuracy,
+        "log_loss": test.log_loss,
+        "calibration_error": test.expected_calibration_error,
+        "calibration_interval": test.intervals["expected_calibration_error"],
+        "per_class": test.to_dict()["per_class"],
+    }
+
+
 def _limits(test: SingleLabelEvaluation, class_names: Sequence[str]) -> list[str]:
     sentences = [
-        f"It names one of its {len(class_names)} classes, whatever an image shows: images of "
-        "anything else are named after one of them as well.",
-        "It was judged on images from the same source as those it learnt from; images taken "
-        "elsewhere, or later, may be named less well.",
+        f"It always predicts one of its {len(class_names)} classes, also for images of anything "
+        "else.",
+        "It was evaluated on images from the same source as its training images; accuracy may be "
+        "lower on images taken elsewhere, or later.",
     ]
     few = [name for name in class_names if test.per_class[name].support < FEW_IMAGES]
     if few:
         named = ", ".join(few[:10]) + (" …" if len(few) > 10 else "")
         sentences.append(
-            f"Fewer than {FEW_IMAGES} test images show {named}: what is said of "
-            f"{'it' if len(few) == 1 else 'them'} is rough."
+            f"Fewer than {FEW_IMAGES} test images show {named}: the figures of "
+            f"{'this class' if len(few) == 1 else 'these classes'} are imprecise."
         )
     if test.expected_calibration_error > _MUCH_OFF:
         sentences.append(
-            "Its probabilities are no measure of how often it is right: they are off by "
-            f"{100 * test.expected_calibration_error:.0f} points on average."
+            "Its probabilities are not calibrated: they differ from its accuracy by "
+            f"{100 * test.expected_calibration_error:.0f} percentage points on average."
         )
     sentences.append(
-        "Images are shown as their pixels are stored: EXIF rotation is ignored, transparency is "
-        "dropped, and of an animation only the first frame counts."
+        "Images are used as their pixels are stored: EXIF rotation is ignored, transparency is "
+        "dropped, and only the first frame of an animation is used."
     )
     return sentences

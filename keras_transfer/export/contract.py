@@ -1,18 +1,21 @@
-"""The contract of an artefact: what whoever asks it has to know, in files beside it.
+"""The contract of an artefact: what its users have to know, in files beside it.
 
 contract.json      the fields of `Contract`, with the hash of the classes
 class_names.json   the classes in the order of the outputs, and their hash
 labels.txt         the same names, one a line
+
+Versions of an export lie in folders named by numbers: export/1, export/2 and so on.
 """
 
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.errors import ExportError
+from keras_transfer.export.task_outputs import TaskOutputs, outputs_of
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names, read_label_files, write_label_files
 
@@ -24,11 +27,13 @@ _NOT_IN_URLS: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """One artefact's terms, the same for a SavedModel and for every other format.
+    """What one artefact takes and returns, the same for a SavedModel and for every other format.
 
     `name` is the model's name in URLs; `class_names` are in the order of the outputs; `image_size`
     (px) and `resize` say how an image becomes the square the network sees; images of more than
-    `max_megapixels` are refused; `precision` is what the network computes in.
+    `max_megapixels` are refused; `precision` is what the network computes in. `task` is
+    {"task": name, "options": {…}, "state": {…}}: what the outputs are, with all that was chosen
+    for them after training.
     """
 
     name: str
@@ -37,10 +42,22 @@ class Contract:
     resize: str
     max_megapixels: float
     precision: str = "float32"
+    task: dict[str, Any] = field(
+        default_factory=lambda: {"task": "single_label", "options": {}, "state": {}}
+    )
+
+    @property
+    def task_outputs(self) -> TaskOutputs:
+        """What the artefact's outputs stand for.
+
+        Raises:
+            ExportError: this version does not know the task.
+        """
+        return outputs_of(self.task, self.class_names)
 
     @classmethod
     def of(cls, spec: RunSpec, class_names: tuple[str, ...]) -> "Contract":
-        """The terms of a run's artefacts."""
+        """The contract of a run's artefacts."""
         return cls(
             name=_NOT_IN_URLS.sub("-", spec.name).strip("-.") or "model",
             class_names=class_names,
@@ -54,8 +71,8 @@ class Contract:
         """The contract beside an artefact.
 
         Raises:
-            ExportError: a file of it is missing or damaged, or the classes are not those, or not
-                in the order, that the artefact was made with.
+            ExportError: a file of it is missing or damaged, or the artefact was made with other
+                classes or in another order.
         """
         names = read_label_files(folder)
         path = folder / FILE_NAME
@@ -72,7 +89,7 @@ class Contract:
             ) from error
         if digest != hash_class_names(names):
             raise ExportError(
-                f"{folder} lists other classes, or another order, than its artefact answers with",
+                f"{folder} lists other classes, or another order, than its artefact was made with",
                 expected=f"the classes with the hash {digest[:16]}…",
                 received=", ".join(names[:10]),
                 fix="restore labels.txt and class_names.json, or export again",
@@ -94,3 +111,18 @@ class Contract:
         content: dict[str, Any] = dataclasses.asdict(self) | {"class_hash": self.class_hash}
         del content["class_names"]
         (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def version_folders(folder: Path) -> dict[int, Path]:
+    """The versions in a folder by number; names that are no plain number are left out."""
+    found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        # 'isdecimal' accepts other alphabets' digits, and '007' would be a second name for '7'.
+        if path.name.isascii() and path.name.isdecimal() and str(int(path.name)) == path.name:
+            found[int(path.name)] = path
+    return found
+
+
+def next_version(export_folder: Path) -> Path:
+    """The folder of the next version: one more than the highest that is there."""
+    return export_folder / str(max(version_folders(export_folder), default=0) + 1)

@@ -1,4 +1,4 @@
-"""A finished run in other formats: made, held against the model on its test split, compared."""
+"""Writes a finished run in other formats, and compares them with the model on its test split."""
 
 import tempfile
 from collections.abc import Sequence
@@ -13,11 +13,10 @@ from keras_transfer.data.audit import pixels_key
 from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, ExportError
-from keras_transfer.export.contract import Contract
-from keras_transfer.export.formats import variants as ways
+from keras_transfer.export.formats import variants
 from keras_transfer.export.formats.agreement import num_processors
-from keras_transfer.export.formats.making import Job, files_of, make_formats
-from keras_transfer.export.formats.registry import Format, check_libraries
+from keras_transfer.export.formats.making import Job, make_formats
+from keras_transfer.export.formats.registry import Format, check_libraries, files_of
 from keras_transfer.export.formats.report import Row, write_sheet
 from keras_transfer.export.saved_model.proof import policy_of
 from keras_transfer.features.cached_logits import known_probabilities
@@ -28,15 +27,15 @@ from keras_transfer.storage.atomic import discard_partials, replacing
 from keras_transfer.storage.cache import open_cache
 
 NUM_RANGES: Final = 64
-"""Training images that int8 formats take the ranges of their activations from."""
+"""Training images from which int8 formats take the ranges of activations."""
 
 MAX_TEST_IMAGES: Final = 1024
-"""Test images that every format answers, spread evenly; more would take hours and tell little."""
+"""Test images that every format runs, spread evenly; more would take hours and add little."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitImages:
-    """Images of one split: uint8 [N, S, S, 3], their classes int64 [N], digests of the files."""
+    """Images of one split: pixels uint8 [N, S, S, 3], labels int64 [N], digests of the files."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -59,65 +58,88 @@ def convert_run(
             export of the model.
 
     Returns:
-        the folder, and a row for each way that was tried; files of refused ones are not kept.
+        the folder, and a row for each variant that was tried; files of refused ones are removed.
 
     Raises:
         ExportError: a library is missing, or no format could be made that agrees.
-        DataError: images of the run are gone or changed.
+        DataError: images of the run are missing or have changed.
         RunError: the disk is full, or the folder cannot be written.
     """
     check_libraries(formats)
     run = load_run(run_path)
     reporter.info("Reading the run's test images, and training images for ranges …")
     test, train = read_split(run, "test", MAX_TEST_IMAGES), read_split(run, "train", NUM_RANGES)
-    contract = Contract.of(run.spec, run.class_names)
     folder = run.folder.path / "formats" / export_folder.name
     # What a killed conversion left half written.
     discard_partials(folder.parent)
     with replacing(folder) as path, tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         path.mkdir()
-        contract.write(path)
-        for name, split in (("test", test), ("train", train)):
-            np.save(scratch / f"{name}.npy", split.pixels)
-        job = Job(
-            model_file=run.folder.model_file,
-            folder=path,
-            class_hash=contract.class_hash,
-            formats=tuple(entry.name for entry in formats),
-            images=scratch / "train.npy",
-            scratch=scratch,
-            plain=compare,
-        )
-        if keras.backend.backend() != "tensorflow":
-            reporter.info("A process in which Keras runs on TensorFlow makes the formats …")
-        failed = make_formats(job, reporter=reporter)
-        tried = ways.of_formats(formats, path)
+        run.contract.write(path)
+        np.save(scratch / "test.npy", test.pixels)
+        np.save(scratch / "train.npy", train.pixels)
+        failed = _make(run, formats, path, scratch, compare=compare, reporter=reporter)
+        tried = variants.of_formats(formats, path)
         if compare:
-            own = {way.name for way in tried}
-            others = ways.to_compare_with(run.folder.model_file, export_folder, scratch)
-            tried = [way for way in others if way.name not in own] + tried
-            tried += ways.in_bfloat16(formats, path)
-        bench = ways.Bench(
-            contract=contract,
-            pixels_file=scratch / "test.npy",
-            probabilities=_probabilities(run, test, reporter),
-            labels=test.labels,
-            trained_in=policy_of(run.model),
-        )
-        reporter.info(f"Asking each format about {len(test.labels):,} test images …")
-        rows = ways.try_all(tried, bench, failed=failed, timed=compare, reporter=reporter)
+            names = {variant.name for variant in tried}
+            others = variants.others(run.folder.model_file, export_folder, scratch)
+            tried = [variant for variant in others if variant.name not in names] + tried
+            tried += variants.in_bfloat16(formats, path)
+        reference = _reference(run, test, scratch / "test.npy", reporter)
+        reporter.info(f"Running each format on {len(test.labels):,} test images …")
+        rows = variants.compare(tried, reference, failed=failed, timed=compare, reporter=reporter)
         _drop_refused(rows, formats, path)
-        notes = ways.notes([row.name for row in rows], timed=compare)
+        notes = variants.notes([row.name for row in rows], timed=compare)
         write_sheet(rows, path, num_threads=num_processors(), notes=notes)
     return folder, rows
+
+
+def _make(
+    run: LoadedRun,
+    formats: Sequence[Format],
+    folder: Path,
+    scratch: Path,
+    *,
+    compare: bool,
+    reporter: Reporter,
+) -> dict[str, str]:
+    """Write the files; returns why some could not be made, by name of the format."""
+    if keras.backend.backend() != "tensorflow":
+        reporter.info("A process in which Keras runs on TensorFlow makes the formats …")
+    job = Job(
+        model_file=run.folder.model_file,
+        folder=folder,
+        formats=tuple(entry.name for entry in formats),
+        images=scratch / "train.npy",
+        scratch=scratch,
+        keras_export=compare,
+    )
+    return make_formats(job, reporter=reporter)
+
+
+def _reference(
+    run: LoadedRun, test: SplitImages, pixels_file: Path, reporter: Reporter
+) -> variants.Reference:
+    """The model's own outputs: as the run stored them, computed where it did not."""
+    cache_key = pixels_key(run.spec.data)
+    with open_cache(run.spec, reporter=reporter) as cache:
+        known = known_probabilities(run.model, pixels=cache_key, cache=cache)
+    missing = [row for row, digest in enumerate(test.digests) if digest not in known]
+    computed = iter(predict_pixels(run.model, test.pixels, rows=np.array(missing, np.int64)))
+    return variants.Reference(
+        contract=run.contract,
+        pixels_file=pixels_file,
+        outputs=np.stack([known[d] if d in known else next(computed) for d in test.digests]),
+        labels=test.labels,
+        trained_in=policy_of(run.model),
+    )
 
 
 def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
     """At most `limit` images of a run's split, spread evenly over its manifest.
 
     Raises:
-        DataError: one of them is gone, or is not the file that the run saw.
+        DataError: one of them is missing, or has changed since the run.
     """
     listed = run.folder.read_json("splits.json")["rows"][name]
     chosen = np.linspace(0, len(listed) - 1, min(limit, len(listed))).round().astype(int)
@@ -134,7 +156,7 @@ def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
         if not isinstance(image, DecodedImage) or image.digest != entry["digest"]:
             raise DataError(
                 f"images of the run's {name} split changed since the run",
-                expected="the files that the run was trained and judged on",
+                expected="the files that the run was trained and evaluated on",
                 received=f"another content of {entry['path']}"
                 if isinstance(image, DecodedImage)
                 else f"{entry['path']}: {image.reason}",
@@ -144,16 +166,6 @@ def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
     column = {label: number for number, label in enumerate(run.class_names)}
     labels = np.array([column[entry["label"]] for entry in entries], np.int64)
     return SplitImages(pixels, labels, [entry["digest"] for entry in entries])
-
-
-def _probabilities(run: LoadedRun, test: SplitImages, reporter: Reporter) -> np.ndarray:
-    """The model's own, float32 [N, C]: as the run stored them, computed where it did not."""
-    cache_key = pixels_key(run.spec.data)
-    with open_cache(run.spec, reporter=reporter) as cache:
-        known = known_probabilities(run.model, pixels=cache_key, cache=cache)
-    missing = [row for row, digest in enumerate(test.digests) if digest not in known]
-    computed = iter(predict_pixels(run.model, test.pixels, rows=np.array(missing, np.int64)))
-    return np.stack([known[d] if d in known else next(computed) for d in test.digests])
 
 
 def _drop_refused(rows: Sequence[Row], formats: Sequence[Format], folder: Path) -> None:

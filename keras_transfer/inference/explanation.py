@@ -1,4 +1,4 @@
-"""Where a finished run sees what it says: a heat map for each of any number of files."""
+"""Grad-CAM heat maps of a finished run for any number of image files."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -13,14 +13,14 @@ from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.records import BadFile
 from keras_transfer.devices.graphs import full_float32
 from keras_transfer.errors import DataError
-from keras_transfer.export.saved_model.build import as_trained
-from keras_transfer.export.saved_model.network import grad_cam, heat_map
+from keras_transfer.export.saved_model.network import as_trained, grad_cam, heat_map
+from keras_transfer.export.task_outputs import TaskOutputs, activate_in_graph
 from keras_transfer.fields import nearest
 from keras_transfer.inference.prediction import LoadedRun
 from keras_transfer.models.forward import filled_size
 
 BATCH_SIZE = 8
-"""Small: gradients keep what prediction throws away, and somebody waits for the first image."""
+"""Small, because gradients need memory, and the first images are to appear soon."""
 
 LIKELIEST = -1
 """In place of a class's column: each image's most probable class."""
@@ -30,16 +30,16 @@ Explain = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Explanation:
-    """One image's answer, and where the network sees one class in it.
+    """The outputs for one image, and a heat map of one of them.
 
-    `pixels` is uint8 [S, S, 3], the square that the network sees; `probabilities` float32 [C];
-    `class_index` the column that is explained; `heat` float32 [h, w] in 0-1, a cell for each place
-    of the trunk's last features.
+    `pixels` is uint8 [S, S, 3], the square that the network sees; `outputs` float32 [K];
+    `class_index` the column that is explained; `heat` float32 [h, w] in 0-1, a cell for each
+    position of the trunk's last features.
     """
 
     path: str
-    class_names: tuple[str, ...]
-    probabilities: np.ndarray
+    task: TaskOutputs
+    outputs: np.ndarray
     class_index: int
     heat: np.ndarray
     pixels: np.ndarray
@@ -47,32 +47,32 @@ class Explanation:
     @property
     def label(self) -> str:
         """Name of the most probable class."""
-        return self.class_names[int(self.probabilities.argmax())]
+        return str(self.task.row(self.outputs)[0])
 
     @property
     def confidence(self) -> float:
         """Probability of the most probable class."""
-        return float(self.probabilities.max())
+        return float(self.task.row(self.outputs)[1])
 
     @property
     def explained(self) -> str:
         """Name of the class that the heat map is of."""
-        return self.class_names[self.class_index]
+        return self.task.names[self.class_index]
 
     @property
     def explained_probability(self) -> float:
         """Probability of the class that the heat map is of."""
-        return float(self.probabilities[self.class_index])
+        return float(self.outputs[self.class_index])
 
     @property
     def is_blank(self) -> bool:
-        """Whether no place speaks for the class: the map is zero everywhere."""
+        """Whether the heat map is zero everywhere: nothing is evidence for the class."""
         return not self.heat.any()
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The `count` most probable classes with their probabilities, best first."""
-        best = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(self.class_names[column], float(self.probabilities[column])) for column in best]
+        best = np.argsort(-self.outputs, kind="stable")[:count]
+        return [(self.task.names[column], float(self.outputs[column])) for column in best]
 
 
 def explain_files(
@@ -84,10 +84,11 @@ def explain_files(
 ) -> Iterator[Explanation | BadFile]:
     """Explain every file, in order; one that is no usable image comes back as a `BadFile`.
 
-    Lazy all the way, as `predict_files` is.
+    Only a batch and the files that are read ahead are in memory, and `files` may be endless.
 
     Args:
-        class_name: which class to look for in every image; None is each image's likeliest.
+        class_name: the class to explain in every image; None is each image's most probable one.
+        batch_size: images in one call of the network.
 
     Raises:
         DataError: at once, if the run has no such class.
@@ -97,9 +98,10 @@ def explain_files(
     images = read_pixels(
         files, image_size=data.image_size, resize=data.resize, max_megapixels=data.max_megapixels
     )
-    explain = explainer(run.model)
+    task = run.contract.task_outputs
+    explain = explainer(run.model, task)
 
-    def answers() -> Iterator[Explanation | BadFile]:
+    def explanations() -> Iterator[Explanation | BadFile]:
         while batch := list(itertools.islice(images, batch_size)):
             good = [item.pixels for item in batch if isinstance(item, DecodedImage)]
             found = zip(*explain(np.stack(good), index), strict=True) if good else iter(())
@@ -107,16 +109,16 @@ def explain_files(
                 if isinstance(item, BadFile):
                     yield item
                 else:
-                    yield _explanation(run, item, index, *next(found))
+                    yield _explanation(task, item, index, *next(found))
 
-    return answers()
+    return explanations()
 
 
-def explainer(model: keras.Model) -> Explain:
+def explainer(model: keras.Model, task: TaskOutputs) -> Explain:
     """A function of pixels uint8 [B, S, S, 3] and a class's column, or `LIKELIEST`.
 
-    It returns probabilities float32 [B, C] and Grad-CAM heat maps float32 [B, h, w] in 0-1. The
-    trunk runs once an image, and one trace serves batches of any size.
+    It returns outputs float32 [B, K] and Grad-CAM heat maps float32 [B, h, w] in 0-1. The trunk
+    runs once an image, and one trace is used for batches of any size.
     """
     network = as_trained(model)
     squares = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
@@ -128,26 +130,26 @@ def explainer(model: keras.Model) -> Explain:
         chosen = tf.fill(tf.shape(features)[:1], index)
         logits = network.head(features)
         signed = grad_cam(network, features, logits, chosen)
-        return tf.nn.softmax(logits), heat_map(signed)
+        return activate_in_graph(task, logits), heat_map(signed)
 
     def run(pixels: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
         size = len(pixels)
         filled = np.resize(pixels, (filled_size(size), *pixels.shape[1:]))
         with full_float32():
-            probabilities, heat = explain(tf.constant(filled, tf.uint8), index)
-        return probabilities[:size].numpy(), heat[:size].numpy()
+            outputs, heat = explain(tf.constant(filled, tf.uint8), index)
+        return outputs[:size].numpy(), heat[:size].numpy()
 
     return run
 
 
 def _explanation(
-    run: LoadedRun, image: DecodedImage, index: int, probabilities: np.ndarray, heat: np.ndarray
+    task: TaskOutputs, image: DecodedImage, index: int, outputs: np.ndarray, heat: np.ndarray
 ) -> Explanation:
     return Explanation(
         path=image.file.as_posix(),
-        class_names=run.class_names,
-        probabilities=probabilities,
-        class_index=int(probabilities.argmax()) if index == LIKELIEST else index,
+        task=task,
+        outputs=outputs,
+        class_index=int(outputs.argmax()) if index == LIKELIEST else index,
         heat=heat,
         pixels=image.pixels,
     )

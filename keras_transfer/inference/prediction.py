@@ -1,20 +1,27 @@
-"""What a finished run says about images: any number of files, or a labelled set of pixels."""
+"""Predictions of a finished run or an exported model for any number of image files."""
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import keras
 import numpy as np
 
-from keras_transfer.backbones.preprocess import Preprocess
+import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer with Keras
 from keras_transfer.config import load_spec
+from keras_transfer.data.images import EXTENSIONS
 from keras_transfer.data.reading import DecodedImage, Known, read_new_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.export.contract import Contract
+from keras_transfer.export.formats.registry import SUFFIXES, files_of, kind_of
+from keras_transfer.export.formats.runtimes import Runtime, open_runtime
+from keras_transfer.export.task_outputs import TaskOutputs
 from keras_transfer.fields import nearest
 from keras_transfer.models.forward import BATCH_SIZE, predict_pixels
 from keras_transfer.specs import RunSpec
@@ -23,19 +30,19 @@ from keras_transfer.storage.run_folder import RunFolder
 
 
 class Target(Protocol):
-    """What can be asked about images: a finished run, or an artefact of any format."""
+    """What predicts: a finished run, or an artefact of any format."""
 
     @property
     def contract(self) -> Contract:
-        """How an image becomes pixels, and what the answers stand for."""
+        """How an image becomes pixels, and what the outputs stand for."""
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [B, C] of pixels uint8 [B, S, S, 3], B of 1 or more."""
+        """Outputs float32 [B, K] for pixels uint8 [B, S, S, 3], B of 1 or more."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """A run's model with all that is needed to ask it about new images.
+    """A run's model with all that is needed to predict new images.
 
     `model` maps float32 [B, S, S, 3] in 0-255 to logits in the order of `class_names`.
     """
@@ -47,22 +54,37 @@ class LoadedRun:
 
     @property
     def contract(self) -> Contract:
-        """The terms that the run's artefacts have, too."""
+        """The contract that the run's artefacts have, too."""
         return Contract.of(self.spec, self.class_names)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [B, C] of pixels uint8 [B, S, S, 3]."""
+        """Outputs float32 [B, K] for pixels uint8 [B, S, S, 3]."""
         return predict_pixels(self.model, pixels, batch_size=max(len(pixels), 1))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prediction:
-    """One image's answer: `probabilities` is float32 [C], `confidence` the label's own."""
+    """The prediction for one image: `outputs` is float32 [K], and `task` says what they are.
+
+    `label`, `confidence` (the probability of the label) and `probabilities` are those of a single
+    label.
+    """
 
     path: str
-    label: str
-    confidence: float
-    probabilities: np.ndarray
+    outputs: np.ndarray
+    task: TaskOutputs
+
+    @property
+    def label(self) -> str:
+        return str(self.task.row(self.outputs)[0])
+
+    @property
+    def confidence(self) -> float:
+        return float(self.task.row(self.outputs)[1])
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        return self.outputs
 
 
 def load_run(path: str | Path) -> LoadedRun:
@@ -97,6 +119,43 @@ def load_run(path: str | Path) -> LoadedRun:
     return LoadedRun(model, class_names, spec, folder)
 
 
+def open_target(path: str | Path) -> LoadedRun | Runtime:
+    """Open a run folder, or an artefact with its contract beside it or inside its folder.
+
+    Raises:
+        RunError: it is neither, or the run is incomplete.
+        ExportError: the artefact cannot be opened.
+    """
+    path = Path(path)
+    if (path / "spec.json").is_file():
+        return load_run(path)
+    if not path.exists() or not kind_of(path):
+        raise RunError(
+            f"{path} is not a run folder or an exported model",
+            expected="a run folder, the folder of a SavedModel such as RUN/export/1, or a file "
+            f"named {', '.join(sorted(SUFFIXES))} with its contract.json beside it",
+            received=_what_is_there(path),
+            fix="give the folder that `train` wrote, or what `export` made of it",
+        )
+    if (path.parent / "spec.json").is_file():
+        raise RunError(
+            f"{path} has no contract beside it",
+            expected="a run folder, or an artefact that `export` wrote",
+            received=f"a file of the run in {path.parent}",
+            fix=f"give {path.parent}",
+        )
+    return open_runtime(path)
+
+
+def identify(target: LoadedRun | Runtime) -> str:
+    """A hash of all that the outputs of a target depend on, in hex."""
+    digest = hashlib.sha256(json.dumps(asdict(target.contract)).encode())
+    for file in _weights(target):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
 def predict_files(
     target: Target,
     files: Iterable[Path],
@@ -104,17 +163,18 @@ def predict_files(
     known: Mapping[str, np.ndarray] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction | BadFile]:
-    """Answer for every file, in order; one that is no usable image comes back as a `BadFile`.
+    """Predict every file, in order; one that is no usable image comes back as a `BadFile`.
 
-    Lazy all the way: only a batch and the reader's look-ahead are in memory, and `files` may be
-    endless.
+    Only a batch and the files that are read ahead are in memory, and `files` may be endless.
 
     Args:
-        target: from `load_run` or `formats.runtimes.open_runtime`.
-        known: probabilities float32 [C] by the digests of files that need not be decoded, from
-            `answers.known_probabilities`.
+        target: from `load_run`, `open_target` or `formats.runtimes.open_runtime`.
+        known: outputs float32 [K] by the digests of files that need not be decoded, from
+            `cached_logits.known_probabilities`.
+        batch_size: images in one call of the target.
     """
     contract, known = target.contract, known or {}
+    task = contract.task_outputs
     images = read_new_pixels(
         files,
         known=known.__contains__,
@@ -124,20 +184,20 @@ def predict_files(
     )
     while batch := list(itertools.islice(images, batch_size)):
         new = [item.pixels for item in batch if isinstance(item, DecodedImage)]
-        answers = iter(target(np.stack(new)) if new else ())
+        predicted = iter(target(np.stack(new)) if new else ())
         for item in batch:
             if isinstance(item, BadFile):
                 yield item
             else:
-                told = isinstance(item, Known)
-                probabilities = known[item.encoded.digest] if told else next(answers)
-                yield _prediction(item.file, probabilities, contract.class_names)
+                is_known = isinstance(item, Known)
+                outputs = known[item.encoded.digest] if is_known else next(predicted)
+                yield Prediction(item.file.as_posix(), outputs, task)
 
 
 def labels_in_order(run: LoadedRun, records: Records) -> np.ndarray:
     """True classes int64 [N] of a labelled set in the run's order of classes.
 
-    The set may list its classes in another order, or only some of the run's: labels go by name.
+    The set may list its classes in another order, or only some of the run's: names are matched.
 
     Raises:
         DataError: the set has a class the run was not trained on.
@@ -156,9 +216,7 @@ def labels_in_order(run: LoadedRun, records: Records) -> np.ndarray:
 
 def _load_model(folder: RunFolder) -> keras.Model:
     try:
-        return keras.models.load_model(
-            folder.model_file, custom_objects={"Preprocess": Preprocess}, compile=False
-        )
+        return keras.models.load_model(folder.model_file, compile=False)
     except Exception as error:  # Keras raises many kinds for a damaged archive.
         received = "no such file" if not folder.model_file.exists() else str(error)[:500]
         raise RunError(
@@ -169,6 +227,81 @@ def _load_model(folder: RunFolder) -> keras.Model:
         ) from error
 
 
-def _prediction(file: Path, probabilities: np.ndarray, class_names: tuple[str, ...]) -> Prediction:
-    top = int(probabilities.argmax())
-    return Prediction(file.as_posix(), class_names[top], float(probabilities[top]), probabilities)
+def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
+    """The files that the arguments of a command line name, one by one.
+
+    A file names itself. A folder names all images below it, in the order of their names; hidden
+    names and links to folders are left out. '-' names the paths on `stdin`, one a line. At most
+    the names of one folder are in memory.
+
+    Raises:
+        DataError: at once, if a path does not exist or a folder holds no image.
+    """
+    for argument in arguments:
+        if argument != "-":
+            _check_argument(argument)
+    return _expand(arguments, stdin)
+
+
+def _weights(target: LoadedRun | Runtime) -> Iterator[Path]:
+    if isinstance(target, LoadedRun):
+        yield target.folder.model_file
+    elif target.path.is_dir():
+        yield target.path / "saved_model.pb"
+        yield from files_of(target.path / "variables")
+    else:
+        yield from files_of(target.path)
+
+
+def _what_is_there(path: Path) -> str:
+    if path.is_dir():
+        return "a folder without spec.json and saved_model.pb"
+    return f"a file named {path.name}" if path.exists() else "nothing"
+
+
+def _check_argument(argument: str) -> None:
+    if not os.path.exists(argument):
+        raise DataError(
+            f"{argument} does not exist",
+            expected="files, folders of images, or - for a list of paths on standard input",
+            received=f"no such path from {os.getcwd()}",
+            fix="correct the path",
+        )
+    if os.path.isdir(argument) and next(_images(argument)) == Path(argument):
+        raise DataError(
+            f"the folder {argument} holds no image",
+            expected=f"files named {', '.join(sorted(EXTENSIONS))} in it or in its sub-folders",
+            received="none",
+            fix="give the folder that holds the images",
+        )
+
+
+def _expand(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
+    for argument in arguments:
+        if argument != "-":
+            yield from _images(argument)
+            continue
+        for line in stdin:
+            if path := line.rstrip("\r\n"):
+                yield from _images(path)
+
+
+def _images(path: str) -> Iterator[Path]:
+    """The images below a folder, or the path itself.
+
+    A folder that is empty or cannot be listed is yielded like a file, and becomes a `BadFile`: a
+    long list must neither stop there nor lose it.
+    """
+    if not os.path.isdir(path):
+        yield Path(path)
+        return
+    unlisted: list[OSError] = []
+    found = False
+    for parent, folders, files in os.walk(path, onerror=unlisted.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
+                found = True
+                yield Path(parent, name)
+    unread = [Path(error.filename) for error in unlisted]
+    yield from unread if found or unread else [Path(path)]

@@ -1,13 +1,11 @@
-"""Predictions written as they come; a killed process leaves rows that the next one goes on from.
+"""Writes predictions to a CSV or Parquet file as they come; a killed process can be resumed.
 
-predictions.csv                 when all rows are there, and never over an earlier file
+predictions.csv                 once all rows are there, and never over an earlier file
 predictions.csv.partial         the rows so far (for Parquet a folder of parts)
-predictions.csv.partial.json    what they answer for: the target and the columns
+predictions.csv.partial.json    what they belong to: the target and the columns
 
-Rows of predictions on their way to a file, in a form that a killed process can go on from.
-
-`CsvRows` appends to a CSV, whose last line may be torn. `ParquetRows` keeps a folder of parts, each
-whole or not there, since a Parquet file cannot be read before its end is written.
+`CsvRows` appends to a CSV, whose last line may be torn by a kill. `ParquetRows` keeps a folder of
+complete parts, since a Parquet file cannot be read before its end is written.
 """
 
 import csv
@@ -19,91 +17,118 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import KerasTransferError, RunError
-from keras_transfer.evaluation.predictions import probability_columns
+from keras_transfer.export.task_outputs import TaskOutputs
 from keras_transfer.inference.prediction import Prediction
 from keras_transfer.storage.atomic import check_vacant, full, put_in_place, replacing, storage_error
 
 Row = Prediction | BadFile
 
-COLUMNS: Final = ("path", "label", "confidence", "error")
-SAFE: Final = "the rows so far are safe, and --resume goes on behind them"
+SAFE: Final = "the rows so far are safe, and --resume continues after them"
 
 _CSV_CHUNK, _PARQUET_CHUNK = 64, 1024
 _PARTS_IN_A_ROW_GROUP: Final = 64
 
 
-class Rows(Protocol):
-    """Rows in their order: those that are safe already, and those to come.
+class KeptRow(NamedTuple):
+    """A row of an earlier process; `label` is the first column of the task, '' for a bad file."""
 
-    `chunk` is how many rows `write` should get at a time: what a kill loses at most.
+    path: str
+    label: str
+    is_bad: bool
+
+
+class Rows(Protocol):
+    """The rows of one output file: those of an earlier process, and those to come.
+
+    `chunk` is how many rows `write` should get at a time: the most that a kill loses.
     """
 
     chunk: int
 
-    def kept(self) -> Iterator[tuple[str, str]]:
-        """Path and label ('' for a bad file) of every safe row; read to its end before `write`."""
+    def kept(self) -> Iterator[KeptRow]:
+        """The complete rows of an earlier process; to be exhausted before `write`."""
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Append rows, safe from a kill when this returns."""
+        """Append rows; they survive a kill once this has returned."""
 
     def finish(self, output: Path) -> None:
-        """Put everything in its place and leave nothing else."""
+        """Put the finished file in its place and remove all others."""
 
 
-def open_rows(output: Path, partial: Path, class_names: Sequence[str]) -> Rows:
+def open_rows(output: Path, partial: Path, task: TaskOutputs) -> Rows:
     """Rows for an output named .csv or .parquet.
 
     Raises:
-        RunError: it is named otherwise, or pyarrow is not installed.
+        RunError: it has another suffix, or pyarrow is not installed.
     """
     match output.suffix.lower():
         case ".csv":
-            return CsvRows(partial, class_names)
+            return CsvRows(partial, task)
         case ".parquet":
-            return ParquetRows(partial, class_names)
+            return ParquetRows(partial, task)
     raise RunError(
-        f"--output {output} names no kind of table that can be written",
+        f"--output {output} is not a table that can be written",
         expected="a name that ends in .csv or .parquet",
         received=output.name,
         fix=f"give --output {output.with_suffix('.csv')}",
     )
 
 
+class _Table:
+    """Columns and cells: path, the task's columns, and 'error' before its numbers."""
+
+    def __init__(self, task: TaskOutputs):
+        columns = task.columns()
+        # Columns of a single label: path, label, confidence, error, probability_…
+        self.error = 1 + len(columns) - len(task.names)
+        self.header = self._with_error("path", columns, "error")
+
+    def cells(self, row: Row) -> list[Any]:
+        """The values of the columns; a bad file has its path and error only, else None."""
+        if isinstance(row, BadFile):
+            return self._with_error(row.path, [None] * (len(self.header) - 2), row.reason)
+        return self._with_error(row.path, row.task.row(row.outputs), None)
+
+    def _with_error(self, path: str, values: list[Any], error: str | None) -> list[Any]:
+        before = self.error - 1
+        return [path, *values[:before], error, *values[before:]]
+
+
 class CsvRows:
-    """Rows of a CSV in UTF-8, bytes of names that are no Unicode as they are."""
+    """Rows of a CSV in UTF-8; bytes of file names that are not Unicode stay as they are."""
 
     chunk = _CSV_CHUNK
 
-    def __init__(self, partial: Path, class_names: Sequence[str]):
-        self._partial, self._num_classes = partial, len(class_names)
-        self._header = [*COLUMNS, *probability_columns(class_names)]
+    def __init__(self, partial: Path, task: TaskOutputs):
+        self._partial, self._table = partial, _Table(task)
 
-    def kept(self) -> Iterator[tuple[str, str]]:
-        end = 0
+    def kept(self) -> Iterator[KeptRow]:
+        end, header = 0, self._table.header
         if self._partial.exists():
             with self._partial.open("rb") as file:
                 lines = _Lines(file)
                 for number, row in enumerate(csv.reader(lines)):
                     # A torn line lacks its end or, inside quotes, its columns.
-                    if not lines.is_whole or len(row) != len(self._header):
+                    if not lines.is_whole or len(row) != len(header):
                         break
                     end = lines.num_bytes
                     if number > 0:
-                        yield row[0], row[1]
+                        yield KeptRow(row[0], row[1], bool(row[self._table.error]))
             with self._partial.open("r+b") as file:
                 file.truncate(end)
         if end == 0:
-            self._append([self._header])
+            self._append([header])
 
     def write(self, rows: Sequence[Row]) -> None:
-        self._append([self._cells(row) for row in rows])
+        # float32 prints with as few digits as it takes to read the same value back.
+        self._append([self._table.cells(row) for row in rows])
 
     def finish(self, output: Path) -> None:
         put_in_place(self._partial, output)
@@ -114,15 +139,9 @@ class CsvRows:
         ) as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
 
-    def _cells(self, row: Row) -> list[Any]:
-        if isinstance(row, BadFile):
-            return [row.path, "", "", row.reason, *[""] * self._num_classes]
-        # float32 prints with as few digits as tell it from its neighbours.
-        return [row.path, row.label, row.probabilities.max(), "", *row.probabilities]
-
 
 class _Lines:
-    """The lines of a file as text, and how many bytes they were."""
+    """The lines of a file as text, and how many bytes have been read."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.num_bytes, self.is_whole = file, 0, True
@@ -135,11 +154,11 @@ class _Lines:
 
 
 class ParquetRows:
-    """Rows of a Parquet file, collected in parts; names that are no Unicode are escaped."""
+    """Rows of a Parquet file, collected in parts; file names that are not Unicode are escaped."""
 
     chunk = _PARQUET_CHUNK
 
-    def __init__(self, partial: Path, class_names: Sequence[str]):
+    def __init__(self, partial: Path, task: TaskOutputs):
         try:
             import pyarrow
         except ImportError as error:
@@ -149,69 +168,57 @@ class ParquetRows:
                 received="no pyarrow",
                 fix='pip install -e ".[parquet]", or give an --output that ends in .csv',
             ) from error
-        text, number = pyarrow.string(), pyarrow.float32()
-        kinds = [text, text, number, text, *[number] * len(class_names)]
-        names = [*COLUMNS, *probability_columns(class_names)]
-        self._partial = partial
-        self._schema = pyarrow.schema(list(zip(names, kinds, strict=True)))
+        self._partial, self._table = partial, _Table(task)
+        cells = self._table.cells(Prediction("", np.zeros(len(task.names), np.float32), task))
+        self._schema = pyarrow.schema(
+            [
+                (name, pyarrow.float32() if isinstance(value, np.floating) else pyarrow.string())
+                for name, value in zip(self._table.header, cells, strict=True)
+            ]
+        )
 
-    def kept(self) -> Iterator[tuple[str, str]]:
-        import pyarrow.parquet
-
+    def kept(self) -> Iterator[KeptRow]:
         self._partial.mkdir(parents=True, exist_ok=True)
+        first = self._table.header[1]
         for part in self._parts():
-            table = pyarrow.parquet.read_table(part, columns=["path", "label"])
-            for path, label in zip(*(c.to_pylist() for c in table.columns), strict=True):
-                yield path, label or ""
+            columns = self._dataset([part]).to_table(columns=["path", first, "error"]).columns
+            for path, label, error in zip(*(c.to_pylist() for c in columns), strict=True):
+                yield KeptRow(path, label or "", error is not None)
 
     def write(self, rows: Sequence[Row]) -> None:
         import pyarrow.parquet
 
+        paths, *columns = zip(*(self._table.cells(row) for row in rows), strict=True)
+        table = pyarrow.table([list(map(_escaped, paths)), *columns], schema=self._schema)
         part = self._partial / f"{len(self._parts()):08d}.parquet"
         with replacing(part, safe=SAFE) as path:
-            pyarrow.parquet.write_table(self._table(rows), path)
+            pyarrow.parquet.write_table(table, path)
 
     def finish(self, output: Path) -> None:
         import pyarrow.parquet
 
-        parts = self._parts()
         with (
             replacing(output, safe=SAFE) as path,
             pyarrow.parquet.ParquetWriter(path, self._schema) as writer,
         ):
+            parts = self._parts()
             for start in range(0, len(parts), _PARTS_IN_A_ROW_GROUP):
-                group = parts[start : start + _PARTS_IN_A_ROW_GROUP]
-                tables = [pyarrow.parquet.read_table(part) for part in group]
-                writer.write_table(pyarrow.concat_tables(tables).combine_chunks())
+                group = self._dataset(parts[start : start + _PARTS_IN_A_ROW_GROUP])
+                writer.write_table(group.to_table().combine_chunks())
         shutil.rmtree(self._partial)
 
     def _parts(self) -> list[Path]:
-        """Whole parts in their order; one that was being written is named otherwise."""
+        """Complete parts in their order; one that was being written has another name."""
         return sorted(self._partial.glob("[0-9]*[0-9].parquet"))
 
-    def _table(self, rows: Sequence[Row]) -> Any:
-        import pyarrow
+    def _dataset(self, parts: Sequence[Path]) -> Any:
+        import pyarrow.dataset
 
-        good = [row if isinstance(row, Prediction) else None for row in rows]
-        columns: list[Any] = [
-            [_escaped(row.path) for row in rows],
-            [row and row.label for row in good],
-            [row and float(row.probabilities.max()) for row in good],
-            [row.reason if isinstance(row, BadFile) else None for row in rows],
-        ]
-        blank = np.full(len(self._schema) - len(COLUMNS), np.nan, np.float32)
-        figures = np.stack([blank if row is None else row.probabilities for row in good])
-        absent = np.array([row is None for row in good])
-        columns += [pyarrow.array(column, mask=absent) for column in figures.T.copy()]
-        arrays = [
-            pyarrow.array(column, field.type) if isinstance(column, list) else column
-            for column, field in zip(columns, self._schema, strict=True)
-        ]
-        return pyarrow.Table.from_arrays(arrays, schema=self._schema)
+        return pyarrow.dataset.dataset([str(part) for part in parts], schema=self._schema)
 
 
 def same_path(kept: str, path: str) -> bool:
-    """Whether a row that was kept stands for this path."""
+    """Whether a kept row is of this path."""
     return kept in (path, _escaped(path))
 
 
@@ -221,9 +228,9 @@ def _escaped(path: str) -> str:
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """How many files were answered, by label, and how many could not be read.
+    """How many files were predicted, by label, and how many could not be read.
 
-    `num_kept` of them were there already, from the process before.
+    `num_kept` of them were there already, from an earlier process.
     """
 
     num_by_label: dict[str, int]
@@ -236,39 +243,40 @@ class PredictionSummary:
 
 
 def write_predictions(
-    answer: Callable[[Iterator[Path]], Iterable[Row]],
+    predict: Callable[[Iterator[Path]], Iterable[Row]],
     files: Iterable[Path],
     output: Path,
     *,
-    class_names: Sequence[str],
+    task: TaskOutputs,
     target: str = "",
     resume: bool = False,
 ) -> PredictionSummary:
-    """Write one row a file, in order: path, label, confidence, error, probabilities.
+    """Write one row a file, in order: path, the columns of the task, and error.
 
-    A bad file's row has its reason under 'error' and nothing else, so that no input is lost.
-    Memory does not grow with the number of files.
+    For a single label: path, label, confidence, error, probability_…. The row of a bad file has
+    only its path and the reason under 'error'. Memory does not grow with the number of files.
 
     Args:
-        answer: gives a row for each of the files that it is handed, such as `predict_files`.
+        predict: returns a row for each file, such as `predict_files`.
         output: named .csv or .parquet.
-        target: what tells the model from any other, such as `prediction_targets.identify`.
-        resume: go on behind the rows of an earlier process, if it left any.
+        task: what the outputs stand for, such as `target.contract.task_outputs`.
+        target: a text that identifies the model, such as `prediction.identify` returns.
+        resume: continue after the rows of an earlier process, if it left any.
 
     Raises:
-        RunError: there is such a file, or rows of an earlier process and `resume` is not set;
-            those rows belong to another target, other columns or other files; the disk is full
+        RunError: the file exists already; there are rows of an earlier process and `resume` is not
+            set, or they belong to another target, other columns or other files; the disk is full
             or `output` cannot be written.
     """
     partial = output.with_name(f"{output.name}.partial")
-    rows = open_rows(output, partial, class_names)
+    rows = open_rows(output, partial, task)
     _check_place(output, partial, resume=resume)
     lock = FileLock(output.with_name(f"{partial.name}.lock"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
-            _identify(partial, {"target": target, "classes": list(class_names)})
-            summary = _write(rows, answer, iter(files), partial, class_names)
+            _identify(partial, {"target": target, "classes": list(task.names)})
+            summary = _write(rows, predict, iter(files), partial, task)
             check_vacant(output)
             rows.finish(output)
             _identity_file(partial).unlink()
@@ -284,32 +292,36 @@ def write_predictions(
 
 def _write(
     rows: Rows,
-    answer: Callable[[Iterator[Path]], Iterable[Row]],
+    predict: Callable[[Iterator[Path]], Iterable[Row]],
     files: Iterator[Path],
     partial: Path,
-    class_names: Sequence[str],
+    task: TaskOutputs,
 ) -> PredictionSummary:
     counts: Counter[str] = Counter()
     num_kept = 0
-    for path, label in rows.kept():
-        _check_same(partial, num_kept, path, next(files, None))
-        counts[label] += 1
+    num_bad = 0
+    for row in rows.kept():
+        _check_same(partial, num_kept, row.path, next(files, None))
+        counts[row.label] += 1
+        num_bad += row.is_bad
         num_kept += 1
-    answers = iter(answer(files))
-    while chunk := list(itertools.islice(answers, rows.chunk)):
+    predictions = iter(predict(files))
+    while chunk := list(itertools.islice(predictions, rows.chunk)):
         rows.write(chunk)
-        counts.update("" if isinstance(row, BadFile) else row.label for row in chunk)
-    return PredictionSummary({name: counts[name] for name in class_names}, counts[""], num_kept)
+        good = [row for row in chunk if isinstance(row, Prediction)]
+        counts.update(row.label for row in good)
+        num_bad += len(chunk) - len(good)
+    return PredictionSummary({name: counts[name] for name in task.names}, num_bad, num_kept)
 
 
 def _check_place(output: Path, partial: Path, *, resume: bool) -> None:
     check_vacant(output)
     if partial.exists() and not resume:
         raise RunError(
-            f"{partial} holds the rows of a prediction that did not come to its end",
-            expected="--resume to go on behind them, or a new --output",
+            f"{partial} holds the rows of a prediction that was interrupted",
+            expected="--resume to continue after them, or a new --output",
             received="neither",
-            fix=f"add --resume, or remove {partial} to begin anew",
+            fix=f"add --resume, or remove {partial} to start again",
         )
 
 
@@ -318,7 +330,7 @@ def _identity_file(partial: Path) -> Path:
 
 
 def _identify(partial: Path, identity: dict[str, Any]) -> None:
-    """Write down what the rows belong to, or check that it is what they belonged to before."""
+    """Write what the rows belong to, or check that earlier rows belong to the same."""
     file = _identity_file(partial)
     if not partial.exists():
         with replacing(file) as path:
@@ -331,11 +343,11 @@ def _identify(partial: Path, identity: dict[str, Any]) -> None:
     changed = [name for name in identity if before.get(name) != identity[name]]
     if changed:
         raise RunError(
-            f"{partial} was begun with another {' and other '.join(changed)}",
+            f"{partial} was started with another {' and other '.join(changed)}",
             expected=_shorten(before, changed),
             received=_shorten(identity, changed),
             fix=f"resume with the target that {file} names by its hash, or remove {partial} to "
-            "begin anew",
+            "start again",
         )
 
 
@@ -346,10 +358,10 @@ def _shorten(identity: dict[str, Any], names: Sequence[str]) -> str:
 def _check_same(partial: Path, row: int, kept: str, file: Path | None) -> None:
     if file is None or not same_path(kept, file.as_posix()):
         raise RunError(
-            f"{partial} was begun with other files: its row {row + 1} differs",
+            f"{partial} was started with other files: its row {row + 1} differs",
             expected=kept,
             received="no more files" if file is None else file.as_posix(),
-            fix=f"give the same paths in the same order, or remove {partial} to begin anew",
+            fix=f"give the same paths in the same order, or remove {partial} to start again",
         )
 
 

@@ -102,7 +102,7 @@ class Predictor:
     @cached_property
     def _target(self) -> Any:
         self._surroundings.settle_in()
-        from keras_transfer.inference.targets import identify, open_target
+        from keras_transfer.inference.prediction import identify, open_target
 
         target = open_target(self._path)
         if identify(target) != self._identity:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from keras_transfer.errors import ExportError, SpecError
-from keras_transfer.export.delivery import version_folders
+from keras_transfer.export.contract import version_folders
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.errors import KerasTransferError
-from keras_transfer.export.delivery import version_folders
+from keras_transfer.export.contract import version_folders
 from keras_transfer.serving.protocol import RefusedError
 from keras_transfer.serving.settings import Settings
 from keras_transfer.serving.version import Version

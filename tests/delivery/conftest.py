@@ -122,7 +122,7 @@ def finished(
     class_names: tuple[str, ...],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The folder of a run of `classifier`, as far as a run is needed to ask its model."""
+    """The folder of a run of `classifier`, with all that its model needs to predict."""
     folder = RunFolder.create(tmp_path_factory.mktemp("saved_models") / "run")
     spec = RunSpec(data=DataSpec(image_size=32, resize="pad", max_megapixels=1.0))
     folder.write_json("spec.json", spec_to_dict(spec))

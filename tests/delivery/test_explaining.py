@@ -14,9 +14,9 @@ from keras_transfer.data.images import load_encoded
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.build import as_trained, frozen
-from keras_transfer.export.saved_model.network import grad_cam, heat_map
+from keras_transfer.export.saved_model.network import as_trained, frozen, grad_cam, heat_map
 from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import LIKELIEST, Explanation, explain_files, explainer
 from keras_transfer.inference.prediction import LoadedRun, predict_files
 from keras_transfer.models.classifier import build_classifier
@@ -41,6 +41,9 @@ FAMILIES = [
     "efficientnet_v2_b0",
 ]
 """One of each: deeper relatives have the same layers, and a map begins at the last of them."""
+
+
+TASK = SingleLabelOutputs(("a", "b", "c"))
 
 
 def build(backbone: str, *, size: int, **model) -> keras.Model:
@@ -118,7 +121,7 @@ def test_every_family_of_backbones_gives_a_finite_map_of_its_last_places(name):
 
 def test_mixed_precision_gives_a_finite_map(make_classifier, class_names):
     model = make_classifier(class_names, dtype="mixed_bfloat16")
-    probabilities, heat = explainer(model)(noise(3, 32, 32, 3), LIKELIEST)
+    probabilities, heat = explainer(model, TASK)(noise(3, 32, 32, 3), LIKELIEST)
     assert probabilities.dtype == heat.dtype == np.float32
     assert np.isfinite(heat).all()
 
@@ -135,7 +138,7 @@ def draw_patch(image: np.ndarray, row: int, column: int, colour: tuple[int, int,
 def patch_model() -> keras.Model:
     """Tells on noise whether there is a red patch somewhere, and whether a blue one.
 
-    Trained on images of 2 x 2 cells, asked about 8 x 8 of them: convolutions do not mind.
+    Trained on images of 2 x 2 cells, used on 8 x 8 of them, as convolutions can.
     """
 
     def assemble(side: int) -> keras.Model:
@@ -168,7 +171,7 @@ def patch_model() -> keras.Model:
 
 
 def test_heat_is_highest_where_the_object_of_the_class_is(patch_model):
-    explain = explainer(patch_model)
+    explain = explainer(patch_model, TASK)
     images = np.random.default_rng(1).integers(90, 160, (6, SIDE, SIDE, 3)).astype(np.uint8)
     places = [((1, 1), (6, 5)), ((2, 6), (5, 1)), ((6, 6), (1, 3))] * 2
     for image, (red, blue) in zip(images, places, strict=True):
@@ -186,7 +189,7 @@ def test_heat_is_highest_where_the_object_of_the_class_is(patch_model):
 
 
 def test_explainer_gives_every_image_the_same_map_alone_and_in_company(patch_model):
-    explain, images = explainer(patch_model), noise(5, SIDE, SIDE, 3)
+    explain, images = explainer(patch_model, TASK), noise(5, SIDE, SIDE, 3)
     probabilities, heat = explain(images, LIKELIEST)
     for row in range(5):
         alone = explain(images[row : row + 1], int(probabilities[row].argmax()))
@@ -207,21 +210,21 @@ def test_explain_files_agrees_with_predict_files_and_keeps_bad_files_in_their_pl
         if isinstance(row, Explanation):
             assert row.label == row.explained == truth.label
             assert row.confidence == row.explained_probability
-            np.testing.assert_allclose(row.probabilities, truth.probabilities, atol=1e-6)
+            np.testing.assert_allclose(row.outputs, truth.outputs, atol=1e-6)
             assert row.heat.shape == (8, 8)
             assert row.pixels.shape == (32, 32, 3)
-            assert [share for _, share in row.top(2)] == sorted(row.probabilities)[:-3:-1]
+            assert [share for _, share in row.top(2)] == sorted(row.outputs)[:-3:-1]
 
 
 def test_explain_files_explains_the_class_that_is_asked_for(run: LoadedRun, photos: Path):
     files = sorted(photos.iterdir())[:6]
     likeliest = list(explain_files(run, files))
-    asked = list(explain_files(run, files, class_name="path"))
-    assert [row.explained for row in asked] == ["path"] * 6
-    assert [row.label for row in asked] == [row.label for row in likeliest]
+    named = list(explain_files(run, files, class_name="path"))
+    assert [row.explained for row in named] == ["path"] * 6
+    assert [row.label for row in named] == [row.label for row in likeliest]
     column = run.class_names.index("path")
-    for row, first in zip(asked, likeliest, strict=True):
-        assert row.explained_probability == pytest.approx(float(first.probabilities[column]))
+    for row, first in zip(named, likeliest, strict=True):
+        assert row.explained_probability == pytest.approx(float(first.outputs[column]))
         assert np.array_equal(row.heat, first.heat) == (first.label == "path")
 
 
@@ -240,17 +243,19 @@ def test_explain_files_takes_only_a_little_ahead_of_an_endless_list(run: LoadedR
             taken += 1
             yield file
 
-    answers = explain_files(run, endless(), batch_size=4)
-    assert len(list(itertools.islice(answers, 30))) == 30
+    explanations = explain_files(run, endless(), batch_size=4)
+    assert len(list(itertools.islice(explanations, 30))) == 30
     assert taken < 100
-    answers.close()
+    explanations.close()
 
 
-@pytest.mark.parametrize("way", ["as trained", "frozen"])
-def test_served_explanations_equal_the_library_s(way, run: LoadedRun, photos: Path, tmp_path: Path):
+@pytest.mark.parametrize("variant", ["as trained", "frozen"])
+def test_served_explanations_equal_the_library_s(
+    variant, run: LoadedRun, photos: Path, tmp_path: Path
+):
     files = sorted(photos.iterdir())[:8]
     network = (
-        as_trained(run.model) if way == "as trained" else frozen(run.model, precision="float32")
+        as_trained(run.model) if variant == "as trained" else frozen(run.model, precision="float32")
     )
     contract = Contract.of(run.spec, run.class_names)
     export_saved_model(network, tmp_path / "1", contract)
@@ -261,7 +266,7 @@ def test_served_explanations_equal_the_library_s(way, run: LoadedRun, photos: Pa
         own = list(explain_files(run, files, class_name=name))
         heat = np.stack([row.heat for row in own])
         np.testing.assert_allclose(served["heat_map"], heat, rtol=0, atol=1e-5)
-        probabilities = np.stack([row.probabilities for row in own])
+        probabilities = np.stack([row.outputs for row in own])
         np.testing.assert_allclose(served["probabilities"], probabilities, rtol=0, atol=1e-6)
         for png, row in zip(served["square_bytes"], own, strict=True):
             np.testing.assert_array_equal(tf.io.decode_png(png), row.pixels)

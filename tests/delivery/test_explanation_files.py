@@ -1,6 +1,7 @@
 """Explanations as files: overlays, table and page, by the library and by the verb."""
 
 import csv
+import dataclasses
 import re
 import tracemalloc
 from html.parser import HTMLParser
@@ -12,10 +13,10 @@ from PIL import Image
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import RunError
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference import explanation_files
 from keras_transfer.inference.explanation import Explanation, explain_files
-from keras_transfer.inference.explanation_files import COLUMNS, write_explanations
-from keras_transfer.inference.overlays import draw_overlay
+from keras_transfer.inference.explanation_files import COLUMNS, draw_overlay, write_explanations
 from keras_transfer.inference.prediction import LoadedRun
 from pipelines import explain as explain_verb
 from pipelines.arguments import USER_ERROR
@@ -51,8 +52,8 @@ def read_table(folder: Path) -> list[dict[str, str]]:
 def made(number: int, *, names=('<b>a</b> & "b"', "c")) -> Explanation:
     return Explanation(
         path=f"<i>{number}</i>.jpg",
-        class_names=names,
-        probabilities=np.float32([0.6, 0.4]),
+        task=SingleLabelOutputs(names),
+        outputs=np.float32([0.6, 0.4]),
         class_index=1,
         heat=np.zeros((2, 2), np.float32),
         pixels=np.full((8, 8, 3), number % 256, np.uint8),
@@ -71,11 +72,15 @@ def test_write_explanations_leaves_an_overlay_a_row_and_a_card_for_each_image(
     table = read_table(output)
     assert tuple(table[0]) == COLUMNS
     assert [row["path"] for row in table] == [file.as_posix() for file in files]
-    for row, answer in zip(table[:9], rows, strict=False):
-        assert (row["label"], row["explained"], row["error"]) == (answer.label, answer.label, "")
-        assert np.float32(row["confidence"]) == answer.probabilities.max()
+    for row, explanation in zip(table[:9], rows, strict=False):
+        assert (row["label"], row["explained"], row["error"]) == (
+            explanation.label,
+            explanation.label,
+            "",
+        )
+        assert np.float32(row["confidence"]) == explanation.outputs.max()
         with Image.open(output / row["overlay"]) as overlay:
-            np.testing.assert_array_equal(overlay, draw_overlay(answer))
+            np.testing.assert_array_equal(overlay, draw_overlay(explanation))
     assert "no such file" in table[9]["error"]
     assert table[9]["label"] == table[9]["overlay"] == ""
     page = Page(output / "explain.html")
@@ -91,15 +96,20 @@ def test_page_is_one_file_and_shows_names_as_they_are(tmp_path: Path):
         [made(1), BadFile("<script>x</script>", "truncated")],
         tmp_path / "out",
         name="<u>run</u>",
-        class_names=made(1).class_names,
+        class_names=made(1).task.names,
     )
     page = Page(tmp_path / "out" / "explain.html")
-    for text in ('<b>a</b> & "b"', "<i>1</i>.jpg", "<script>x</script>", "Where <u>run</u> looks"):
+    for text in (
+        '<b>a</b> & "b"',
+        "<i>1</i>.jpg",
+        "<script>x</script>",
+        "Explanations of <u>run</u>",
+    ):
         assert text in page.text
     assert not {"b", "i", "u", "script", "link"} & {tag for tag, _ in page.tags}
     assert all(value.startswith("data:image/webp;base64,") for value in page.values("img", "src"))
     assert all(page.values("img", "alt"))
-    assert "No place in the image speaks for c." in page.text
+    assert "No part of the image is evidence for c." in page.text
     content = (tmp_path / "out" / "explain.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|url\(|@import", content)
     assert "prefers-color-scheme: dark" in content
@@ -108,7 +118,14 @@ def test_page_is_one_file_and_shows_names_as_they_are(tmp_path: Path):
 def test_class_that_is_not_among_the_likeliest_is_shown_below_them(tmp_path: Path):
     names = tuple("abcdefgh")
     probabilities = np.float32([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.06, 0.04])
-    row = Explanation("x.jpg", names, probabilities, 7, np.eye(2, dtype=np.float32), made(1).pixels)
+    row = Explanation(
+        path="x.jpg",
+        task=SingleLabelOutputs(names),
+        outputs=probabilities,
+        class_index=7,
+        heat=np.eye(2, dtype=np.float32),
+        pixels=made(1).pixels,
+    )
     write_explanations([row], tmp_path / "out", name="run", class_names=names)
     page = Page(tmp_path / "out" / "explain.html")
     bars = [
@@ -122,7 +139,7 @@ def test_page_and_memory_are_bounded_and_the_table_is_not(tmp_path: Path, monkey
     monkeypatch.setattr(explanation_files, "MOST_SHOWN", 3)
     rows = (made(n) if n % 2 else BadFile(f"{n}.jpg", "empty file") for n in range(40))
     tracemalloc.start()
-    write_explanations(rows, tmp_path / "out", name="run", class_names=made(1).class_names)
+    write_explanations(rows, tmp_path / "out", name="run", class_names=made(1).task.names)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     page = Page(tmp_path / "out" / "explain.html")
@@ -135,7 +152,9 @@ def test_page_and_memory_are_bounded_and_the_table_is_not(tmp_path: Path, monkey
 
 def test_overlays_have_names_that_any_file_system_can_hold(tmp_path: Path):
     rows = [
-        Explanation(path, ("a",), np.float32([1]), 0, np.zeros((2, 2), np.float32), made(1).pixels)
+        dataclasses.replace(
+            made(1, names=("a",)), path=path, outputs=np.float32([1]), class_index=0
+        )
         for path in ("photos/" + "x" * 200 + ".jpg", "äöü日本.png", "a b?*:.jpg", "a\udcff.jpg")
     ]
     write_explanations(rows, tmp_path / "out", name="run", class_names=("a",))

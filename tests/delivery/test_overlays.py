@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import Explanation
-from keras_transfer.inference.overlays import SIDE, blend, draw_overlay, percent, printable
+from keras_transfer.inference.explanation_files import (
+    SIDE,
+    blend,
+    draw_overlay,
+    percent,
+    printable,
+)
 
 LUMA = [0.299, 0.587, 0.114]
 
@@ -12,8 +19,8 @@ LUMA = [0.299, 0.587, 0.114]
 def explanation(*, label: str = "daisy", path: str = "a.jpg", size: int = 64, **changes):
     fields = {
         "path": path,
-        "class_names": (label, "tulips"),
-        "probabilities": np.float32([0.75, 0.25]),
+        "task": SingleLabelOutputs((label, "tulips")),
+        "outputs": np.float32([0.75, 0.25]),
         "class_index": 0,
         "heat": np.float32([[0, 0.5], [0.25, 1]]),
         "pixels": np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8),

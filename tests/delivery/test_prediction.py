@@ -1,4 +1,4 @@
-"""A finished run asked about new images: by file, by the million, and by labelled sets."""
+"""Predictions of a finished run: for files, endless lists of files, and labelled sets."""
 
 import csv
 import hashlib
@@ -17,10 +17,10 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Record
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.inference.files import expand_paths
 from keras_transfer.inference.prediction import (
     LoadedRun,
     Prediction,
+    expand_paths,
     labels_in_order,
     load_run,
     predict_files,
@@ -96,10 +96,10 @@ def test_predict_files_answers_in_order_and_keeps_bad_files_in_their_place(
     (tmp_path / "text.jpg").write_text("not an image")
     bad = [tmp_path / "text.jpg", tmp_path / "gone.png"]
     mixed = [bad[0], *files[:7], bad[1], *files[7:]]
-    answers = list(predict_files(run, mixed, batch_size=5))
-    assert [answer.path for answer in answers] == [file.as_posix() for file in mixed]
-    assert [type(answers[row]) for row in (0, 8)] == [BadFile, BadFile]
-    good = [answer for answer in answers if isinstance(answer, Prediction)]
+    predictions = list(predict_files(run, mixed, batch_size=5))
+    assert [prediction.path for prediction in predictions] == [file.as_posix() for file in mixed]
+    assert [type(predictions[row]) for row in (0, 8)] == [BadFile, BadFile]
+    good = [prediction for prediction in predictions if isinstance(prediction, Prediction)]
     expected = predict_pixels(run.model, pixels_of(files))
     np.testing.assert_allclose([x.probabilities for x in good], expected, rtol=0, atol=1e-6)
     assert [x.label for x in good] == [run.class_names[k] for k in expected.argmax(axis=1)]
@@ -111,11 +111,13 @@ def test_predict_files_asks_the_model_about_new_images_only(run: LoadedRun, phot
     expected = list(predict_files(run, files))
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     known = {digests[1]: np.float32([0.5, 0.25, 0.25]), digests[4]: expected[4].probabilities}
-    answers = list(predict_files(run, [files[0], *files], known=known, batch_size=3))
-    assert [answer.path for answer in answers] == [f.as_posix() for f in [files[0], *files]]
-    np.testing.assert_array_equal(answers[2].probabilities, known[digests[1]])
-    for answer, truth in zip(answers[3:], expected[2:], strict=True):
-        np.testing.assert_allclose(answer.probabilities, truth.probabilities, atol=1e-6)
+    predictions = list(predict_files(run, [files[0], *files], known=known, batch_size=3))
+    assert [prediction.path for prediction in predictions] == [
+        f.as_posix() for f in [files[0], *files]
+    ]
+    np.testing.assert_array_equal(predictions[2].probabilities, known[digests[1]])
+    for prediction, truth in zip(predictions[3:], expected[2:], strict=True):
+        np.testing.assert_allclose(prediction.probabilities, truth.probabilities, atol=1e-6)
 
 
 def test_predict_files_takes_only_a_little_ahead_of_an_endless_list(run: LoadedRun, photos: Path):
@@ -127,17 +129,17 @@ def test_predict_files_takes_only_a_little_ahead_of_an_endless_list(run: LoadedR
             taken += 1
             yield file
 
-    answers = predict_files(run, endless(), batch_size=8)
-    first = list(itertools.islice(answers, 100))
+    predictions = predict_files(run, endless(), batch_size=8)
+    first = list(itertools.islice(predictions, 100))
     assert len(first) == 100
     assert taken < 200
-    answers.close()
+    predictions.close()
 
 
 def test_predict_files_survives_more_bad_files_than_a_batch(run: LoadedRun, tmp_path: Path):
     missing = [tmp_path / f"{number}.jpg" for number in range(20)]
-    answers = list(predict_files(run, missing, batch_size=8))
-    assert [type(answer) for answer in answers] == [BadFile] * 20
+    predictions = list(predict_files(run, missing, batch_size=8))
+    assert [type(prediction) for prediction in predictions] == [BadFile] * 20
 
 
 def test_predict_pixels_reports_progress_and_reads_mapped_files(
@@ -224,7 +226,7 @@ def test_write_predictions_keeps_every_input_and_counts(
         lambda remaining: predict_files(run, remaining),
         files,
         output,
-        class_names=run.class_names,
+        task=run.contract.task_outputs,
     )
     assert (summary.num_predicted, summary.num_bad) == (9, 1)
     assert tuple(summary.num_by_label) == run.class_names

@@ -1,4 +1,4 @@
-"""Predictions written to a file, and gone on with after a kill."""
+"""Predictions written to a file, and resumed after a kill."""
 
 import csv
 import itertools
@@ -13,16 +13,18 @@ from filelock import FileLock
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import RunError
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.prediction import Prediction
 from keras_transfer.inference.writers import write_predictions
 
 NAMES = ("temple", "naïve flower")
+TASK = SingleLabelOutputs(NAMES)
 NUM_FILES = 2500
 KINDS = pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nobody catches it."""
+    """Stands for the end of the process: no code catches it."""
 
 
 def file_of(number: int) -> Path:
@@ -35,20 +37,19 @@ def row_of(file: Path) -> Prediction | BadFile:
         return BadFile(file.as_posix(), "truncated or damaged")
     share = np.float32(number / NUM_FILES)
     probabilities = np.float32([share, 1 - share])
-    top = int(probabilities.argmax())
-    return Prediction(file.as_posix(), NAMES[top], float(probabilities[top]), probabilities)
+    return Prediction(file.as_posix(), probabilities, TASK)
 
 
-def answering(
+def predicting(
     *, until: int | None = None
 ) -> Callable[[Iterator[Path]], Iterable[Prediction | BadFile]]:
-    def answer(files: Iterator[Path]) -> Iterator[Prediction | BadFile]:
+    def predict(files: Iterator[Path]) -> Iterator[Prediction | BadFile]:
         for done, file in enumerate(files):
             if done == until:
                 raise Killed
             yield row_of(file)
 
-    return answer
+    return predict
 
 
 def files(start: int = 0) -> Iterator[Path]:
@@ -65,20 +66,18 @@ def read(output: Path) -> list[dict]:
 def start(output: Path, *, until: int | None, **options) -> None:
     with pytest.raises(Killed):
         write_predictions(
-            answering(until=until), files(), output, class_names=NAMES, target="a", **options
+            predicting(until=until), files(), output, task=TASK, target="a", **options
         )
 
 
 @KINDS
-def test_a_killed_process_is_gone_on_with_to_the_same_rows(suffix: str, tmp_path: Path):
+def test_a_resumed_process_writes_the_same_rows(suffix: str, tmp_path: Path):
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"output{suffix}"
-    expected = write_predictions(answering(), files(), whole, class_names=NAMES)
+    expected = write_predictions(predicting(), files(), whole, task=TASK)
     start(output, until=1500)
     assert not output.exists()
     start(output, until=100, resume=True)
-    summary = write_predictions(
-        answering(), files(), output, class_names=NAMES, target="a", resume=True
-    )
+    summary = write_predictions(predicting(), files(), output, task=TASK, target="a", resume=True)
     assert summary.num_kept > 1000
     assert (summary.num_by_label, summary.num_bad) == (expected.num_by_label, 250)
     assert summary.num_predicted == 2250
@@ -88,22 +87,22 @@ def test_a_killed_process_is_gone_on_with_to_the_same_rows(suffix: str, tmp_path
 
 
 @pytest.mark.parametrize("num_bytes", [1, 9, 25, 60, 4000])
-def test_a_torn_csv_goes_on_behind_its_last_whole_row(num_bytes: int, tmp_path: Path):
+def test_a_torn_csv_continues_after_its_last_complete_row(num_bytes: int, tmp_path: Path):
     output = tmp_path / "output.csv"
     start(output, until=300)
     partial = tmp_path / "output.csv.partial"
     os.truncate(partial, partial.stat().st_size - num_bytes)
-    write_predictions(answering(), files(), output, class_names=NAMES, target="a", resume=True)
+    write_predictions(predicting(), files(), output, task=TASK, target="a", resume=True)
     whole = tmp_path / "whole.csv"
-    write_predictions(answering(), files(), whole, class_names=NAMES)
+    write_predictions(predicting(), files(), whole, task=TASK)
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_a_csv_torn_inside_its_header_begins_anew(tmp_path: Path):
+def test_a_csv_torn_inside_its_header_starts_again(tmp_path: Path):
     output = tmp_path / "output.csv"
     start(output, until=10)
     os.truncate(tmp_path / "output.csv.partial", 7)
-    write_predictions(answering(), files(), output, class_names=NAMES, target="a", resume=True)
+    write_predictions(predicting(), files(), output, task=TASK, target="a", resume=True)
     assert len(read(output)) == NUM_FILES
 
 
@@ -114,14 +113,14 @@ def test_a_torn_part_of_a_parquet_file_is_left_out(tmp_path: Path):
     parts = tmp_path / "output.parquet.partial"
     assert len(list(parts.iterdir())) == 2
     (parts / "00000002.partial.parquet").write_bytes(b"PAR1 half of a part")
-    write_predictions(answering(), files(), output, class_names=NAMES, target="a", resume=True)
+    write_predictions(predicting(), files(), output, task=TASK, target="a", resume=True)
     assert len(read(output)) == NUM_FILES
 
 
 def test_parquet_keeps_types_and_says_nothing_of_bad_files(tmp_path: Path):
     parquet = pytest.importorskip("pyarrow.parquet")
     output = tmp_path / "output.parquet"
-    write_predictions(answering(), files(), output, class_names=NAMES)
+    write_predictions(predicting(), files(), output, task=TASK)
     table = parquet.read_table(output)
     columns = ["path", "label", "confidence", "error", *(f"probability_{x}" for x in NAMES)]
     assert table.column_names == columns
@@ -137,8 +136,8 @@ def test_parquet_keeps_types_and_says_nothing_of_bad_files(tmp_path: Path):
 def test_rows_of_an_earlier_process_are_never_dropped_unasked(suffix: str, tmp_path: Path):
     output = tmp_path / f"output{suffix}"
     start(output, until=1500)
-    with pytest.raises(RunError, match="did not come to its end") as failure:
-        write_predictions(answering(), files(), output, class_names=NAMES, target="a")
+    with pytest.raises(RunError, match="was interrupted") as failure:
+        write_predictions(predicting(), files(), output, task=TASK, target="a")
     assert "--resume" in failure.value.fix
 
 
@@ -147,13 +146,13 @@ def test_another_target_other_columns_and_other_files_are_refused(suffix: str, t
     output = tmp_path / f"output{suffix}"
     start(output, until=1500)
 
-    def go_on(paths: Iterable[Path] = files(), *, target="a", names=NAMES) -> None:
-        write_predictions(answering(), paths, output, class_names=names, target=target, resume=True)
+    def go_on(paths: Iterable[Path] = files(), *, target="a", task=TASK) -> None:
+        write_predictions(predicting(), paths, output, task=task, target=target, resume=True)
 
-    with pytest.raises(RunError, match="was begun with another target"):
+    with pytest.raises(RunError, match="was started with another target"):
         go_on(target="b")
-    with pytest.raises(RunError, match="was begun with another classes"):
-        go_on(names=(*NAMES, "third"))
+    with pytest.raises(RunError, match="was started with another classes"):
+        go_on(task=SingleLabelOutputs((*NAMES, "third")))
     with pytest.raises(RunError, match="its row 1 differs"):
         go_on(files(start=1))
     with pytest.raises(RunError, match="other files") as failure:
@@ -171,13 +170,13 @@ def test_a_finished_file_is_never_overwritten(suffix: str, tmp_path: Path):
     output.write_text("old")
     for resume in (False, True):
         with pytest.raises(RunError, match="exists already"):
-            write_predictions(answering(), files(), output, class_names=NAMES, resume=resume)
+            write_predictions(predicting(), files(), output, task=TASK, resume=resume)
     assert output.read_text() == "old"
 
 
-def test_resume_of_nothing_begins(tmp_path: Path):
+def test_resume_of_nothing_starts(tmp_path: Path):
     output = tmp_path / "output.csv"
-    summary = write_predictions(answering(), files(), output, class_names=NAMES, resume=True)
+    summary = write_predictions(predicting(), files(), output, task=TASK, resume=True)
     assert summary.num_kept == 0
     assert len(read(output)) == NUM_FILES
 
@@ -188,12 +187,12 @@ def test_two_processes_do_not_write_one_output(tmp_path: Path):
         FileLock(tmp_path / "output.csv.partial.lock"),
         pytest.raises(RunError, match="another process is writing"),
     ):
-        write_predictions(answering(), files(), output, class_names=NAMES)
+        write_predictions(predicting(), files(), output, task=TASK)
 
 
 def test_other_kinds_of_tables_are_refused(tmp_path: Path):
-    with pytest.raises(RunError, match="no kind of table") as failure:
-        write_predictions(answering(), files(), tmp_path / "output.xlsx", class_names=NAMES)
+    with pytest.raises(RunError, match="not a table") as failure:
+        write_predictions(predicting(), files(), tmp_path / "output.xlsx", task=TASK)
     assert "output.csv" in failure.value.fix
 
 
@@ -202,9 +201,9 @@ def test_a_full_disk_keeps_the_rows_so_far(suffix: str, tmp_path: Path, full_dis
     pytest.importorskip("pyarrow")
     output = tmp_path / f"output{suffix}"
     with full_disk(), pytest.raises(RunError, match="disk is full") as failure:
-        write_predictions(answering(), files(), output, class_names=NAMES, target="a")
+        write_predictions(predicting(), files(), output, task=TASK, target="a")
     assert "--resume" in failure.value.fix
-    write_predictions(answering(), files(), output, class_names=NAMES, target="a", resume=True)
+    write_predictions(predicting(), files(), output, task=TASK, target="a", resume=True)
     assert len(read(output)) == NUM_FILES
 
 
@@ -216,7 +215,7 @@ def test_names_that_are_no_unicode_survive(tmp_path: Path):
             lambda files: (BadFile(file.as_posix(), "gone") for file in files),
             odd,
             output,
-            class_names=NAMES,
+            task=TASK,
         )
     assert read(tmp_path / "output.csv")[0]["path"] == odd[0].as_posix()
     assert read(tmp_path / "output.parquet")[0]["path"] == "photos/\\xff.jpg"

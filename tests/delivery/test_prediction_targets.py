@@ -1,4 +1,4 @@
-"""Predictions asked of runs and of artefacts, by the thousand."""
+"""Predictions of runs and of exported models, also for thousands of files."""
 
 import itertools
 import shutil
@@ -12,10 +12,14 @@ from PIL import Image
 from keras_transfer.config import spec_to_dict
 from keras_transfer.errors import RunError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.build import as_trained
+from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
-from keras_transfer.inference.prediction import Prediction, predict_files
-from keras_transfer.inference.targets import identify, open_target
+from keras_transfer.inference.prediction import (
+    Prediction,
+    identify,
+    open_target,
+    predict_files,
+)
 from keras_transfer.inference.writers import write_predictions
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -41,7 +45,7 @@ def folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) ->
     return run.path
 
 
-def test_runs_and_artefacts_answer_alike(folder: Path, photos: Path):
+def test_runs_and_artefacts_predict_alike(folder: Path, photos: Path):
     files = sorted(photos.iterdir())
     run, *others = [
         list(predict_files(open_target(folder / part), files, batch_size=8))
@@ -67,13 +71,13 @@ def test_targets_are_told_apart_by_their_weights_and_their_contract(folder: Path
 
 def test_what_is_no_target_is_refused(folder: Path, tmp_path: Path):
     for nothing in (tmp_path, tmp_path / "gone", folder / "class_names.json"):
-        with pytest.raises(RunError, match="nothing that can be asked"):
+        with pytest.raises(RunError, match="is not a run folder or an exported model"):
             open_target(nothing)
     with pytest.raises(RunError, match="has no contract beside it"):
         open_target(folder / "model.keras")
 
 
-def test_predict_asks_an_artefact_and_goes_on_after_a_kill(
+def test_predict_runs_an_artefact_and_resumes_after_a_kill(
     folder: Path, photos: Path, tmp_path: Path, capsys
 ):
     output = tmp_path / "out.csv"
@@ -91,7 +95,7 @@ def test_predict_asks_an_artefact_and_goes_on_after_a_kill(
             _interrupted,
             sorted(photos.iterdir()),
             tmp_path / "b.csv",
-            class_names=target.contract.class_names,
+            task=target.contract.task_outputs,
             target=identify(target),
         )
     lines = whole.splitlines(keepends=True)
@@ -138,7 +142,7 @@ def test_memory_does_not_grow_with_the_number_of_files(folder: Path, tmp_path: P
         lambda paths: predict_files(target, paths),
         many(),
         tmp_path / "out.parquet",
-        class_names=target.contract.class_names,
+        task=target.contract.task_outputs,
     )
     assert (summary.num_predicted, summary.num_bad) == (16_000, 4_000)
     # 18,000 rows of plain Python objects would be more than this.

@@ -11,16 +11,20 @@ Written into the folder that holds the numbered versions, filled in for the newe
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import keras
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from keras_transfer.export.card import Card
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.proof import Proof
+from keras_transfer.export.saved_model.proof import Proof, export_proven
 from keras_transfer.export.saved_model.writer import BATCH_SIZES
+from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
 
 FILES: Final = (
@@ -35,10 +39,10 @@ FILES: Final = (
     "clients/grpc_client.py",
 )
 SERVING_VERSION: Final = "2.21.0"
-"""Release of TensorFlow Serving that the container is built on: TensorFlow's own, which wrote."""
+"""Release of TensorFlow Serving in the container: that of the TensorFlow that exports."""
 
 _BASE_MEGABYTES, _PER_MEGABYTE = 512, 8
-"""Memory asked for: what a server needs before it loads, and for each MB of a SavedModel."""
+"""Requested memory: what a server needs before it loads, and for each MB of a SavedModel."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,39 @@ class Bundle:
     def version_folder(self) -> Path:
         """The SavedModel."""
         return self.folder / str(self.version)
+
+
+def deliver(
+    model: keras.Model,
+    version_folder: Path,
+    *,
+    spec: RunSpec,
+    card: Card,
+    files: Sequence[Path],
+    probabilities: np.ndarray,
+) -> Proof:
+    """Export a verified SavedModel, and write what servers need beside the numbered version.
+
+    Args:
+        version_folder: such as export/2; its parent gets configuration, clients and card.
+        files: images of the test split.
+        probabilities: the model's outputs for `files`, float32 [N, K].
+
+    Raises:
+        ExportError: the SavedModel does not run without Keras, or its outputs differ.
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    proof = export_proven(
+        model,
+        version_folder,
+        spec=spec,
+        class_names=card.class_names,
+        files=files,
+        probabilities=probabilities,
+        card=card,
+    )
+    write_bundle(version_folder, proof)
+    return proof
 
 
 def write_bundle(version_folder: Path, proof: Proof) -> None:

@@ -1,14 +1,7 @@
-"""How well an artefact agrees with the model it was made of, and where it is refused.
-
-Artefacts timed in turns: what slows one down slows all.
-
-Quiet machine assumed: nothing else should compute meanwhile. Turns keep a disturbance from hitting
-one artefact alone, but they cannot take it out of the figures.
-"""
+"""How well an artefact agrees with its model, when it is refused, and its latency."""
 
 import os
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,15 +9,16 @@ from typing import Final
 import numpy as np
 
 from keras_transfer.evaluation.intervals import Interval, wilson
-from keras_transfer.export.formats.isolated import Asked
 from keras_transfer.export.saved_model.proof import TOLERANCES
+from keras_transfer.export.task_outputs import TaskOutputs
+from keras_transfer.export.verification import IsolatedArtefact, Timing, time_in_turns
 from keras_transfer.reporting.reporter import Reporter
 
 LEAST_AGREEMENT: Final = 0.9
-"""A quantised artefact is refused where this share of equal labels is out of reach (95 %)."""
+"""A quantised artefact is refused if the upper end (95 %) of its share of equal labels is lower."""
 
 _ROUNDING: Final = {"float32": TOLERANCES["float32"], "float16": TOLERANCES["bfloat16"]}
-"""Largest accepted |Δ probability| of formats that are not quantised.
+"""Largest accepted |Δ output| of formats that are not quantised.
 
 Measured at 224 px: 1.3e-6 (ResNet50) and 5.2e-6 (MobileNet 0.25) in float32, where oneDNN, XNNPACK,
 MLAS and OpenVINO sum in different orders; 2e-4 and 2.5e-2 with weights in float16, which has more
@@ -32,14 +26,14 @@ digits than bfloat16 and so need not do better than that.
 """
 
 _SUM_TOLERANCE: Final = 0.02
-"""How far quantised probabilities may sum to something else than 1: they are multiples of 1/256."""
+"""How far sums of quantised probabilities, multiples of 1/256, may be from 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """An artefact beside the model on the same N test images; shares are 0-1.
+    """An artefact compared with the model on the same N test images; shares are 0-1.
 
-    `refusal` is the reason not to use it, '' where there is none.
+    `refusal` is the reason not to use it, '' if there is none.
     """
 
     num_images: int
@@ -51,59 +45,58 @@ class Agreement:
 
 
 def agree(
-    answers: np.ndarray,
-    probabilities: np.ndarray,
+    outputs: np.ndarray,
+    expected: np.ndarray,
     labels: np.ndarray,
     *,
+    task: TaskOutputs,
     precision: str,
     trained_in: str = "float32",
 ) -> Agreement:
-    """Compare an artefact's probabilities [N, C] with the model's, and both with the truth [N].
+    """Compare an artefact's outputs float32 [N, C] with the model's, both with labels int64 [N].
 
-    'float32' and 'float16' are refused where a probability differs by more than rounding does, or a
-    label that is no tie. 'dynamic' and 'int8' have no such bound: they are refused where their
-    accuracy falls below the 95 % interval of the model's, or where it is certain (95 %) that
-    more than one label in ten changes.
+    'float32' and 'float16' are refused if an output differs by more than rounding does, or a label
+    that is no tie. 'dynamic' and 'int8' have no such bound: they are refused if their accuracy
+    falls below the 95 % interval of the model's, or if it is certain (95 %) that more than one
+    label in ten changes.
 
     Args:
+        task: what the outputs stand for.
         precision: of the format.
-        trained_in: dtype policy of the model, which moves its own probabilities.
+        trained_in: dtype policy of the model, whose own outputs it moves.
     """
-    if answers.shape != probabilities.shape or not np.isfinite(answers).all():
+    if outputs.shape != expected.shape or not np.isfinite(outputs).all():
         # Nothing below can be computed.
-        return _nothing(len(labels), f"answers {answers.shape} with values that are no numbers")
-    tops = probabilities.argmax(axis=1)
-    chosen = answers.argmax(axis=1)
-    difference = float(np.abs(answers - probabilities).max())
-    num_right, num_agreeing = int((chosen == labels).sum()), int((chosen == tops).sum())
-    interval = wilson(num_right, len(labels))
+        return _nothing(len(labels), f"outputs {outputs.shape} contain NaN or Inf, or are too few")
+    difference = float(np.abs(outputs - expected).max())
+    num_right, num_right_before = (
+        int(task.example_scores(labels, values).sum()) for values in (outputs, expected)
+    )
     if precision in _ROUNDING:
         tolerance = max(_ROUNDING[precision], TOLERANCES[trained_in])
-        rows = np.arange(len(labels))
         # A tie, which rounding decides, cannot be a disagreement.
-        is_same = probabilities.max(axis=1) - probabilities[rows, chosen] <= 2 * tolerance
-        num_agreeing = int(is_same.sum())
+        num_agreeing = int(task.agrees(outputs, expected, margin=2 * tolerance).sum())
         refusal = _refuse_rounding(difference, tolerance, len(labels) - num_agreeing)
     else:
-        num_right_before = int((tops == labels).sum())
+        num_agreeing = int(task.agrees(outputs, expected, margin=0).sum())
         refusal = _refuse_quantised(num_right, num_right_before, num_agreeing, len(labels))
-        off = float(np.abs(answers.sum(axis=1) - 1).max())
-        if off > _SUM_TOLERANCE:
+        off = float(np.abs(outputs.sum(axis=1) - 1).max())
+        if task.activation == "softmax" and off > _SUM_TOLERANCE:
             refusal = refusal or f"its probabilities sum to something {off:.2g} away from 1"
     return Agreement(
         num_images=len(labels),
         label_agreement=num_agreeing / len(labels),
         max_abs_difference=difference,
         accuracy=num_right / len(labels),
-        accuracy_interval=interval,
+        accuracy_interval=wilson(num_right, len(labels)),
         refusal=refusal,
     )
 
 
 def _refuse_rounding(difference: float, tolerance: float, num_other: int) -> str:
     if difference > tolerance:
-        return f"probabilities differ by {difference:.1e}, more than {tolerance:.0e}"
-    return f"{num_other} labels differ that are no ties" if num_other else ""
+        return f"outputs differ by {difference:.1e}, more than {tolerance:.0e}"
+    return f"{num_other} labels differ that are not ties" if num_other else ""
 
 
 def _refuse_quantised(
@@ -118,7 +111,7 @@ def _refuse_quantised(
     reach = wilson(num_agreeing, num_images)[1]
     if reach < LEAST_AGREEMENT:
         return (
-            f"{num_agreeing / num_images:.1%} of the labels agree, surely less than "
+            f"{num_agreeing / num_images:.1%} of the labels agree, with 95 % certainty less than "
             f"{LEAST_AGREEMENT:.0%}"
         )
     return ""
@@ -135,13 +128,8 @@ def _nothing(num_images: int, refusal: str) -> Agreement:
     )
 
 
-BATCH_SIZES: Final = (1, 8, 32)
-_CALLS: Final = {1: 5, 8: 2, 32: 1}
-"""Calls of one artefact in a round."""
-
-_LEAST_ROUNDS, _MOST_ROUNDS = 4, 12
-_ENOUGH_SECONDS: Final = 60.0
-"""Of all artefacts together, for each batch size."""
+_TIMING: Final = Timing(calls={1: 5, 8: 2, 32: 1}, least_rounds=4, most_rounds=12, seconds=60.0)
+BATCH_SIZES: Final = tuple(_TIMING.calls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,29 +143,19 @@ class Latency:
 
 
 def num_processors() -> int:
-    """How many processors this process may use: as many threads each artefact gets."""
+    """How many processors this process may use: the number of threads of each artefact."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def time_in_turns(
-    asked: Mapping[str, Asked], *, reporter: Reporter
+def measure_latencies(
+    artefacts: Mapping[str, IsolatedArtefact], *, reporter: Reporter
 ) -> dict[str, dict[int, Latency]]:
-    """Latencies by name and batch size; each artefact is asked alone, the others wait."""
-    latencies: dict[str, dict[int, Latency]] = {name: {} for name in asked}
-    for batch_size in BATCH_SIZES:
-        seconds: dict[str, list[float]] = {name: [] for name in asked}
-        started = time.perf_counter()
-        with reporter.progress(f"timing batches of {batch_size}") as count:
-            for number in range(_MOST_ROUNDS):
-                is_late = time.perf_counter() - started > _ENOUGH_SECONDS
-                if number >= _LEAST_ROUNDS and is_late:
-                    break
-                for name, one in asked.items():
-                    seconds[name] += one.seconds(batch_size, _CALLS[batch_size])
-                count(number + 1, _MOST_ROUNDS)
-        for name, taken in seconds.items():
-            latencies[name][batch_size] = _latency(taken)
-    return latencies
+    """Latencies by name and batch size, measured in turns; see `verification.time_in_turns`."""
+    seconds = time_in_turns(artefacts, _TIMING, reporter=reporter)
+    return {
+        name: {size: _latency(values) for size, values in by_size.items()}
+        for name, by_size in seconds.items()
+    }
 
 
 def _latency(seconds: list[float]) -> Latency:

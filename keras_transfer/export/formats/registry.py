@@ -1,12 +1,13 @@
 """The table of formats that a run's network can be written in. The standard library only.
 
-Every one of them maps pixels uint8 [B, S, S, 3] 0-255 to probabilities float32 [B, C]: what the
-pixels need before the network, and the softmax after it, are inside.
+All but the .keras file map pixels uint8 [B, S, S, 3] 0-255 to outputs float32 [B, K]: preprocessing
+and the activation of the logits are inside.
 """
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from keras_transfer.errors import ExportError
@@ -17,64 +18,104 @@ EXTRA: Final = "formats"
 """The extra of pyproject.toml that brings the libraries of all formats."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """One way to write the network down.
+_ISOLATED: Final = ("keras", "tf_keras", "jax", "keras_transfer")
 
-    `file` is its name in the folder of formats; `precision` what it computes in: 'float32' and
-    'float16' are held to the model's probabilities, 'dynamic' and 'int8' to its accuracy;
-    `libraries` are what writing and opening it takes beside TensorFlow.
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of artefact: the file of this folder that writes and opens it, and what it needs.
+
+    `module` has the functions `write(source, target, *, precision)` and
+    `open_artefact(path, *, num_threads)`, whose result has `predict`, from uint8 [B, S, S, 3] to
+    float32 [B, K], and `class_hash` ("" if the file holds none). It is also loaded by path where
+    this package cannot be imported. `runtime` is the library that opens it, `libraries` are all
+    that writing and opening it takes beside TensorFlow. `blocked` cannot be imported while it is
+    verified.
+    `gives_logits` says that its outputs are logits, not yet activated.
+    """
+
+    module: str
+    runtime: str
+    libraries: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ("tensorflow", *_ISOLATED)
+    gives_logits: bool = False
+
+
+_ONNX_LIBRARIES: Final = ("onnx", "tf2onnx", "onnxruntime")
+ONNX: Final = Kind(module="onnx_format", runtime="onnxruntime", libraries=_ONNX_LIBRARIES)
+LITERT: Final = Kind(
+    module="litert_format", runtime="ai_edge_litert", libraries=("ai_edge_litert",)
+)
+OPENVINO: Final = Kind(
+    module="openvino_format", runtime="openvino", libraries=(*_ONNX_LIBRARIES, "openvino")
+)
+KERAS: Final = Kind(module="keras_format", runtime="keras", blocked=(), gives_logits=True)
+SAVED_MODEL: Final = Kind(module="saved_model_format", runtime="tensorflow", blocked=_ISOLATED)
+KERAS_EXPORT: Final = Kind(
+    module="saved_model_format", runtime="tensorflow", blocked=_ISOLATED, gives_logits=True
+)
+"""What Keras's own `model.export` writes: float32 pixels in, logits out."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file that a run's network can be written to.
+
+    `file` is its name in the folder of formats. `precision` is what it computes in: 'float32' and
+    'float16' must reproduce the model's outputs, 'dynamic' and 'int8' its accuracy.
     """
 
     name: str
     file: str
     precision: str
-    libraries: tuple[str, ...] = ()
+    kind: Kind
 
-    @property
-    def is_quantised(self) -> bool:
-        """Whether weights, and perhaps activations, are eight-bit integers."""
-        return self.precision in ("dynamic", "int8")
-
-
-_ONNX: Final = ("onnx", "tf2onnx", "onnxruntime")
-_LITERT: Final = ("ai_edge_litert",)
-_OPENVINO: Final = (*_ONNX, "openvino")
 
 FORMATS: Final = {
     entry.name: entry
     for entry in (
-        Format(name="onnx", file="model.onnx", precision="float32", libraries=_ONNX),
-        Format(name="onnx_int8", file="model_int8.onnx", precision="int8", libraries=_ONNX),
-        Format(
-            name="litert_float32",
-            file="model_float32.tflite",
-            precision="float32",
-            libraries=_LITERT,
-        ),
-        Format(
-            name="litert_float16",
-            file="model_float16.tflite",
-            precision="float16",
-            libraries=_LITERT,
-        ),
-        Format(
-            name="litert_dynamic",
-            file="model_dynamic.tflite",
-            precision="dynamic",
-            libraries=_LITERT,
-        ),
-        Format(name="litert_int8", file="model_int8.tflite", precision="int8", libraries=_LITERT),
-        Format(name="openvino", file="model.xml", precision="float32", libraries=_OPENVINO),
-        Format(name="openvino_int8", file="model_int8.xml", precision="int8", libraries=_OPENVINO),
-        Format(name="keras", file="model.keras", precision="float32"),
+        Format("onnx", "model.onnx", "float32", ONNX),
+        Format("onnx_int8", "model_int8.onnx", "int8", ONNX),
+        Format("litert_float32", "model_float32.tflite", "float32", LITERT),
+        Format("litert_float16", "model_float16.tflite", "float16", LITERT),
+        Format("litert_dynamic", "model_dynamic.tflite", "dynamic", LITERT),
+        Format("litert_int8", "model_int8.tflite", "int8", LITERT),
+        Format("openvino", "model.xml", "float32", OPENVINO),
+        Format("openvino_int8", "model_int8.xml", "int8", OPENVINO),
+        Format("keras", "model.keras", "float32", KERAS),
     )
 }
 """By name, in the order in which they are made and shown."""
 
 
+SUFFIXES: Final = {Path(entry.file).suffix: entry.kind for entry in FORMATS.values()}
+"""The kind of a file by its suffix; a folder may be a SavedModel."""
+
+
+def kind_of(path: Path) -> Kind | None:
+    """The kind of an artefact; None if it is none."""
+    if path.is_dir():
+        return SAVED_MODEL if (path / "saved_model.pb").is_file() else None
+    return SUFFIXES.get(path.suffix.lower())
+
+
+def files_of(artefact: Path) -> Iterator[Path]:
+    """All files of an artefact: itself, its weights, or everything below it."""
+    if artefact.is_dir():
+        yield from sorted(path for path in artefact.rglob("*") if path.is_file())
+        return
+    yield artefact
+    if artefact.suffix == ".xml":
+        yield artefact.with_suffix(".bin")
+
+
+def megabytes(artefact: Path) -> float:
+    """Size of all files of an artefact that exist, MB (10^6 bytes)."""
+    return sum(file.stat().st_size for file in files_of(artefact) if file.is_file()) / 1e6
+
+
 def parse_formats(text: str) -> tuple[Format, ...]:
-    """The formats that `all` or a list with commas names, in the order of the table.
+    """The formats named by `all` or by a list with commas, in the order of the table.
 
     Raises:
         ExportError: a name is unknown, or there is none.
@@ -94,9 +135,9 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 
 def check_libraries(formats: Iterable[Format]) -> None:
-    """Raise ExportError unless all libraries that the formats take are installed."""
+    """Raise ExportError unless all libraries of the formats are installed."""
     for entry in formats:
-        missing = [name for name in entry.libraries if importlib.util.find_spec(name) is None]
+        missing = [name for name in entry.kind.libraries if importlib.util.find_spec(name) is None]
         if missing:
             raise missing_library(missing, what=f"the format {entry.name} cannot be written")
 

@@ -1,4 +1,4 @@
-"""All ways to get an answer that one comparison tries, each in a process of its own."""
+"""The artefacts that one comparison runs, each in a process of its own."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,137 +10,158 @@ import numpy as np
 
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.formats.agreement import Agreement, agree, num_processors, time_in_turns
-from keras_transfer.export.formats.isolated import Asked
-from keras_transfer.export.formats.making import PLAIN_FOLDER, files_of
-from keras_transfer.export.formats.openers import BFLOAT16
-from keras_transfer.export.formats.openers import PLAIN as PLAIN_KIND
-from keras_transfer.export.formats.registry import Format
+from keras_transfer.export.formats.agreement import (
+    Agreement,
+    agree,
+    measure_latencies,
+    num_processors,
+)
+from keras_transfer.export.formats.making import KERAS_EXPORT_FOLDER
+from keras_transfer.export.formats.registry import (
+    KERAS,
+    KERAS_EXPORT,
+    OPENVINO,
+    SAVED_MODEL,
+    Format,
+    Kind,
+    megabytes,
+)
 from keras_transfer.export.formats.report import PLAIN, Row
 from keras_transfer.export.formats.runtimes import check_class_hash
+from keras_transfer.export.task_outputs import activate
+from keras_transfer.export.verification import IsolatedArtefact, IsolatedProcess
 from keras_transfer.reporting.reporter import Reporter
 
-SAVED_MODEL: Final = "SavedModel"
-KERAS: Final = "keras"
 _ONEDNN: Final = "TF_ENABLE_ONEDNN_OPTS"
-_UNITS_FOR_BFLOAT16: Final = ("avx512_bf16", "amx_bf16")
+_BFLOAT16_FLAGS: Final = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """An artefact and how it is asked; fields as of `Format`, `Row` and `Asked`."""
+class Variant:
+    """An artefact and how it is run.
+
+    `precision` is that of its `Format`, by which it is compared; `hint` lets OpenVINO compute in
+    'bfloat16'; `environment` are variables of its process.
+    """
 
     name: str
     path: Path
+    kind: Kind
     precision: str = "float32"
-    kind: str = ""
     hint: str = "float32"
     environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Bench:
-    """What every way is held against: the model's `probabilities` [N, C] and `labels` [N].
+class Reference:
+    """What variants are compared with: the model's `outputs` [N, K], and `labels` int64 [N].
 
     `pixels_file` has the N test images; `trained_in` is the dtype policy of the model.
     """
 
     contract: Contract
     pixels_file: Path
-    probabilities: np.ndarray
+    outputs: np.ndarray
     labels: np.ndarray
     trained_in: str
 
 
-def of_formats(formats: Sequence[Format], folder: Path) -> list[Way]:
+def of_formats(formats: Sequence[Format], folder: Path) -> list[Variant]:
     """The files of a folder of formats."""
     return [
-        Way(name=entry.name, path=folder / entry.file, precision=entry.precision)
-        for entry in formats
+        Variant(name=x.name, path=folder / x.file, kind=x.kind, precision=x.precision)
+        for x in formats
     ]
 
 
-def in_bfloat16(formats: Sequence[Format], folder: Path) -> list[Way]:
-    """OpenVINO computing in bfloat16, where the processor has units for it."""
+def in_bfloat16(formats: Sequence[Format], folder: Path) -> list[Variant]:
+    """OpenVINO computing in bfloat16, if the processor has instructions for it."""
     if not has_bfloat16():
         return []
     return [
-        replace(way, name=f"{way.name} bfloat16", precision="dynamic", hint=BFLOAT16)
-        for way in of_formats(formats, folder)
-        if way.name == "openvino"
+        replace(variant, name=f"{variant.name} bfloat16", precision="dynamic", hint="bfloat16")
+        for variant in of_formats(formats, folder)
+        if variant.kind == OPENVINO and variant.precision == "float32"
     ]
 
 
-def to_compare_with(model_file: Path, export_folder: Path, scratch: Path) -> list[Way]:
-    """Keras's own export, without and with oneDNN, our SavedModel, and the model in Keras."""
-    plain, served = scratch / PLAIN_FOLDER, Contract.read(export_folder).precision
+def others(model_file: Path, export_folder: Path, scratch: Path) -> list[Variant]:
+    """Keras's own export without and with oneDNN, the SavedModel, and the model in Keras."""
+    keras_export, served = scratch / KERAS_EXPORT_FOLDER, Contract.read(export_folder).precision
+    without, with_onednn = {_ONEDNN: "0"}, {_ONEDNN: "1"}
     return [
-        Way(name=PLAIN, path=plain, kind=PLAIN_KIND, environment={_ONEDNN: "0"}),
-        Way(name=f"{PLAIN} oneDNN", path=plain, kind=PLAIN_KIND, environment={_ONEDNN: "1"}),
-        Way(
-            name=SAVED_MODEL,
-            path=export_folder,
-            # A trunk in bfloat16 has been proven with the export, in its own tolerance.
-            precision="float32" if served == "float32" else "dynamic",
-            environment={_ONEDNN: "1"},
+        Variant(name=PLAIN, path=keras_export, kind=KERAS_EXPORT, environment=without),
+        Variant(
+            name=f"{PLAIN} oneDNN", path=keras_export, kind=KERAS_EXPORT, environment=with_onednn
         ),
-        Way(name=KERAS, path=model_file, environment={_ONEDNN: "1"}),
+        Variant(
+            name="SavedModel",
+            path=export_folder,
+            kind=SAVED_MODEL,
+            # A trunk in bfloat16 was verified at its export, with the tolerance of bfloat16.
+            precision="float32" if served == "float32" else "dynamic",
+            environment=with_onednn,
+        ),
+        Variant(name="keras", path=model_file, kind=KERAS, environment=with_onednn),
     ]
 
 
-def try_all(
-    ways: Sequence[Way],
-    bench: Bench,
+def compare(
+    variants: Sequence[Variant],
+    reference: Reference,
     *,
     failed: Mapping[str, str],
     timed: bool,
     reporter: Reporter,
 ) -> list[Row]:
-    """Ask every way about the test images, and time those that agree, in turns.
+    """Run every variant on the test images, and time those that agree, in turns.
 
     Args:
-        failed: why formats could not even be made, by name.
+        failed: why formats could not be made, by name.
     """
     rows: dict[str, Row] = {}
-    with ExitStack() as held:
-        asked: dict[str, Asked] = {}
-        for way in ways:
-            if way.name in failed:
-                refusal = f"it could not be made: {failed[way.name].splitlines()[-1]}"
-                rows[way.name] = _row(way, None, refusal)
+    with ExitStack() as processes:
+        to_time: dict[str, IsolatedArtefact] = {}
+        for variant in variants:
+            if variant.name in failed:
+                refusal = f"it could not be made: {failed[variant.name].splitlines()[-1]}"
+                rows[variant.name] = _row(variant, None, refusal)
                 continue
+            process = processes.enter_context(
+                IsolatedProcess(variant.kind, environment=variant.environment)
+            )
             try:
-                one = held.enter_context(_open(way, bench.contract.image_size))
-                found = _ask(way, one, bench)
+                artefact = _open(process, variant, reference.contract.image_size)
+                found = _agreement(variant, artefact, reference)
             except ExportError as error:
-                rows[way.name] = _row(way, None, str(error))
+                rows[variant.name] = _row(variant, None, str(error))
+                process.close()
+                continue
+            rows[variant.name] = _row(variant, found, found.refusal)
+            if timed and not found.refusal:
+                to_time[variant.name] = artefact
             else:
-                rows[way.name] = _row(way, found, found.refusal)
-                if timed and not found.refusal:
-                    asked[way.name] = one
-                else:
-                    one.close()
-        for name, latencies in (time_in_turns(asked, reporter=reporter) if timed else {}).items():
-            rows[name] = replace(rows[name], latencies=latencies)
-    return list(rows.values())
+                process.close()
+        latencies = measure_latencies(to_time, reporter=reporter) if timed else {}
+    return [replace(row, latencies=latencies.get(name, {})) for name, row in rows.items()]
 
 
 def notes(names: Iterable[str], *, timed: bool) -> list[str]:
-    """What a reader of the table has to know; `names` are those of its rows."""
-    said = [
-        "Every format answered the test images in a process of its own, without this package "
-        "and, but for the keras file, without Keras; agreement and |Δp| are with the model's own "
-        "answers."
+    """How the figures of a table were obtained; `names` are those of its rows."""
+    sentences = [
+        "Every format ran the test images in a process of its own, without this package and, "
+        "except for the keras file, without Keras; agreement and |Δp| are with the model's own "
+        "outputs."
     ]
     if timed:
-        said.append(
+        sentences.append(
             f"Timed in turns, each with {num_processors()} threads, uint8 squares in and "
-            "probabilities out, on a machine on which nothing else should compute meanwhile. "
-            f"{PLAIN} is Keras's own and takes float pixels; it runs without oneDNN, as TensorFlow "
-            "decides on processors without AVX-512 VNNI. SavedModel is serving_resized."
+            "outputs out, on a machine on which nothing else should compute meanwhile. "
+            f"{PLAIN} is Keras's own export and takes float pixels; it runs without oneDNN, as "
+            "TensorFlow decides on processors without AVX-512 VNNI. SavedModel is serving_resized."
         )
     if timed and any(name.startswith("openvino") for name in names):
-        said.append(
+        sentences.append(
             "OpenVINO computes in float32"
             + (
                 " and, where it says so, in bfloat16."
@@ -148,45 +169,42 @@ def notes(names: Iterable[str], *, timed: bool) -> list[str]:
                 else "; this processor has no units for bfloat16."
             )
         )
-    return said
+    return sentences
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself, as far as Linux tells."""
+    """Whether the processor has instructions for bfloat16, as far as Linux reports it."""
     file = Path("/proc/cpuinfo")
     flags = file.read_text(encoding="utf-8").split() if file.is_file() else []
-    return any(unit in flags for unit in _UNITS_FOR_BFLOAT16)
+    return any(flag in flags for flag in _BFLOAT16_FLAGS)
 
 
-def _open(way: Way, image_size: int) -> Asked:
-    return Asked(
-        way.path,
-        image_size=image_size,
-        num_threads=num_processors(),
-        kind=way.kind,
-        precision=way.hint,
-        environment=way.environment,
+def _open(process: IsolatedProcess, variant: Variant, image_size: int) -> IsolatedArtefact:
+    return process.open(
+        variant.path, image_size=image_size, num_threads=num_processors(), precision=variant.hint
     )
 
 
-def _ask(way: Way, asked: Asked, bench: Bench) -> Agreement:
-    if not way.kind:
-        check_class_hash(way.path, asked.class_hash, bench.contract)
+def _agreement(variant: Variant, artefact: IsolatedArtefact, reference: Reference) -> Agreement:
+    task = reference.contract.task_outputs
+    if variant.kind != KERAS_EXPORT:
+        check_class_hash(variant.path, artefact.class_hash, reference.contract)
+    outputs = artefact.predict(reference.pixels_file)
     return agree(
-        asked.answer(bench.pixels_file),
-        bench.probabilities,
-        bench.labels,
-        precision=way.precision,
-        trained_in=bench.trained_in,
+        activate(task, outputs) if variant.kind.gives_logits else outputs,
+        reference.outputs,
+        reference.labels,
+        task=task,
+        precision=variant.precision,
+        trained_in=reference.trained_in,
     )
 
 
-def _row(way: Way, found: Agreement | None, refusal: str) -> Row:
-    files = [file for file in files_of(way.path) if file.is_file()]
+def _row(variant: Variant, found: Agreement | None, refusal: str) -> Row:
     return Row(
-        name=way.name,
-        file=way.path.name,
-        megabytes=sum(file.stat().st_size for file in files) / 1e6,
+        name=variant.name,
+        file=variant.path.name,
+        megabytes=megabytes(variant.path),
         agreement=found,
         refusal=refusal,
     )

@@ -1,4 +1,4 @@
-"""The network on Keras's JAX backend as graph functions: XLA runs them, and needs no JAX for it."""
+"""A network of Keras's JAX backend as graph functions that XLA runs, without JAX."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,19 +9,20 @@ import keras
 import tensorflow as tf
 from jax.experimental import jax2tf
 
-from keras_transfer.export.saved_model.network import Network
-
 PLATFORMS: Final = ("cpu", "cuda", "tpu")
-"""What programs are written for, wherever they are written: who serves has another machine."""
+"""Platforms that programs are compiled for: the server is often another machine."""
 
+_Function = Callable[..., tf.Tensor]
 _Infer = Callable[[Sequence[Any], Any], Any]
 
 
-def compiled(trunk: keras.Model, head: keras.Model) -> Network:
-    """Two halves of a classifier in inference, all between them in float32.
+def compiled(
+    trunk: keras.Model, head: keras.Model
+) -> tuple[_Function, _Function, _Function, list[tf.Variable]]:
+    """The fields of `network.Network`: trunk, head, gradient and variables.
 
-    Each half, and the head's gradient, is one operation of TensorFlow's that holds a program with
-    an open batch size. XLA compiles it for a batch size when the first batch of that size comes.
+    Each function is one TensorFlow operation that holds a program with an open batch size. XLA
+    compiles it for a batch size when the first batch of that size comes.
     """
     infer_trunk, infer_head = _inference(trunk), _inference(head)
     in_trunk, in_head = (
@@ -36,7 +37,7 @@ def compiled(trunk: keras.Model, head: keras.Model) -> Network:
     pixels, features = _spec(trunk.input), _spec(head.input)
     run_head = _graph(infer_head, in_head, features)
     run_gradient = _graph(gradient, in_head, features, _spec(head.output))
-    return Network(
+    return (
         _graph(infer_trunk, in_trunk, pixels),
         lambda values: run_head(tf.cast(values, tf.float32)),
         run_gradient,
@@ -61,7 +62,7 @@ def _inference(model: keras.Model) -> _Infer:
 def _graph(
     function: Callable[..., Any], variables: list[tf.Variable], *specs: tf.TensorSpec
 ) -> Any:
-    """A pure function of variables and tensors as one of TensorFlow's of the tensors."""
+    """A JAX function of variables and tensors as a TensorFlow function of the tensors."""
     converted = jax2tf.convert(
         function,
         polymorphic_shapes=[None, *("batch, ..." for _ in specs)],
@@ -79,7 +80,7 @@ def _graph(
 
 @contextlib.contextmanager
 def _without_source_files() -> Iterator[None]:
-    """Write programs that do not name the files of whoever wrote them, line by line."""
+    """Leave source file names out of programs."""
     before = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:

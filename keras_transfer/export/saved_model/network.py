@@ -1,13 +1,21 @@
-"""The network as graph functions, in the ways it can be served.
+"""A classifier as two graph functions, trunk and head, as trained or folded and frozen.
 
-Whatever is served is a trunk and a head: the trunk runs once an image, and a heat map needs no
-more than the head's gradient on what the trunk made of it.
+Two, because the trunk then runs once an image, and a heat map needs only the head's gradient with
+respect to the trunk's features.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
+import keras
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from keras_transfer.models.folding import fold
+
+POOLING: Final = "pooling"
+"""Name of the classifier's lowest layer above the trunk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,21 +49,71 @@ def gradient_of(head: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tens
     return gradient
 
 
+def as_trained(model: keras.Model) -> Network:
+    """The model's own layers, their weights in variables."""
+    trunk, head = _halves(model)
+    if _on_jax():
+        return _compiled(trunk, head)
+
+    def logits(features: tf.Tensor) -> tf.Tensor:
+        return tf.cast(head(features, training=False), tf.float32)
+
+    return Network(
+        lambda pixels: trunk(pixels, training=False),
+        logits,
+        gradient_of(logits),
+        [weight.value for weight in model.weights],
+    )
+
+
+def frozen(model: keras.Model, *, precision: str) -> Network:
+    """A copy for serving: batch normalisation folded into convolutions, weights constants.
+
+    The processor's kernels lay out constants once, variables at every call. Dropout and other
+    random layers are gone. The trunk computes in `precision`; the small head in float32 and with
+    variables, since heat maps need its gradient.
+
+    On Keras's JAX backend all weights stay in variables: XLA compiles a program for each batch
+    size, and each of them would hold constants of its own.
+    """
+    trunk, head = _halves(model)
+    trunk, head = fold(trunk, dtype=precision), fold(head)
+    if _on_jax():
+        return _compiled(trunk, head)
+    size = model.input.shape[1]
+
+    def run(pixels: tf.Tensor) -> tf.Tensor:
+        return tf.cast(trunk(pixels, training=False), tf.float32)
+
+    def logits(features: tf.Tensor) -> tf.Tensor:
+        return head(features, training=False)
+
+    signature = tf.TensorSpec([None, size, size, 3], tf.float32)
+    traced = tf.function(run, autograph=False).get_concrete_function(signature)
+    constants = convert_variables_to_constants_v2(traced)
+    return Network(
+        lambda pixels: constants(pixels)[0],
+        logits,
+        gradient_of(logits),
+        [weight.value for weight in head.weights],
+    )
+
+
 def grad_cam(
     network: Network, features: tf.Tensor, logits: tf.Tensor, class_index: tf.Tensor
 ) -> tf.Tensor:
-    """Where a class is seen: Grad-CAM, signed, of logits.
+    """Signed Grad-CAM map of one logit.
 
-    The mean over places of d logit / d feature k is channel k's importance; the map is the sum of
-    the channels times their importance. For average pooling and one dense layer that is the
+    The importance of channel k is the mean over positions of d logit / d feature k; the map is the
+    sum of the channels times their importance. For average pooling and one dense layer that is the
     class activation map divided by h · w. Source: Selvaraju et al., arXiv:1610.02391, where
-    negative values are cut off; what is shown does so, see `heat_map`.
+    negative values are cut off; `heat_map` does so.
 
     Args:
         features: float32 [B, h, w, K].
-        logits: float32 [B, C], what the head makes of them. Given, so that it runs once: XLA on
-            processors crashed now and then where a program began twice at the same time.
-        class_index: int32 [B], columns of the logits; -1 is the most probable class.
+        logits: float32 [B, C], the head's output for them. Passed in, so that the head runs once:
+            XLA on processors crashed now and then where a program began twice at the same time.
+        class_index: int32 [B], columns of the logits; -1 is the highest logit.
 
     Returns:
         float32 [B, h, w].
@@ -67,6 +125,22 @@ def grad_cam(
 
 
 def heat_map(signed: tf.Tensor) -> tf.Tensor:
-    """A signed map in 0-1: what speaks for the class, by its highest value; else zeros, not NaN."""
+    """The positive part of maps [B, h, w], divided by its maximum; zeros where there is none."""
     positive = tf.nn.relu(signed)
     return tf.math.divide_no_nan(positive, tf.reduce_max(positive, axis=(1, 2), keepdims=True))
+
+
+def _halves(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    features = model.get_layer(POOLING).input
+    return keras.Model(model.input, features), keras.Model(features, model.output)
+
+
+def _on_jax() -> bool:
+    return bool(keras.backend.backend() == "jax")
+
+
+def _compiled(trunk: keras.Model, head: keras.Model) -> Network:
+    # Imported only where Keras runs on it: JAX is an extra.
+    from keras_transfer.export.saved_model.jax_network import compiled
+
+    return Network(*compiled(trunk, head))

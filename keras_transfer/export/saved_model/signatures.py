@@ -1,11 +1,11 @@
-"""What an exported model answers to, with TensorFlow alone.
+"""The signatures of an exported model, which need TensorFlow only.
 
     serving_default    image_bytes: string [B]         encoded images, any mix of JPEG, PNG …
     serving_pixels     pixels:      uint8 [B, H, W, 3] RGB 0-255 of any size, one size a batch
     serving_resized    pixels:      uint8 [B, S, S, 3] the square the network sees
     serving_explain    image_bytes: string [B], class_index: int32 [B], -1 for the likeliest class
 
-The first two return, row by row, as TensorFlow Serving's row format wants it:
+For single labels the first two return, row by row, as TensorFlow Serving's row format needs it:
 
     label              string [B]       name of the most probable class
     class_names        string [B, C]    all names, in the order of the probabilities
@@ -13,14 +13,14 @@ The first two return, row by row, as TensorFlow Serving's row format wants it:
     top_class_names    string [B, K]    of the K = min(5, C) most probable classes, best first
     top_probabilities  float32 [B, K]
 
-`serving_resized` is for accelerators: no string, no image file and no size but the batch's varies
-in it. It returns probabilities, top_class_indices int32 [B, K] and top_probabilities.
+`serving_resized` is for accelerators: it has no strings and no shape but the batch size varies. It
+returns probabilities, top_class_indices int32 [B, K] and top_probabilities.
 `serving_explain` returns label, probabilities, heat_map float32 [B, h, w] in 0-1 (Grad-CAM) and
 square_bytes string [B], the square the network sees as a PNG.
 
-Pixels are uint8 because only integers say by themselves that they run to 255: floats of 0-1, the
-commonest mistake of a client, are refused instead of being answered with nonsense. One image that
-cannot be decoded fails its whole batch.
+Pixels are uint8 because the range of integers is unambiguous: floats of 0-1, the most common
+mistake of clients, are refused instead of giving wrong predictions. One image that cannot be
+decoded fails its whole batch. Other tasks return what their `TaskOutputs` say.
 """
 
 from collections.abc import Callable
@@ -31,6 +31,7 @@ import tensorflow as tf
 from keras_transfer.data.images import decode_and_resize, resize_pixels
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import Network, grad_cam, heat_map
+from keras_transfer.export.task_outputs import activate_in_graph
 
 Served = dict[str, tf.Tensor]
 
@@ -41,20 +42,18 @@ EXPLAIN: Final = "serving_explain"
 ACCELERATOR_ALIAS: Final = "classify_on_accelerator"
 """Alias of the function below `serving_resized`, by which converters for TPUs find it."""
 
-NUM_TOP: Final = 5
-
 
 class Signatures(tf.Module):
     """The signatures of one network under one contract, ready to be saved.
 
-    `classify` maps uint8 [B, S, S, 3] to numbers alone: nothing in it is a string.
+    `classify` maps uint8 [B, S, S, 3] to numbers only, no strings.
     """
 
     def __init__(self, network: Network, contract: Contract):
         super().__init__()
         self.weights = network.variables
-        self.classify = tf.function(lambda pixels: _classify(network, pixels), autograph=False)
-        self._network, self._contract = network, contract
+        self.classify = tf.function(self._classify, autograph=False)
+        self._network, self._contract, self._outputs = network, contract, contract.task_outputs
 
     def concrete(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """By name, as `tf.saved_model.save` takes them."""
@@ -73,25 +72,28 @@ class Signatures(tf.Module):
             ),
         }
 
+    def _classify(self, pixels: tf.Tensor) -> Served:
+        logits = self._network.logits(pixels)
+        return self._outputs.served(activate_in_graph(self._outputs, logits))
+
     def _serve_bytes(self, image_bytes: tf.Tensor) -> Served:
-        return self._with_names(self.classify(self._squares(image_bytes)))
+        return self._outputs.served_names(self.classify(self._squares(image_bytes)))
 
     def _serve_pixels(self, pixels: tf.Tensor) -> Served:
         size, resize = self._contract.image_size, self._contract.resize
-        return self._with_names(
-            self.classify(resize_pixels(pixels, image_size=size, resize=resize))
-        )
+        squares = resize_pixels(pixels, image_size=size, resize=resize)
+        return self._outputs.served_names(self.classify(squares))
 
     def _serve_explain(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Served:
         squares = self._squares(image_bytes)
         # Mixed precision makes half-precision features, whose gradient would have few digits.
         features = tf.cast(self._network.trunk(tf.cast(squares, tf.float32)), tf.float32)
         logits = self._network.head(features)
-        probabilities = tf.nn.softmax(logits)
+        outputs = activate_in_graph(self._outputs, logits)
         signed = grad_cam(self._network, features, logits, class_index)
         return {
-            "label": tf.gather(self._names(), tf.argmax(probabilities, axis=-1)),
-            "probabilities": probabilities,
+            "label": self._outputs.decision(outputs),
+            self._outputs.output_name: outputs,
             "heat_map": heat_map(signed),
             "square_bytes": tf.map_fn(tf.io.encode_png, squares, fn_output_signature=tf.string),
         }
@@ -104,29 +106,6 @@ class Signatures(tf.Module):
 
         square = tf.TensorSpec([size, size, 3], tf.uint8)
         return tf.map_fn(decode, image_bytes, fn_output_signature=square)
-
-    def _with_names(self, served: Served) -> Served:
-        names, probabilities = self._names(), served["probabilities"]
-        return {
-            "label": tf.gather(names, served["top_class_indices"][:, 0]),
-            "class_names": tf.tile(names[tf.newaxis], [tf.shape(probabilities)[0], 1]),
-            "probabilities": probabilities,
-            "top_class_names": tf.gather(names, served["top_class_indices"]),
-            "top_probabilities": served["top_probabilities"],
-        }
-
-    def _names(self) -> tf.Tensor:
-        return tf.constant(list(self._contract.class_names))
-
-
-def _classify(network: Network, pixels: tf.Tensor) -> Served:
-    probabilities = tf.nn.softmax(network.logits(pixels))
-    best, indices = tf.math.top_k(probabilities, k=min(NUM_TOP, probabilities.shape[-1]))
-    return {
-        "probabilities": probabilities,
-        "top_class_indices": indices,
-        "top_probabilities": best,
-    }
 
 
 def _traced(

@@ -1,6 +1,4 @@
-"""Writing a SavedModel: signatures, contract and aliases, complete or not at all.
-
-Warm-up requests: real images that TensorFlow Serving asks a new version about first.
+"""Writes a SavedModel with its contract, and warm-up requests for TensorFlow Serving.
 
 The first request of each signature and batch size builds kernels and takes many times as long as
 the next. TensorFlow Serving replays assets.extra/tf_serving_warmup_requests, a TFRecord file of
@@ -29,12 +27,47 @@ from keras_transfer.export.saved_model.signatures import (
 )
 from keras_transfer.storage.atomic import replacing
 
+MODEL_FILE: Final = "saved_model.pb"
 WARMUP_FILE: Final = Path("assets.extra", "tf_serving_warmup_requests")
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32)
-"""What servers fill batches up to; a kernel is built for each."""
+"""Sizes that servers pad batches to; kernels are built for each."""
 
 _NUM_IMAGES: Final = 4
 """How many different test images are stored, at most; larger batches repeat them."""
+
+
+def export_saved_model(network: Network, folder: Path, contract: Contract) -> None:
+    """Write a SavedModel with its contract beside it; `signatures` lists what it serves.
+
+    The folder appears complete or not at all.
+
+    Args:
+        network: from `network.as_trained` or `network.frozen`.
+        folder: an earlier export there is replaced.
+
+    Raises:
+        ExportError: the folder holds other things, or a class name does not fit into labels.txt.
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    _check_replaceable(folder)
+    # A plain module with the weights: `Model.export` and tracked archives write each weight twice.
+    module = Signatures(network, contract)
+    signatures = module.concrete()
+    options = tf.saved_model.SaveOptions(function_aliases={ACCELERATOR_ALIAS: module.classify})
+    with replacing(folder) as path:
+        tf.saved_model.save(module, str(path), signatures=signatures, options=options)
+        contract.write(path)
+
+
+def _check_replaceable(folder: Path) -> None:
+    is_export = (folder / MODEL_FILE).is_file()
+    if folder.is_dir() and not is_export and any(folder.iterdir()):
+        raise ExportError(
+            f"{folder} holds other files than an exported model's",
+            expected="a new or empty folder, or an earlier export",
+            received=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]),
+            fix="give another folder",
+        )
 
 
 def write_warmup(export_folder: Path, files: Sequence[Path], contract: Contract) -> int:
@@ -85,41 +118,3 @@ def _request(
         request.inputs[name].CopyFrom(tf.make_tensor_proto(tensor))
     log = prediction_log_pb2.PredictLog(request=request)
     return prediction_log_pb2.PredictionLog(predict_log=log)
-
-
-MODEL_FILE: Final = "saved_model.pb"
-
-
-def export_saved_model(network: Network, folder: Path, contract: Contract) -> None:
-    """Write a SavedModel with its contract beside it; see `signatures` for what it answers to.
-
-    The folder appears complete or not at all. To let it appear only once it is proven, export into
-    `with replacing(folder) as path` and call `parity.check_parity(path, …)` inside the block.
-
-    Args:
-        network: from `network.as_trained` or `network.frozen`.
-        folder: an earlier export there is replaced.
-
-    Raises:
-        ExportError: the folder holds other things, or a class name does not fit into labels.txt.
-        RunError: the disk is full, or the folder cannot be written.
-    """
-    _check_replaceable(folder)
-    # A plain module over the weights: `Model.export` and tracked archives write each weight twice.
-    module = Signatures(network, contract)
-    signatures = module.concrete()
-    options = tf.saved_model.SaveOptions(function_aliases={ACCELERATOR_ALIAS: module.classify})
-    with replacing(folder) as path:
-        tf.saved_model.save(module, str(path), signatures=signatures, options=options)
-        contract.write(path)
-
-
-def _check_replaceable(folder: Path) -> None:
-    is_export = (folder / MODEL_FILE).is_file()
-    if folder.is_dir() and not is_export and any(folder.iterdir()):
-        raise ExportError(
-            f"{folder} holds other files than an exported model's",
-            expected="a new or empty folder, or an earlier export",
-            received=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]),
-            fix="give another folder",
-        )

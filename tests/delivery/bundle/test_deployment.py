@@ -14,10 +14,9 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.evaluation.metrics import evaluate
-from keras_transfer.export.bundle.deployment import FILES, dns_name
+from keras_transfer.export.bundle.deployment import FILES, deliver, dns_name
 from keras_transfer.export.card import Card, hash_weights, make_card
-from keras_transfer.export.contract import CARD_FILE
-from keras_transfer.export.delivery import deliver, next_version
+from keras_transfer.export.contract import CARD_FILE, next_version
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names
@@ -98,10 +97,10 @@ def test_the_card_says_what_was_measured(delivered: Path, classifier, class_name
     assert content["class_hash"] == hash_class_names(class_names)
     assert content["weights_hash"] == hash_weights(classifier)
     assert Card.read(delivered / "2").accuracy == content["accuracy"]
-    assert any("path" in limit for limit in content["limits"])  # nobody's image shows it
+    assert any("path" in limit for limit in content["limits"])  # the class without test images
     words = (delivered / "README.md").read_text(encoding="utf-8")
     low, high = content["accuracy_interval"]
-    assert f"**{100 * content['accuracy']:.1f} %** right" in words
+    assert f"accuracy is **{100 * content['accuracy']:.1f} %**" in words
     assert f"{100 * low:.1f}–{100 * high:.1f}" in words
     for name, figures in content["per_class"].items():
         assert f"| {name} | {100 * figures['recall']:.1f} (" in words

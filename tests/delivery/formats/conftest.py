@@ -36,7 +36,7 @@ def contract(class_names) -> Contract:
 def made(
     classifier, contract: Contract, pixels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of all formats; beside it `scratch/plain`, Keras's own export."""
+    """The folder of all formats; beside it `scratch/keras_export`, Keras's own export."""
     try:
         check_libraries(FORMATS.values())
     except ExportError as error:
@@ -50,11 +50,10 @@ def made(
     job = Job(
         model_file=folder / "model.keras",
         folder=folder / "formats",
-        class_hash=contract.class_hash,
         formats=tuple(FORMATS),
         images=folder / "train.npy",
         scratch=folder / "scratch",
-        plain=True,
+        keras_export=True,
     )
     assert make_formats(job, reporter=SilentReporter()) == {}
     return folder / "formats"

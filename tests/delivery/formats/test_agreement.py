@@ -1,9 +1,14 @@
-"""The bars: what passes, and what is refused and why."""
+"""Which artefacts pass, and which are refused and why."""
+
+import functools
 
 import numpy as np
 import pytest
 
-from keras_transfer.export.formats.agreement import agree
+from keras_transfer.export.formats import agreement
+from keras_transfer.export.task_outputs import SingleLabelOutputs
+
+agree = functools.partial(agreement.agree, task=SingleLabelOutputs(("a", "b", "c", "d")))
 
 
 @pytest.fixture
@@ -39,9 +44,9 @@ def test_rounding_is_bounded_by_the_precision_of_the_format_and_of_the_training(
 def test_a_quantised_format_may_change_a_few_labels_but_not_many(model):
     probabilities, labels = model
     for num_changed, part in ((5, ""), (30, "accuracy falls")):
-        answers = probabilities.copy()
-        answers[:num_changed] = np.roll(answers[:num_changed], 1, axis=1)
-        found = agree(answers, probabilities, labels, precision="int8")
+        outputs = probabilities.copy()
+        outputs[:num_changed] = np.roll(outputs[:num_changed], 1, axis=1)
+        found = agree(outputs, probabilities, labels, precision="int8")
         assert found.label_agreement == 1 - num_changed / 200
         assert found.refusal.startswith(part)
         assert bool(found.refusal) == bool(part)
@@ -49,18 +54,20 @@ def test_a_quantised_format_may_change_a_few_labels_but_not_many(model):
 
 def test_labels_that_change_without_loss_of_accuracy_are_refused_too(model):
     probabilities, labels = model
-    answers = probabilities.copy()
+    outputs = probabilities.copy()
     wrong = np.arange(160, 200)
-    answers[wrong] = np.roll(answers[wrong], 1, axis=1)  # wrong before, wrong or right now
-    found = agree(answers, probabilities, labels, precision="dynamic")
+    outputs[wrong] = np.roll(outputs[wrong], 1, axis=1)  # wrong before, wrong or right now
+    found = agree(outputs, probabilities, labels, precision="dynamic")
     assert found.accuracy >= 0.8
-    assert "surely less than 90%" in found.refusal
+    assert "with 95 % certainty less than 90%" in found.refusal
 
 
-def test_numbers_that_are_none_or_too_few_are_refused(model):
+def test_nan_and_missing_rows_or_columns_are_refused(model):
     probabilities, labels = model
     broken = np.where(np.arange(4) == 0, np.nan, probabilities)
-    for answers in (broken, probabilities[:, :3], probabilities[:-1]):
-        assert "no numbers" in agree(answers, *model, precision="int8").refusal
+    for outputs in (broken, probabilities[:, :3], probabilities[:-1]):
+        assert (
+            "contain NaN or Inf, or are too few" in agree(outputs, *model, precision="int8").refusal
+        )
     doubled = agree(2 * probabilities, probabilities, labels, precision="int8")
     assert "away from 1" in doubled.refusal

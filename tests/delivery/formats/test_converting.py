@@ -1,4 +1,4 @@
-"""A real small backbone from its run folder to files of other formats, compared and proven."""
+"""A real small backbone from its run folder to files of other formats, compared."""
 
 import json
 import shutil
@@ -142,5 +142,5 @@ def test_nothing_appears_where_no_format_agrees(run: RunFolder, tmp_path: Path):
         convert_run(
             copy, copy / "export" / "7", [FORMATS["onnx"]], compare=False, reporter=SilentReporter()
         )
-    assert "no numbers" in failure.value.received
+    assert "NaN or Inf" in failure.value.received
     assert not (copy / "formats" / "7").exists()

@@ -1,4 +1,4 @@
-"""The graph that quantisation sees answers as before."""
+"""The graphs that converters and quantisation read have the outputs of the model."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from keras_transfer.backbones.preprocess import Preprocess
-from keras_transfer.export.formats.converters import answering
+from keras_transfer.export.formats.source import inference_graph
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.storage.class_names import model_name
 
@@ -16,7 +17,7 @@ from keras_transfer.storage.class_names import model_name
     keras.backend.backend() != "tensorflow", reason="the graph is made of TensorFlow's operations"
 )
 @pytest.mark.parametrize("mode", ["caffe", "tf", "torch", "none"])
-def test_the_answering_graph_equals_the_model_in_every_mode_of_preprocessing(mode, pixels):
+def test_the_inference_graph_equals_the_model_in_every_mode_of_preprocessing(mode, pixels):
     import tensorflow as tf
 
     inputs = keras.Input((32, 32, 3), dtype="float32")
@@ -25,14 +26,15 @@ def test_the_answering_graph_equals_the_model_in_every_mode_of_preprocessing(mod
     x = keras.layers.BatchNormalization()(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
     model = keras.Model(inputs, keras.layers.Dense(3)(x), name=model_name("abc"))
-    answers = answering(model)(tf.constant(pixels))[0].numpy()
-    np.testing.assert_allclose(answers, predict_pixels(model, pixels), rtol=0, atol=1e-5)
+    graph = inference_graph(model, SingleLabelOutputs(("a", "b", "c")))
+    outputs = graph(tf.constant(pixels))[0].numpy()
+    np.testing.assert_allclose(outputs, predict_pixels(model, pixels), rtol=0, atol=1e-5)
 
 
-def test_shared_strides_become_one_pooling_and_change_no_answer(tmp_path: Path):
+def test_shared_strides_become_one_pooling_and_change_no_output(tmp_path: Path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    from keras_transfer.export.formats.converters import share_strides
+    from keras_transfer.export.formats.onnx_format import share_strides
 
     generator = np.random.default_rng(0)
     weights = [generator.normal(size=(4, 3, 1, 1)).astype(np.float32) for _ in range(3)]
@@ -60,17 +62,17 @@ def test_shared_strides_become_one_pooling_and_change_no_answer(tmp_path: Path):
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
     model.ir_version = 9
 
-    def answer() -> list[np.ndarray]:
+    def run() -> list[np.ndarray]:
         session = runtime.InferenceSession(
             model.SerializeToString(), providers=["CPUExecutionProvider"]
         )
         x = np.random.default_rng(1).normal(size=(1, 3, 7, 7)).astype(np.float32)
         return list(session.run(None, {"x": x}))
 
-    before = answer()
+    before = run()
     share_strides(model)
     onnx.checker.check_model(model)
     kinds = [node.op_type for node in model.graph.node]
     assert kinds == ["Relu", "MaxPool", "Conv", "Conv", "Conv"]
-    for new, old in zip(answer(), before, strict=True):
+    for new, old in zip(run(), before, strict=True):
         np.testing.assert_allclose(new, old, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Real conversions of a small network: every file answers like the model, in any batch."""
+"""Real conversions of a small network: every file gives the outputs of the model, in any batch."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ import pytest
 
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.formats.isolated import Asked
-from keras_transfer.export.formats.openers import PLAIN
-from keras_transfer.export.formats.registry import FORMATS
+from keras_transfer.export.formats.registry import FORMATS, KERAS_EXPORT, LITERT, kind_of
 from keras_transfer.export.formats.runtimes import open_runtime
+from keras_transfer.export.verification import IsolatedProcess
+from keras_transfer.models.forward import softmax
 
 # OpenVINO forks when it is imported, which JAX warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork\\(\\) was called:RuntimeWarning")
@@ -23,16 +23,16 @@ TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "dynamic": 0.05, "int8": 0.1}
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_answers_like_the_model_in_any_batch(name, made, pixels, expected, contract):
+def test_every_format_predicts_like_the_model_in_any_batch(name, made, pixels, expected, contract):
     entry = FORMATS[name]
     runtime = open_runtime(made / entry.file, num_threads=None if name == "keras" else 1)
     assert runtime.contract == contract
     for batch in (slice(0, 1), slice(0, 32), slice(32, 36), slice(5, 6)):
-        answers = runtime(pixels[batch])
-        assert answers.dtype == np.float32
-        assert answers.shape == (len(pixels[batch]), 3)
+        outputs = runtime(pixels[batch])
+        assert outputs.dtype == np.float32
+        assert outputs.shape == (len(pixels[batch]), 3)
         np.testing.assert_allclose(
-            answers, expected[batch], rtol=0, atol=TOLERANCES[entry.precision]
+            outputs, expected[batch], rtol=0, atol=TOLERANCES[entry.precision]
         )
 
 
@@ -49,7 +49,7 @@ def test_every_file_remembers_its_classes_and_is_refused_beside_others(
         max_megapixels=1,
     )
     shuffled.write(copy)
-    with pytest.raises(ExportError, match="answers with other classes, or in another order"):
+    with pytest.raises(ExportError, match="has other classes, or another order"):
         open_runtime(copy / FORMATS[name].file)
 
 
@@ -62,7 +62,7 @@ def test_a_litert_file_carries_its_labels_as_its_tools_expect(made, contract):
 def test_pixels_of_another_kind_are_refused(made, pixels):
     runtime = open_runtime(made / "model.onnx")
     for wrong in (pixels[:2].astype(np.float32), pixels[:2, :16], pixels[:0]):
-        with pytest.raises(ExportError, match="cannot answer these pixels"):
+        with pytest.raises(ExportError, match="cannot be run on these pixels"):
             runtime(wrong)
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_opened_is_said(made, tmp_path: Path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model_int8.tflite", "model_int8.xml"])
-def test_files_answer_where_keras_tensorflow_and_this_package_are_unknown(
+def test_files_run_where_keras_tensorflow_and_this_package_cannot_be_imported(
     file: str, made, pixels, expected, contract, tmp_path: Path, monkeypatch
 ):
     for name in ("tensorflow", "keras", "keras_transfer"):
@@ -92,22 +92,29 @@ def test_files_answer_where_keras_tensorflow_and_this_package_are_unknown(
         (tmp_path / "traps" / name / "__init__.py").write_text(f"raise SystemExit('{name}!')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
     np.save(tmp_path / "pixels.npy", pixels)
-    with Asked(made / file, image_size=32, num_threads=2) as asked:
-        assert asked.class_hash == contract.class_hash
-        answers = asked.answer(tmp_path / "pixels.npy")
-        assert len(asked.seconds(8, 3)) == 3
-    np.testing.assert_allclose(answers, expected, rtol=0, atol=0.1)
+    with IsolatedProcess(kind_of(made / file)) as process:
+        artefact = process.open(made / file, image_size=32, num_threads=2)
+        assert artefact.class_hash == contract.class_hash
+        outputs = artefact.predict(tmp_path / "pixels.npy")
+        assert len(artefact.seconds(8, 3)) == 3
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=0.1)
 
 
-def test_keras_own_export_can_be_asked_for_comparison(made, pixels, expected, tmp_path: Path):
+def test_keras_own_export_can_be_run_for_comparison(made, pixels, expected, tmp_path: Path):
     np.save(tmp_path / "pixels.npy", pixels)
-    with Asked(made.parent / "scratch" / "plain", kind=PLAIN, image_size=32) as asked:
-        answers = asked.answer(tmp_path / "pixels.npy")
-    np.testing.assert_allclose(answers, expected, rtol=0, atol=1e-5)
+    with IsolatedProcess(KERAS_EXPORT) as process:
+        artefact = process.open(made.parent / "scratch" / "keras_export", image_size=32)
+        outputs = softmax(artefact.predict(tmp_path / "pixels.npy"))
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)
 
 
 def test_a_damaged_file_ends_in_an_error_with_the_reason(made, tmp_path: Path):
     (tmp_path / "model.tflite").write_bytes(b"no flatbuffer")
-    with pytest.raises(ExportError, match=r"model\.tflite cannot be used") as failure:
-        Asked(tmp_path / "model.tflite", image_size=32)
+    with (
+        IsolatedProcess(LITERT) as process,
+        pytest.raises(
+            ExportError, match=r"model\.tflite cannot be run by ai_edge_litert"
+        ) as failure,
+    ):
+        process.open(tmp_path / "model.tflite", image_size=32)
     assert "ValueError" in failure.value.received or "Error" in failure.value.received

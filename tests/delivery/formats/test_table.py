@@ -3,7 +3,13 @@
 import pytest
 
 from keras_transfer.errors import ExportError
-from keras_transfer.export.formats.registry import FORMATS, Format, check_libraries, parse_formats
+from keras_transfer.export.formats.registry import (
+    FORMATS,
+    Format,
+    Kind,
+    check_libraries,
+    parse_formats,
+)
 
 
 def test_all_names_every_format_and_a_list_keeps_the_order_of_the_table():
@@ -22,7 +28,8 @@ def test_unknown_names_are_refused_with_the_nearest_one(text: str, part: str):
 
 
 def test_a_missing_library_is_named_with_the_extra_that_brings_it():
-    entry = Format(name="odd", file="m.odd", precision="float32", libraries=("no_such_library",))
+    kind = Kind(module="odd_format", runtime="odd", libraries=("no_such_library",))
+    entry = Format("odd", "m.odd", "float32", kind)
     with pytest.raises(ExportError, match="odd cannot be written") as failure:
         check_libraries([entry])
     assert "no_such_library" in failure.value.received

@@ -1,7 +1,7 @@
 """A classifier of Keras's JAX backend, saved and exported in a process of its own.
 
 `KERAS_BACKEND=jax python jax_process.py FOLDER IMAGE…` leaves in FOLDER model.keras, export/1 and
-answers.npz with what the model itself says.
+recorded.npz with the outputs of the model itself.
 """
 
 import os
@@ -20,6 +20,7 @@ from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import export_proven
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import LIKELIEST, explainer
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
@@ -62,7 +63,7 @@ class Hearing(keras.layers.Layer):
 
 
 def hear() -> list[str | None]:
-    """What a model heard that was compiled before it was asked in full float32, and after."""
+    """The precision that a model saw before and after it ran in full float32."""
     layer = Hearing()
     model = keras.Sequential([keras.Input((2, 2, 3)), layer, keras.layers.Flatten()])
     pixels = np.zeros((1, 2, 2, 3), np.uint8)
@@ -87,9 +88,9 @@ def main(folder: str, *names: str) -> None:
         files=files,
         probabilities=probabilities,
     )
-    explained, heat = explainer(model)(pixels, LIKELIEST)
+    explained, heat = explainer(model, SingleLabelOutputs(()))(pixels, LIKELIEST)
     np.savez(
-        Path(folder, "answers.npz"),
+        Path(folder, "recorded.npz"),
         backend=keras.backend.backend(),
         pixels=pixels,
         probabilities=probabilities,

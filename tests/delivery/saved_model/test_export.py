@@ -13,8 +13,8 @@ from keras_transfer.data.images import load_encoded
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.errors import DataError, ExportError, RunError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model import writer as room
-from keras_transfer.export.saved_model.build import as_trained
+from keras_transfer.export.saved_model import writer as module
+from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.proof import TOLERANCES, export_proven
 from keras_transfer.export.saved_model.signatures import ACCELERATOR_ALIAS
 from keras_transfer.export.saved_model.writer import export_saved_model
@@ -50,22 +50,22 @@ def signatures(exported: Path):
     return tf.saved_model.load(str(exported)).signatures
 
 
-def test_serving_default_answers_encoded_images_like_the_model(
+def test_serving_default_predicts_encoded_images_like_the_model(
     signatures, classifier, class_names, photos: Path
 ):
     encoded, pixels = encoded_and_pixels(sorted(photos.iterdir()))
-    answer = signatures["serving_default"](image_bytes=encoded)
+    served = signatures["serving_default"](image_bytes=encoded)
     expected = predict_pixels(classifier, pixels)
-    np.testing.assert_allclose(answer["probabilities"], expected, rtol=0, atol=1e-6)
-    assert answer["probabilities"].dtype == tf.float32
-    labels = [label.decode() for label in answer["label"].numpy()]
+    np.testing.assert_allclose(served["probabilities"], expected, rtol=0, atol=1e-6)
+    assert served["probabilities"].dtype == tf.float32
+    labels = [label.decode() for label in served["label"].numpy()]
     assert labels == [class_names[column] for column in expected.argmax(axis=1)]
     assert len(set(labels)) > 1
-    names = [[name.decode() for name in row] for row in answer["class_names"].numpy()]
+    names = [[name.decode() for name in row] for row in served["class_names"].numpy()]
     assert names == [list(class_names)] * len(pixels)
 
 
-def test_serving_pixels_answers_images_of_any_size_like_the_model(
+def test_serving_pixels_predicts_images_of_any_size_like_the_model(
     signatures, classifier, photos: Path
 ):
     files = sorted(photos.glob("*.png"))[:4]
@@ -73,9 +73,9 @@ def test_serving_pixels_answers_images_of_any_size_like_the_model(
     expected = predict_pixels(classifier, pixels)
     for row, content in enumerate(encoded):
         image = tf.io.decode_image(content, channels=3)
-        answer = signatures["serving_pixels"](pixels=tf.stack([image, image]))
+        served = signatures["serving_pixels"](pixels=tf.stack([image, image]))
         for copy in range(2):
-            np.testing.assert_allclose(answer["probabilities"][copy], expected[row], atol=1e-6)
+            np.testing.assert_allclose(served["probabilities"][copy], expected[row], atol=1e-6)
     assert signatures["serving_pixels"].structured_input_signature[1]["pixels"].dtype == tf.uint8
 
 
@@ -92,9 +92,9 @@ def test_serving_default_refuses_what_is_no_image(signatures):
 def test_export_resizes_as_the_training_did(classifier, class_names, photos: Path, tmp_path: Path):
     encoded, pixels = encoded_and_pixels(sorted(photos.iterdir())[:6], resize="pad")
     folder = export(classifier, tmp_path / "1", class_names, resize="pad")
-    answer = tf.saved_model.load(str(folder)).signatures["serving_default"](image_bytes=encoded)
+    served = tf.saved_model.load(str(folder)).signatures["serving_default"](image_bytes=encoded)
     expected = predict_pixels(classifier, pixels)
-    np.testing.assert_allclose(answer["probabilities"], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(served["probabilities"], expected, rtol=0, atol=1e-6)
 
 
 def test_export_stores_every_weight_once(exported: Path, classifier):
@@ -119,18 +119,18 @@ def test_export_has_no_random_operation(exported: Path, signatures):
 
 def test_export_names_no_file_of_the_machine_that_wrote_it(exported: Path):
     content = (exported / "saved_model.pb").read_bytes()
-    assert str(Path(room.__file__).parent).encode() not in content
+    assert str(Path(module.__file__).parent).encode() not in content
     assert str(Path(keras.__file__).parent).encode() not in content
 
 
 def test_best_classes_come_with_their_names(signatures, class_names, photos: Path):
     encoded, _ = encoded_and_pixels(sorted(photos.iterdir())[:8])
-    answer = signatures["serving_default"](image_bytes=encoded)
-    order = np.argsort(-answer["probabilities"].numpy(), axis=1)
-    names = [[name.decode() for name in row] for row in answer["top_class_names"].numpy()]
+    served = signatures["serving_default"](image_bytes=encoded)
+    order = np.argsort(-served["probabilities"].numpy(), axis=1)
+    names = [[name.decode() for name in row] for row in served["top_class_names"].numpy()]
     assert names == [[class_names[column] for column in row] for row in order]
-    best = np.take_along_axis(answer["probabilities"].numpy(), order, axis=1)
-    np.testing.assert_array_equal(answer["top_probabilities"], best)
+    best = np.take_along_axis(served["probabilities"].numpy(), order, axis=1)
+    np.testing.assert_array_equal(served["top_probabilities"], best)
 
 
 def test_accelerators_find_a_function_without_strings_by_its_alias(exported: Path, signatures):
@@ -155,21 +155,21 @@ def test_explanations_are_the_square_the_network_sees_and_a_map_of_it(
     signatures, classifier, photos: Path
 ):
     encoded, pixels = encoded_and_pixels(sorted(photos.iterdir())[:5])
-    answer = signatures["serving_explain"](
+    served = signatures["serving_explain"](
         image_bytes=encoded, class_index=tf.constant([-1, 0, 1, 2, -1])
     )
-    squares = [tf.io.decode_png(png).numpy() for png in answer["square_bytes"]]
+    squares = [tf.io.decode_png(png).numpy() for png in served["square_bytes"]]
     np.testing.assert_array_equal(squares, pixels)
     np.testing.assert_allclose(
-        answer["probabilities"], predict_pixels(classifier, pixels), atol=1e-6
+        served["probabilities"], predict_pixels(classifier, pixels), atol=1e-6
     )
     size = classifier.get_layer("pooling").input.shape[1]
-    assert answer["heat_map"].shape == (5, size, size)
-    likeliest = int(answer["probabilities"][0].numpy().argmax())
+    assert served["heat_map"].shape == (5, size, size)
+    likeliest = int(served["probabilities"][0].numpy().argmax())
     again = signatures["serving_explain"](
         image_bytes=encoded[:1], class_index=tf.constant([likeliest])
     )
-    np.testing.assert_allclose(again["heat_map"][0], answer["heat_map"][0], atol=1e-6)
+    np.testing.assert_allclose(again["heat_map"][0], served["heat_map"][0], atol=1e-6)
 
 
 def test_export_keeps_the_class_list_beside_it(exported: Path, class_names):
@@ -179,15 +179,15 @@ def test_export_keeps_the_class_list_beside_it(exported: Path, class_names):
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_export_of_a_mixed_precision_model_answers_in_float32(
+def test_export_of_a_mixed_precision_model_predicts_in_float32(
     dtype: str, make_classifier, class_names, photos: Path, tmp_path: Path
 ):
     model = make_classifier(class_names, dtype=dtype)
     encoded, pixels = encoded_and_pixels(sorted(photos.iterdir()))
     folder = export(model, tmp_path / "1", class_names)
-    answer = tf.saved_model.load(str(folder)).signatures["serving_default"](image_bytes=encoded)
-    assert answer["probabilities"].dtype == tf.float32
-    difference = np.abs(answer["probabilities"] - predict_pixels(model, pixels)).max()
+    served = tf.saved_model.load(str(folder)).signatures["serving_default"](image_bytes=encoded)
+    assert served["probabilities"].dtype == tf.float32
+    difference = np.abs(served["probabilities"] - predict_pixels(model, pixels)).max()
     assert difference <= TOLERANCES[dtype]
 
 

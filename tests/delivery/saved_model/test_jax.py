@@ -13,10 +13,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.data.images import load_encoded
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import LIKELIEST, explainer
 from keras_transfer.models.forward import predict_pixels
 
@@ -45,15 +45,14 @@ def handed_over(files, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(handed_over: Path) -> dict[str, np.ndarray]:
-    with np.load(handed_over / "answers.npz") as content:
+def recorded(handed_over: Path) -> dict[str, np.ndarray]:
+    with np.load(handed_over / "recorded.npz") as content:
         return dict(content)
 
 
 @pytest.fixture(scope="module")
 def model(handed_over: Path) -> keras.Model:
-    custom = {"Preprocess": Preprocess}
-    return keras.models.load_model(handed_over / "model.keras", custom_objects=custom)
+    return keras.models.load_model(handed_over / "model.keras")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +62,10 @@ def signatures(handed_over: Path):
 
 @pytest.mark.parametrize("size", [1, 5])
 def test_saved_model_and_keras_file_of_jax_answer_alike_on_tensorflow(
-    size, answers, model, signatures, files
+    size, recorded, model, signatures, files
 ):
-    assert answers["backend"] == "jax"
-    pixels, expected = answers["pixels"][:size], answers["probabilities"][:size]
+    assert recorded["backend"] == "jax"
+    pixels, expected = recorded["pixels"][:size], recorded["probabilities"][:size]
     assert expected.std() > 0.01
     encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files[:size]])
     received = [
@@ -79,30 +78,30 @@ def test_saved_model_and_keras_file_of_jax_answer_alike_on_tensorflow(
         np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
 
 
-def test_heat_maps_of_jax_are_those_of_tensorflow(answers, model, signatures, files):
+def test_heat_maps_of_jax_are_those_of_tensorflow(recorded, model, signatures, files):
     encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files])
     served = signatures["serving_explain"](image_bytes=encoded, class_index=tf.fill([5], LIKELIEST))
-    probabilities, heat = explainer(model)(answers["pixels"], LIKELIEST)
+    probabilities, heat = explainer(model, SingleLabelOutputs(()))(recorded["pixels"], LIKELIEST)
     assert heat.max() == 1
     for received in (heat, served["heat_map"]):
-        np.testing.assert_allclose(received, answers["heat"], rtol=0, atol=1e-4)
-    for received in (probabilities, served["probabilities"], answers["explained"]):
-        np.testing.assert_allclose(received, answers["probabilities"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(received, recorded["heat"], rtol=0, atol=1e-4)
+    for received in (probabilities, served["probabilities"], recorded["explained"]):
+        np.testing.assert_allclose(received, recorded["probabilities"], rtol=0, atol=1e-5)
 
 
-def test_predictions_on_jax_are_compiled_anew_in_full_float32(answers):
-    assert answers["heard"].tolist() == ["None", "float32"]
+def test_predictions_on_jax_are_compiled_anew_in_full_float32(recorded):
+    assert recorded["heard"].tolist() == ["None", "float32"]
 
 
-def test_weights_of_jax_have_the_same_hash_on_tensorflow(answers, model):
-    assert hash_weights(model) == answers["weights_hash"]
+def test_weights_of_jax_have_the_same_hash_on_tensorflow(recorded, model):
+    assert hash_weights(model) == recorded["weights_hash"]
 
 
 def test_proof_of_jax_names_its_ways_and_the_export_every_platform(handed_over: Path):
     proof = json.loads((handed_over / "export" / "1" / "proof.json").read_text())
     assert proof["backend"] == "jax"
-    assert [way["name"] for way in proof["ways"]] == [AS_TRAINED, FOLDED]
-    assert all(way["parity"]["max_abs_difference"] <= 1e-5 for way in proof["ways"])
+    assert [variant["name"] for variant in proof["variants"]] == [AS_TRAINED, FOLDED]
+    assert all(v["parity"]["max_abs_difference"] <= 1e-5 for v in proof["variants"])
     file = handed_over / "export" / "1" / "saved_model.pb"
     (graph,) = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
     nodes = [node for f in graph.graph_def.library.function for node in f.node_def]

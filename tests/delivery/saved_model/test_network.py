@@ -5,8 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_transfer.export.saved_model.build import as_trained, frozen
-from keras_transfer.export.saved_model.network import Network, grad_cam, gradient_of, heat_map
+from keras_transfer.export.saved_model.network import (
+    Network,
+    as_trained,
+    frozen,
+    grad_cam,
+    gradient_of,
+    heat_map,
+)
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import ModelSpec
 from keras_transfer.tasks.single_label import SingleLabel
@@ -26,8 +32,8 @@ def pixels() -> tf.Tensor:
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_0.25", "efficientnet_b0"])
-def test_frozen_answers_like_trained_and_holds_only_the_heads_variables(backbone, pixels):
-    # Compiling a whole trunk for JAX takes a CPU longer than what is asked of it.
+def test_frozen_predicts_like_trained_and_holds_only_the_heads_variables(backbone, pixels):
+    # Compiling a whole trunk for JAX takes a CPU longer than the rest of the test.
     last_stage = "stage2" if ON_JAX else ""
     model = classifier(backbone=backbone, dropout=0.5, last_stage=last_stage)
     trained, served = as_trained(model), frozen(model, precision="float32")
@@ -41,7 +47,7 @@ def test_frozen_answers_like_trained_and_holds_only_the_heads_variables(backbone
     ]
 
 
-def test_frozen_in_half_precision_answers_nearly_like_trained(pixels):
+def test_frozen_in_half_precision_predicts_nearly_like_trained(pixels):
     model = classifier()
     served = frozen(model, precision="bfloat16").logits(pixels)
     assert served.dtype == tf.float32

@@ -1,4 +1,4 @@
-"""Warm-up requests, read back as TensorFlow Serving reads them, and answered."""
+"""Warm-up requests, read back as TensorFlow Serving reads them, and run."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.build import as_trained
+from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import WARMUP_FILE, export_saved_model, write_warmup
 
 
@@ -22,11 +22,11 @@ def exported(classifier, class_names, photos: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_record_is_a_request_that_the_model_answers(exported: Path):
+def test_every_record_is_a_request_that_the_model_serves(exported: Path):
     records = tf.data.TFRecordDataset(str(exported / WARMUP_FILE))
     logs = [PredictionLog.FromString(record.numpy()) for record in records]
     signatures = tf.saved_model.load(str(exported)).signatures
-    asked = []
+    requested = []
     for log in logs:
         assert log.WhichOneof("log_type") == "predict_log"
         request = log.predict_log.request
@@ -34,11 +34,11 @@ def test_every_record_is_a_request_that_the_model_answers(exported: Path):
         inputs = {
             name: tf.constant(tf.make_ndarray(proto)) for name, proto in request.inputs.items()
         }
-        answer = signatures[request.model_spec.signature_name](**inputs)
-        rows = answer["probabilities"].shape[0]
+        served = signatures[request.model_spec.signature_name](**inputs)
+        rows = served["probabilities"].shape[0]
         assert rows == next(iter(inputs.values())).shape[0]
-        asked.append((request.model_spec.signature_name, rows))
-    assert asked == [
+        requested.append((request.model_spec.signature_name, rows))
+    assert requested == [
         *(("serving_default", size) for size in (1, 2, 4, 8, 16, 32)),
         ("serving_resized", 1),
         ("serving_pixels", 1),

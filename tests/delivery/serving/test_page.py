@@ -16,10 +16,11 @@ from PIL import Image
 
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.build import as_trained
+from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import explainer
-from keras_transfer.inference.overlays import percent
+from keras_transfer.inference.explanation_files import percent
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("uvicorn", reason="the server's packages are not installed")
@@ -163,7 +164,9 @@ def square_of(file: Path) -> np.ndarray:
 
 def expected(model: keras.Model, file: Path, column: int) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [C] and heat [h, w] by the library."""
-    probabilities, heat = explainer(model)(square_of(file)[np.newaxis], column)
+    probabilities, heat = explainer(model, SingleLabelOutputs(()))(
+        square_of(file)[np.newaxis], column
+    )
     return probabilities[0], heat[0]
 
 

@@ -13,8 +13,7 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.errors import RunError, SpecError
 from keras_transfer.experiments.session import open_session
 from keras_transfer.features import chunks as chunks
-from keras_transfer.inference.prediction import load_run, predict_files
-from keras_transfer.inference.targets import identify
+from keras_transfer.inference.prediction import identify, load_run, predict_files
 from keras_transfer.inference.writers import write_predictions
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.scale.environment import Surroundings
@@ -24,6 +23,7 @@ from keras_transfer.scale.workers import Extractor, Predictor
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
 
@@ -204,7 +204,11 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
         ("two.csv", predicted),
     ):
         summary = write_predictions(
-            answer, files, tmp_path / name, class_names=run.class_names, target=identify(run)
+            answer,
+            files,
+            tmp_path / name,
+            task=run.contract.task_outputs,
+            target=identify(run),
         )
         assert (summary.num_predicted, summary.num_bad) == (228, 3)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()

@@ -1,0 +1,76 @@
+"""What the writers of formats read: the model, its graph for inference, and training images."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.export.contract import Contract
+from keras_transfer.export.task_outputs import TaskOutputs, activate_in_graph
+from keras_transfer.models.folding import fold
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model with all that formats are made of.
+
+    `images` are uint8 [N, S, S, 3] of the training split, for the ranges of activations; `scratch`
+    is a folder for files that several formats need.
+    """
+
+    model: keras.Model
+    contract: Contract
+    images: np.ndarray
+    scratch: Path
+
+    @property
+    def class_hash(self) -> str:
+        return self.contract.class_hash
+
+    @property
+    def output_name(self) -> str:
+        """Name of the output in files that name outputs."""
+        return self.contract.task_outputs.output_name
+
+    @cached_property
+    def graph(self) -> Any:
+        """The function of `inference_graph`."""
+        return inference_graph(self.model, self.contract.task_outputs)
+
+
+def inference_graph(model: keras.Model, outputs: TaskOutputs) -> Any:
+    """The model as one concrete function of constants, in a shape that converters handle best.
+
+    It maps uint8 [B, S, S, 3] to activated outputs float32 [B, K], B open. Batch normalisation is
+    folded into convolutions, and `Preprocess` becomes one 1 × 1 convolution: slices and
+    concatenations of channels would cost more than its arithmetic.
+    """
+    folded = fold(model)
+    preprocess = next(layer for layer in folded.layers if isinstance(layer, Preprocess))
+    network = keras.Model(preprocess.output, folded.output)
+    kernel, bias = _as_convolution(preprocess)
+    size = model.input.shape[1]
+
+    def predict(pixels: tf.Tensor) -> tf.Tensor:
+        scaled = tf.nn.conv2d(tf.cast(pixels, tf.float32), kernel, 1, "VALID") + bias
+        logits = tf.cast(network(scaled, training=False), tf.float32)
+        return tf.identity(activate_in_graph(outputs, logits), name=outputs.output_name)
+
+    signature = tf.TensorSpec([None, size, size, 3], tf.uint8, name="pixels")
+    traced = tf.function(predict, autograph=False).get_concrete_function(signature)
+    return convert_variables_to_constants_v2(traced)
+
+
+def _as_convolution(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel [1, 1, 3, 3] and bias [3], both float32, with the effect of `Preprocess`."""
+    corners = np.concatenate([np.zeros((1, 3)), 255 * np.eye(3)]).astype(np.float32)
+    scaled = keras.ops.convert_to_numpy(preprocess(corners.reshape(4, 1, 1, 3))).reshape(4, 3)
+    bias = scaled[0].astype(np.float64)
+    kernel = (scaled[1:] - bias) / 255
+    return kernel.reshape(1, 1, 3, 3).astype(np.float32), bias.astype(np.float32)

@@ -1,0 +1,120 @@
+"""Runs artefacts in a process where keras and keras_transfer cannot be imported.
+
+Run by path, never imported: `python -P isolated_script.py NAME…`, where each NAME is a package that
+must not be importable. Each line on standard input is one order, each line on standard output its
+reply, both JSON objects. A reply has the key "error", a traceback, if the order failed:
+
+    {"do": "open", "opener": o.py, "path": …, "num_threads": 2}
+                                                        {"number": 0, "class_hash": …}
+    {"do": "predict", "number": 0, "pixels": a.npy, "outputs": b.npy}                {}
+    {"do": "time", "number": 0, "image_size": 224, "batch_size": 8, "calls": 5}
+                                                        {"seconds": […]}
+    {"do": "serve", "number": 0, "images": a.bin, "outputs": b.npz}                  {}
+
+`opener` is the file of a format with the function `open_artefact`. `pixels` are uint8 [N, S, S, 3].
+`images` holds encoded images, each behind its length as 8 bytes, big endian; a SavedModel runs them
+through all of its signatures.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+_BATCH_SIZE: Final = 32
+
+
+class _Artefacts:
+    """The open artefacts by number, and the batch size that each was last timed with."""
+
+    def __init__(self) -> None:
+        self._opened: list[Any] = []
+        self._warm: dict[int, int] = {}
+
+    def open(self, opener: str, path: str, **settings: Any) -> dict[str, Any]:
+        # By path: the package that the file belongs to cannot be imported here.
+        spec = importlib.util.spec_from_file_location(Path(opener).stem, opener)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        self._opened.append(module.open_artefact(Path(path), **settings))
+        return {"number": len(self._opened) - 1, "class_hash": self._opened[-1].class_hash}
+
+    def predict(self, number: int, pixels: str, outputs: str) -> dict[str, Any]:
+        """Outputs of all images in batches of 32, and of the first image alone, as a check."""
+        import numpy as np
+
+        images = np.load(pixels, mmap_mode="r")
+        predict = self._opened[number].predict
+        starts = range(0, len(images), _BATCH_SIZE)
+        rows = [predict(np.array(images[start : start + _BATCH_SIZE])) for start in starts]
+        one = predict(np.array(images[:1]))
+        if one.shape != rows[0][:1].shape:
+            raise ValueError(f"a batch of one image gives outputs of shape {one.shape}")
+        np.save(outputs, np.concatenate(rows))
+        return {}
+
+    def time(self, number: int, image_size: int, batch_size: int, calls: int) -> dict[str, Any]:
+        """Seconds of each call."""
+        import numpy as np
+
+        predict = self._opened[number].predict
+        shape = (batch_size, image_size, image_size, 3)
+        batch = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        if self._warm.get(number) != batch_size:
+            predict(batch)  # The first batch of a size builds kernels or traces a graph.
+            self._warm[number] = batch_size
+        seconds = []
+        for _ in range(calls):
+            started = time.perf_counter()
+            predict(batch)
+            seconds.append(time.perf_counter() - started)
+        return {"seconds": seconds}
+
+    def serve(self, number: int, images: str, outputs: str) -> dict[str, Any]:
+        """Outputs of every signature of a SavedModel, by name."""
+        import numpy as np
+
+        np.savez(outputs, **self._opened[number].serve(_batches(Path(images))))
+        return {}
+
+
+def main(*blocked: str) -> None:
+    """Obey orders until standard input ends."""
+    # What libraries print must not come between the replies.
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    # `import tensorflow` imports Keras where it is installed, which would hide that it is needed.
+    for name in blocked:
+        sys.modules[name] = None  # type: ignore[assignment]
+    artefacts = _Artefacts()
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            reply = getattr(artefacts, order.pop("do"))(**order)
+        except Exception:  # Any failure is a result, and the other artefacts still run.
+            reply = {"error": traceback.format_exc()}
+        print(json.dumps(reply), file=replies)
+
+
+def _batches(file: Path) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    with file.open("rb") as stream:
+        while header := stream.read(8):
+            batch.append(stream.read(int.from_bytes(header, "big")))
+            if len(batch) == _BATCH_SIZE:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

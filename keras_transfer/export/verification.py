@@ -1,0 +1,245 @@
+"""Runs artefacts in a process where keras and keras_transfer cannot be imported, and times them.
+
+The process (`isolated_script.py`) stays open and idle between calls, so that several artefacts, in
+one process or in one each, can be timed in turns. It runs on the CPU: an accelerator's memory
+belongs to the training.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from keras_transfer.data.images import load_encoded
+from keras_transfer.errors import ExportError
+from keras_transfer.export.formats.registry import Kind
+from keras_transfer.reporting.reporter import Reporter, SilentReporter
+
+_SCRIPT: Final = Path(__file__).with_name("isolated_script.py")
+_PACKAGE_ROOT: Final = Path(__file__).parents[2]
+_OPENERS: Final = Path(__file__).with_name("formats")
+_SHOWN_LINES: Final = 12
+
+
+class IsolatedProcess:
+    """A process that opens and runs artefacts of one kind; a context manager that ends it."""
+
+    def __init__(self, kind: Kind, *, environment: Mapping[str, str] | None = None):
+        """Start the process.
+
+        Args:
+            environment: variables beside those of `child_environment`.
+        """
+        self._kind = kind
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        # -P: this folder's modules must not pose as installed packages.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_SCRIPT), *kind.blocked],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=child_environment(**environment or {}),
+            text=True,
+        )
+
+    def __enter__(self) -> "IsolatedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._stderr.close()
+
+    def open(
+        self,
+        path: Path,
+        *,
+        image_size: int,
+        num_threads: int | None = None,
+        precision: str = "float32",
+    ) -> "IsolatedArtefact":
+        """Open an artefact.
+
+        Args:
+            image_size: side of the images it takes, px.
+            num_threads: of one call; None leaves it to the library.
+            precision: 'bfloat16' lets OpenVINO compute in it.
+
+        Raises:
+            ExportError: it does not open; `received` has the end of the traceback.
+        """
+        opener = _OPENERS / f"{self._kind.module}.py"
+        reply = self.order(
+            path,
+            do="open",
+            opener=str(opener),
+            path=str(path.absolute()),
+            num_threads=num_threads,
+            **({} if precision == "float32" else {"precision": precision}),
+        )
+        return IsolatedArtefact(self, path, reply["class_hash"], reply["number"], image_size)
+
+    def order(self, artefact: Path, **order: Any) -> dict[str, Any]:
+        """Send an order, as the script's docstring lists them, and return its reply.
+
+        Raises:
+            ExportError: the order failed, or the process died.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # The process died; the end of its standard error says why.
+        line = self._process.stdout.readline()
+        reply: dict[str, Any] = json.loads(line) if line.strip() else {"error": self._last_words()}
+        if "error" in reply:
+            lines = reply["error"].strip().splitlines()[-_SHOWN_LINES:]
+            raise ExportError(
+                f"{artefact} cannot be run by {self._kind.runtime} alone",
+                expected="an artefact that its own library opens and runs, without keras and "
+                "keras_transfer",
+                received="".join(f"\n    {line}" for line in lines),
+                fix="export again; custom layers must consist of operations that the format has",
+            )
+        return reply
+
+    def _last_words(self) -> str:
+        status = self._process.wait()
+        self._stderr.seek(0)
+        return f"{self._stderr.read().decode(errors='replace')}\nexit status {status}"
+
+
+@dataclass(frozen=True, eq=False)
+class IsolatedArtefact:
+    """An artefact that is open in an isolated process.
+
+    `class_hash` is the one that the file holds, '' where the format has no room for it.
+    """
+
+    process: IsolatedProcess
+    path: Path
+    class_hash: str
+    _number: int
+    _image_size: int
+
+    def predict(self, pixels_file: Path) -> np.ndarray:
+        """Outputs float32 [N, K] of the images uint8 [N, S, S, 3] in a .npy file.
+
+        They run in batches of 32, the last one smaller, and the first image once more alone.
+
+        Raises:
+            ExportError: it fails on a batch.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, "outputs.npy")
+            self._order("predict", pixels=str(pixels_file.absolute()), outputs=str(file))
+            outputs: np.ndarray = np.load(file)
+        return outputs
+
+    def serve(self, images_file: Path) -> dict[str, np.ndarray]:
+        """What all signatures of a SavedModel return for the images of `write_images`.
+
+        The outputs of serving_default by name, and of the first few images also
+        'pixel_outputs' and 'square_outputs' float32 [few, K] of serving_pixels and serving_resized,
+        and 'heat_map' float32 [few, h, w] of serving_explain.
+
+        Raises:
+            ExportError: a signature fails or is missing.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, "outputs.npz")
+            self._order("serve", images=str(images_file.absolute()), outputs=str(file))
+            with np.load(file) as content:
+                return dict(content)
+
+    def seconds(self, batch_size: int, calls: int) -> list[float]:
+        """Seconds of so many calls, one after the other; the first of a size is not counted.
+
+        Raises:
+            ExportError: it fails on a batch of this size.
+        """
+        order = {"image_size": self._image_size, "batch_size": batch_size, "calls": calls}
+        return list(self._order("time", **order)["seconds"])
+
+    def _order(self, name: str, **order: Any) -> dict[str, Any]:
+        return self.process.order(self.path, do=name, number=self._number, **order)
+
+
+def write_images(files: Iterable[Path], target: Path, *, max_megapixels: float) -> None:
+    """Write encoded images into one file, as `IsolatedArtefact.serve` reads them.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    with target.open("wb") as stream:
+        for file in files:
+            encoded = load_encoded(file, max_megapixels=max_megapixels)
+            stream.write(len(encoded).to_bytes(8, "big") + encoded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long to measure: `calls` of one artefact in a round, by batch size.
+
+    For each batch size there are `least_rounds` to `most_rounds`, and after the least ones no more
+    than fit into `seconds`, all artefacts together.
+    """
+
+    calls: Mapping[int, int]
+    least_rounds: int
+    most_rounds: int
+    seconds: float
+
+
+def time_in_turns(
+    artefacts: Mapping[str, IsolatedArtefact],
+    timing: Timing,
+    *,
+    reporter: Reporter | None = None,
+) -> dict[str, dict[int, list[float]]]:
+    """Seconds of single calls by name and batch size; one artefact runs, the others wait.
+
+    In each round every artefact has its turn, so a disturbance slows all of them. It still shows in
+    the figures: nothing else should compute meanwhile.
+    """
+    reporter = reporter or SilentReporter()
+    seconds: dict[str, dict[int, list[float]]] = {name: {} for name in artefacts}
+    for batch_size, calls in timing.calls.items():
+        started = time.perf_counter()
+        with reporter.progress(f"timing batches of {batch_size}") as count:
+            for number in range(timing.most_rounds):
+                is_late = time.perf_counter() - started > timing.seconds
+                if number >= timing.least_rounds and is_late:
+                    break
+                for name, artefact in artefacts.items():
+                    taken = artefact.seconds(batch_size, calls)
+                    seconds[name].setdefault(batch_size, []).extend(taken)
+                count(number + 1, timing.most_rounds)
+    return seconds
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """This process's environment, for a quiet one on the CPU that finds this same package."""
+    paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        **variables,
+    }
