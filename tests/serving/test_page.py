@@ -77,7 +77,7 @@ def serving(folder: Path, *options: str) -> Iterator[str]:
             assert process.stdout is not None
             lines = iter(process.stdout.readline, "")
             address = next(line.split()[-1] for line in lines if "Listening" in line)
-            assert any("answers from now on" in line for line in lines)
+            assert any("Serving version" in line for line in lines)
             yield address
         finally:
             process.terminate()
