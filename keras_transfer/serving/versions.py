@@ -175,6 +175,7 @@ def _describe(signature: meta_graph_pb2.SignatureDef) -> dict[str, Any]:
     )
     for side in ("inputs", "outputs"):
         for name, info in content[side].items():
+            info["tensor_shape"] = dict(sorted(info["tensor_shape"].items()))
             content[side][name] = {key: info[key] for key in ("dtype", "tensor_shape", "name")}
     return {key: content[key] for key in ("inputs", "outputs", "method_name")}
 
