@@ -25,11 +25,11 @@ class InProcess:
     """A service asked without sockets: `with InProcess(settings) as client`."""
 
     def __init__(self, settings: Settings):
-        self.service = Service(settings, say=lambda text: None)
+        self.service = Service(settings, report=lambda text: None)
         self.app = build_app(self.service)
 
     def __enter__(self) -> "InProcess":
-        self.service.versions.preview()
+        self.service.versions.refresh()
         self._runner = asyncio.Runner()
         transport = httpx.ASGITransport(self.app)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://test")

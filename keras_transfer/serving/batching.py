@@ -1,37 +1,37 @@
 """Dynamic batching: images of concurrent requests are decoded and classified together.
 
-A worker takes whatever waits, up to the largest batch. It waits for more only while another batch
-is under way, and never longer than `max_wait`: a lone image is answered at once.
+A worker takes the waiting images, up to the largest batch. It waits for more only while another
+batch is running, and at most `max_wait`: a single image on an idle server runs at once.
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 NUM_WORKERS: Final = 2
-"""Batches under way at once: while one is decoded, the other goes through the network."""
-
-Done = Callable[[Any], None]
+"""Batches running at once: one is decoded while the network computes the other."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Item:
     image: Any
-    done: Done
-    since: float
+    future: Future[Any] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
-    """A queue of images before one network.
+    """A queue of images in front of one network.
 
     Args:
-        run: maps B images to B results, one of which may be what became of it instead.
-        sizes: sizes of batches, ascending, the first being 1; others would have TensorFlow build
-            kernels anew, and more of them than it keeps.
-        on_batch: told the number of images in each batch.
+        run: maps B images to B results; an exception among them fails its own image only.
+        sizes: allowed batch sizes, ascending, the first being 1. A few fixed sizes let TensorFlow
+            reuse its kernels.
+        max_wait: seconds.
+        on_batch: called with the number of images of each batch.
     """
 
     def __init__(
@@ -54,26 +54,28 @@ class Batcher:
         for worker in self._workers:
             worker.start()
 
-    def submit(self, image: Any, done: Done) -> None:
-        """Queue an image; `done` gets its result, or what the whole batch failed with."""
+    def submit(self, image: Any) -> Future[Any]:
+        """Queue an image; the future holds its result, or why it or its whole batch failed."""
+        item = _Item(image)
         with self._changed:
-            if not self._is_closed:
-                self._queue.append(_Item(image, done, time.monotonic()))
-                # Waking a worker for every image of a growing batch costs more than it gains.
-                if len(self._queue) in (1, self._sizes[-1]):
-                    self._changed.notify()
-                return
-        done(RuntimeError("the queue is closed"))
+            if self._is_closed:
+                item.future.set_exception(RuntimeError("the queue is closed"))
+                return item.future
+            self._queue.append(item)
+            # Waking a worker for every image of a growing batch would slow the batch down.
+            if len(self._queue) in (1, self._sizes[-1]):
+                self._changed.notify()
+        return item.future
 
     def close(self) -> None:
-        """Finish the batches under way and end the workers; what is queued still fails."""
+        """Finish the running batches, fail the queued images and end the workers."""
         with self._changed:
             self._is_closed = True
-            left = list(self._queue)
+            queued = list(self._queue)
             self._queue.clear()
             self._changed.notify_all()
-        for item in left:
-            item.done(RuntimeError("the queue was closed"))
+        for item in queued:
+            _finish(item.future, RuntimeError("the queue was closed"))
         for worker in self._workers:
             worker.join()
 
@@ -83,10 +85,10 @@ class Batcher:
             results: Sequence[Any]
             try:
                 results = self._run([item.image for item in items])
-            except Exception as error:  # Whatever it is, those who wait must hear of it.
+            except Exception as error:  # Every waiting request must get it.
                 results = [error] * len(items)
             for item, result in zip(items, results, strict=True):
-                item.done(result)
+                _finish(item.future, result)
             with self._changed:
                 self._num_busy -= 1
                 self._changed.notify()
@@ -110,6 +112,15 @@ class Batcher:
         is_full = len(self._queue) >= self._sizes[-1]
         waited = time.monotonic() - self._queue[0].since
         return is_full or not self._num_busy or waited >= self._max_wait
+
+
+def _finish(future: Future[Any], result: Any) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:

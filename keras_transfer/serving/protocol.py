@@ -1,11 +1,11 @@
-"""TensorFlow Serving's JSON: what a request's body asks for, and how answers are written.
+"""TensorFlow Serving's REST protocol: request and response bodies.
 
-Row format        {"instances": [row, …]}            answered by {"predictions": [row, …]}
-Column format     {"inputs": {name: [value, …]}}     answered by {"outputs": {name: [value, …]}}
+Row format        {"instances": [row, …]}          → {"predictions": [row, …]}
+Column format     {"inputs": {name: [value, …]}}   → {"outputs": {name: [value, …]}}
 
-A signature with one input takes bare values as rows, or a bare list as `inputs`; one with one
-output answers bare values. Bytes are {"b64": "…"}, in outputs if their name ends in `_bytes`.
-Source: https://www.tensorflow.org/tfx/serving/api_rest
+A signature with one input also accepts bare values as rows, or a bare list as `inputs`. A signature
+with one output returns bare values. Bytes are {"b64": "…"}; outputs are bytes if their name ends in
+`_bytes`. Source: https://www.tensorflow.org/tfx/serving/api_rest
 """
 
 import base64
@@ -15,21 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from starlette.exceptions import HTTPException
+
 DEFAULT_SIGNATURE: Final = "serving_default"
-_SHOWN: Final = 80
+PER_CLASS: Final = ("probabilities",)
+"""Outputs with one number per class name."""
+_MAX_SHOWN: Final = 80
 
 
-class RefusedError(Exception):
-    """A request that is not answered: an HTTP status, and a sentence that says why."""
-
-    def __init__(self, status: int, message: str, *, headers: Mapping[str, str] | None = None):
-        super().__init__(message)
-        self.status, self.message, self.headers = status, message, dict(headers or {})
+class RefusedError(HTTPException):
+    """A request that gets an error response: an HTTP status and a sentence that says why."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A `predict` request: `columns[input]` holds one JSON value a row, all equally many."""
+    """A `predict` request: `columns[input]` holds one JSON value per row."""
 
     signature: str
     columns: dict[str, list[Any]]
@@ -40,12 +40,12 @@ class Request:
         return len(next(iter(self.columns.values())))
 
     def label(self, row: int) -> str:
-        """The row's name in messages."""
+        """The row's name in error messages."""
         return f"{'instances' if self.in_rows else 'inputs'}[{row}]"
 
 
 def parse_request(body: bytes, inputs: Mapping[str, Sequence[str]]) -> Request:
-    """What a body asks for; `inputs` names each signature's inputs. Values are not looked at.
+    """Parse a body; `inputs` lists the input names of each signature. Values are not checked.
 
     Raises:
         RefusedError: 400, the body is not JSON of the form above.
@@ -58,9 +58,10 @@ def parse_request(body: bytes, inputs: Mapping[str, Sequence[str]]) -> Request:
         raise RefusedError(400, f"'signature_name' must be a string, received {_kind(signature)}")
     signature = signature or DEFAULT_SIGNATURE
     if signature not in inputs:
-        known = ", ".join(sorted(inputs))
         raise RefusedError(
-            400, f"Serving signature name: {_shown(signature)} not found; there is {known}"
+            400,
+            f"Serving signature name: {_shorten(signature)} not found; "
+            f"available: {', '.join(sorted(inputs))}",
         )
     given = content.keys() & {"instances", "inputs"}
     if len(given) != 1:
@@ -78,7 +79,7 @@ def _parse_json(body: bytes) -> Any:
         raise RefusedError(400, f"The body is not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
         raise RefusedError(400, "JSON Parse error: nested too deeply") from error
-    except ValueError as error:  # Also of whole numbers with thousands of digits.
+    except ValueError as error:  # Integers with thousands of digits raise it too.
         raise RefusedError(400, f"JSON Parse error: {error}") from error
 
 
@@ -91,17 +92,16 @@ def _from_rows(rows: Any, names: Sequence[str]) -> dict[str, list[Any]]:
         raise RefusedError(400, f"'instances' must be a list, received {_kind(rows)}")
     if not rows:
         raise RefusedError(400, "No values in 'instances'")
-    if not _is_named(rows[0]):
+    listed = ", ".join(names)
+    if not _has_names(rows[0]):
         if len(names) > 1:
-            listed = ", ".join(names)
-            raise RefusedError(400, f"Rows must be objects, since there are the inputs {listed}")
-        if any(_is_named(row) for row in rows):
+            raise RefusedError(400, f"Rows must be objects with the inputs {listed}")
+        if any(_has_names(row) for row in rows):
             raise RefusedError(400, "All of 'instances' must be objects, or none of them")
         return {names[0]: rows}
     for number, row in enumerate(rows):
-        if not _is_named(row) or row.keys() != set(names):
-            keys = ", ".join(map(_shown, row)) if _is_named(row) else _kind(row)
-            listed = ", ".join(names)
+        if not _has_names(row) or row.keys() != set(names):
+            keys = ", ".join(map(_shorten, row)) if _has_names(row) else _kind(row)
             raise RefusedError(
                 400, f"instances[{number}]: keys must be equal to: {listed}; received {keys[:200]}"
             )
@@ -109,7 +109,7 @@ def _from_rows(rows: Any, names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _from_columns(inputs: Any, names: Sequence[str]) -> dict[str, list[Any]]:
-    if not _is_named(inputs):
+    if not _has_names(inputs):
         if len(names) > 1:
             listed = ", ".join(names)
             raise RefusedError(400, f"'inputs' must be an object with the inputs {listed}")
@@ -128,25 +128,24 @@ def _from_columns(inputs: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     return columns
 
 
-def _is_named(value: Any) -> bool:
+def _has_names(value: Any) -> bool:
     """Whether this is an object of inputs, and not one value in base64."""
-    return isinstance(value, dict) and not is_base64(value)
+    return isinstance(value, dict) and not _is_base64(value)
 
 
-def is_base64(value: Any) -> bool:
-    """Whether this is {"b64": "…"}, the form of bytes in JSON."""
+def _is_base64(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
 def read_bytes(value: Any) -> bytes:
-    """The bytes of a string or of {"b64": "…"}, padding and white space being optional there.
+    """The bytes of a string or of {"b64": "…"}, where padding and white space are optional.
 
     Raises:
-        ValueError: it is neither; says why.
+        ValueError: it is neither.
     """
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
-    if not is_base64(value):
+    if not _is_base64(value):
         raise ValueError(f'must be {{"b64": "…"}} or a string, received {_kind(value)}')
     text = value["b64"]
     try:
@@ -159,11 +158,28 @@ def read_bytes(value: Any) -> bytes:
         raise ValueError(f"Unable to base64 decode: {error}") from error
 
 
-def write_answer(columns: Mapping[str, Sequence[Any]], *, in_rows: bool) -> bytes:
-    """The body of an answer; `columns[output]` holds plain values or bytes, one a row.
+def add_class_names(columns: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """Outputs of `serving_default` and `serving_pixels` from those of `serving_resized`.
+
+    Single-label outputs get their class names. Any other outputs are passed on unchanged.
+    """
+    if "top_class_indices" not in columns:
+        return columns
+    top = columns["top_class_indices"]
+    return {
+        "label": [class_names[indices[0]] for indices in top],
+        "class_names": [class_names] * len(top),
+        "probabilities": columns["probabilities"],
+        "top_class_names": [[class_names[index] for index in indices] for indices in top],
+        "top_probabilities": columns["top_probabilities"],
+    }
+
+
+def write_response(columns: Mapping[str, Sequence[Any]], *, in_rows: bool) -> bytes:
+    """The body of a `predict` response; `columns[output]` holds a plain value or bytes per row.
 
     Raises:
-        ValueError: a value is NaN or infinite, which JSON has no word for.
+        ValueError: a value is NaN or Inf, which JSON cannot hold.
     """
     plain = {
         name: [_base64(value) for value in column] if name.endswith("_bytes") else column
@@ -179,12 +195,18 @@ def write_answer(columns: Mapping[str, Sequence[Any]], *, in_rows: bool) -> byte
 
 
 def write_json(content: Any) -> bytes:
-    """JSON in ASCII: halves of surrogate pairs, which a request may hold, have no UTF-8.
+    """JSON in ASCII: a request may hold lone surrogates, which UTF-8 cannot encode.
 
     Raises:
-        ValueError: a value is NaN or infinite.
+        ValueError: a value is NaN or Inf.
     """
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def version_status(number: int, state: str, error: str = "") -> dict[str, Any]:
+    """One entry of `model_version_status`."""
+    status = {"error_code": "UNKNOWN" if error else "OK", "error_message": error}
+    return {"version": str(number), "state": state, "status": status}
 
 
 def _base64(value: bytes) -> dict[str, str]:
@@ -192,9 +214,9 @@ def _base64(value: bytes) -> dict[str, str]:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else names.get(type(value), "a number")
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")

@@ -1,76 +1,69 @@
-"""The server as a process: its socket, its signals and its end."""
+"""The server process: its socket, its limits on connections, and its shutdown."""
 
-import contextlib
-import functools
-import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import uvicorn
 
 from keras_transfer.errors import KerasTransferError
-from keras_transfer.serving.app import Service, build_app
-from keras_transfer.serving.connections import Connection
+from keras_transfer.serving.app import build_app
+from keras_transfer.serving.service import Service
 from keras_transfer.serving.settings import Settings
 
-_log = logging.getLogger(__name__)
-_BACKLOG = 2048
+_BACKLOG: Final = 2048
+_MAX_HEAD_BYTES: Final = 64 * 1024
+_MAX_CONNECTIONS: Final = 900
+"""More get the status 503; below the usual limit of 1,024 open files."""
+_KEEP_ALIVE_SECONDS: Final = 60
 
 
-def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
-    """Answer requests until SIGTERM or SIGINT, then finish those under way and return.
+def serve(settings: Settings, *, report: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM, then finish the requests under way and return.
 
     Args:
-        say: told the address, what changes and why the server ends, in sentences.
+        report: called with a sentence for the address, each change of version, and the end.
 
     Raises:
-        KerasTransferError: the address cannot be listened on.
+        KerasTransferError: the address cannot be used.
     """
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
-    say(f"Listening on http://{f'[{host}]' if ':' in host else host}:{port}")
-    service = Service(settings, say=say)
+    report(f"Listening on http://{f'[{host}]' if ':' in host else host}:{port}")
     config = uvicorn.Config(
-        build_app(service),
+        build_app(Service(settings, report=report)),
         loop="uvloop",
-        http=functools.partial(Connection, request_seconds=settings.request_seconds),  # type: ignore[arg-type]
+        http="h11",  # The only one of uvicorn's parsers that limits request heads.
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        limit_concurrency=_MAX_CONNECTIONS,
         ws="none",
         lifespan="on",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_keep_alive=60,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.grace_seconds,
     )
-    _Server(config, service, say).run(sockets=[listening])
-    say("Stopped.")
+    _run(uvicorn.Server(config), listening)
+    report("Stopped.")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, for which a signal is a wish to end well and not a death."""
+def _run(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Shuts down gracefully on SIGINT and SIGTERM."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, say: Callable[[str], None]):
-        super().__init__(config)
-        self._service, self._say = service, say
+    def stop(number: int, frame: Any) -> None:  # noqa: ARG001
+        server.should_exit = True
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop on a signal. uvicorn's own would raise it once more afterwards."""
-        before = {
-            number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: Any) -> None:  # noqa: ARG002
-        self._service.is_stopping = True
-        self.should_exit = True
+    # After its shutdown uvicorn raises the signal again, which would kill the process.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        server.run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -80,7 +73,7 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server(address, family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         raise KerasTransferError(
-            f"{settings.host}:{settings.port} cannot be listened on",
+            f"cannot listen on {settings.host}:{settings.port}",
             expected="an address of this machine and a free port",
             received=str(error),
             fix="give another --host or --port; port 0 takes any free one",

@@ -1,55 +1,74 @@
-"""One model's server without its address book: versions, limits, threads and counts."""
+"""What the endpoints call: predictions, status, metadata and card of one model, within limits."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from keras_transfer.serving.answering import Answering
-from keras_transfer.serving.bodies import Bodies
+from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
+from keras_transfer.serving.images import RowError
 from keras_transfer.serving.metrics import Metrics
-from keras_transfer.serving.protocol import RefusedError, parse_request, write_answer, write_json
+from keras_transfer.serving.protocol import (
+    RefusedError,
+    add_class_names,
+    parse_request,
+    write_json,
+    write_response,
+)
+from keras_transfer.serving.protocol import Request as PredictRequest
 from keras_transfer.serving.settings import Settings
-from keras_transfer.serving.versions import Versions, describe_states
+from keras_transfer.serving.versions import Version, Versions
+
+_log = logging.getLogger(__name__)
+
+_MAX_LARGEST_BODIES: Final = 4
+"""How many bodies of the largest size may be in memory at once; small ones may be many more."""
+_RETRY: Final = {"Retry-After": "1"}
 
 
 class Service:
-    """What the endpoints ask; `versions.start` begins it, `stop` ends it."""
+    """One model with its versions, queue and metrics; `versions.start` starts it, `stop` ends it.
 
-    def __init__(self, settings: Settings, *, say: Callable[[str], None]):
-        self.answering = Answering(settings.max_queue)
+    Args:
+        report: called with a sentence for each change of version.
+    """
+
+    def __init__(self, settings: Settings, *, report: Callable[[str], None]):
         self.metrics = Metrics(
-            waiting=lambda: self.answering.num_images, version=lambda: self.versions.number or 0
+            queue_depth=lambda: self._num_images, version=lambda: self.versions.number or 0
         )
-        self.versions = Versions(settings, say=say, on_batch=self.metrics.count_batch)
-        self.bodies = Bodies(max_bytes=settings.max_body_bytes)
-        self.max_instances = settings.max_instances
-        self.is_stopping = False
+        self.versions = Versions(settings, report=report, on_batch=self.metrics.count_batch)
+        self._settings = settings
+        self._num_images = 0
+        self._bodies = _BodyReader(settings.max_body_bytes, settings.request_seconds)
+        # One at a time: gradients take memory, and predictions run at the same time.
+        self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
-    async def predict(self, request: Request, name: str, number: int | None) -> Response:
-        """Answer a `predict` request.
+    async def predict(self, request: Request, name: str, version: int | None = None) -> Response:
+        """Respond to a `predict` request.
 
         Raises:
-            RefusedError: with the status that says why not.
+            RefusedError: the request is invalid or exceeds a limit, or the model failed.
         """
-        body = await self.bodies.read(request)
+        body = await self._bodies.read(request)
         try:
-            with self.versions.holding(name, number) as version:
-                asked = parse_request(body, version.inputs)
-                if asked.num_rows > self.max_instances:
-                    words = f"{asked.num_rows} rows are more than {self.max_instances}"
-                    raise RefusedError(422, words)
-                columns = await self.answering.answer(version, asked)
+            with self.versions.use(name, version) as loaded:
+                parsed = parse_request(body, loaded.inputs)
+                columns = await self._run(loaded, parsed)
         finally:
-            self.bodies.release(body)
+            self._bodies.release(body)
         try:
-            return json_response(write_answer(columns, in_rows=asked.in_rows))
+            return json_response(write_response(columns, in_rows=parsed.in_rows))
         except ValueError as error:
-            raise RefusedError(503, "The model answered with numbers that are none") from error
+            raise RefusedError(503, "Model output contains NaN or Inf") from error
 
-    def status(self, name: str, number: int | None) -> dict[str, Any]:
-        """The versions' states, as TensorFlow Serving tells them.
+    def status(self, name: str, version: int | None = None) -> dict[str, Any]:
+        """The states of all versions, or of one.
 
         Raises:
             RefusedError: 404 for another name or number.
@@ -57,48 +76,179 @@ class Service:
         states = self.versions.states()
         if name != self.versions.name or not states:
             raise RefusedError(404, f"Could not find any versions of model {name}")
-        if number is not None and number not in states:
-            raise RefusedError(404, f"Could not find version {number} of model {name}")
-        chosen = states if number is None else {number: states[number]}
-        return {"model_version_status": describe_states(chosen)}
+        if version is not None and version not in states:
+            raise RefusedError(404, f"Could not find version {version} of model {name}")
+        chosen = states if version is None else {version: states[version]}
+        return {"model_version_status": list(chosen.values())}
 
-    def metadata(self, name: str, number: int | None) -> dict[str, Any]:
-        """What the signatures take and return.
+    def metadata(self, name: str, version: int | None = None) -> dict[str, Any]:
+        """The inputs and outputs of the signatures.
 
         Raises:
-            RefusedError: 404 for another name or number, 503 while no version is loaded.
+            RefusedError: 404 for another name or number, 503 if no version is loaded.
         """
-        with self.versions.holding(name, number) as version:
-            return {
-                "model_spec": {
-                    "name": name,
-                    "signature_name": "",
-                    "version": str(version.number),
-                },
-                "metadata": {"signature_def": {"signature_def": version.signature_def}},
-            }
+        with self.versions.use(name, version) as loaded:
+            spec = {"name": name, "signature_name": "", "version": str(loaded.number)}
+            signatures = {"signature_def": {"signature_def": loaded.signature_def}}
+            return {"model_spec": spec, "metadata": signatures}
 
     def card(self) -> dict[str, Any]:
-        """The card of the version that answers.
+        """The card of the served version.
 
         Raises:
-            RefusedError: 503 while no version is loaded.
+            RefusedError: 503 if no version is loaded.
         """
-        with self.versions.holding(self.versions.name) as version:
-            # Under the name that requests have to use, which --name may have changed.
+        with self.versions.use(self.versions.name) as version:
+            # --name may have changed the name that requests must use.
             return {**version.card, "name": self.versions.name}
 
-    def check_ready(self) -> None:
-        """Raise RefusedError, 503, while no version is loaded or the server is stopping."""
-        if self.is_stopping:
-            raise RefusedError(503, "The server is stopping")
-        with self.versions.holding(self.versions.name):
-            pass
+    def readiness(self) -> dict[str, str]:
+        """Whether requests can be served.
+
+        Raises:
+            RefusedError: 503 if no version is loaded.
+        """
+        with self.versions.use(self.versions.name):
+            return {"status": "ready"}
 
     def stop(self) -> None:
         """End all threads."""
-        self.answering.close()
+        self._explainer.shutdown(cancel_futures=True)
         self.versions.stop()
+
+    async def _run(self, version: Version, request: PredictRequest) -> dict[str, list[Any]]:
+        """Outputs of a request's rows, one column per output, within the limits on images."""
+        num_rows, limits = request.num_rows, self._settings
+        if num_rows > limits.max_instances:
+            raise RefusedError(422, f"{num_rows} rows are more than {limits.max_instances}")
+        # Only the event loop's thread reads and changes the count.
+        if self._num_images + num_rows > limits.max_queue:
+            raise RefusedError(
+                429,
+                f"{self._num_images} images are under way, of at most {limits.max_queue}",
+                headers=_RETRY,
+            )
+        self._num_images += num_rows
+        try:
+            if request.signature == EXPLAIN:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._explainer, _explain, version, request)
+            return await _predict(version, request)
+        finally:
+            self._num_images -= num_rows
+
+
+async def _predict(version: Version, request: PredictRequest) -> dict[str, list[Any]]:
+    """Outputs of a request's rows, batched with those of other requests."""
+    images = version.images
+    readers: dict[str, Callable[[Any], Any]] = {
+        BYTES: images.encoded,
+        PIXELS: images.resized,
+        RESIZED: images.unchanged,
+    }
+    (column,) = request.columns.values()
+    if request.signature != BYTES:
+        _check_equal_sizes(request, column)
+    read = readers[request.signature]
+    futures = [version.batcher.submit(functools.partial(read, value)) for value in column]
+    rows: list[Any] = []
+    for number, future in enumerate(futures):
+        try:
+            rows.append(await asyncio.wrap_future(future))
+        except Exception as error:
+            raise _refusal(request, number, error) from error
+    columns = {name: [row[name].tolist() for row in rows] for name in rows[0]}
+    if request.signature == RESIZED:
+        return columns
+    return add_class_names(columns, version.contract.class_names)
+
+
+def _explain(version: Version, request: PredictRequest) -> dict[str, list[Any]]:
+    """Outputs of `serving_explain`; every row is checked before."""
+    images, encoded, indices = version.images, [], []
+    columns = zip(request.columns["image_bytes"], request.columns["class_index"], strict=True)
+    for number, (value, class_index) in enumerate(columns):
+        try:
+            indices.append(images.class_index(class_index))
+            encoded.append(images.encoded(value))
+            images.decode(encoded[-1])
+        except Exception as error:
+            raise _refusal(request, number, error) from error
+    try:
+        return version.explain(encoded, indices)
+    except Exception as error:
+        raise _refusal(request, 0, error) from error
+
+
+def _refusal(request: PredictRequest, row: int, error: Exception) -> RefusedError:
+    """Clients get the reason why a row is invalid; other errors go to the log only."""
+    if isinstance(error, RowError):
+        return RefusedError(error.status, f"{request.label(row)}: {error}")
+    _log.error("the model failed: %s", error, exc_info=error)
+    return RefusedError(503, "The model failed; see the server's log")
+
+
+def _check_equal_sizes(request: PredictRequest, column: Sequence[Any]) -> None:
+    """The rows of a request are one tensor in TensorFlow Serving, so their sizes must be equal."""
+    expected = _outer_size(column[0])
+    for row, value in enumerate(column):
+        size = _outer_size(value)
+        if size != expected:
+            words = f"Expecting shape {list(expected)} but got: {list(size)}"
+            raise RefusedError(400, f"{request.label(row)}: {words}")
+
+
+def _outer_size(value: Any) -> tuple[int, ...]:
+    """Height and width of nested lists."""
+    if isinstance(value, dict):
+        raise RefusedError(400, "Pixels must be nested lists, received an object")
+    if not isinstance(value, list) or not value:
+        return ()
+    return (len(value), len(value[0])) if isinstance(value[0], list) else (len(value),)
+
+
+class _BodyReader:
+    """Reads request bodies of at most `max_bytes` within `max_seconds`, and limits their sum."""
+
+    def __init__(self, max_bytes: int, max_seconds: float):
+        self._max_bytes, self._max_seconds = max_bytes, max_seconds
+        self._num_bytes = 0
+
+    async def read(self, request: Request) -> bytes:
+        """The body, which counts as held in memory until it is given to `release`.
+
+        Raises:
+            RefusedError: 408 too slow, 413 too large, 415 compressed, 429 with too many others.
+            ClientDisconnect: the connection ended before the body.
+        """
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            raise RefusedError(415, f"Content-Encoding {encoding[:40]!r}: send plain JSON")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._max_seconds):
+                async for chunk in request.stream():
+                    self._check(len(body) + len(chunk), len(chunk))
+                    body += chunk
+                    self._num_bytes += len(chunk)
+        except TimeoutError as error:
+            self.release(body)
+            words = f"The request did not arrive within {self._max_seconds:g} s"
+            raise RefusedError(408, words, headers={"Connection": "close"}) from error
+        except BaseException:
+            self.release(body)
+            raise
+        return bytes(body)
+
+    def release(self, body: bytes | bytearray) -> None:
+        """Stop counting a body."""
+        self._num_bytes -= len(body)
+
+    def _check(self, size: int, added: int) -> None:
+        if size > self._max_bytes:
+            raise RefusedError(413, f"The body has more than {self._max_bytes / 1e6:g} MB")
+        if self._num_bytes + added > _MAX_LARGEST_BODIES * self._max_bytes:
+            raise RefusedError(429, "Too many large bodies at once", headers=_RETRY)
 
 
 def json_response(

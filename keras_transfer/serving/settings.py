@@ -1,5 +1,6 @@
-"""What a server is told: where it listens, what it batches and how much it takes on at once."""
+"""Settings of a server: its address, its batches and its limits."""
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -8,69 +9,65 @@ from typing import Final
 
 from keras_transfer.errors import ExportError, SpecError
 from keras_transfer.export.contract import version_folders
+from keras_transfer.fields import option
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_LEAST: Final = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One server's terms.
+    """Settings of one server; `folder` holds the numbered versions.
 
-    `folder` holds the numbered versions. `max_queue` counts images that were admitted and not
-    answered yet; `max_megapixels` is None for what the artefact's contract allows. Requests may
-    take `request_seconds` to arrive.
+    Raises:
+        SpecError: a value is out of range.
     """
 
     folder: Path
-    name: str = ""
-    host: str = "127.0.0.1"
-    port: int = 8501
-    max_batch: int = 32
-    max_wait_ms: float = 2.0
-    max_queue: int = 256
-    max_instances: int = 128
-    max_body_megabytes: float = 32.0
-    max_megapixels: float | None = None
-    request_seconds: float = 30.0
-    poll_seconds: float = 2.0
-    grace_seconds: int = 20
+    name: str = option("", "the model's name in URLs, '' for the run's")
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8501, "port to listen on, 0 for any free one")
+    max_batch: int = option(32, "images in a batch", low=1)
+    max_wait_ms: float = option(2.0, "how long a batch waits for more images", low=0)
+    max_queue: int = option(256, "images of all requests under way, else 429", low=1)
+    max_instances: int = option(128, "images in a request, else 422", low=1)
+    max_body_megabytes: float = option(32.0, "size of a request body, else 413", low=_LEAST)
+    max_megapixels: float | None = option(
+        None, "size of an image, else 422; None for the limit in the contract", low=_LEAST
+    )
+    request_seconds: float = option(30.0, "for a request body to arrive, else 408", low=_LEAST)
+    poll_seconds: float = option(2.0, "how often to check for a newer version", low=_LEAST)
+    grace_seconds: int = option(20, "to finish the requests under way at shutdown", low=1)
 
     def __post_init__(self) -> None:
-        """Raise SpecError for what no server can be told."""
         if self.name and not _NAME.fullmatch(self.name):
             raise SpecError(
-                "the model's name does not fit into URLs",
+                "the model's name cannot be part of a URL",
                 expected="--name with letters, digits, dots, dashes and underscores",
                 received=repr(self.name),
                 fix="choose another name",
             )
-        for field in ("max_body_megabytes", "max_megapixels", "request_seconds", "poll_seconds"):
-            value = getattr(self, field)
-            if value is not None and not 0 < value < math.inf:
-                raise _out_of_range(field, value, "more than 0")
-        if not 0 <= self.max_wait_ms < math.inf:
-            raise _out_of_range("max_wait_ms", self.max_wait_ms, "0 or more")
+        for field in dataclasses.fields(self):
+            low, value = field.metadata.get("low"), getattr(self, field.name)
+            if low is not None and value is not None and not low <= value < math.inf:
+                raise SpecError(
+                    f"--{field.name.replace('_', '-')} is out of range",
+                    expected=f"a number, {low:g} or more",
+                    received=f"{value:g}",
+                    fix="leave it out to use the default",
+                )
 
     @property
     def max_body_bytes(self) -> int:
-        """Largest accepted body of a request."""
+        """Largest accepted request body."""
         return int(self.max_body_megabytes * 1e6)
 
 
-def _out_of_range(field: str, value: float, expected: str) -> SpecError:
-    return SpecError(
-        f"--{field.replace('_', '-')} is out of range",
-        expected=f"a number, {expected}",
-        received=f"{value:g}",
-        fix="leave it out for the default",
-    )
-
-
 def find_export_folder(given: Path) -> Path:
-    """The folder of versions that a run folder, or the folder itself, stands for.
+    """The folder of versions in a run folder, or the given folder itself.
 
     Raises:
-        ExportError: there is no exported version in it.
+        ExportError: it contains no exported version.
     """
     for folder in (given / "export", given):
         if any((path / "saved_model.pb").is_file() for path in version_folders(folder).values()):

@@ -1,205 +1,337 @@
-"""Which version answers: the newest that loads, changed while requests go on.
+"""The versions of one exported model: the newest that loads is served and replaced at run time.
 
-A thread looks at the folder every few seconds. A newer version is loaded and warmed up beside the
-one that answers, takes its place between two requests, and the old one goes when the last request
-that holds it is answered. A version that does not load is told once, and tried again when its
-files change.
+A thread checks the folder every few seconds. A newer version is loaded and warmed up beside the
+current one, replaces it between two requests, and the old version is closed after its last request.
+A version that fails to load is reported once, and tried again when its files change.
 """
 
 import contextlib
 import gc
+import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from keras_transfer.errors import KerasTransferError
-from keras_transfer.export.contract import version_folders
-from keras_transfer.serving.protocol import RefusedError
+import numpy as np
+import tensorflow as tf
+from google.protobuf.json_format import MessageToDict
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+
+from keras_transfer.errors import ExportError, KerasTransferError
+from keras_transfer.export.contract import CARD_FILE, Contract, version_folders
+from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
+from keras_transfer.export.saved_model.writer import MODEL_FILE
+from keras_transfer.serving.batching import Batcher, batch_sizes
+from keras_transfer.serving.images import ImageRows, Input
+from keras_transfer.serving.protocol import PER_CLASS, RefusedError, version_status
 from keras_transfer.serving.settings import Settings
-from keras_transfer.serving.version import Version
 
 _log = logging.getLogger(__name__)
 
-LOADING: Final = "LOADING"
-AVAILABLE: Final = "AVAILABLE"
-UNLOADING: Final = "UNLOADING"
-END: Final = "END"
+Outputs = dict[str, np.ndarray]
+"""One image's outputs of `serving_resized` by name."""
+
+_EXPLAIN_BATCH: Final = 8
+"""Images in one call of `serving_explain`, whose gradients take memory."""
 _DRAIN_SECONDS: Final = 60.0
-"""How long a replaced version may still be held before it is let go all the same."""
-
-_Stamp = tuple[tuple[str, int, int], ...]
+"""How long the requests of a replaced version may take before it is closed."""
 
 
-@dataclass(frozen=True)
-class State:
-    """What became of one version; `error` is '' where all is well."""
+class Version:
+    """One loaded and warmed-up version; `close` it after the last request.
 
-    state: str
-    error: str = ""
+    Attributes:
+        inputs: input names of each supported signature.
+        signature_def: signatures as in TensorFlow Serving's metadata.
+        card: the content of card.json, or what the contract says.
 
-
-@dataclass(eq=False)
-class _Holding:
-    version: Version
-    num_requests: int = 0
-
-
-class Versions:
-    """The versions in `settings.folder`; `start` begins to watch them.
-
-    Args:
-        say: told what changes, in sentences.
-        on_batch: told the number of images in each batch.
+    Raises:
+        ExportError: the folder is not a complete export, or does not match its contract.
     """
 
     def __init__(
-        self, settings: Settings, *, say: Callable[[str], None], on_batch: Callable[[int], None]
+        self, number: int, folder: Path, settings: Settings, *, on_batch: Callable[[int], None]
     ):
-        self._settings, self._say, self._on_batch = settings, say, on_batch
-        self._current: _Holding | None = None
-        self._states: dict[int, State] = {}
-        self._refused: dict[int, _Stamp] = {}
+        self.number = number
+        self.num_requests = 0
+        self.contract = Contract.read(folder)
+        limit = settings.max_megapixels or self.contract.max_megapixels
+        self.images = ImageRows(self.contract, min(limit, self.contract.max_megapixels))
+        self.card = _read_card(folder, number, self.contract)
+        # A signature alone does not keep its variables alive.
+        graph, self._loaded = _load(folder)
+        self.signature_def = {name: _describe(value) for name, value in graph.signature_def.items()}
+        # XLA on CPUs can crash if one program starts in two threads at once.
+        self._turn: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if _runs_xla(graph) else contextlib.nullcontext()
+        )
+        self.inputs = {
+            name: sorted(content["inputs"])
+            for name, content in self.signature_def.items()
+            if name in (BYTES, PIXELS, RESIZED, EXPLAIN)
+        }
+        self._check(folder)
+        sizes = batch_sizes(settings.max_batch)
+        self._warm_up(sizes)
+        self.batcher = Batcher(
+            self._run, sizes=sizes, max_wait=settings.max_wait_ms / 1e3, on_batch=on_batch
+        )
+
+    def explain(self, encoded: Sequence[bytes], class_index: Sequence[int]) -> dict[str, list[Any]]:
+        """Outputs of `serving_explain` for checked images, one column per output."""
+        columns: dict[str, list[Any]] = {}
+        for start in range(0, len(encoded), _EXPLAIN_BATCH):
+            rows = slice(start, start + _EXPLAIN_BATCH)
+            with self._turn:
+                served = self._loaded.signatures[EXPLAIN](
+                    image_bytes=tf.constant(encoded[rows]),
+                    class_index=tf.constant(class_index[rows], tf.int32),
+                )
+            for name, tensor in served.items():
+                values = tensor.numpy().tolist()
+                if tensor.dtype == tf.string and not name.endswith("_bytes"):
+                    values = [value.decode() for value in values]
+                columns.setdefault(name, []).extend(values)
+        return columns
+
+    def close(self) -> None:
+        """Finish the running batches and release the network."""
+        self.batcher.close()
+        del self._loaded
+
+    def _run(self, read: list[Callable[[], Input]]) -> list[Outputs | Exception]:
+        """Outputs of `serving_resized` for each image, or its error."""
+        images = self.images.decode_all(read)
+        valid = [pixels for pixels in images if not isinstance(pixels, Exception)]
+        outputs = iter(self._classify(np.stack(valid)) if valid else ())
+        return [pixels if isinstance(pixels, Exception) else next(outputs) for pixels in images]
+
+    def _classify(self, pixels: np.ndarray) -> list[Outputs]:
+        with self._turn:
+            served = self._loaded.signatures[RESIZED](pixels=tf.constant(pixels))
+        columns = [rows.numpy() for rows in served.values()]
+        return [dict(zip(served, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def _check(self, folder: Path) -> None:
+        size, num_classes = self.contract.image_size, len(self.contract.class_names)
+        expected: dict[str, tuple[int | None, ...]] = {"pixels": (None, size, size, 3)}
+        found = {}
+        if RESIZED in self._loaded.signatures:
+            signature = self._loaded.signatures[RESIZED]
+            outputs = signature.structured_outputs
+            expected |= {name: (None, num_classes) for name in PER_CLASS if name in outputs}
+            tensors = signature.structured_input_signature[1] | outputs
+            found = {name: tuple(tensors[name].shape) for name in expected if name in tensors}
+        if found != expected:
+            raise ExportError(
+                f"{folder} does not match its contract",
+                expected=f"the signature {RESIZED} with {expected}",
+                received=str(found or "no such signature"),
+                fix="export again",
+            )
+
+    def _warm_up(self, sizes: Sequence[int]) -> None:
+        """Make TensorFlow build its kernels, so that no request waits for them."""
+        size = self.contract.image_size
+        png = tf.io.encode_png(np.zeros((size, size, 3), np.uint8)).numpy()
+        for batch_size in sizes:
+            self._run([lambda: png] * batch_size)
+        if EXPLAIN in self.inputs:
+            self.explain([png], [-1])
+
+
+def _load(folder: Path) -> tuple[meta_graph_pb2.MetaGraphDef, Any]:
+    """The graph as it is written, and the loaded SavedModel."""
+    try:
+        content = saved_model_pb2.SavedModel()
+        content.ParseFromString((folder / MODEL_FILE).read_bytes())
+        (graph,) = content.meta_graphs
+        return graph, tf.saved_model.load(str(folder))
+    except Exception as error:  # TensorFlow and Protobuf raise many kinds for a damaged export.
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> ExportError:
+    return ExportError(
+        f"{folder} cannot be loaded",
+        expected="a complete SavedModel",
+        received=(str(error) or type(error).__name__)[:500],
+        fix="export again, or wait until it is copied",
+    )
+
+
+def _runs_xla(graph: meta_graph_pb2.MetaGraphDef) -> bool:
+    """Whether the network is an XLA program, as exports of Keras's JAX backend are."""
+    functions = graph.graph_def.library.function
+    return any(node.op == "XlaCallModule" for function in functions for node in function.node_def)
+
+
+def _describe(signature: meta_graph_pb2.SignatureDef) -> dict[str, Any]:
+    content = MessageToDict(
+        signature, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    for side in ("inputs", "outputs"):
+        for name, info in content[side].items():
+            info["tensor_shape"] = dict(sorted(info["tensor_shape"].items()))
+            content[side][name] = {key: info[key] for key in ("dtype", "tensor_shape", "name")}
+    return {key: content[key] for key in ("inputs", "outputs", "method_name")}
+
+
+def _read_card(folder: Path, number: int, contract: Contract) -> dict[str, Any]:
+    """The content of card.json; without that file, what the contract says."""
+    try:
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        keys = ("class_names", "class_hash", "image_size", "resize", "precision")
+        about = {key: getattr(contract, key) for key in keys}
+        return {"name": contract.name, "version": number, **about}
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    if not isinstance(card, dict):
+        raise _damaged(folder, ValueError(f"{CARD_FILE} is not a JSON object"))
+    return card
+
+
+class Versions:
+    """The versions in `settings.folder`; `start` begins to watch the folder.
+
+    Args:
+        report: called with a sentence for each change.
+        on_batch: called with the number of images of each batch.
+    """
+
+    def __init__(
+        self, settings: Settings, *, report: Callable[[str], None], on_batch: Callable[[int], None]
+    ):
+        self.name = settings.name
+        self._settings, self._report, self._on_batch = settings, report, on_batch
+        self._current: Version | None = None
+        self._states: dict[int, dict[str, Any]] = {}
+        self._failed: dict[int, list[tuple[str, int, int]]] = {}
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="versions", daemon=True)
-        self.name = settings.name
 
     def start(self) -> None:
-        """Begin to load and to watch, in a thread of its own."""
+        """Load the newest version and watch the folder, in a thread."""
         self._watcher.start()
 
     def stop(self) -> None:
-        """End the watching, and let go of the version that answers."""
+        """Stop watching and close the current version."""
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()
         if self._current is not None:
-            self._current.version.close()
+            self._current.close()
 
     @property
     def number(self) -> int | None:
-        """Number of the version that answers; None while there is none."""
+        """Number of the served version; None if no version is loaded."""
         current = self._current
-        return None if current is None else current.version.number
+        return None if current is None else current.number
 
-    def states(self) -> dict[int, State]:
-        """All versions known, the newest first."""
+    def states(self) -> dict[int, dict[str, Any]]:
+        """The status of each version as in TensorFlow Serving's protocol, the newest first."""
         return dict(sorted(self._states.items(), reverse=True))
 
     @contextlib.contextmanager
-    def holding(self, name: str, number: int | None = None) -> Iterator[Version]:
-        """The version that answers, kept loaded while the block runs.
+    def use(self, name: str, number: int | None = None) -> Iterator[Version]:
+        """The served version, kept loaded while the block runs.
 
         Raises:
-            RefusedError: 404 for another name or number, 503 while none is loaded.
+            RefusedError: 404 for another name or number, 503 if no version is loaded.
         """
         with self._changed:
             current = self._current
             if current is None:
                 raise RefusedError(503, "No version is loaded yet", headers={"Retry-After": "1"})
-            if name != self.name or number not in (None, current.version.number):
-                asked = f"Latest({name})" if number is None else f"Specific({name}, {number})"
-                raise RefusedError(404, f"Servable not found for request: {asked}")
+            if name != self.name or number not in (None, current.number):
+                wanted = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+                raise RefusedError(404, f"Servable not found for request: {wanted}")
             current.num_requests += 1
         try:
-            yield current.version
+            yield current
         finally:
             with self._changed:
                 current.num_requests -= 1
                 self._changed.notify_all()
 
-    def preview(self) -> None:
-        """Load the newest version that is not known to be broken, if it is not loaded yet."""
+    def refresh(self) -> None:
+        """Load the newest version that has not failed, unless it is loaded already."""
         folders = version_folders(self._settings.folder)
         for number in [number for number in self._states if number not in folders]:
             if number != self.number:
                 del self._states[number]
-                self._refused.pop(number, None)
+                self._failed.pop(number, None)
         for number in sorted(folders, reverse=True):
             if number == self.number or self._stop.is_set():
                 return
             stamp = _stamp(folders[number])
-            if self._refused.get(number) == stamp:
+            if self._failed.get(number) == stamp:
                 continue
             if self._load(number, folders[number]):
                 return
-            self._refused[number] = stamp
+            self._failed[number] = stamp
 
     def _watch(self) -> None:
         while True:
             try:
-                self.preview()
-            except Exception:  # A watcher that ends would be missed only when it is needed.
+                self.refresh()
+            except Exception:  # The thread must go on: the next check may succeed.
                 _log.exception("%s cannot be watched", self._settings.folder)
             if self._stop.wait(self._settings.poll_seconds):
                 return
 
     def _load(self, number: int, folder: Path) -> bool:
-        self._states[number] = State(LOADING)
+        self._set_state(number, "LOADING")
         try:
             version = Version(number, folder, self._settings, on_batch=self._on_batch)
-        except Exception as error:  # Whatever is wrong with it, the version that answers stays.
-            # Anybody may ask for the state: paths and contents of files are for the log.
+        except Exception as error:  # Whatever the error, the current version goes on serving.
+            # The state is public: paths and contents of files are for the log only.
             kind = type(error).__name__
-            self._states[number] = State(
-                END, f"{kind}: cannot be loaded; the server's log says why"
-            )
+            self._set_state(number, "END", f"{kind}: cannot be loaded; see the server's log")
             if not isinstance(error, KerasTransferError):
                 _log.error("version %d does not load", number, exc_info=error)
-            self._say(f"Version {number} is refused: {error}")
+            self._report(f"Version {number} is not served: {error}")
             return False
         with self._changed:
-            old, self._current = self._current, _Holding(version)
+            old, self._current = self._current, version
             self.name = self.name or version.contract.name
-        self._states[number] = State(AVAILABLE)
-        self._refused.pop(number, None)
-        self._say(f"Version {number} of {self.name} answers from now on.")
+        self._set_state(number, "AVAILABLE")
+        self._failed.pop(number, None)
+        self._report(f"Serving version {number} of {self.name}")
         if old is not None:
             self._release(old)
-        _tidy_up()
+        _collect_garbage()
         return True
 
-    def _release(self, old: _Holding) -> None:
-        number = old.version.number
-        self._states[number] = State(UNLOADING)
+    def _release(self, old: Version) -> None:
+        self._set_state(old.number, "UNLOADING")
         with self._changed:
             self._changed.wait_for(lambda: old.num_requests == 0, timeout=_DRAIN_SECONDS)
-        old.version.close()
-        self._states[number] = State(END)
+        old.close()
+        self._set_state(old.number, "END")
+
+    def _set_state(self, number: int, state: str, error: str = "") -> None:
+        self._states[number] = version_status(number, state, error)
 
 
-def describe_states(states: dict[int, State]) -> list[dict[str, Any]]:
-    """Versions as TensorFlow Serving's status lists them."""
-    return [
-        {
-            "version": str(number),
-            "state": state.state,
-            "status": {
-                "error_code": "UNKNOWN" if state.error else "OK",
-                "error_message": state.error,
-            },
-        }
-        for number, state in states.items()
-    ]
-
-
-def _stamp(folder: Path) -> _Stamp:
-    """Names, sizes and times of all files: what changes while a version is still being copied."""
+def _stamp(folder: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of all files, which change while a version is still being copied."""
     found = []
     for path in sorted(folder.rglob("*")):
         with contextlib.suppress(OSError):
             status = path.stat()
             found.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
-    return tuple(found)
+    return found
 
 
-def _tidy_up() -> None:
-    """Collect what a replaced version left, and take what stays out of later collections.
+def _collect_garbage() -> None:
+    """Free a replaced version, and exempt the loaded one from later collections.
 
-    A full collection looks at all of TensorFlow's objects, for longer than a request may take.
+    A full collection visits all of TensorFlow's objects, which takes longer than a request may.
     """
     gc.unfreeze()
     gc.collect()

@@ -1,7 +1,7 @@
-"""How fast a server is, beside the SavedModel called directly, on this machine and in one run.
+"""Speed of a server compared with direct calls of the SavedModel, on this machine.
 
-The server and the load generator are processes of their own; this one calls the SavedModel. What is
-compared is measured in turns, round after round, so that what slows one down slows all:
+The server and the load generator run in separate processes; this one calls the SavedModel. All are
+measured in turns, round after round, so that a slow phase of the machine affects all of them:
 
     unloaded   latency with one client, one image a request
     loaded     images a second with 32 clients
@@ -41,10 +41,10 @@ _START_SECONDS: Final = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured: seconds, and images a second, medians over the rounds.
+    """Latencies in seconds and rates in images a second, medians over the rounds.
 
-    `share` is loaded / direct, `stretch` the 99th percentile at half load / the unloaded median;
-    the first is the median of the rounds' own, and `shares` lists those.
+    `share` is loaded / direct, the median of the rounds' `shares`. `stretch` is the 99th percentile
+    at half load / the unloaded median.
     """
 
     unloaded_median: float
@@ -65,15 +65,16 @@ def measure(
     images: Sequence[Path],
     *,
     seconds: float,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Measured:
-    """Start a server and put it under load.
+    """Start a server and measure it under load.
 
     Args:
         command: starts the server on any free port, which it prints.
         folder: the versions that it serves.
-        images: of any kind; those that are no JPEG are made one.
+        images: of any format; they are converted to JPEG.
         seconds: of each measurement in each round.
+        report: called with a sentence for each round.
 
     Raises:
         RunError: the server does not start.
@@ -91,7 +92,7 @@ def measure(
                 direct_rate = direct.rate(seconds)
                 half = run({"rate": rate / 2, "seconds": seconds})
                 rounds.append((unloaded, loaded, rate, direct_rate, half))
-                say(
+                report(
                     f"Round {number + 1} of {NUM_ROUNDS}: {rate:.1f} images a second served, "
                     f"{direct_rate:.1f} directly."
                 )
@@ -102,8 +103,8 @@ def find_images(run: Path) -> list[Path]:
     """The test images of a run.
 
     Raises:
-        RunError: there is no run, but perhaps an export folder.
-        DataError: its images are gone.
+        RunError: this is not a run folder.
+        DataError: its images no longer exist.
     """
     folder = RunFolder.open(run)
     listed = {entry["path"] for entry in folder.read_json("splits.json")["rows"]["test"]}
@@ -111,8 +112,8 @@ def find_images(run: Path) -> list[Path]:
     files = [source.root / item.path for item in source.items if item.path in listed]
     if not files:
         raise DataError(
-            f"the test images of {run} are gone from {source.root}",
-            expected="the images that the run was judged on",
+            f"the test images of {run} are missing in {source.root}",
+            expected="the images that the run was evaluated on",
             received="none of them",
             fix="name other images with --images",
         )
@@ -120,7 +121,7 @@ def find_images(run: Path) -> list[Path]:
 
 
 def describe(measured: Measured) -> list[list[str]]:
-    """Rows of a table: what was measured, its figure, and what it is compared with."""
+    """Rows of a table: quantity, value, and its ratio to another one."""
     return [
         ["unloaded, median", f"{1e3 * measured.unloaded_median:.1f} ms", ""],
         [
@@ -203,7 +204,7 @@ def _as_jpegs(images: Sequence[Path], folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _server(command: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """A running server's port and its model's name."""
+    """The port of a running server and the name of its model."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -211,13 +212,11 @@ def _server(command: Sequence[str]) -> Iterator[tuple[int, str]]:
             for line in process.stdout:
                 words += line
                 port = re.search(r"Listening on http://\S+:(\d+)", words)
-                name = re.search(r"Version\s+\d+\s+of\s+(\S+)\s+answers", words)
+                name = re.search(r"Serving\s+version\s+\d+\s+of\s+(\S+)", words)
                 if port and name:
                     yield int(port[1]), name[1]
                     return
-            raise RunError(
-                "the server to be measured did not start", received=words.strip() or "no word"
-            )
+            raise RunError("the server did not start", received=words.strip() or "no output")
         finally:
             process.terminate()
 
@@ -226,7 +225,7 @@ def _server(command: Sequence[str]) -> Iterator[tuple[int, str]]:
 def _load(
     address: tuple[int, str], files: Sequence[Path]
 ) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
-    """A load generator that does jobs."""
+    """A function that runs a job of the load generator."""
     port, name = address
     command = [sys.executable, "-m", "pipelines.benchmarks.server_load", str(port)]
     command += [f"/v1/models/{name}:predict", *map(str, files)]

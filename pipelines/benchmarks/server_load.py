@@ -1,13 +1,13 @@
-"""A load generator that leaves the processor to the server: no HTTP library, prepared requests.
+"""A load generator that needs little CPU time: prepared requests, no HTTP library.
 
-Run as a process of its own: `python -m pipelines.benchmarks.server_load PORT PATH FILE…`. Every
-line of JSON on standard input is a job, and is answered by a line of JSON:
+Usage: `python -m pipelines.benchmarks.server_load PORT PATH FILE…`. Each line of JSON on standard
+input is a job, and gives a line of JSON on standard output:
 
-    {"clients": 32, "seconds": 5}   so many clients, each asking again as soon as it is answered
-    {"rate": 100, "seconds": 5}     so many requests a second at fixed times, whatever they take
+    {"clients": 32, "seconds": 5}   32 clients, each sending its next request after a response
+    {"rate": 100, "seconds": 5}     100 requests a second at fixed times
 
-The answer is {"latencies": [seconds, …], "seconds": 5.01, "failures": 0}. A latency begins when the
-request was due, not when a connection was free for it.
+The result is {"latencies": [seconds, …], "seconds": 5.01, "failures": 0}. A latency starts when the
+request was due, not when a connection was free.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 _WARM_UP: Final = 0.2
-"""Share of a job's seconds that go before, unmeasured."""
+"""Warm-up before each job, as a share of its seconds."""
 
 
 def build_request(path: str, body: bytes, *, host: str = "127.0.0.1") -> bytes:
-    """A whole HTTP request that asks for the connection to be kept."""
+    """An HTTP request on a connection that is kept alive."""
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode("ascii") + body
 
 
 def predict_body(image: bytes) -> bytes:
-    """The body that asks about one image."""
+    """The body of a request with one image."""
     encoded = base64.b64encode(image).decode("ascii")
     return json.dumps({"instances": [{"b64": encoded}]}).encode("ascii")
 
@@ -46,11 +46,11 @@ class Client(asyncio.Protocol):
         self._done: Callable[[int], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what to write to."""
+        """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
 
-    def ask(self, request: bytes, done: Callable[[int], None]) -> None:
-        """Send a request; `done` is called with the status of its answer, 0 for none."""
+    def send(self, request: bytes, done: Callable[[int], None]) -> None:
+        """Send a request; `done` gets the status of the response, 0 for none."""
         self._done = done
         if self._transport.is_closing():
             self._finish(0)
@@ -58,7 +58,7 @@ class Client(asyncio.Protocol):
             self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        """Wait for as many bytes as the head of the answer promises."""
+        """Wait for the length in the response's head."""
         if self._missing < 0:
             self._received += data
             end = self._received.find(b"\r\n\r\n")
@@ -76,7 +76,7 @@ class Client(asyncio.Protocol):
             self._finish(status)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Whoever waits gets no answer."""
+        """Report that there is no response."""
         self._finish(0)
 
     def close(self) -> None:
@@ -119,32 +119,32 @@ class _Record:
 
 
 async def _closed_loop(port: int, requests: Iterator[bytes], job: dict[str, Any]) -> dict[str, Any]:
-    """Clients that ask again as soon as they are answered."""
+    """Clients that send the next request after each response."""
     clients = [await _connect(port) for _ in range(job["clients"])]
     record = _Record(job["seconds"])
     idle: asyncio.Queue[Client] = asyncio.Queue()
 
-    def ask(client: Client) -> None:
+    def send_next(client: Client) -> None:
         due = time.perf_counter()
 
         def done(status: int) -> None:
             record.note(due, status)
             if status and time.perf_counter() < record.end:
-                ask(client)
+                send_next(client)
             else:
                 idle.put_nowait(client)
 
-        client.ask(next(requests), done)
+        client.send(next(requests), done)
 
     for client in clients:
-        ask(client)
+        send_next(client)
     for _ in clients:
         (await idle.get()).close()
     return record.to_dict()
 
 
 async def _open_loop(port: int, requests: Iterator[bytes], job: dict[str, Any]) -> dict[str, Any]:
-    """Requests at fixed times, each on a connection that is free."""
+    """Requests at fixed times, each on a free connection."""
     free = [await _connect(port) for _ in range(8)]
     record = _Record(job["seconds"])
     pending: set[Client] = set()
@@ -162,7 +162,7 @@ async def _open_loop(port: int, requests: Iterator[bytes], job: dict[str, Any]) 
             pending.discard(client)
             free.append(client)
 
-        client.ask(next(requests), done)
+        client.send(next(requests), done)
     while pending:
         await asyncio.sleep(0.01)
     for client in free:
@@ -176,7 +176,7 @@ async def _connect(port: int) -> Client:
 
 
 def main(port: str, path: str, *files: str) -> None:
-    """Do the jobs on standard input, one after the other."""
+    """Run the jobs on standard input, one after the other."""
     import uvloop
 
     requests = itertools.cycle(

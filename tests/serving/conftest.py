@@ -1,4 +1,4 @@
-"""What the server's tests share: a run with an export, a client in process, and live servers."""
+"""Fixtures of the server's tests: a run with an export, and live servers."""
 
 import contextlib
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from delivery import conftest as shared
 from http_clients import Live
 
 from keras_transfer.config import spec_to_dict
@@ -18,6 +19,10 @@ from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+
+# Fixtures of the export's tests.
+class_names, make_classifier = shared.class_names, shared.make_classifier
+classifier, photos = shared.classifier, shared.photos
 
 SPEC = RunSpec(name="temples", data=DataSpec(image_size=32, resize="crop", max_megapixels=1.0))
 
@@ -37,7 +42,7 @@ def run_folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def export_another(make_classifier, class_names) -> Callable[[Path, float], None]:
-    """Exports a classifier whose biases are set off, so that its answers tell it from others."""
+    """Exports a classifier with an offset bias, so that its predictions differ from others."""
 
     def export(folder: Path, offset: float) -> None:
         model = make_classifier(class_names)
@@ -51,7 +56,7 @@ def export_another(make_classifier, class_names) -> Callable[[Path, float], None
 @contextlib.contextmanager
 def _live(folder: Path, *options: str) -> Iterator[Live]:
     command = [sys.executable, "-m", "pipelines.serve", str(folder), "--port", "0", *options]
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         try:
             assert process.stdout is not None
@@ -69,7 +74,7 @@ def _live(folder: Path, *options: str) -> Iterator[Live]:
 
 @pytest.fixture(scope="session")
 def live_server() -> Callable[..., AbstractContextManager[Live]]:
-    """`with live_server(folder, *options) as live:`, ready to answer."""
+    """`with live_server(folder, *options) as live:`, ready to serve."""
     return _live
 
 
@@ -81,7 +86,7 @@ def images(photos: Path) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def probabilities(run_folder: Path, images: list[bytes]) -> np.ndarray:
-    """What the SavedModel itself says about them, float32 [36, 3]."""
+    """Probabilities of the SavedModel without a server, float32 [36, 3]."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(run_folder / "export" / "1"))

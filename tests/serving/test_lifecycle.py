@@ -1,4 +1,4 @@
-"""Versions that come, break and go while requests are answered, and how a server ends."""
+"""Versions that are added, broken and removed under load, and how a server shuts down."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ PREDICT = "/v1/models/temples:predict"
 
 
 class Load:
-    """Clients that ask one after the other until they are told to stop."""
+    """Clients that send one request after the other until `stop`."""
 
     def __init__(self, port: int, images: list[bytes], *, num_clients: int = 6):
         self._requests = [
@@ -101,7 +101,7 @@ def test_versions_change_under_load_without_a_failed_request(
         live.wait_for(lambda: states(live).get("2") == "END")
         _, content = live.ask("/v1/models/temples/versions/2")
         message = content["model_version_status"][0]["status"]["error_message"]
-        assert "log says why" in message
+        assert "see the server's log" in message
         assert "/" not in message
         assert live.version() == "1"
         for number in ("3", "4", "5"):
@@ -116,7 +116,7 @@ def test_versions_change_under_load_without_a_failed_request(
         for row, status, answer in load.answers:
             assert status == 200
             fits = [n for n, p in expected.items() if np.abs(p[row] - answer).max() < 1e-5]
-            assert fits, "an answer of no version"
+            assert fits, "probabilities of no version"
             seen |= set(fits)
         assert seen == set(expected)
 
@@ -135,7 +135,9 @@ def test_a_broken_copy_is_tried_again_when_it_is_complete(
         live.wait_for(lambda: live.version() == "1")
 
 
-def test_sigterm_finishes_what_was_begun(run_folder: Path, live_server, images: list[bytes]):
+def test_sigterm_finishes_the_requests_under_way(
+    run_folder: Path, live_server, images: list[bytes]
+):
     rows = [{"image_bytes": as_base64(data), "class_index": -1} for data in images]
     content = {"signature_name": "serving_explain", "instances": rows}
     request = http_request(PREDICT, json.dumps(content).encode())
@@ -159,7 +161,7 @@ def test_sigterm_finishes_what_was_begun(run_folder: Path, live_server, images: 
             live.ask("/healthz")
 
 
-def test_a_killed_server_loses_requests_under_way_alone_and_starts_again(
+def test_a_killed_server_loses_only_requests_under_way_and_starts_again(
     run_folder: Path, live_server, images: list[bytes], probabilities: np.ndarray
 ):
     def check(load: Load) -> None:
@@ -188,21 +190,21 @@ def test_a_killed_server_loses_requests_under_way_alone_and_starts_again(
         assert live.process.wait(timeout=30) == 0
 
 
-def test_wrong_words_end_with_a_hint(run_folder: Path, tmp_path: Path, capsys):
+def test_wrong_arguments_end_with_a_hint(run_folder: Path, tmp_path: Path, capsys):
     from pipelines import serve
 
     assert serve.main([str(tmp_path)]) == 2
     assert "no exported model" in capsys.readouterr().err
     assert serve.main([str(run_folder), "--host", "203.0.113.1", "--port", "0"]) == 2
-    assert "cannot be listened on" in capsys.readouterr().err
+    assert "cannot listen on" in capsys.readouterr().err
 
 
-def test_help_answers_without_importing_tensorflow():
+def test_help_does_not_import_tensorflow():
     code = (
         "import sys, runpy; sys.argv = ['serve', '--help']\n"
         "try: runpy.run_module('pipelines.serve', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "names = ('keras', 'tensorflow', 'numpy', 'fastapi', 'uvicorn')\n"
+        "names = ('keras', 'tensorflow', 'numpy', 'starlette', 'uvicorn')\n"
         "sys.exit(any(name in sys.modules for name in names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What a server may not be told."""
+"""Settings out of range."""
 
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from keras_transfer.serving.settings import Settings
         ("request_seconds", float("nan")),
         ("poll_seconds", -1.0),
         ("max_wait_ms", -1.0),
+        ("max_batch", 0),
     ],
 )
-def test_settings_refuse_what_no_server_can_do(field, value):
+def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(SpecError, match=field.replace("_", ".")):
         Settings(folder=Path("export"), **{field: value})

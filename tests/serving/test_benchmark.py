@@ -1,4 +1,4 @@
-"""The measurement runs, and its figures fit together."""
+"""The measurement runs, and its figures are consistent."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines import serve
 
 
-def test_measuring_writes_figures_that_fit_together(
+def test_measuring_writes_consistent_figures(
     run_folder: Path, photos: Path, tmp_path: Path, capsys
 ):
     run = Path(shutil.copytree(run_folder, tmp_path / "run"))
@@ -23,6 +23,6 @@ def test_measuring_writes_figures_that_fit_together(
     assert figures["stretch"] == figures["half_load_p99"] / figures["unloaded_median"]
 
 
-def test_measuring_without_images_says_what_is_missing(run_folder: Path, capsys):
+def test_measuring_without_images_names_the_missing_file(run_folder: Path, capsys):
     assert serve.main([str(run_folder), "--measure"]) == 2
     assert "splits.json" in capsys.readouterr().err

@@ -1,8 +1,9 @@
-"""/openapi.json describes the server truly: a tester that knows nothing else finds no fault."""
+"""/openapi.json matches the server: generated requests get the documented responses."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 import schemathesis
 from http_clients import InProcess, as_base64
@@ -18,7 +19,6 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from keras_transfer.serving import schemas
 from keras_transfer.serving.settings import Settings
 
 CHECKS = [
@@ -59,7 +59,7 @@ def ask(case: schemathesis.Case, client: InProcess) -> None:
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_nothing_contradicts_the_description(client: InProcess, mode: GenerationMode):
+def test_responses_match_the_description(client: InProcess, mode: GenerationMode):
     schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) >= 10
@@ -71,7 +71,7 @@ def test_nothing_contradicts_the_description(client: InProcess, mode: Generation
             assert mode is GenerationMode.NEGATIVE
 
 
-def test_all_addresses_are_described(client: InProcess):
+def test_all_endpoints_are_described(client: InProcess):
     paths = client.get("/openapi.json").json()["paths"]
     model = "/v1/models/{name}"
     versions = model + "/versions/{version}"
@@ -80,11 +80,15 @@ def test_all_addresses_are_described(client: InProcess):
     assert described | {"/healthz", "/readyz", "/card", "/metrics"} == set(paths) - {"/"}
 
 
-def test_answers_fit_their_models(client: InProcess, images: list[bytes]):
-    schemas.ModelStatus.model_validate(client.get("/v1/models/temples").json(), strict=True)
-    metadata = client.get("/v1/models/temples/metadata").json()
-    schemas.ModelMetadata.model_validate(metadata, strict=True)
-    for key, model in (("instances", schemas.RowAnswer), ("inputs", schemas.ColumnAnswer)):
+def test_predictions_and_metadata_match_their_schemas(client: InProcess, images: list[bytes]):
+    description = client.get("/openapi.json").json()
+    cases = [
+        ("ModelStatus", client.get("/v1/models/temples")),
+        ("ModelMetadata", client.get("/v1/models/temples/metadata")),
+    ]
+    for key, name in (("instances", "RowResponse"), ("inputs", "ColumnResponse")):
         body = {key: [as_base64(images[0])]}
-        answer = client.post("/v1/models/temples:predict", json=body).json()
-        model.model_validate(answer, strict=True)
+        cases.append((name, client.post("/v1/models/temples:predict", json=body)))
+    for name, response in cases:
+        schema = {"$ref": f"#/components/schemas/{name}", "components": description["components"]}
+        jsonschema.validate(response.json(), schema)

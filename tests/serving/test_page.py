@@ -1,4 +1,4 @@
-"""The server's page in a real browser: what a person sees, by mouse, keyboard and paste."""
+"""The server's page in a real browser: results, mouse, keyboard, paste and errors."""
 
 import base64
 import json
@@ -78,7 +78,7 @@ def serving(folder: Path, *options: str) -> Iterator[str]:
             assert process.stdout is not None
             lines = iter(process.stdout.readline, "")
             address = next(line.split()[-1] for line in lines if "Listening" in line)
-            assert any("answers from now on" in line for line in lines)
+            assert any("Serving version" in line for line in lines)
             yield address
         finally:
             process.terminate()
@@ -110,7 +110,7 @@ def browser() -> Iterator["sync_api.Browser"]:
 
 
 class Watched:
-    """A fresh page, with all that it asked for and complained about."""
+    """A new page, with its requests and its console messages."""
 
     def __init__(self, browser: "sync_api.Browser", *, width: int = 1280, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
@@ -204,7 +204,7 @@ def test_chosen_image_gets_the_model_s_classes_and_heat(watched, address, model,
     shares = bars.locator(".share").all_inner_texts()
     assert shares == [percent(float(probabilities[column])) for column in order]
     assert page.locator(".result h2").inner_text() == NAMES[order[0]].strip()
-    assert "Answered in" in page.locator(".last").inner_text()
+    assert "Predicted in" in page.locator(".last").inner_text()
     assert page.locator("#told").inner_text().startswith("00.jpg: ")
     np.testing.assert_array_equal(canvas(page, 0)[..., :3], square_of(file))
     painted = canvas(page, 1)
@@ -265,9 +265,7 @@ def test_keyboard_alone_reaches_another_class(watched, address, model, photos: P
     assert watched.complaints == []
 
 
-def test_several_dropped_and_pasted_images_are_answered_in_their_order(
-    watched, address, photos: Path
-):
+def test_several_dropped_and_pasted_images_are_shown_in_their_order(watched, address, photos: Path):
     page = watched.open(address)
     files = sorted(photos.iterdir())[:7]  # one of each kind
     page.dispatch_event("#drop", "drop", {"dataTransfer": transfer(page, *files)})
@@ -288,7 +286,7 @@ def test_several_dropped_and_pasted_images_are_answered_in_their_order(
     assert watched.complaints == []
 
 
-def test_bad_file_shows_its_reason_and_leaves_the_others_alone(
+def test_invalid_file_shows_its_reason_and_does_not_affect_others(
     watched, address, photos: Path, tmp_path: Path
 ):
     page = watched.open(address)
@@ -307,14 +305,14 @@ def test_bad_file_shows_its_reason_and_leaves_the_others_alone(
     expect(results.nth(2).get_by_role("button", name="Try again")).to_be_visible()
 
 
-def test_server_that_is_gone_is_told_in_words_and_tried_again(watched, address, photos: Path):
+def test_a_server_that_does_not_respond_is_reported_and_tried_again(watched, address, photos: Path):
     page = watched.open(address)
     page.set_input_files("#files", photos / "00.jpg")
     watched.answered(1)
     page.context.set_offline(True)
     page.locator(".bar").nth(2).click()
     expect(page.locator(".problem")).to_have_text(
-        "The server does not answer. Is it still running?"
+        "The server does not respond. Is it still running?"
     )
     page.set_input_files("#files", photos / "07.jpg")
     expect(page.locator(".problem")).to_have_count(2)
@@ -398,3 +396,36 @@ def contrast(page: "sync_api.Page", place: str) -> float:
         linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
         light.append(linear @ [0.2126, 0.7152, 0.0722])
     return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+def test_outputs_of_other_tasks_are_shown(browser, address, photos: Path):
+    """Predictions of a multi-label and of a regression model, put in place of the server's."""
+    watched = Watched(browser)
+    predictions = [
+        {"labels": ["temple"], "probabilities": [0.9, 0.2, 0.4]},
+        {"values": [1.5, -2.0, 40.0], "unit": "cm"},
+    ]
+
+    def fulfil(route: "sync_api.Route") -> None:
+        route.fulfill(json={"predictions": [predictions.pop(0)]})
+
+    def without_explain(route: "sync_api.Route") -> None:
+        metadata = {"signature_def": {"signature_def": {"serving_default": {}}}}
+        route.fulfill(json={"metadata": metadata})
+
+    watched.page.route("**/metadata", without_explain)
+    watched.page.route("**:predict", fulfil)
+    page = watched.open(address)
+    assert "heat map" not in page.locator("#subtitle").inner_text()
+    page.set_input_files("#files", photos / "00.jpg")
+    watched.answered(1)
+    result = page.locator(".result").first
+    assert result.locator("h2").inner_text() == "temple"
+    assert result.locator(".bar .share").all_inner_texts() == ["90.0 %", "40.0 %", "20.0 %"]
+    page.set_input_files("#files", photos / "07.jpg")
+    watched.answered(2)
+    cells = page.locator(".result").first.locator("td").all_inner_texts()
+    assert cells[1::2] == ["1.5", "-2", "40", "cm"]
+    assert cells[0] == NAMES[0]
+    assert watched.complaints == []
+    page.context.close()

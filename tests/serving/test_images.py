@@ -1,4 +1,4 @@
-"""Images of every kind are answered as `predict_files` answers them."""
+"""Images of every kind get the predictions of `predict_files`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One photograph in every way that tools write it."""
+    """One photograph in every file format and variant."""
     from sklearn.datasets import load_sample_images
 
     folder = tmp_path_factory.mktemp("kinds")
@@ -57,7 +57,7 @@ def client(run_folder: Path) -> Iterator[InProcess]:
         yield client
 
 
-def test_the_server_answers_every_kind_of_image_like_predict_files(
+def test_every_kind_of_image_is_predicted_like_predict_files(
     client: InProcess, run_folder: Path, files: list[Path]
 ):
     expected = list(predict_files(load_run(run_folder), files))
@@ -83,7 +83,7 @@ def test_explanations_decode_every_kind_of_image_too(client: InProcess, files: l
     assert client.post(path, json=explained).json()["outputs"]["label"] == labels
 
 
-def test_one_bad_image_fails_nobody_else_in_its_batch(
+def test_one_invalid_image_does_not_fail_its_batch(
     client: InProcess, files: list[Path], images: list[bytes], probabilities: np.ndarray
 ):
     import asyncio

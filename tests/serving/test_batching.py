@@ -1,9 +1,8 @@
-"""The queue: sizes of batches, whose answer is whose, and what happens when the network fails."""
+"""The queue: batch sizes, which result belongs to which image, and failures of the network."""
 
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -16,13 +15,7 @@ def make(run: Callable[[list[Any]], list[Any]], *, sizes=(1, 2, 3, 4, 6, 8), max
     return Batcher(run, sizes=sizes, max_wait=max_wait, on_batch=seen.append), seen
 
 
-def submit(batcher: Batcher, image: Any) -> Future:
-    future: Future = Future()
-    batcher.submit(image, future.set_result)
-    return future
-
-
-def test_answers_belong_to_their_requests_under_concurrency():
+def test_results_belong_to_their_images_under_concurrency():
     def square(numbers: list[int]) -> list[int]:
         time.sleep(0.001)
         return [number**2 for number in numbers]
@@ -30,12 +23,12 @@ def test_answers_belong_to_their_requests_under_concurrency():
     batcher, seen = make(square)
     wrong = []
 
-    def ask(first: int) -> None:
+    def submit_many(first: int) -> None:
         for number in range(first, first + 200):
-            if submit(batcher, number).result(10) != number**2:
+            if batcher.submit(number).result(10) != number**2:
                 wrong.append(number)
 
-    threads = [threading.Thread(target=ask, args=(1000 * n,)) for n in range(16)]
+    threads = [threading.Thread(target=submit_many, args=(1000 * n,)) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -47,15 +40,15 @@ def test_answers_belong_to_their_requests_under_concurrency():
     assert max(seen) > 1
 
 
-def test_a_lone_image_does_not_wait_for_company():
+def test_a_single_image_on_an_idle_server_runs_at_once():
     batcher, _ = make(lambda images: images, max_wait=30)
     begun = time.monotonic()
-    assert submit(batcher, 7).result(10) == 7
+    assert batcher.submit(7).result(10) == 7
     assert time.monotonic() - begun < 5
     batcher.close()
 
 
-def test_company_is_waited_for_while_another_batch_is_under_way():
+def test_images_wait_for_more_while_another_batch_is_running():
     gate = threading.Event()
 
     def run(images: list[int]) -> list[int]:
@@ -64,10 +57,10 @@ def test_company_is_waited_for_while_another_batch_is_under_way():
         return images
 
     batcher, seen = make(run, max_wait=20)
-    first = submit(batcher, 0)
+    first = batcher.submit(0)
     while not seen:
         time.sleep(0.01)
-    others = [submit(batcher, number) for number in range(1, 9)]
+    others = [batcher.submit(number) for number in range(1, 9)]
     assert [other.result(10) for other in others] == list(range(1, 9))
     assert seen == [1, 8]
     gate.set()
@@ -75,19 +68,36 @@ def test_company_is_waited_for_while_another_batch_is_under_way():
     batcher.close()
 
 
-def test_a_failing_network_is_told_to_everybody_and_the_queue_goes_on():
-    def run(images: list[int]) -> list[int]:
+def test_a_failed_batch_fails_its_images_and_the_queue_goes_on():
+    def run(images: list[int]) -> list[Any]:
         if 13 in images:
             raise MemoryError("too much")
-        return images
+        return [ValueError("odd") if image % 2 else image for image in images]
 
     batcher, _ = make(run)
-    assert isinstance(submit(batcher, 13).result(10), MemoryError)
-    assert submit(batcher, 1).result(10) == 1
+    assert isinstance(batcher.submit(13).exception(10), MemoryError)
+    assert isinstance(batcher.submit(1).exception(10), ValueError)
+    assert batcher.submit(2).result(10) == 2
     batcher.close()
 
 
-def test_a_closed_queue_finishes_what_runs_and_refuses_the_rest():
+def test_a_cancelled_image_does_not_stop_its_batch():
+    gate = threading.Event()
+
+    def run(images: list[int]) -> list[int]:
+        gate.wait(10)
+        return images
+
+    batcher, _ = make(run)
+    first, second = batcher.submit(1), batcher.submit(2)
+    assert first.cancel()
+    gate.set()
+    assert second.result(10) == 2
+    assert batcher.submit(3).result(10) == 3
+    batcher.close()
+
+
+def test_a_closed_queue_finishes_running_batches_and_fails_the_rest():
     gate = threading.Event()
 
     def run(images: list[int]) -> list[int]:
@@ -95,16 +105,16 @@ def test_a_closed_queue_finishes_what_runs_and_refuses_the_rest():
         return images
 
     batcher, seen = make(run, sizes=(1,), max_wait=0.0)
-    futures = [submit(batcher, number) for number in range(3)]
+    futures = [batcher.submit(number) for number in range(3)]
     while len(seen) < 2:
         time.sleep(0.01)
     closing = threading.Thread(target=batcher.close)
     closing.start()
-    assert isinstance(futures[2].result(10), RuntimeError)
+    assert isinstance(futures[2].exception(10), RuntimeError)
     gate.set()
     closing.join()
     assert [futures[0].result(10), futures[1].result(10)] == [0, 1]
-    assert isinstance(submit(batcher, 4).result(10), RuntimeError)
+    assert isinstance(batcher.submit(4).exception(10), RuntimeError)
 
 
 @pytest.mark.parametrize(

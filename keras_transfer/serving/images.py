@@ -1,0 +1,133 @@
+"""Rows of a request as pixels for the network, or the reason why a row is invalid."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.images import (
+    TooLargeError,
+    UnreadableError,
+    batch_decoder,
+    check_encoded,
+    decoder,
+    resizer,
+)
+from keras_transfer.export.contract import Contract
+from keras_transfer.serving.protocol import read_bytes
+
+Input = bytes | np.ndarray
+"""An encoded image, or its pixels at the network's size."""
+
+Result = TypeVar("Result")
+_INT32: Final = np.iinfo(np.int32)
+
+
+class RowError(Exception):
+    """Why a row is invalid; `status` is 400, or 422 for an image that is too large."""
+
+    def __init__(self, message: str, *, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Reads rows under one contract; `max_megapixels` may be stricter than the contract.
+
+    Methods take a JSON value, may be called from any thread, and raise RowError.
+    """
+
+    contract: Contract
+    max_megapixels: float
+
+    def encoded(self, value: Any) -> bytes:
+        """A checked encoded image, in a form that TensorFlow decodes correctly."""
+        try:
+            return check_encoded(read_bytes(value), max_megapixels=self.max_megapixels)
+        except TooLargeError as error:
+            raise RowError(str(error), status=422) from error
+        except UnreadableError as error:
+            hint = '; send its bytes as {"b64": "…"}' if isinstance(value, str) else ""
+            raise RowError(f"{error}{hint}") from error
+        except ValueError as error:
+            raise RowError(str(error)) from error
+
+    def resized(self, value: Any) -> np.ndarray:
+        """Pixels uint8 [S, S, 3] of nested lists [H, W, 3] of integers 0-255."""
+        pixels = _pixels(value)
+        height, width, _ = pixels.shape
+        if height * width > self.max_megapixels * 1e6:
+            raise RowError(
+                f"{width} × {height} px is more than {self.max_megapixels:g} megapixels", status=422
+            )
+        return _run(resizer(self.contract.image_size, self.contract.resize), tf.constant(pixels))
+
+    def unchanged(self, value: Any) -> np.ndarray:
+        """Pixels uint8 [S, S, 3] of nested lists [S, S, 3] of integers 0-255."""
+        pixels = _pixels(value)
+        expected = (self.contract.image_size, self.contract.image_size, 3)
+        if pixels.shape != expected:
+            raise RowError(f"must have the shape {expected}, received {pixels.shape}")
+        return pixels
+
+    def class_index(self, value: Any) -> int:
+        """The index of a class; a negative one selects the most probable class."""
+        num_classes = len(self.contract.class_names)
+        if type(value) is not int or not _INT32.min <= value < num_classes:
+            raise RowError(f"class_index must be an integer below {num_classes}, or -1")
+        return value
+
+    def decode(self, encoded: bytes) -> np.ndarray:
+        """Pixels uint8 [S, S, 3] of what `encoded` returned."""
+        decode = decoder(self.contract.image_size, self.contract.resize)
+        return _run(decode, tf.constant(encoded))
+
+    def decode_all(self, read: Sequence[Callable[[], Input]]) -> list[np.ndarray | Exception]:
+        """Pixels uint8 [S, S, 3] of what the calls return, or the error of each.
+
+        Encoded images are decoded in one call, which is much faster than one call each.
+        """
+        ready = [_attempt(call) for call in read]
+        encoded = [image for image in ready if isinstance(image, bytes)]
+        try:
+            decode = batch_decoder(self.contract.image_size, self.contract.resize)
+            decoded = iter(decode(tf.constant(encoded)).numpy() if encoded else ())
+        except tf.errors.InvalidArgumentError:
+            decoded = iter([_attempt(functools.partial(self.decode, x)) for x in encoded])
+        return [next(decoded) if isinstance(x, bytes) else x for x in ready]
+
+
+def _attempt(call: Callable[[], Result]) -> Result | Exception:
+    """What a call returns or raises: one invalid image must not fail its whole batch."""
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
+def _run(function: Callable[[tf.Tensor], tf.Tensor], argument: tf.Tensor) -> np.ndarray:
+    try:
+        pixels: np.ndarray = function(argument).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise RowError("truncated or damaged") from error
+    return pixels
+
+
+def _pixels(value: Any) -> np.ndarray:
+    """Nested lists [H, W, 3] as uint8; floats are refused, since their range is unknown."""
+    expected = "must be nested lists [height, width, 3] of integers 0-255"
+    try:
+        pixels = np.array(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RowError(f"{expected}, received lists of unequal lengths") from error
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise RowError(f"{expected}, received the shape {pixels.shape}")
+    # NumPy would convert true and false to 1 and 0.
+    kinds = {type(x) for row in value for pixel in row for x in pixel}
+    if kinds != {int} or pixels.dtype.kind != "i" or pixels.min() < 0 or pixels.max() > 255:
+        raise RowError(f"{expected}, received other numbers or values")
+    return pixels.astype(np.uint8)
