@@ -128,7 +128,7 @@ def _mind(children: dict[int, SubprocessCall], run: RunFolder, num_hosts: int) -
         # Refused: its own process has taken the folder away, but for what was written here.
         is_gone = not run.spec_file.exists()
         with vacated_on_refusal(run) if is_gone else contextlib.nullcontext():
-            children[host].answer()
+            children[host].result()
 
 
 def _was_aborted(child: SubprocessCall) -> bool:

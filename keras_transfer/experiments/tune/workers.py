@@ -39,7 +39,7 @@ def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None
         while workers:
             time.sleep(_POLL_SECONDS)
             if chief.ended:
-                chief.answer()
+                chief.result()
                 return
             for name, worker in list(workers.items()):
                 if not worker.ended:
@@ -49,7 +49,7 @@ def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None
                     reporter.info(f"Worker {name} was killed ({worker.ending}) and starts again.")
                     workers[name] = held.enter_context(_started(name, run, address))
                 else:
-                    worker.answer()
+                    worker.result()
                     del workers[name]
         # The chief would look around for up to 20 s more; all it knows is on disk.
 

@@ -19,7 +19,7 @@ from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.data.splits import NAMES, make_splits, manifest
 from keras_transfer.devices import set_up
-from keras_transfer.devices.subprocess_call import peak_mb
+from keras_transfer.devices.memory import peak_mb
 from keras_transfer.experiments.run import load_data
 from keras_transfer.experiments.session import resolve_cache_mode
 from keras_transfer.features.extraction import ExtractionStats

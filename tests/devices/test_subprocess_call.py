@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import load_spec
+from keras_transfer.devices.memory import peak_mb, resident_mb
 from keras_transfer.devices.subprocess_call import (
     SubprocessCall,
     call_in_subprocess,
-    peak_mb,
-    resident_mb,
 )
 from keras_transfer.errors import RunError, SpecError
 
@@ -58,7 +57,7 @@ def test_a_child_can_be_asked_stopped_and_given_variables(tmp_path):
     child = SubprocessCall(
         os.getenv, title="it", log=tmp_path / "log", environment={"GIVEN": "this"}, key="GIVEN"
     )
-    assert child.answer() == "this"
+    assert child.result() == "this"
     assert child.ended
     assert not child.was_killed
     sleeper = SubprocessCall(time.sleep, title="it", log=tmp_path / "log", seconds=60)
