@@ -58,7 +58,7 @@ def given_host() -> tuple[int, int]:
     )
 
 
-def meeting_place() -> str:
+def first_address() -> str:
     """ADDRESS:PORT of the first host, where `given_host` says that there are several."""
     return os.environ[ADDRESSES].split(",")[0]
 
@@ -108,12 +108,12 @@ def meet() -> tuple[int, int]:
 
         try:
             jax.distributed.initialize(
-                meeting_place(), num_hosts, host, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+                first_address(), num_hosts, host, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
             )
         except RuntimeError as error:
             raise RunError(
                 f"host {host} of {num_hosts} cannot connect to the others",
-                expected=f"all of them at {meeting_place()} within five minutes",
+                expected=f"all of them at {first_address()} within five minutes",
                 received=f"{error}",
                 fix="start all hosts, and see that they can reach this address and port",
             ) from error

@@ -82,7 +82,7 @@ class Devices:
 
 
 def largest_part(batch_size: int, num_devices: int, limit: int) -> int:
-    """The largest divisor of `batch_size` up to `limit` that the devices can share equally; or 0."""
+    """The largest divisor of `batch_size` up to `limit` that devices can share equally, or 0."""
     return max(
         (part for part in range(num_devices, limit + 1, num_devices) if batch_size % part == 0),
         default=0,
@@ -197,7 +197,7 @@ def _choose_strategy(wanted: str, backend: str, kind: str, num_devices: int) -> 
 
 
 def _choose_precision(kind: str, devices: list[Any]) -> str:
-    """Half precision where the hardware has units for it: much faster, with nearly equal results."""
+    """Half precision where the hardware supports it: faster, with nearly equal results."""
     if kind == "tpu":
         return "mixed_bfloat16"
     if kind == "gpu":
@@ -248,7 +248,7 @@ def _mirrored(devices: tuple[Any, ...]) -> Any:
 
 
 def scope() -> contextlib.AbstractContextManager[Any]:
-    """The scope to build, compile and change models in, so that all devices have their variables."""
+    """The scope to build, compile and change models in: all devices get their variables."""
     return _mirrors.scope() if _mirrors else contextlib.nullcontext()
 
 

@@ -77,7 +77,7 @@ def test_a_host_waits_for_the_folder_that_the_first_one_makes(tmp_path: Path):
     spec = RunSpec()
     with pytest.raises(RunError, match="need one folder"):
         await_run(spec, output=None)
-    with pytest.raises(RunError, match="has not begun its run"):
+    with pytest.raises(RunError, match="has not started its run"):
         await_run(spec, output=tmp_path / "run", seconds=0.3)
     start_run(spec, output=tmp_path / "run")
     assert await_run(spec, output=tmp_path / "run").path == tmp_path / "run"

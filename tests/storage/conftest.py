@@ -45,7 +45,7 @@ def heard() -> list[str]:
 
 @pytest.fixture(scope="session")
 def fill() -> Callable[..., list[int]]:
-    """Computes the rows of `keys` that a cache lacks, in shards of `size` rows; returns the positions."""
+    """Computes missing rows of `keys`, in shards of `size` rows; returns their positions."""
 
     def build(
         cache: Cache, cache_key: CacheKey, keys: Sequence[str], *, size: int = 10

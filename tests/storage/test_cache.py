@@ -55,7 +55,7 @@ def test_two_processes_compute_once_and_one_of_them_waits(tmp_path, cache_key, m
         process.stdin.write("go\n")
         process.stdin.flush()
     told = sorted(process.communicate(timeout=60)[0].splitlines() for process in processes)
-    waiting = "Waiting for another process that works on the stored features of {}"
+    waiting = "Waiting for another process that uses the stored features of {}"
     assert told == [[waiting, "computed 0", "equal"], ["computed 40", "equal"]]
 
 
