@@ -39,6 +39,8 @@ from keras_transfer.storage.shards import (
 
 DESCRIPTION: Final = "entry.json"
 _FORMAT: Final = 1
+_REMOVED: Final = ".removed"
+_LARGE_BYTES: Final = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,6 @@ def read_description(folder: Path) -> tuple[CacheKey, dict[str, Any], str]:
         return cache_key, content["notes"], content["created"]
     except (LookupError, TypeError) as error:
         raise ValueError(f"{DESCRIPTION} describes no entry") from error
-
-
-_REMOVED: Final = ".removed"
-_LARGE_BYTES: Final = 2_000_000_000
 
 
 class Entry:
