@@ -13,7 +13,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import pytest
 from PIL import Image
+from small_backbone import SMALL
 
+from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.devices import use_onednn
 
 use_onednn()  # Before a test imports TensorFlow.
@@ -33,6 +35,14 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's own cache, nor does any fixture that tests share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_TRANSFER_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_backbone() -> Iterator[None]:
+    """`model.backbone=small` in this process; its weights are 'none' or a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, SMALL.name, SMALL)
         yield
 
 

@@ -1,33 +1,22 @@
 """A backbone that does not come from keras.applications: one record in the registry."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import pytest
+from small_backbone import SMALL, build_small
 
 from keras_transfer import ModelSpec, build_classifier
 from keras_transfer.backbones import registry
-from keras_transfer.backbones.record import Backbone, Stage
+from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import WeightsError
 from keras_transfer.models.cuts import find_cut
 from keras_transfer.models.folding import fold
 
 CLASS_NAMES = ("cat", "dog")
-
-
-def build_small(pixels: keras.KerasTensor) -> keras.KerasTensor:
-    """Two stages of a convolution, BatchNormalization and pooling; the second one is residual."""
-    features = pixels
-    for stage, width in ((1, 4), (2, 8)):
-        name = f"small{stage}"
-        features = keras.layers.Conv2D(width, 3, padding="same", name=f"{name}_conv")(features)
-        features = keras.layers.BatchNormalization(name=f"{name}_bn")(features)
-        activated = keras.layers.ReLU(name=f"{name}_relu")(features)
-        features = keras.layers.Add(name=f"{name}_add")([features, activated])
-        features = keras.layers.MaxPooling2D(name=f"{name}_pool")(features)
-    return features
 
 
 class FileWeights(NamedTuple):
@@ -41,7 +30,7 @@ class FileWeights(NamedTuple):
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> keras.Model:
+def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> keras.Model:
     """Registers the backbone; the network whose weights its file has."""
     keras.utils.set_random_seed(1)
     pixels = keras.Input((16, 16, 3))
@@ -51,15 +40,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> keras.Model:
             layer.moving_mean.assign(np.linspace(-0.5, 0.5, layer.moving_mean.shape[0]))
             layer.moving_variance.assign(np.linspace(0.5, 2.0, layer.moving_mean.shape[0]))
     network.save_weights(tmp_path / "small.weights.h5")
-    row = Backbone(
-        name="small",
-        builder=build_small,
-        preprocessing="tf",
-        image_size=16,
-        minimal_size=8,
-        stages=(Stage("stage1", "small1_pool"), Stage("stage2", "small2_pool")),
-        weights={"package": FileWeights(tmp_path / "small.weights.h5")},
-    )
+    weights = {"package": FileWeights(tmp_path / "small.weights.h5")}
+    row = dataclasses.replace(SMALL, name="own", weights=weights)
     monkeypatch.setitem(registry.BACKBONES, row.name, row)
     return network
 
@@ -69,22 +51,22 @@ def random_pixels() -> np.ndarray:
 
 
 def classifier_of(**fields: str):
-    spec = ModelSpec(backbone="small", **{"weights": "package", **fields})
+    spec = ModelSpec(backbone="own", **{"weights": "package", **fields})
     return build_classifier(spec, image_size=16, class_names=CLASS_NAMES, seed=0)
 
 
-def test_own_backbone_makes_a_classifier_with_its_stages_and_weights(small):
+def test_own_backbone_makes_a_classifier_with_its_stages_and_weights(network):
     classifier = classifier_of()
-    assert list(classifier.stages) == ["stage1", "stage2", "head"]
-    assert classifier.trunk.layers[-1].name == "small2_pool"
+    assert list(classifier.stages) == ["stage1", "stage2", "stage3", "head"]
+    assert classifier.trunk.layers[-1].name == "small3_pool"
     features = keras.Model(classifier.model.input, classifier.trunk.output)
     pixels = random_pixels()
     np.testing.assert_allclose(
-        np.asarray(features(pixels)), np.asarray(small(pixels / 127.5 - 1)), atol=1e-5
+        np.asarray(features(pixels)), np.asarray(network(pixels / 127.5 - 1)), atol=1e-5
     )
 
 
-def test_own_backbone_is_cut_and_folded_like_any_other(small):
+def test_own_backbone_is_cut_and_folded_like_any_other(network):
     classifier = classifier_of()
     pixels = random_pixels()
     expected = np.asarray(classifier.model(pixels))
@@ -101,13 +83,13 @@ def test_own_backbone_is_cut_and_folded_like_any_other(small):
     np.testing.assert_allclose(np.asarray(folded(pixels)), expected, atol=1e-4)
 
 
-def test_own_backbone_is_kept_through_one_stage(small):
+def test_own_backbone_is_kept_through_one_stage(network):
     classifier = classifier_of(last_stage="stage1")
     assert list(classifier.stages) == ["stage1", "head"]
     assert classifier.trunk.output.shape[1:] == (8, 8, 4)
 
 
-def test_weights_that_a_backbone_does_not_have_name_those_it_has(small):
-    with pytest.raises(WeightsError, match="names no weights of small") as caught:
+def test_weights_that_a_backbone_does_not_have_name_those_it_has(network):
+    with pytest.raises(WeightsError, match="names no weights of own") as caught:
         classifier_of(weights="imagenet")
     assert caught.value.expected.startswith("package, embedded, none")
