@@ -52,13 +52,13 @@ def graph_of(row: Backbone) -> tuple:
 BUILT = {graph_of(BACKBONES[name]): name for name in reversed(BACKBONES) if name not in GIANTS}
 CHECKED = list(BUILT.values())
 REPRESENTATIVES = {
-    "vgg16": "stage3",
+    "vgg16": "",
     "resnet50": "stage2",
-    "mobilenet_0.25": "",
-    "mobilenet_v2_0.35": "stage3",
+    "mobilenet_0.25": "stage2",
+    "mobilenet_v2_0.35": "stage2",
     "mobilenet_v3_small_0.75": "stage3",
     "efficientnet_b0": "stage2",
-    "efficientnet_v2_b0": "stage3",
+    "efficientnet_v2_b0": "stage2",
     "densenet121": "stage2",
     "xception": "stage3",
     "convnext_tiny": "stage2",

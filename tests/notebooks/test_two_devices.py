@@ -1,4 +1,4 @@
-"""Notebooks for accelerators, on two virtual devices of this processor, which share every batch."""
+"""The notebooks for accelerators, on two virtual devices of this processor."""
 
 import pytest
 from running_notebooks import SMALL, check_course, execute, words
