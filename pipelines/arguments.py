@@ -80,7 +80,7 @@ def run_verb(verb: Callable[[], int | None]) -> int:
         print(f"\nerror: {missing}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt:
-        print("\nstopped; a training goes on with --resume", file=sys.stderr)  # noqa: T201
+        print("\nstopped; a training continues with --resume", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except BrokenPipeError:
         # The program that reads the output, such as `head`, has closed its end.

@@ -178,22 +178,22 @@ def _find_for_jax(strategy: str) -> tuple[str, list[Any]]:
 
 
 def _choose_strategy(wanted: str, backend: str, kind: str, num_devices: int) -> str:
-    ours = "data_parallel" if backend == "jax" else "mirrored"
-    if wanted in ("mirrored", "data_parallel") and wanted != ours:
+    supported = "data_parallel" if backend == "jax" else "mirrored"
+    if wanted in ("mirrored", "data_parallel") and wanted != supported:
         other = "tensorflow" if backend == "jax" else "jax"
         raise SpecError(
             f"devices.strategy={wanted} is not for the backend {backend}",
-            expected=f"auto, cpu or {ours}",
+            expected=f"auto, cpu or {supported}",
             received=wanted,
-            fix=f"set devices.strategy={ours}, or start with KERAS_BACKEND={other}",
+            fix=f"set devices.strategy={supported}, or start with KERAS_BACKEND={other}",
         )
     if wanted == "cpu":
         return SINGLE
     if wanted == "auto":
         # Logical CPUs of TensorFlow are one processor; those of JAX exist only if configured.
         shared = num_devices > 1 and (kind != "cpu" or backend == "jax")
-        return ours if shared else SINGLE
-    return ours
+        return supported if shared else SINGLE
+    return supported
 
 
 def _choose_precision(kind: str, devices: list[Any]) -> str:
