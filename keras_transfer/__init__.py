@@ -1,11 +1,10 @@
 """Transfer learning for images: from a folder of photographs to a verified SavedModel.
 
-Names are looked up on first use, so that importing the package does not import TensorFlow.
+Names are looked up on first use. Importing the package imports neither Keras nor TensorFlow and
+changes no environment variable; `keras_transfer.devices.use_onednn()` chooses faster kernels.
 """
 
 import importlib
-import os
-import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +34,6 @@ if TYPE_CHECKING:
     from keras_transfer.specs import ViewSpec as ViewSpec
     from keras_transfer.storage.run_start import start_run as start_run
     from keras_transfer.training.fitting import fit_phases as fit_phases
-
-if platform.machine() in ("x86_64", "AMD64") and "tensorflow" not in sys.modules:
-    # TensorFlow takes oneDNN by itself only on processors with AVX-512 VNNI. Those with AVX2 gain
-    # as well: convolutions run up to 1.5 times as fast, their input's gradients three times.
-    # Read once, when TensorFlow is imported: later it would only mislead the processes started
-    # from this one, whose sums would differ in their last digits. Whoever has set it is obeyed.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _HOMES = {
     "config": (

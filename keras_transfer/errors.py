@@ -1,20 +1,20 @@
-"""Everything this package raises on purpose, drawn before it is coded.
+"""The errors of this package.
 
-KerasTransferError          what a front cli catches and prints without a traceback
+KerasTransferError          caught by the verbs, which print it without a traceback
 ├── SpecError               a field of the spec is unknown, ill-typed or out of range
 ├── DataError               images, labels or splits cannot be used as they are
 ├── WeightsError            pretrained weights are missing or do not fit the trunk
 ├── RunError                a run folder cannot be written, read or resumed
-│   └── DivergedError       training left the finite numbers
+│   └── DivergedError       the loss became infinite or NaN
 └── ExportError             an exported artefact does not agree with its model
 """
 
 
 class KerasTransferError(ValueError):
-    """An error of the user's world, told in four parts.
+    """An error that the user can fix, described in four parts.
 
     Args:
-        what: one sentence, without a full stop, that names the field, flag or file.
+        what: one sentence, without a full stop, that names the field, option or file.
         expected: what would have been accepted.
         received: what was found instead.
         fix: what to do next.
@@ -26,7 +26,7 @@ class KerasTransferError(ValueError):
         given = [
             line for line, text in zip(lines, (what, expected, received, fix), strict=True) if text
         ]
-        # A part that ends in a mark of its own, such as a question, gets no second one.
+        # A part that ends with a question mark, for example, gets no full stop.
         super().__init__("\n  ".join(x if x[-1] in ".?!" else f"{x}." for x in given))
 
 
@@ -47,11 +47,11 @@ class RunError(KerasTransferError):
 
 
 class DivergedError(RunError):
-    """Training left the finite numbers."""
+    """The loss became infinite or NaN."""
 
 
 class OutOfMemoryError(RunError):
-    """A device has too little memory for the smallest part of a batch."""
+    """A device has too little memory for even the smallest part of a batch."""
 
 
 class ExportError(KerasTransferError):

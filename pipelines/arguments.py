@@ -1,4 +1,4 @@
-"""What every verb's command line shares: presets, overrides, a quiet start and clear endings."""
+"""Shared by the command lines of all verbs: presets, overrides, exit statuses and errors."""
 
 import argparse
 import difflib
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from keras_transfer.config import describe_fields, load_spec, override, parse_assignments
+from keras_transfer.devices import use_onednn
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import RunSpec
 
@@ -36,7 +37,7 @@ def _list_fields() -> str:
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
-    """The preset and its overrides."""
+    """Add the preset and its overrides to the arguments."""
     known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.toml")))
     parser.add_argument(
         "preset", help=f"a preset ({known}), a .toml or spec.json file, or a run folder"
@@ -45,7 +46,7 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_spec(arguments: argparse.Namespace) -> RunSpec:
-    """The spec that the command line describes."""
+    """The spec of a preset and its overrides."""
     spec = load_spec(arguments.preset, presets=PRESETS)
     return override(spec, parse_assignments(arguments.overrides))
 
@@ -57,12 +58,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def run_verb(verb: Callable[[], None]) -> int:
-    """Run a verb and turn what ends it into an exit status: 0, 2 for the user's errors, 130."""
+def run_verb(verb: Callable[[], int | None]) -> int:
+    """Run a verb; the exit status: its own or 0, 2 for the user's errors, 130 if interrupted."""
+    use_onednn()
     logging.getLogger("keras_transfer").setLevel(logging.INFO)
     try:
         _check_backend()
-        verb()
+        return verb() or 0
     except KerasTransferError as error:
         print(f"\nerror: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
@@ -70,7 +72,7 @@ def run_verb(verb: Callable[[], None]) -> int:
         if error.name != "jax":
             raise
         missing = RunError(
-            "KERAS_BACKEND=jax asks for JAX, which is not installed",
+            "KERAS_BACKEND=jax needs JAX, which is not installed",
             expected="a package called jax",
             received="none",
             fix='pip install "keras_transfer[jax]", or unset KERAS_BACKEND',
@@ -78,23 +80,23 @@ def run_verb(verb: Callable[[], None]) -> int:
         print(f"\nerror: {missing}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt:
-        print("\nstopped; a training goes on with --resume", file=sys.stderr)  # noqa: T201
+        print("\nstopped; a training continues with --resume", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output, such as `head`, has enough.
+        # The program that reads the output, such as `head`, has closed its end.
         sys.stderr.close()
-    return 0
+        return 0
 
 
 def _check_backend() -> None:
-    """Raise RunError for a backend that nothing here runs on, before Keras fails to import it."""
+    """Raise RunError for a backend that is not supported, before Keras fails to import it."""
     known = ("tensorflow", "jax")
-    # As Keras does, nothing set is its own choice: keras.json, or TensorFlow.
+    # Unset, Keras chooses: by keras.json, or else TensorFlow.
     backend = os.environ.get("KERAS_BACKEND") or known[0]
     if backend not in known:
         similar = difflib.get_close_matches(backend.lower(), known, n=1)
         raise RunError(
-            f"KERAS_BACKEND={backend} is none that this package runs on",
+            f"KERAS_BACKEND={backend} is not supported",
             expected=" or ".join(known),
             received=backend,
             fix=f"set KERAS_BACKEND={similar[0] if similar else known[0]}"
@@ -103,13 +105,13 @@ def _check_backend() -> None:
 
 
 def scratch_log() -> Path:
-    """Where TensorFlow's native log output goes when there is no run folder to write to."""
-    # One for each user of a machine: nobody may write to another's.
+    """The file for TensorFlow's log output when there is no run folder."""
+    # One for each user of a machine, who may not write to another's files.
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir()) / f"keras_transfer-{user}.log"
 
 
-def main_of(parse_and_run: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
+def main_of(parse_and_run: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Turn `parse_and_run(argv)` into a `main(argv=None)` that returns an exit status."""
 
     def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Cache: list, check or remove what earlier runs computed and kept.
+"""Cache: list, check or remove the features that earlier runs stored.
 
 python -m pipelines.cache list
 python -m pipelines.cache verify
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from keras_transfer.errors import RunError
 from keras_transfer.storage.cache import feature_folder
-from pipelines.arguments import make_parser, run_verb
+from pipelines.arguments import main_of, make_parser
 
 if TYPE_CHECKING:
     from keras_transfer.reporting.reporter import TerminalReporter
@@ -24,18 +24,7 @@ if TYPE_CHECKING:
 DAMAGED: Final = 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb: 0, 1 if `verify` found damage, 2 for the user's errors, 130."""
-    num_damaged = 0
-
-    def run() -> None:
-        nonlocal num_damaged
-        num_damaged = _run(_parse(argv))
-
-    return run_verb(run) or (DAMAGED if num_damaged else 0)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("cache", str(__doc__))
     parser.add_argument(
         "task",
@@ -51,11 +40,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the runs' cache.folder; by default features/ below $KERAS_TRANSFER_HOME or "
         "~/.cache/keras_transfer",
     )
-    return parser.parse_intermixed_args(argv)
+    return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    """Do the task; returns how many damaged files it found."""
+def _run(argv: Sequence[str] | None) -> int:
+    """Do the task; 1 if `verify` found damaged files."""
+    arguments = _parser().parse_intermixed_args(argv)
     from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.storage.cache import Cache
 
@@ -68,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.task == "clear":
         _clear(cache, infos, terminal)
     else:
-        return _verify(cache, infos, terminal)
+        return DAMAGED if _verify(cache, infos, terminal) else 0
     return 0
 
 
@@ -87,7 +77,7 @@ def _chosen(cache: "Cache", arguments: argparse.Namespace) -> "list[EntryInfo]":
     infos = cache.entries()
     if arguments.task == "clear" and bool(arguments.ids) == arguments.all:
         raise RunError(
-            "clear has to be told what to remove",
+            "clear needs to know what to remove",
             expected="ids, or --all",
             received="both" if arguments.all else "neither",
             fix="see `python -m pipelines.cache list` for the ids",
@@ -152,6 +142,8 @@ def _clear(cache: "Cache", infos: "list[EntryInfo]", terminal: "TerminalReporter
 def _megabytes(*infos: "EntryInfo") -> str:
     return f"{sum(info.num_bytes for info in infos) / 1e6:,.1f}"
 
+
+main = main_of(_run)
 
 if __name__ == "__main__":
     sys.exit(main())

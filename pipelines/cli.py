@@ -4,29 +4,29 @@ import importlib
 import sys
 
 VERBS = {
-    "train": "train a classifier, judge it and export it",
+    "train": "train a classifier, evaluate it and export it",
     "tune": "search for better values of a spec's fields",
-    "extract": "store what frozen layers make of the images, by many processes",
-    "evaluate": "judge a run on its own test split or on other images",
+    "extract": "compute and store the features of frozen layers, with many processes",
+    "evaluate": "evaluate a run on its own test split or on other images",
     "predict": "classify files and folders with a run",
-    "explain": "show where a run sees the classes in images",
-    "export": "write a run as a SavedModel again, and in other formats",
-    "serve": "answer images over HTTP, as TensorFlow Serving does",
-    "probe": "tell what pretrained weights are worth with few labels",
-    "cache": "list, check or remove what earlier runs computed and kept",
-    "rank": "tell which pretrained trunk suits these images",
+    "explain": "show which parts of images a prediction depends on",
+    "export": "export a run as a SavedModel again, and in other formats",
+    "serve": "serve predictions over HTTP, with TensorFlow Serving's protocol",
+    "probe": "measure what pretrained weights gain with few labels",
+    "cache": "list, check or remove the features that earlier runs stored",
+    "rank": "rank pretrained trunks for these images",
     "rates": "measure how fast the frozen layers of backbones run here",
-    "race": "measure what the feature store gains on these images",
-    "pretrain": "make the embedded weights of a trunk",
+    "race": "measure how much time stored features save on these images",
+    "pretrain": "train the embedded weights of a trunk",
 }
 
 
 def main() -> int:
-    """Hand the command line to the verb it names."""
+    """Run the verb that the command line names."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in VERBS:
         return int(importlib.import_module(f"pipelines.{verb}").main(sys.argv[2:]))
-    lines = ["usage: keras-transfer <verb> …   (keras-transfer <verb> --help tells more)", ""]
+    lines = ["usage: keras-transfer <verb> …   (details: keras-transfer <verb> --help)", ""]
     lines += [f"  {name:10} {text}" for name, text in VERBS.items()]
     known = verb in ("--help", "-h")
     (sys.stdout if known else sys.stderr).write("\n".join(lines) + "\n")

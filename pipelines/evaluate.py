@@ -1,9 +1,10 @@
-"""Evaluate: judge a run on its own test split, or on other labelled images.
+"""Evaluate: metrics of a run on its own test split, or on other labelled images.
 
 python -m pipelines.evaluate saved_models/flowers
 python -m pipelines.evaluate saved_models/flowers new_photos --output new.json
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from keras_transfer.storage.atomic import check_vacant, replacing
 from pipelines.arguments import main_of, make_parser, scratch_log
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("evaluate", str(__doc__))
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
     parser.add_argument(
@@ -23,8 +24,12 @@ def _run(argv: Sequence[str] | None) -> None:
         nargs="?",
         help="folder of class sub-folders, or a CSV file; by default the run's test split",
     )
-    parser.add_argument("--output", metavar="FILE", help="JSON file for the figures")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--output", metavar="FILE", help="JSON file for the metrics")
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
     if arguments.output:
         check_vacant(Path(arguments.output))
     with native_log_to(scratch_log()):
@@ -38,7 +43,7 @@ def _run(argv: Sequence[str] | None) -> None:
         if arguments.output:
             with replacing(Path(arguments.output)) as path:
                 path.write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
-            terminal.info(f"Figures: {arguments.output}")
+            terminal.info(f"Metrics: {arguments.output}")
 
 
 main = main_of(_run)

@@ -1,11 +1,12 @@
-"""Explain: show where a finished run sees the classes in files, folders or a list of images.
+"""Explain: show which parts of images the predictions of a run depend on.
 
 python -m pipelines.explain saved_models/flowers photo.jpg more_photos/ --output explanations
 python -m pipelines.explain saved_models/flowers photo.jpg --class tulips --output tulips
 
-FOLDER gets explain.html to look at, explain.csv, and an image with its heat map for each file.
+FOLDER gets explain.html to open in a browser, explain.csv, and a heat map for each image.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +16,24 @@ from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, scratch_log
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("explain", str(__doc__))
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder or - for stdin")
     parser.add_argument(
-        "--output", metavar="FOLDER", default="explanations", help="new folder to write"
+        "--output", metavar="FOLDER", default="explanations", help="new folder for the results"
     )
     parser.add_argument(
-        "--class", metavar="NAME", dest="class_name", help="explain this class, not the likeliest"
+        "--class",
+        metavar="NAME",
+        dest="class_name",
+        help="class to explain (default: the predicted one)",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
     output = Path(arguments.output)
     check_vacant(output)
     with native_log_to(scratch_log()):
@@ -49,7 +57,7 @@ def _run(argv: Sequence[str] | None) -> None:
         terminal.table(f"Images: {summary.num_explained:,}", ["label", "images"], labels)
         if summary.num_bad:
             terminal.info(f"{summary.num_bad:,} files could not be read: see the error column.")
-        terminal.info(f"To look at: {output / PAGE}")
+        terminal.info(f"Report: {output / PAGE}")
 
 
 main = main_of(_run)

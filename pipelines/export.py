@@ -1,13 +1,13 @@
-"""Export: write a run's model as a SavedModel again, proven like the first one.
+"""Export: write a run's model as a SavedModel again, verified like the first one.
 
     python -m pipelines.export saved_models/flowers
     python -m pipelines.export saved_models/flowers --formats all --compare
 
-The new version gets the next number under export/; none is overwritten. Other formats land under
-formats/ with the same number.
+The new version gets the next number under export/; none is overwritten. Other formats are written
+to formats/ under the same number.
 
-The SavedModel consists of TensorFlow's operations or, under KERAS_BACKEND=jax, of programs that XLA
-compiles on CPUs, GPUs and TPUs. Whatever the run was trained on, it can be exported as either.
+The SavedModel consists of TensorFlow operations or, under KERAS_BACKEND=jax, of programs that XLA
+compiles for CPUs, GPUs and TPUs. Every run can be exported as either, whatever trained it.
 """
 
 import argparse
@@ -17,32 +17,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_transfer.devices import native_log_to
+from keras_transfer.errors import SpecError
 from pipelines.arguments import main_of, make_parser, scratch_log
 
 if TYPE_CHECKING:
     from keras_transfer.reporting.reporter import TerminalReporter
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("export", str(__doc__))
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
     parser.add_argument(
         "--precision",
         choices=["float32", "bfloat16"],
-        help="what the SavedModel may compute in, if it then agrees and is faster here (default: "
-        "the run's export.precision)",
+        help="precision of the SavedModel, if it then agrees with the model and is faster here "
+        "(default: the run's export.precision)",
     )
     parser.add_argument(
         "--formats",
         metavar="LIST",
-        help="also write other formats: all, or onnx, litert_int8 … with commas between",
+        help="other formats to write as well: all, or a list such as onnx,litert_int8",
     )
     parser.add_argument(
-        "--compare", action="store_true", help="time all formats in turns (with --formats)"
+        "--compare", action="store_true", help="measure the speed of all formats (with --formats)"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
     if arguments.compare and arguments.formats is None:
-        parser.error("--compare needs --formats, such as --formats all")
+        raise SpecError(
+            "--compare needs other formats to compare",
+            expected="--formats beside --compare",
+            received="no --formats",
+            fix="add --formats all",
+        )
     with native_log_to(scratch_log()):
         from keras_transfer.export.formats.registry import check_libraries, parse_formats
 

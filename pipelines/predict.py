@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from keras_transfer.reporting.reporter import TerminalReporter
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("predict", str(__doc__))
     parser.add_argument(
         "target",
@@ -38,16 +38,20 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass")
     parser.add_argument(
-        "--resume", action="store_true", help="go on behind the rows of a killed process"
+        "--resume", action="store_true", help="continue the output of an interrupted prediction"
     )
     parser.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="processes of a Ray cluster: the one that RAY_ADDRESS names, or one of this machine "
-        "(default: this process)",
+        help="processes of a Ray cluster: the one at RAY_ADDRESS, or this machine (default: this "
+        "process, without Ray)",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
     check_vacant(Path(arguments.output))
     with native_log_to(scratch_log()):
         from keras_transfer.inference.prediction import (
@@ -64,10 +68,10 @@ def _run(argv: Sequence[str] | None) -> None:
         target = open_target(arguments.target)
         known = _known(target, terminal) if isinstance(target, LoadedRun) else {}
         identity = identify(target)
-        answer = _answerer(arguments, target, identity, known, terminal)
+        predict = _predictor(arguments, target, identity, known, terminal)
         with terminal.progress("predicting") as count:
             summary = write_predictions(
-                lambda remaining: terminal.counted(answer(remaining), count),
+                lambda remaining: terminal.counted(predict(remaining), count),
                 files,
                 Path(arguments.output),
                 task=target.contract.task_outputs,
@@ -77,14 +81,14 @@ def _run(argv: Sequence[str] | None) -> None:
         _show(summary, arguments.output, terminal)
 
 
-def _answerer(
+def _predictor(
     arguments: argparse.Namespace,
     target: "Target",
     identity: str,
     known: "dict[str, np.ndarray]",
     terminal: "TerminalReporter",
 ) -> "Callable[[Iterator[Path]], Iterator[Row]]":
-    """From files to their rows, in this process or by many."""
+    """A function of files that yields their rows, computed in this process or by workers."""
     from keras_transfer.inference.prediction import predict_files
 
     if not arguments.workers:
@@ -105,6 +109,7 @@ def _answerer(
 
 
 def _known(run: "LoadedRun", terminal: "TerminalReporter") -> "dict[str, np.ndarray]":
+    """Probabilities that the cache holds for images of the run's data, by file digest."""
     from keras_transfer.data.audit import pixels_key
     from keras_transfer.features.cached_logits import known_probabilities
     from keras_transfer.storage.cache import open_cache
@@ -115,7 +120,7 @@ def _known(run: "LoadedRun", terminal: "TerminalReporter") -> "dict[str, np.ndar
 
 def _show(summary: "PredictionSummary", output: str, terminal: "TerminalReporter") -> None:
     if summary.num_kept:
-        terminal.info(f"{summary.num_kept:,} rows were there already.")
+        terminal.info(f"{summary.num_kept:,} rows had been predicted before.")
     labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
     terminal.table(f"Images: {summary.num_predicted:,}", ["label", "images"], labels)
     if summary.num_bad:

@@ -1,12 +1,13 @@
-"""Pretrain: make the embedded weights of a trunk from rendered letters, from scratch.
+"""Pretrain: train the embedded weights of a trunk from scratch, on rendered letters.
 
     python -m pipelines.pretrain letters_resnet50
     python -m pipelines.pretrain letters_vgg16 phase.epochs=12 --output my_weights
 
 Writes <backbone>_<last stage>.npz (float16) and its record; by default into the package, where
-model.weights=embedded looks for them. An interrupted pretraining goes on with --resume.
+model.weights=embedded reads them. An interrupted pretraining continues with --resume.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,17 @@ from keras_transfer.storage.run_start import DEFAULT_PARENT, check_same_spec
 from pipelines.arguments import PRESETS, main_of, make_parser
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("pretrain", str(__doc__))
     parser.add_argument("preset", help="letters_resnet50, letters_vgg16 or a .toml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     parser.add_argument("--output", metavar="DIR", help="folder for the weights")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted one")
-    arguments = parser.parse_intermixed_args(argv)
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted pretraining")
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_intermixed_args(argv)
     presets = PRESETS / "pretraining"
     spec = load(PretrainSpec, arguments.preset, presets=presets)
     spec = override(spec, parse_assignments(arguments.overrides))
@@ -46,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> None:
         folder = Path(arguments.output) if arguments.output else EMBEDDED
         file = embed(classifier, result, spec, command=command, folder=folder)
         terminal.info(
-            f"{accuracy:.1%} of new letters are named right after {result.seconds:.0f} s."
+            f"Validation accuracy on new letters: {accuracy:.1%}, after {result.seconds:.0f} s."
         )
         terminal.info(f"Weights: {file}")
 

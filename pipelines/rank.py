@@ -1,15 +1,16 @@
-"""Rank: which pretrained trunk suits these images, before any of them is fine-tuned?
+"""Rank: compare pretrained trunks on these images before fine-tuning any of them.
 
     python -m pipelines.rank data.path=my_photos 'backbones=["resnet50", "mobilenet_v2"]'
     python -m pipelines.rank quickstart 'backbones=["resnet50", "vgg16"]' max_latency_ms=50
 
-Every candidate's frozen layers see every training and validation image once; test images are
+Each candidate's frozen layers run once over the training and validation images; test images are
 left out. Features are scored by a linear probe and by nearest neighbours on held-out images, and
-by LogME and the H-score, beside noise as a control; latency, throughput and size are measured. A
-sentence recommends the fastest of those that cannot be told from the best within the limits.
-Writes rank.json, rank.md and rank.png. What was computed is stored where `train` looks for it.
+by LogME and the H-score, with random features as a control; latency, throughput and size are
+measured. The recommendation is the fastest of the candidates within the limits that are not
+significantly worse than the best. Writes rank.json, rank.md and rank.png. `train` reuses the
+features.
 
-The preset may be left out: it is flowers then. `folds` here are those of the probe.
+The default preset is flowers. `folds` are those of the linear probe.
 """
 
 import argparse
@@ -47,18 +48,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read_words(words: Sequence[str]) -> tuple[RunSpec, RankSpec]:
-    """What is ranked on which images; fields of the ranking go before those of the run.
+    """The run's spec and the ranking's; a field that both have belongs to the ranking.
 
     Raises:
         SpecError: a field is unknown, ill-typed or out of range.
     """
     preset, *rest = words if "=" not in words[0] else (DEFAULT_PRESET, *words)
     changes = parse_assignments(rest)
-    ours = {field.name for field in fields(RankSpec)}
+    own = {field.name for field in fields(RankSpec)}
     ranking = build(
-        RankSpec, {name: text for name, text in changes.items() if name in ours}, "", "the ranking"
+        RankSpec, {name: text for name, text in changes.items() if name in own}, "", "the ranking"
     )
-    others = {name: text for name, text in changes.items() if name not in ours}
+    others = {name: text for name, text in changes.items() if name not in own}
     return override(load_spec(preset, presets=PRESETS), others), ranking
 
 

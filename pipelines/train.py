@@ -4,13 +4,14 @@
     python -m pipelines.train flowers data.path=my_photos model.backbone=mobilenet_0.25
     python -m pipelines.train saved_models/flowers --output saved_models/flowers --resume
 
-Many trainings of one spec, which share all that is frozen, are a study; it exports nothing:
+A study is many trainings of one spec that share all stored features; it exports nothing:
 
     python -m pipelines.train quickstart folds=5
     python -m pipelines.train quickstart seeds=5
     python -m pipelines.train quickstart halvings=4 seeds=3
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from pipelines.arguments import (
 )
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("train", str(__doc__), fields=True)
     add_spec_arguments(parser)
     parser.add_argument(
@@ -39,36 +40,27 @@ def _run(argv: Sequence[str] | None) -> None:
         metavar="DIR",
         help="run folder (default: saved_models/<name>, <name>-study for a study)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    parser.add_argument("--dry-run", action="store_true", help="try one batch of every phase only")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--dry-run", action="store_true", help="only try one batch of every phase")
     parser.add_argument(
         "--profile", action="store_true", help="trace some steps of every phase for TensorBoard"
     )
     parser.add_argument("--print-spec", action="store_true", help="print the resolved spec as JSON")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_intermixed_args(argv)
     spec = read_spec(arguments)
     if arguments.print_spec:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
-    if arguments.profile and spec.num_trials > 1:
-        raise SpecError(
-            "a study of several trainings traces none of them",
-            expected="--profile for a single run",
-            received=f"{spec.num_trials} trainings",
-            fix="leave out folds, seeds and halvings, or --profile",
-        )
     if arguments.dry_run:
         with native_log_to(scratch_log()):
-            from keras_transfer.experiments.dry_run import dry_run
-            from keras_transfer.reporting.reporter import TerminalReporter
-
-            terminal = TerminalReporter()
-            dry_run(spec, terminal)
-            if spec.num_trials > 1:
-                terminal.info(f"Up to {spec.num_trials} trials would train like this.")
+            _try(spec)
         return
     if spec.num_trials > 1:
-        check_one_host(spec.devices, "a study")
+        _check_study(spec, profile=arguments.profile)
     num_hosts = num_hosts_of(spec.devices)
     if (host := given_host()[0]) > 0:
         run = _await_run(spec, host, arguments.output)
@@ -81,14 +73,36 @@ def _run(argv: Sequence[str] | None) -> None:
             _study(spec, run)
 
 
+def _check_study(spec: RunSpec, *, profile: bool) -> None:
+    """Raise SpecError for options that apply to a single training only."""
+    if profile:
+        raise SpecError(
+            "--profile traces a single training, not a study",
+            expected="one training",
+            received=f"{spec.num_trials} trainings",
+            fix="leave out folds, seeds and halvings, or --profile",
+        )
+    check_one_host(spec.devices, "a study")
+
+
 def _await_run(spec: RunSpec, host: int, output: str | None) -> RunFolder:
     from keras_transfer.reporting.reporter import TerminalReporter
 
-    TerminalReporter().info(f"Host {host} waits for the run that host 0 begins in {output}.")
+    TerminalReporter().info(f"Host {host} waits for host 0 to start the run in {output}.")
     return await_run(spec, output=output)
 
 
-# What follows imports TensorFlow, and only then, so that its start-up goes to the log.
+# These functions import TensorFlow when they run, so that its start-up output goes to the log.
+def _try(spec: RunSpec) -> None:
+    from keras_transfer.experiments.dry_run import dry_run
+    from keras_transfer.reporting.reporter import TerminalReporter
+
+    terminal = TerminalReporter()
+    dry_run(spec, terminal)
+    if spec.num_trials > 1:
+        terminal.info(f"Up to {spec.num_trials} trials would train like this.")
+
+
 def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> None:
     from keras_transfer.experiments.run import run_transfer
     from keras_transfer.experiments.summary import show_result

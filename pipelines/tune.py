@@ -5,17 +5,18 @@
     python -m pipelines.tune flowers data.path=my_photos search.tuner=hyperband --workers 4
     python -m pipelines.tune saved_models/flowers-search --resume
 
-What may vary is the table [search.space] of the spec, or said here:
+The search space is the table [search.space] of the spec, or given here:
 
     search.space.model.dropout={values=[0.1,0.3]}
     search.space.phases.0.learning_rate={low=1e-4,high=1e-2,sampling="log"}
 
-Several machines share a disk, --output and three variables; see the README.
+For several machines see the documentation: they share a disk, --output and three variables.
 
-Only validation is compared; the winner alone sees the test split. It comes as a run of its own in
-the folder `winner`, with best.toml to train it again, search.html to look at and search.json.
+Trials are compared on the validation split; only the best one is evaluated on the test split. It
+becomes a run in the folder `winner`, beside best.toml (its spec), search.html and search.json.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.devices import native_log_to
+from keras_transfer.errors import SpecError
 from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chief
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -35,31 +37,40 @@ from pipelines.arguments import add_spec_arguments, main_of, make_parser, positi
 _NUM_PLAIN = 2
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("tune", str(__doc__), fields=True)
     add_spec_arguments(parser)
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write to (default: saved_models/<name>-search)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted search")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted search")
     parser.add_argument(
         "--workers", type=positive, default=1, metavar="N", help="processes that train (default: 1)"
     )
     parser.add_argument(
         "--against-plain",
         action="store_true",
-        help="begin with an empty store, and time one plain Keras training and two trials of a "
-        "plain KerasTuner search beside",
+        help="start with an empty cache, and also time one plain Keras training and two trials of "
+        "a plain KerasTuner search",
     )
     parser.add_argument("--print-spec", action="store_true", help="print the resolved spec as JSON")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_intermixed_args(argv)
     spec = read_spec(arguments)
     if arguments.against_plain and spec.cache.folder:
-        parser.error("--against-plain begins with an empty store: leave cache.folder out")
+        raise SpecError(
+            "--against-plain starts with an empty cache of its own",
+            expected="no cache.folder",
+            received=f"cache.folder={spec.cache.folder}",
+            fix="leave cache.folder out",
+        )
     if arguments.print_spec:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
-    # Whoever names a folder to resume means that folder.
+    # A run folder in the place of the preset is the folder to resume.
     named = arguments.preset if arguments.resume and Path(arguments.preset).is_dir() else None
     output = arguments.output or named
     if is_worker():
@@ -69,14 +80,14 @@ def _run(argv: Sequence[str] | None) -> None:
         return
     run = start_run(spec, output=output, resume=arguments.resume, suffix="-search")
     num_plain = _NUM_PLAIN if arguments.against_plain else 0
-    cache = _empty_store(run) if arguments.against_plain else contextlib.nullcontext()
+    cache = _empty_cache(run) if arguments.against_plain else contextlib.nullcontext()
     with native_log_to(run.log_file), cache:
         _search(spec, run, num_workers=arguments.workers, num_plain=num_plain)
 
 
 @contextlib.contextmanager
-def _empty_store(run: RunFolder) -> Iterator[None]:
-    """Nothing computed before helps; workers inherit the variable."""
+def _empty_cache(run: RunFolder) -> Iterator[None]:
+    """Use a cache without earlier features; workers inherit the variable."""
     before = os.environ.get("KERAS_TRANSFER_HOME")
     with tempfile.TemporaryDirectory(dir=run.path) as home:
         os.environ["KERAS_TRANSFER_HOME"] = home
@@ -88,7 +99,7 @@ def _empty_store(run: RunFolder) -> Iterator[None]:
                 os.environ["KERAS_TRANSFER_HOME"] = before
 
 
-# What follows imports TensorFlow, and only then, so that its start-up goes to the log.
+# These functions import TensorFlow when they run, so that its start-up output goes to the log.
 def _work(spec: RunSpec, run: RunFolder) -> None:
     from keras_transfer.experiments.tune.workers import take_part
     from keras_transfer.reporting.reporter import TerminalReporter

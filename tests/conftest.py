@@ -1,7 +1,10 @@
-"""What several rooms' tests share: a quiet TensorFlow, a private cache and real images."""
+"""Shared by tests of several packages: a quiet TensorFlow, a private cache, real images."""
 
 import os
-from collections.abc import Iterator
+import resource
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -10,8 +13,19 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import pytest
 from PIL import Image
+from small_backbone import SMALL
 
-import keras_transfer  # noqa: F401 (before a test imports TensorFlow: that reads once what it sets)
+from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.devices import use_onednn
+
+use_onednn()  # Before a test imports TensorFlow.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with many slow tests first: both processes then end at about the same time."""
+    num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -num_slow[item.path])
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -21,6 +35,14 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's own cache, nor does any fixture that tests share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_TRANSFER_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_backbone() -> Iterator[None]:
+    """`model.backbone=small` in this process; its weights are 'none' or a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, SMALL.name, SMALL)
         yield
 
 
@@ -53,3 +75,36 @@ def shared_weights() -> Path:
     if not (SHARED / "weights").is_dir():
         pytest.skip("the ImageNet weights kept outside the project are not on this machine")
     return SHARED / "weights"
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """`with full_disk():` limits files to 4 kB, which fails like a full disk: mid-write.
+
+    Only around the call under test: the limit holds for pytest's own output file as well.
+    """
+
+    @contextmanager
+    def limit() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+@pytest.fixture(scope="session")
+def flip() -> Callable[[Path, int], None]:
+    """Flips one bit of a file, in place."""
+
+    def change(file: Path, bit: int) -> None:
+        with file.open("r+b") as opened:
+            opened.seek(bit // 8)
+            byte = opened.read(1)[0]
+            opened.seek(bit // 8)
+            opened.write(bytes([byte ^ 1 << bit % 8]))
+
+    return change

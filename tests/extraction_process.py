@@ -12,7 +12,7 @@ from small_models import make_classifier
 
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.targets import Targets
-from keras_transfer.devices.subprocess_call import peak_mb
+from keras_transfer.devices.memory import peak_mb
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.source import Request, Source
 from keras_transfer.reporting.reporter import SilentReporter

@@ -54,7 +54,9 @@ def fit(job: Fit) -> dict:
     import keras
     import tensorflow as tf
     from feature_sources import make_source, source_of
+    from small_backbone import SMALL
 
+    from keras_transfer.backbones.registry import BACKBONES
     from keras_transfer.config import override
     from keras_transfer.data.splits import Splits
     from keras_transfer.devices import set_up
@@ -74,6 +76,7 @@ def fit(job: Fit) -> dict:
     from keras_transfer.tasks.single_label import SingleLabel
     from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
+    BACKBONES[SMALL.name] = SMALL
     if job.logical_devices > 1 and keras.backend.backend() == "tensorflow":
         cpu = tf.config.list_physical_devices("CPU")[0]
         logical = [tf.config.LogicalDeviceConfiguration()] * job.logical_devices

@@ -35,8 +35,8 @@ def read_notebook(name: str) -> nbformat.NotebookNode:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
 
 
-def find_cell(trial_log: nbformat.NotebookNode, ident: str) -> nbformat.NotebookNode:
-    return next(cell for cell in trial_log.cells if cell.id == ident)
+def find_cell(notebook: nbformat.NotebookNode, ident: str) -> nbformat.NotebookNode:
+    return next(cell for cell in notebook.cells if cell.id == ident)
 
 
 def execute(
@@ -47,35 +47,35 @@ def execute(
     As papermill does it, a cell with the parameters goes behind the one that is tagged so. `before`
     is the code of a first cell.
     """
-    trial_log = read_notebook(name)
+    notebook = read_notebook(name)
     lines = (f"{field} = {value!r}" for field, value in parameters.items())
     injected = nbformat.v4.new_code_cell(
         "\n".join(lines), metadata={"tags": ["injected-parameters"]}
     )
-    trial_log.cells.insert(trial_log.cells.index(find_cell(trial_log, "parameters")) + 1, injected)
+    notebook.cells.insert(notebook.cells.index(find_cell(notebook, "parameters")) + 1, injected)
     if before:
-        trial_log.cells.insert(0, nbformat.v4.new_code_cell(before))
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
     # No folders of kernels: then "python3" is the Python that runs this, whatever is installed.
     manager = AsyncKernelManager(
         kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
     )
     client = NotebookClient(
-        trial_log, km=manager, timeout=600, resources={"metadata": {"path": folder}}
+        notebook, km=manager, timeout=600, resources={"metadata": {"path": folder}}
     )
     private = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
     client.execute(cleanup_kc=True, env={**os.environ, **private, **(environment or {})})
-    return trial_log
+    return notebook
 
 
-def words(trial_log: nbformat.NotebookNode, ident: str) -> str:
+def words(notebook: nbformat.NotebookNode, ident: str) -> str:
     """What a cell says, on one line and without colours."""
-    outputs = find_cell(trial_log, ident).outputs
+    outputs = find_cell(notebook, ident).outputs
     texts = [output.get("text") or output.data.get("text/plain", "") for output in outputs]
     return " ".join(re.sub(r"\x1b\[[\d;]*m", "", " ".join(map(str, texts))).split())
 
 
-def count_images(trial_log: nbformat.NotebookNode, ident: str) -> int:
-    outputs = find_cell(trial_log, ident).outputs
+def count_images(notebook: nbformat.NotebookNode, ident: str) -> int:
+    outputs = find_cell(notebook, ident).outputs
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
@@ -106,7 +106,7 @@ def check_archive(archive: Path, *names: str) -> None:
         assert {*names} <= set(file.namelist())
 
 
-def check_course(trial_log: nbformat.NotebookNode, folder: Path, *, num_trials: int) -> None:
+def check_course(notebook: nbformat.NotebookNode, folder: Path, *, num_trials: int) -> None:
     """What the three notebooks that train, look, tune and export leave, and what they show."""
     saved = folder / "saved_models"
     check_run(saved / "quickstart", num_test=90)
@@ -115,7 +115,7 @@ def check_course(trial_log: nbformat.NotebookNode, folder: Path, *, num_trials: 
     assert len(packed) == 1
     check_archive(packed[0], "model.keras", "export/1/saved_model.pb", "figures/mistakes.png")
     shown = {
-        ident: count_images(trial_log, ident) for ident in ("preview", "train", "errors", "export")
+        ident: count_images(notebook, ident) for ident in ("preview", "train", "errors", "export")
     }
     assert shown == {"preview": 1, "train": 1, "errors": 2, "export": 1}
-    assert "precision recall F1 images" in words(trial_log, "errors")
+    assert "precision recall F1 images" in words(notebook, "errors")

@@ -1,7 +1,7 @@
-"""Trunk weights in half precision: archives, and those among them that ship in this package.
+"""Archives: trunk weights in half precision, some of which come with this package.
 
-An archive is `<backbone>_<last stage>.npz` with keys '<layer name>/<variable name>', and beside
-it a JSON record of how it came about, with the archive's SHA-256.
+An archive is `<backbone>_<last stage>.npz` with keys '<layer name>/<variable name>'. Beside it is a
+JSON record of how the weights were made, with the archive's SHA-256.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def save_embedded(trunk: Trunk, folder: Path, record: Mapping[str, Any]) -> Path
 def load_embedded(trunk: Trunk, file: Path) -> dict[str, Any]:
     """Load an archive that reaches the trunk's last stage, or further, and return its record.
 
-    Raises WeightsError if the archive is not the one its record describes, or does not fit.
+    Raises WeightsError if the archive differs from its record, or does not fit.
     """
     record = _read_record(file)
     variables = _named_variables(trunk)
@@ -98,7 +98,7 @@ def load_embedded(trunk: Trunk, file: Path) -> dict[str, Any]:
 
 
 def _read_record(file: Path) -> dict[str, Any]:
-    """The record beside an archive; WeightsError unless it describes this very archive."""
+    """The record beside an archive; WeightsError unless it has this archive's digest."""
     beside = file.with_suffix(".json")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     try:

@@ -1,4 +1,4 @@
-"""What each family of networks expects of its pixels, as one small layer inside the model."""
+"""Preprocessing of pixels as each family of networks expects it, in a layer of the model."""
 
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ class Preprocess(keras.layers.Layer):
                 "the mode of Preprocess is unknown",
                 expected=f"one of {', '.join(get_args(Mode))}",
                 received=repr(mode),
-                fix="use the mode of a row in the table of backbones",
+                fix="use one of these four",
             )
         self.mode = mode
 

@@ -1,23 +1,29 @@
-"""What is known about one backbone before any of it is built. The standard library only."""
+"""The record of a backbone: what is known about it before any of it is built.
+
+A new backbone is one `Backbone` in the registry. Its layers come from any function that puts them
+on a tensor, so rows of `keras.applications` (`applications.Application`) are one kind of many. The
+module needs the standard library only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import keras
 
 Mode = Literal["caffe", "tf", "torch", "none"]
 
 
 class Stage(NamedTuple):
-    """A named stretch of a trunk, from the end of the stage below to one tensor.
+    """The rule for one stage: it ends with a tensor on which all later layers depend.
 
     That tensor is the output of `last_layer`; or the input of `next_layer`, where Keras numbers
-    the layer before it anew in every build; or, with neither, the output of the trunk. Whatever
-    comes later depends on the stage through that tensor alone.
+    the layer before it anew in every build; or, with neither, the output of the trunk.
     """
 
     name: str
@@ -25,38 +31,40 @@ class Stage(NamedTuple):
     next_layer: str = ""
 
 
-class PublishedWeights(NamedTuple):
-    """The ImageNet weights that Keras offers for a trunk, without the classification layers."""
+class WeightSource(Protocol):
+    """Where weights of a backbone come from: a download, an installed package, a shared disk."""
 
-    url: str
-    file: str
-    """Name of the file in Keras's cache."""
-    digest: str
-    """MD5 (32 digits) or SHA-256 (64) of the file as Keras states it, '' where it states none."""
-    origin: str
-    """Who trained them, and the licence they were published under."""
+    @property
+    def origin(self) -> str:
+        """Who trained them, and the licence they were published under."""
+
+    def find(self, backbone: Backbone) -> Path:
+        """The file of the whole network: `.weights.h5`, `.h5`, `.keras` or `.npz`.
+
+        Raises WeightsError, within seconds, if there is none.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """One row of the table of backbones."""
+    """One row of the registry."""
 
     name: str
-    constructor: str
-    """Name of the callable in `keras.applications`."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the constructor needs beside the usual."""
-    mode: Mode
-    """What `Preprocess` does to the pixels."""
+    builder: Callable[[keras.KerasTensor], keras.KerasTensor]
+    """Puts all layers of the network, with random weights, on scaled images `[B, S, S, 3]` and
+    returns their feature map. The layers stand in one flat graph, with no model inside another."""
+    preprocessing: Mode
+    """What `Preprocess` does to raw pixels before the builder's layers get them."""
     image_size: int
     """Side of the images it was trained on, px."""
     minimal_size: int = 32
     """Side of the smallest image it takes, px."""
     stages: tuple[Stage, ...]
     """From bottom to top; together they hold every variable of the trunk once."""
-    imagenet: PublishedWeights
+    weights: Mapping[str, WeightSource] = field(default_factory=dict)
+    """Values of `model.weights` that name weights of this backbone, such as 'imagenet'."""
     leave_out: tuple[str, ...] = ()
-    """Kinds of layers in Keras's network that the trunk does without."""
+    """Class names of the builder's layers that the trunk does without."""
 
     @property
     def stage_names(self) -> tuple[str, ...]:

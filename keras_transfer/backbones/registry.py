@@ -1,16 +1,14 @@
-"""The table of backbones, by name."""
+"""The registry of backbones, by name."""
 
 import difflib
 
-from keras_transfer.backbones import families, small_families
+from keras_transfer.backbones import applications
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import SpecError
 
 __all__ = ["BACKBONES", "Backbone", "get_backbone"]
 
-BACKBONES: dict[str, Backbone] = {
-    row.name: row for row in (*families.rows(), *small_families.rows())
-}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in applications.rows()}
 
 
 def get_backbone(name: str) -> Backbone:
@@ -22,7 +20,7 @@ def get_backbone(name: str) -> Backbone:
         return BACKBONES[name]
     nearest = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.5)
     raise SpecError(
-        "model.backbone is not in the table of backbones",
+        "model.backbone is not a known backbone",
         expected=f"one of {', '.join(BACKBONES)}",
         received=repr(name),
         fix=f"did you mean {' or '.join(nearest)}?" if nearest else "choose one of those names",

@@ -1,4 +1,4 @@
-"""A trunk: one backbone's layers, cut after a stage, flat in the graph of the caller's input."""
+"""A trunk: one backbone's layers, cut after a stage, in one flat graph on the caller's input."""
 
 import difflib
 from typing import Any
@@ -7,7 +7,8 @@ import keras
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Stage, Trunk
-from keras_transfer.backbones.weights import find_source, load_network, load_trunk
+from keras_transfer.backbones.sources import find_source
+from keras_transfer.backbones.weights import load_network, load_trunk
 from keras_transfer.errors import SpecError
 
 __all__ = ["Trunk", "build_trunk", "last_tensor", "split_stages"]
@@ -18,11 +19,11 @@ def build_trunk(
 ) -> Trunk:
     """Put the trunk on `inputs`, a `keras.Input` of raw RGB pixels 0-255 `[B, S, S, 3]`.
 
-    `last_stage` is the last stage kept, '' keeps all. `weights` is as in
-    `weights.find_source`; those of 'none' are a function of `keras.utils.set_random_seed` alone.
+    `last_stage` is the last stage kept, '' keeps all. `weights` is as in `sources.find_source`;
+    those of 'none' are a function of `keras.utils.set_random_seed` alone.
 
-    Layers have the names Keras gives them. Left out are the kinds in `Backbone.leave_out`: those
-    that scale the input, which `Preprocess` does, and the drop-connect of the EfficientNets,
+    Layers have the names the builder gives them. Left out are the kinds in `Backbone.leave_out`:
+    those that scale the input, which `Preprocess` does, and the drop-connect of the EfficientNets,
     because a frozen stage must be a function of the image alone.
 
     Raises SpecError for an unknown stage or too small images, WeightsError for weights that are
@@ -81,10 +82,9 @@ def last_tensor(network: keras.Model, stage: Stage) -> keras.KerasTensor:
 
 
 def _build_network(backbone: Backbone, pixels: keras.KerasTensor) -> keras.Model:
-    """Keras's own network, without its top and with random weights, behind `Preprocess`."""
-    constructor = getattr(keras.applications, backbone.constructor)
-    scaled = Preprocess(backbone.mode, name="preprocess")(pixels)
-    return constructor(include_top=False, weights=None, input_tensor=scaled, **backbone.arguments)
+    """The whole network with random weights, behind `Preprocess`."""
+    scaled = Preprocess(backbone.preprocessing, name="preprocess")(pixels)
+    return keras.Model(pixels, backbone.builder(scaled))
 
 
 def _copy_part(

@@ -1,10 +1,9 @@
-"""Where a trunk's weights come from, and what is said when they are missing or do not fit.
+"""Weights from files: loading them, and the errors of files that do not fit.
 
 HDF5 files hold a whole network and are loaded before it is cut into a trunk; archives and the
 models of earlier runs may end at the same stage and are loaded after.
 """
 
-import difflib
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -14,43 +13,14 @@ import h5py
 import keras
 import numpy as np
 
-from keras_transfer.backbones import archives, imagenet
+from keras_transfer.backbones.archives import load_embedded
 from keras_transfer.backbones.preprocess import TORCH_MEANS_RGB, TORCH_STDS_RGB, Preprocess
 from keras_transfer.backbones.record import Backbone, Trunk
 from keras_transfer.errors import WeightsError
 
-KEYWORDS = ("imagenet", "embedded", "none")
-SUFFIXES = (".h5", ".keras", ".npz")
-
-
-def find_source(backbone: Backbone, weights: str, *, last_stage: str) -> Path | None:
-    """The file that holds the weights of the backbone through `last_stage`; None for 'none'.
-
-    `weights` is 'none', 'imagenet', 'embedded' or the path of a file: `.weights.h5`, or `.h5` in
-    the older layout, of the network without its top; `.keras` of an earlier run on the same
-    backbone; or an archive `.npz`. Raises WeightsError within seconds if there is no such file.
-    """
-    if weights == "none":
-        return None
-    if weights == "imagenet":
-        return imagenet.find_weights(backbone)
-    if weights == "embedded":
-        return archives.find_embedded(backbone, last_stage)
-    file = Path(weights).expanduser()
-    if file.is_file() and file.suffix in SUFFIXES:
-        return file
-    nearest = difflib.get_close_matches(weights, KEYWORDS, n=1)
-    raise WeightsError(
-        "model.weights is neither a source of weights nor a weights file",
-        expected=f"{', '.join(KEYWORDS)}, or a file of kind .weights.h5, .h5, .keras or .npz",
-        received=f"{weights!r}; {'another kind of' if file.is_file() else 'no such'} file: "
-        f"{file.absolute()}",
-        fix=f"did you mean {nearest[0]}?" if nearest else "correct the path",
-    )
-
 
 def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> None:
-    """Load an HDF5 file into the whole network, whose input scaling must be our `Preprocess`'s.
+    """Load an HDF5 file into the whole network, whose input scaling must be that of `Preprocess`.
 
     Raises WeightsError if the file is damaged or holds another network.
     """
@@ -73,7 +43,7 @@ def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> Non
 def load_trunk(trunk: Trunk, file: Path) -> None:
     """Load an archive or the model of an earlier run into the cut trunk; WeightsError."""
     if file.suffix == ".npz":
-        archives.load_embedded(trunk, file)
+        load_embedded(trunk, file)
     else:
         _load_run(trunk, file)
 
@@ -82,7 +52,7 @@ def _load_run(trunk: Trunk, file: Path) -> None:
     """Take the trunk's weights out of a `.keras` classifier that reaches its last stage.
 
     Layers are matched by their order, because some families number their layers anew in every
-    build, and must agree in kind and shapes. Raises WeightsError.
+    build, and must agree in class and shapes. Raises WeightsError.
     """
     try:
         model = keras.models.load_model(file, compile=False)
@@ -96,13 +66,13 @@ def _load_run(trunk: Trunk, file: Path) -> None:
     modes = [layer.mode for layer in model.layers if isinstance(layer, Preprocess)]
     target = [layer for layer in trunk.layers if layer.weights]
     source = [layer for layer in model.layers if layer.weights][: len(target)]
-    if modes != [trunk.backbone.mode] or [*map(_kind, source)] != [*map(_kind, target)]:
+    if modes != [trunk.backbone.preprocessing] or [*map(_kind, source)] != [*map(_kind, target)]:
         expected = [tuple(variable.shape) for layer in target for variable in layer.weights]
         received = [tuple(variable.shape) for variable in model.weights]
         raise WeightsError(
             f"{file} does not hold {trunk.backbone.name} through {trunk.last_stage}",
-            expected=f"{_describe(expected)}, pixels scaled the '{trunk.backbone.mode}' way",
-            received=f"{_compare(received, expected)}, pixels scaled {modes or 'otherwise'}",
+            expected=f"{_describe(expected)}, preprocessing {trunk.backbone.preprocessing!r}",
+            received=f"{_compare(received, expected)}, preprocessing {modes or 'of another kind'}",
             fix="set model.backbone and model.last_stage to those of the run that wrote it",
         )
     for old, new in zip(source, target, strict=True):
@@ -117,9 +87,9 @@ def _kind(layer: keras.layers.Layer) -> tuple[Any, ...]:
 def _check_scaling(network: keras.Model, file: Path) -> None:
     """Raise WeightsError if the file scales the network's input unlike `Preprocess`.
 
-    Only EfficientNet's files carry a scaling, in a Normalization layer. The ImageNet ones have
-    the standard deviation in the place of the variance, for which Keras makes up in a further
-    layer; other files may have the variance. Networks trained from scratch have neither.
+    Only EfficientNet's files carry a scaling, in a Normalization layer. The ImageNet ones have the
+    standard deviation in the place of the variance, which Keras corrects in a further layer; other
+    files may have the variance. Networks trained from scratch have neither.
     """
     for layer in network.layers:
         if not (isinstance(layer, keras.layers.Normalization) and layer.weights):
@@ -128,7 +98,7 @@ def _check_scaling(network: keras.Model, file: Path) -> None:
         fits = any(np.allclose(std, TORCH_STDS_RGB, atol=1e-4) for std in (variance, variance**0.5))
         if not (fits and np.allclose(mean, TORCH_MEANS_RGB, atol=1e-4)):
             raise WeightsError(
-                f"{file} was trained on pixels scaled in another way",
+                f"{file} was trained on pixels with another scaling",
                 expected=f"mean {TORCH_MEANS_RGB}, standard deviation {TORCH_STDS_RGB}",
                 received=f"mean {mean.tolist()}, variance {variance.tolist()}",
                 fix="give weights that were trained on ImageNet's scaling",
@@ -147,7 +117,7 @@ def _describe_file(file: Path, expected: list[tuple[int, ...]]) -> str:
         with h5py.File(file) as content:
             content.visititems(collect)
     except (OSError, RuntimeError) as error:
-        return f"a damaged file, or none of HDF5 ({error})"
+        return f"a damaged file, or not an HDF5 file ({error})"
     return _compare(shapes, expected)
 
 

@@ -1,7 +1,14 @@
-"""Devices: what a run computes on and in, for TensorFlow and JAX alike."""
+"""Devices: what a run computes on, for TensorFlow and JAX alike."""
 
 from keras_transfer.devices.memory import forgetting_graphs, is_out_of_memory
-from keras_transfer.devices.native_log import native_log_to
+from keras_transfer.devices.startup import native_log_to, use_onednn
 from keras_transfer.devices.strategy import Devices, set_up
 
-__all__ = ["Devices", "forgetting_graphs", "is_out_of_memory", "native_log_to", "set_up"]
+__all__ = [
+    "Devices",
+    "forgetting_graphs",
+    "is_out_of_memory",
+    "native_log_to",
+    "set_up",
+    "use_onednn",
+]

@@ -1,4 +1,4 @@
-"""Graphs: frozen networks as compiled functions from images to numbers."""
+"""Graphs: frozen networks as compiled functions of images."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,11 +17,11 @@ Frozen = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def compile_frozen(model: keras.Model) -> Frozen:
-    """A network that no longer changes, compiled for batches of any size.
+    """Compile a network that no longer changes, for batches of any size.
 
-    Images travel to the device as bytes and become floats there. TensorFlow has the weights as
-    constants, which its kernels may lay out once for all; JAX keeps them on the devices of this
-    host, which share a batch that divides among them.
+    Images are sent to the device as bytes and become floats there. TensorFlow gets the weights as
+    constants, whose memory layout its kernels choose once; JAX keeps them on the devices of this
+    host, which share a batch where it divides equally.
     """
     return _for_jax(model) if keras.backend.backend() == "jax" else _for_tensorflow(model)
 
@@ -67,7 +67,7 @@ def _for_jax(model: keras.Model) -> Frozen:
 
 
 def _local_shardings() -> "tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]":
-    """Values that every device of this host has whole, and batches that they share."""
+    """Shardings for values copied to every device of this host, and for batches they share."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -78,9 +78,10 @@ def _local_shardings() -> "tuple[jax.sharding.NamedSharding, jax.sharding.NamedS
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Have float32 products computed in float32: GPUs round to ten bits, TPUs to seven.
+    """Compute float32 products in full float32 inside the block.
 
-    An exported model is held to its model's probabilities to five digits, on any device.
+    By default GPUs round the factors to ten bits and TPUs to seven. An exported model has to agree
+    with its model's probabilities to five digits on any device.
     """
     import tensorflow as tf
 
@@ -99,5 +100,5 @@ def _full_float32_on_jax() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
     import jax
 
-    # What was compiled under another setting is compiled anew.
+    # JAX compiles again what was compiled under another setting.
     return jax.default_matmul_precision("float32")

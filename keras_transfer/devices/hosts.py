@@ -1,14 +1,14 @@
 """Hosts: processes that train one model together, each with its own devices (JAX).
 
-Who they are is said by Keras's own variables, which a cluster's launcher sets, or `methods.hosts`
-for several processes of one machine:
+Keras's own variables say which hosts there are. A cluster's launcher sets them, or
+`scale.host_launcher` for several processes of one machine:
 
     KERAS_DISTRIBUTION_JOB_ADDRESSES    of the first host, or of all, with commas between
     KERAS_DISTRIBUTION_NUM_PROCESSES    how many there are
     KERAS_DISTRIBUTION_PROCESS_ID       which one this is, from 0
 
-All run the same program on the same spec, and meet where they exchange something. What they share
-beside that is a folder: the cache's, and the run's, which host 0 alone writes.
+All run the same program on the same spec, and wait for each other where they exchange data. They
+share two folders: the cache, and the run folder, which only host 0 writes.
 """
 
 import functools
@@ -31,14 +31,14 @@ HOST: Final = "KERAS_DISTRIBUTION_PROCESS_ID"
 _ADDRESS: Final = re.compile(r"[^\s,]+:\d+")
 
 HEARTBEAT_SECONDS: Final = 20
-"""After so long without a sign of life a host is given up, and the run with it."""
+"""How long a host may be silent before it counts as lost, which ends the run."""
 
 
 def given_host() -> tuple[int, int]:
-    """The number of this host and how many there are, as the variables say: (0, 1) without them.
+    """The number of this host and how many there are, from the variables; (0, 1) without them.
 
     Raises:
-        RunError: some are set and others not, or they make no sense.
+        RunError: only some of the variables are set, or their values do not fit together.
     """
     values = {name: os.environ.get(name, "") for name in (ADDRESSES, NUM_HOSTS, HOST)}
     if not any(values.values()):
@@ -50,7 +50,7 @@ def given_host() -> tuple[int, int]:
         if host < num_hosts and len(addresses) in (1, num_hosts):
             return host, num_hosts
     raise RunError(
-        "the variables that name the hosts of a run make no sense",
+        "the variables that name the hosts of a run do not fit together",
         expected=f"{ADDRESSES}=ADDRESS:PORT of the first host or of all, {NUM_HOSTS}=2 or more, "
         f"and {HOST} from 0 to one less",
         received=", ".join(f"{name}={value!r}" for name, value in values.items()),
@@ -58,16 +58,16 @@ def given_host() -> tuple[int, int]:
     )
 
 
-def meeting_place() -> str:
+def first_address() -> str:
     """ADDRESS:PORT of the first host, where `given_host` says that there are several."""
     return os.environ[ADDRESSES].split(",")[0]
 
 
 def check_one_host(spec: DeviceSpec, what: str) -> None:
-    """Raise SpecError where several hosts are asked for what one does; see `num_hosts_of`."""
+    """Raise SpecError if `what` is to run on several hosts; see `num_hosts_of`."""
     if (num_hosts := num_hosts_of(spec)) > 1:
         raise SpecError(
-            f"{what} is the work of one host",
+            f"{what} runs on one host only",
             expected="devices.hosts left out, and none of Keras's variables for hosts",
             received=f"{num_hosts} hosts",
             fix="leave them out; `python -m pipelines.train` starts several hosts for one run",
@@ -75,11 +75,11 @@ def check_one_host(spec: DeviceSpec, what: str) -> None:
 
 
 def num_hosts_of(spec: DeviceSpec) -> int:
-    """How many hosts are to train together, as the variables or the spec say.
+    """How many hosts train together, from the variables or the spec.
 
     Raises:
-        RunError: the variables make no sense.
-        SpecError: they say something else than the spec.
+        RunError: the variables do not fit together.
+        SpecError: they contradict the spec.
     """
     _, given = given_host()
     if given > 1 and spec.hosts not in (1, given):
@@ -94,13 +94,13 @@ def num_hosts_of(spec: DeviceSpec) -> int:
 
 @functools.cache
 def meet() -> tuple[int, int]:
-    """Connect to the other hosts, if there are any; the number of this one and how many they are.
+    """Connect to the other hosts, if there are any; the number of this one and how many there are.
 
-    To be called before anything is computed, which `devices.set_up` sees to. As
-    `keras.distribution.initialize` does, which cannot say when a silent host is given up.
+    `devices.set_up` calls it before anything is computed. It does what
+    `keras.distribution.initialize` does, which has no setting for `HEARTBEAT_SECONDS`.
 
     Raises:
-        RunError: the variables make no sense, or the others do not come.
+        RunError: the variables do not fit together, or the other hosts do not connect.
     """
     host, num_hosts = given_host()
     if num_hosts > 1:
@@ -108,12 +108,12 @@ def meet() -> tuple[int, int]:
 
         try:
             jax.distributed.initialize(
-                meeting_place(), num_hosts, host, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+                first_address(), num_hosts, host, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
             )
         except RuntimeError as error:
             raise RunError(
-                f"host {host} of {num_hosts} cannot meet the others",
-                expected=f"all of them at {meeting_place()} within five minutes",
+                f"host {host} of {num_hosts} cannot connect to the others",
+                expected=f"all of them at {first_address()} within five minutes",
                 received=f"{error}",
                 fix="start all hosts, and see that they can reach this address and port",
             ) from error
@@ -121,14 +121,14 @@ def meet() -> tuple[int, int]:
 
 
 def wait_for_all() -> None:
-    """Wait until every host has come here."""
+    """Wait until every host has called this."""
     gather(None)
 
 
 def gather(value: Any) -> list[Any]:
-    """A value of every host, in their order; all have to call it.
+    """The values of all hosts, in the order of hosts; all hosts must call it.
 
-    Values are pickled: hosts of one run are each other's.
+    Values are pickled: the hosts of one run trust each other.
     """
     import numpy as np
 
@@ -155,13 +155,13 @@ def share_out(
     *,
     shape: tuple[int, ...],
 ) -> "np.ndarray":
-    """What `compute` makes of rows, float32 [N, *shape]: every host does its part, all have all."""
+    """`compute(rows)`, float32 [N, *shape]: each host computes a part and all get the whole."""
     import numpy as np
 
     host, num_hosts = meet()
     if num_hosts == 1 or not len(rows):
         return compute(rows)
-    # As many for each, so that arrays are alike: the first rows once more where some are lacking.
+    # Equal numbers for all hosts, as a gather needs: the first rows are repeated to fill up.
     size = -(-len(rows) // num_hosts)
     places = np.resize(np.arange(len(rows)), size * num_hosts).reshape(num_hosts, size)
     mine = compute(rows[places[host]]).astype(np.float32)

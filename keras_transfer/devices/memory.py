@@ -1,33 +1,35 @@
-"""Memory of devices: how running out of it is told, and what TensorFlow keeps of old graphs."""
+"""Memory: how much a process uses, running out of it, and what TensorFlow keeps of old graphs."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from keras_transfer.errors import OutOfMemoryError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how Python, TensorFlow or JAX say that memory ran out."""
+    """Whether this is an error by which Python, TensorFlow or JAX report that memory ran out."""
     import tensorflow as tf
 
     kinds = MemoryError, OutOfMemoryError, tf.errors.ResourceExhaustedError
     if isinstance(error, kinds):
         return True
-    # By name: JAX need not be installed, and has called its errors by both names.
+    # By name: JAX need not be installed, and its versions use both names.
     is_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return is_jax and "RESOURCE_EXHAUSTED" in str(error)
 
 
 @contextlib.contextmanager
 def forgetting_graphs() -> Iterator[None]:
-    """Let go of the training graphs that were traced inside, and of their variables with them.
+    """Free the training graphs that were traced inside the block, and their variables.
 
-    Every traced optimizer step registers a gradient in a table of TensorFlow's that keeps its
-    graph for good: 50 MB for each training of a ResNet50 cut after stage3. The table is private;
-    where a later version has another, memory grows and nothing else changes.
+    Every traced optimizer step registers a gradient in a table of TensorFlow that keeps its graph
+    for good: 50 MB for each training of a ResNet50 cut after stage3. The table is private; where a
+    later version has another, memory grows and nothing else changes.
 
-    Under JAX it is the functions by which `tf.data` reads: TensorFlow's default graph keeps them,
-    and with them the features they read.
+    Under JAX, TensorFlow's default graph keeps the functions by which `tf.data` reads, together
+    with the features they read.
     """
     import keras
     import tensorflow as tf
@@ -41,5 +43,40 @@ def forgetting_graphs() -> Iterator[None]:
         for name in set(table) - before:
             if name.startswith("CustomGradient-"):
                 del table[name]
-        if keras.backend.backend() != "tensorflow":  # There `keras.utils.clear_session` does it.
+        if (
+            keras.backend.backend() != "tensorflow"
+        ):  # Under TensorFlow `keras.utils.clear_session` does it.
             tf.compat.v1.reset_default_graph()
+
+
+def peak_mb() -> float:
+    """The largest resident memory this process has had so far, in 10^6 bytes.
+
+    This counts Python, TensorFlow and its arrays, and mapped files as far as they were in memory,
+    but no memory of accelerators.
+    """
+    # Not `getrusage`: on Linux a child inherits the peak of its parent.
+    if fields := _status():
+        return _megabytes(fields["VmHWM"])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def resident_mb() -> float:
+    """The resident memory of this process now, in 10^6 bytes (its peak where there is no /proc)."""
+    fields = _status()
+    return _megabytes(fields["VmRSS"]) if fields else peak_mb()
+
+
+def _status() -> dict[str, str]:
+    """The fields of /proc/self/status; empty on systems without it."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return {}
+    return dict(line.split(":", 1) for line in status.read_text().splitlines())
+
+
+def _megabytes(text: str) -> float:
+    return int(text.split()[0]) * 1024 / 1e6

@@ -1,4 +1,4 @@
-"""Profiling: where the time of a few training steps goes, as a trace for TensorBoard."""
+"""Profiling: traces of a few training steps for TensorBoard."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -6,13 +6,13 @@ from typing import Any, Final
 import keras
 
 FIRST_STEP: Final = 2
-"""Of an epoch, from 0: those before it compile and fill caches."""
+"""The first step traced in an epoch, from 0: earlier ones compile and fill caches."""
 
 NUM_STEPS: Final = 8
 
 
 class Profiler(keras.callbacks.Callback):
-    """Traces `NUM_STEPS` steps of the first epoch it sees, or what that epoch has of them.
+    """Traces `NUM_STEPS` steps of the first epoch, or as many as that epoch has.
 
     The trace goes to `folder`/plugins/profile, where TensorBoard's profile plugin looks for it.
     """
@@ -23,19 +23,19 @@ class Profiler(keras.callbacks.Callback):
         self._is_running = self._is_done = False
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Start before the first step of interest, which a short epoch may not have."""
+        """Start before `FIRST_STEP`, or before the last step of a shorter epoch."""
         first = min(FIRST_STEP, self.params["steps"] - 1)
         if batch == first and not self._is_done and not self._is_running:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._start()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Stop after the last step of interest."""
+        """Stop after the last step to trace."""
         if batch + 1 >= FIRST_STEP + NUM_STEPS:
             self._stop()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Stop where the epoch was too short."""
+        """Stop at the end of an epoch with fewer steps."""
         self._stop()
 
     def _start(self) -> None:

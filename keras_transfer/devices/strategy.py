@@ -1,8 +1,8 @@
-"""Strategy: which devices there are, how a batch is shared among them, and in what precision.
+"""Strategy: which devices a run uses, how they share a batch, and the precision they compute in.
 
-TensorFlow computes on a processor or on the GPUs of one machine; JAX on those, on TPUs and on
-several hosts. Which of the two it is follows `KERAS_BACKEND`. Like Keras's dtype policy and its
-distribution, what is chosen holds for the whole process until it is chosen anew.
+TensorFlow uses the processor or the GPUs of one machine; JAX also TPUs and several hosts. Keras's
+backend decides between the two. Like Keras's dtype policy and its distribution, the choice holds
+for the whole process until `set_up` is called again.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from keras_transfer.errors import SpecError
 from keras_transfer.specs import DeviceSpec
 
 SINGLE: Final = "single"
-"""What `Devices.strategy` is where a batch is not shared."""
+"""`Devices.strategy` where one device takes whole batches."""
 
 _TENSOR_CORES: Final = {"mixed_bfloat16": 8, "mixed_float16": 7}
-"""Least compute capability of NVIDIA's GPUs whose matrix units take a precision."""
+"""Lowest compute capability of NVIDIA GPUs whose tensor cores support a precision."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What was found and chosen.
+    """The devices found, and how they are used.
 
-    `kind` is 'cpu', 'gpu' or 'tpu'; `num_devices` counts those of all hosts that share a batch;
+    `kind` is 'cpu', 'gpu' or 'tpu'; `num_devices` counts the devices of all hosts;
     `strategy` is 'single', 'mirrored' or 'data_parallel'; `precision` is Keras's dtype policy.
     """
 
@@ -39,7 +39,7 @@ class Devices:
     num_hosts: int = 1
 
     def describe(self, batch_size: int) -> str:
-        """One sentence."""
+        """One sentence for the terminal."""
         engine = {"tensorflow": "TensorFlow", "jax": "JAX"}.get(self.backend, self.backend)
         what = self.kind.upper() + ("s" if self.num_devices > 1 else "")
         text = f"{engine} computes on {self.num_devices} {what} in {self.precision}"
@@ -51,9 +51,9 @@ class Devices:
         return text + "."
 
     def check_batch_size(self, batch_size: int, at_once: int | None = None) -> None:
-        """Raises SpecError where a batch cannot be shared equally, or not be taken in parts.
+        """Raise SpecError if the devices cannot share a batch equally, or not take it in parts.
 
-        `at_once` is `devices.batch_size`.
+        `at_once` is `devices.batch_size`, how many images of a batch are computed at a time.
         """
         if batch_size % self.num_devices:
             fitting = batch_size - batch_size % self.num_devices or self.num_devices
@@ -66,7 +66,7 @@ class Devices:
             )
         if at_once and (batch_size % at_once or at_once % self.num_devices):
             raise SpecError(
-                "devices.batch_size does not make whole parts of a batch",
+                "devices.batch_size does not divide a batch into equal parts",
                 expected=f"a divisor of training.batch_size={batch_size}"
                 + (f" that {self.num_devices} devices can share" if self.num_devices > 1 else ""),
                 received=f"{at_once}",
@@ -82,10 +82,7 @@ class Devices:
 
 
 def largest_part(batch_size: int, num_devices: int, limit: int) -> int:
-    """The largest divisor of a batch size that devices can share and that is at most `limit`.
-
-    0 where there is none.
-    """
+    """The largest divisor of `batch_size` up to `limit` that devices can share equally, or 0."""
     return max(
         (part for part in range(num_devices, limit + 1, num_devices) if batch_size % part == 0),
         default=0,
@@ -94,23 +91,23 @@ def largest_part(batch_size: int, num_devices: int, limit: int) -> int:
 
 _current = Devices("tensorflow", "cpu", 1, SINGLE, "float32")
 _mirrors: Any = None
-"""TensorFlow's strategy, in whose scope variables are made on all devices."""
+"""TensorFlow's MirroredStrategy, if there is one: its scope puts variables on all devices."""
 
 
 def current() -> Devices:
-    """What `set_up` chose last."""
+    """The result of the last `set_up`."""
     return _current
 
 
 def set_up(spec: DeviceSpec, *, seed: int) -> Devices:
     """Choose devices, strategy and precision, and set Keras's seed; call it before building.
 
-    `keras.utils.clear_session()` would undo the precision. TensorFlow's own switch for
-    determinism is left off: on a CPU runs repeat bit by bit without it, and with it `tf.data` maps
+    `keras.utils.clear_session()` would undo the precision. TensorFlow's own switch for determinism
+    stays off: on a CPU, runs are reproducible to the bit without it, and with it `tf.data` maps
     nothing in parallel.
 
     Raises:
-        SpecError: the backend does not know the strategy.
+        SpecError: the backend does not have the strategy.
     """
     global _current
     import keras
@@ -121,7 +118,7 @@ def set_up(spec: DeviceSpec, *, seed: int) -> Devices:
     strategy = _choose_strategy(spec.strategy, backend, kind, len(devices))
     if num_hosts > 1 and strategy == SINGLE:
         raise SpecError(
-            f"{num_hosts} hosts train together, and this one is to use a device alone",
+            f"{num_hosts} hosts train together, and devices.strategy selects a single device",
             expected="devices.strategy=auto or data_parallel",
             received=spec.strategy,
             fix="leave devices.strategy at auto",
@@ -148,16 +145,16 @@ def _meet(backend: str) -> tuple[int, int]:
 
 
 def _find_for_tensorflow(strategy: str) -> tuple[str, list[Any]]:
-    """Kind and devices: GPUs, or the processor where there are none or nobody wants them."""
+    """Kind and devices: the GPUs, or the processor where there are none or strategy is 'cpu'."""
     import tensorflow as tf
 
     if strategy == "cpu":
-        # Refused, with TensorFlow's own words, once GPUs are in use.
+        # TensorFlow raises an error here once GPUs are in use.
         tf.config.set_visible_devices([], "GPU")
     for gpu in tf.config.get_visible_devices("GPU"):
-        # By default TensorFlow takes all memory of a GPU at once, and other processes get none:
-        # neither the one that proves an export nor a search's other workers.
-        with contextlib.suppress(RuntimeError):  # Already in use: set when it was first found.
+        # By default TensorFlow takes all memory of a GPU at once, and leaves none to the process
+        # that checks an export and to a search's other workers.
+        with contextlib.suppress(RuntimeError):  # In use already, and set then.
             tf.config.experimental.set_memory_growth(gpu, True)
     if gpus := tf.config.list_logical_devices("GPU"):
         return "gpu", gpus
@@ -165,7 +162,7 @@ def _find_for_tensorflow(strategy: str) -> tuple[str, list[Any]]:
 
 
 def _find_for_jax(strategy: str) -> tuple[str, list[Any]]:
-    """Kind and devices; TensorFlow, which reads the images, is kept off all but the processor."""
+    """Kind and devices; TensorFlow, which reads the images, gets the processor only."""
     import jax
     import tensorflow as tf
 
@@ -181,26 +178,26 @@ def _find_for_jax(strategy: str) -> tuple[str, list[Any]]:
 
 
 def _choose_strategy(wanted: str, backend: str, kind: str, num_devices: int) -> str:
-    ours = "data_parallel" if backend == "jax" else "mirrored"
-    if wanted in ("mirrored", "data_parallel") and wanted != ours:
+    supported = "data_parallel" if backend == "jax" else "mirrored"
+    if wanted in ("mirrored", "data_parallel") and wanted != supported:
         other = "tensorflow" if backend == "jax" else "jax"
         raise SpecError(
             f"devices.strategy={wanted} is not for the backend {backend}",
-            expected=f"auto, cpu or {ours}",
+            expected=f"auto, cpu or {supported}",
             received=wanted,
-            fix=f"set devices.strategy={ours}, or start with KERAS_BACKEND={other}",
+            fix=f"set devices.strategy={supported}, or start with KERAS_BACKEND={other}",
         )
     if wanted == "cpu":
         return SINGLE
     if wanted == "auto":
-        # Logical CPUs of TensorFlow's are one processor; JAX's are made on purpose.
+        # Logical CPUs of TensorFlow are one processor; those of JAX exist only if configured.
         shared = num_devices > 1 and (kind != "cpu" or backend == "jax")
-        return ours if shared else SINGLE
-    return ours
+        return supported if shared else SINGLE
+    return supported
 
 
 def _choose_precision(kind: str, devices: list[Any]) -> str:
-    """Half precision where matrix units take it: results barely differ and come much sooner."""
+    """Half precision where the hardware supports it: faster, with nearly equal results."""
     if kind == "tpu":
         return "mixed_bfloat16"
     if kind == "gpu":
@@ -235,10 +232,10 @@ def _distribute(strategy: str, devices: tuple[Any, ...]) -> None:
 
 @functools.cache
 def _data_parallel(devices: tuple[Any, ...]) -> Any:
-    """One for each set of devices: models of one process must not mix several."""
+    """Cached by devices: the models of one process must all use the same object."""
     import keras
 
-    # Each host reads its own share of a batch: nothing is left for Keras to share out.
+    # Each host reads its own part of a batch, so Keras must not divide it again.
     names = [f"{device.platform}:{device.id}" for device in devices]
     return keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
 
@@ -251,7 +248,7 @@ def _mirrored(devices: tuple[Any, ...]) -> Any:
 
 
 def scope() -> contextlib.AbstractContextManager[Any]:
-    """Where models are built, compiled and changed, so that all devices have their variables."""
+    """The scope to build, compile and change models in: all devices get their variables."""
     return _mirrors.scope() if _mirrors else contextlib.nullcontext()
 
 
@@ -261,7 +258,7 @@ def on_one_device() -> Iterator[None]:
     import keras
 
     if keras.backend.backend() != "jax":
-        yield  # TensorFlow shares out only what is built inside `scope`.
+        yield  # TensorFlow distributes only what is built inside `scope`.
         return
     before = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
@@ -274,8 +271,8 @@ def on_one_device() -> Iterator[None]:
 def undistributed(model: Any) -> Any:
     """The same network for predictions on one device; the model itself if it is on one already.
 
-    What predicts on several would need full batches of equal shares, and on several hosts all of
-    them at once.
+    On several devices a prediction would need batches that divide equally, and on several hosts
+    all of them would have to call it together.
     """
     import keras
 

@@ -1,8 +1,8 @@
-"""One function call in a fresh Python process: its own memory, its own TensorFlow, its own end.
+"""One function call in a fresh Python process, with its own memory and its own TensorFlow.
 
-What a process has once imported, traced or allocated it keeps, so two contestants in one process
-would pay for each other. Arguments and answers travel as JSON; whatever the call prints, and its
-traceback if it dies, go to a log.
+A process keeps what it has once imported, traced or allocated, so two measurements in one process
+would influence each other. Arguments and results are passed as JSON; what the call prints, and its
+traceback if it fails, go to a log.
 """
 
 import contextlib
@@ -28,10 +28,7 @@ _POLL_SECONDS = 0.5
 
 
 class SubprocessCall:
-    """A module's function at work in a process of its own.
-
-    `ended` and `was_killed` (by a signal, not by an error of its own) can be asked at any time.
-    """
+    """A module's function running in a process of its own."""
 
     def __init__(
         self,
@@ -55,7 +52,7 @@ class SubprocessCall:
         """
         self._title, self._log = title, log
         self._scratch = tempfile.TemporaryDirectory()
-        self._reply = Path(self._scratch.name) / "answer.json"
+        self._reply = Path(self._scratch.name) / "result.json"
         target = f"{function.__module__}:{function.__qualname__}"
         with log.open("ab") as stream:
             self._start = stream.tell()
@@ -67,20 +64,20 @@ class SubprocessCall:
                 env={**os.environ, **(environment or {})},
             )
         assert self._process.stdin
-        # A child that died at once has closed its end; how it died is told by `answer`.
+        # A child that failed at once has closed its end; `result` raises what ended it.
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps(arguments).encode())
 
     @property
     def ended(self) -> bool:
-        """Whether it came to its end, good or bad."""
+        """Whether the process has ended, in whatever way."""
         return self._process.poll() is not None
 
     @property
     def ended_well(self) -> bool:
-        """Whether its function returned; not so if it raised an error, or the process crashed."""
-        is_over = self.ended and self._process.returncode == 0
-        return is_over and "error" not in json.loads(self._reply.read_text())
+        """Whether its function returned, without an error and without a crash."""
+        has_result = self.ended and self._process.returncode == 0
+        return has_result and "error" not in json.loads(self._reply.read_text())
 
     @property
     def was_killed(self) -> bool:
@@ -93,12 +90,12 @@ class SubprocessCall:
         status = self._process.returncode
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
-    def answer(self) -> Any:
-        """Wait for the end; what the function returned.
+    def result(self) -> Any:
+        """Wait for the end and return what the function returned.
 
         Raises:
-            KerasTransferError: the very error that the function raised.
-            RunError: the child ended without an answer; `received` has the end of its traceback.
+            KerasTransferError: the error that the function raised.
+            RunError: the child ended without a result; `received` has the end of its traceback.
         """
         status = self._process.wait()
         reply = json.loads(self._reply.read_text()) if status == 0 else None
@@ -112,7 +109,7 @@ class SubprocessCall:
         return reply["value"]
 
     def stop(self) -> None:
-        """End it if it has not ended by itself."""
+        """Kill the process if it has not ended yet."""
         if not self.ended:
             self._process.kill()
             self._process.wait()
@@ -124,17 +121,17 @@ def call_in_subprocess(
 ) -> Any:
     """Call a module's function with these arguments in a process of its own and wait for it.
 
-    Arguments, answer and errors are those of `SubprocessCall`.
+    Arguments, result and errors are those of `SubprocessCall`.
     """
     child = SubprocessCall(function, title=title, log=log, **arguments)
     try:
-        return child.answer()
+        return child.result()
     finally:
         child.stop()
 
 
 def end_with_parent(parent: int) -> None:
-    """From now on, end this process as soon as its parent is gone."""
+    """From now on, end this process as soon as its parent has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -145,43 +142,10 @@ def end_with_parent(parent: int) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine that no program listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def peak_mb() -> float:
-    """The largest resident memory this process has had so far, in 10^6 bytes.
-
-    Everything resident counts: Python, TensorFlow and its arrays, and mapped files as far as they
-    were in memory. Memory on an accelerator does not.
-    """
-    # Not `getrusage`: on Linux a child inherits the peak of the parent that started it.
-    if fields := _status():
-        return _megabytes(fields["VmHWM"])
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-def resident_mb() -> float:
-    """The resident memory of this process now, in 10^6 bytes; elsewhere than on Linux its peak."""
-    fields = _status()
-    return _megabytes(fields["VmRSS"]) if fields else peak_mb()
-
-
-def _status() -> dict[str, str]:
-    """What Linux knows of this process, by name; nothing elsewhere."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return {}
-    return dict(line.split(":", 1) for line in status.read_text().splitlines())
-
-
-def _megabytes(text: str) -> float:
-    return int(text.split()[0]) * 1024 / 1e6
 
 
 def _crash(title: str, ended: str, output: bytes) -> RunError:
@@ -189,15 +153,15 @@ def _crash(title: str, ended: str, output: bytes) -> RunError:
     tail = "".join(f"\n    {line}" for line in lines[-_SHOWN_LINES:])
     return RunError(
         f"{title} crashed",
-        expected="a process that ends with an answer",
-        received=f"{ended}{', its last words:' if tail else ''}{tail}",
-        fix="mend what it names; if memory ran out (SIGKILL is a sign of that), lower "
+        expected="a process that returns a result",
+        received=f"{ended}{', its last output:' if tail else ''}{tail}",
+        fix="correct the error it names; if memory ran out (SIGKILL is a sign of that), lower "
         "data.image_size or training.batch_size",
     )
 
 
-def _answer() -> None:
-    """The child's side: read the arguments, call, write the answer."""
+def _run_child() -> None:
+    """The child's side: read the arguments, call the function, write its result."""
     target, file = sys.argv[1:]
     module, name = target.split(":")
     arguments = json.load(sys.stdin)
@@ -209,8 +173,8 @@ def _answer() -> None:
     Path(file).write_text(json.dumps(reply))
     if "error" in reply:
         sys.stdout.flush()
-        os._exit(0)  # A host of JAX's would wait on its way out for others, who wait for it.
+        os._exit(0)  # A JAX host would wait at exit for the others, which wait for it.
 
 
 if __name__ == "__main__":
-    _answer()
+    _run_child()

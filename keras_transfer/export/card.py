@@ -95,6 +95,7 @@ def make_card(
         counts: number of images by split: 'train', 'val' and 'test'.
     """
     backbone = get_backbone(spec.model.backbone)
+    source = backbone.weights.get(spec.model.weights)
     environment = describe_environment()
     return Card(
         name=spec.name,
@@ -103,13 +104,13 @@ def make_card(
         last_stage=spec.model.last_stage or backbone.stage_names[-1],
         # Names only: no paths of the machine that trained.
         weights=Path(spec.model.weights).name,
-        licence=backbone.imagenet.origin if spec.model.weights == "imagenet" else "",
+        licence=source.origin if source else "",
         class_names=tuple(class_names),
         class_hash=hash_class_names(class_names),
         weights_hash=hash_weights(model),
         image_size=spec.data.image_size,
         resize=spec.data.resize,
-        preprocessing=_PREPROCESSING[backbone.mode],
+        preprocessing=_PREPROCESSING[backbone.preprocessing],
         **_figures(test),
         data={
             "source": spec.data.source,

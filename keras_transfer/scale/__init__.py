@@ -1,1 +1,1 @@
-"""Frozen layers and predictions on many processes and machines, by Ray."""
+"""Several processes and machines: features and predictions with Ray, and hosts of one training."""

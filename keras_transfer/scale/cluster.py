@@ -1,8 +1,7 @@
-"""A Ray cluster to work on: one that runs already, or this machine's cores for as long as needed.
+"""A Ray cluster: one that is running already, or a temporary one on this machine.
 
-Ray's own variable RAY_ADDRESS names a running cluster. Otherwise one is started here, which
-strangers cannot use: Ray listens on all network interfaces, so it asks for a random token. Nothing
-is reported to anybody.
+Ray's own variable RAY_ADDRESS names a running cluster. A temporary one requires a random token,
+because Ray listens on all network interfaces. Ray's usage statistics are switched off.
 """
 
 import contextlib
@@ -18,17 +17,17 @@ from keras_transfer.errors import RunError
 from keras_transfer.reporting.reporter import Reporter
 
 _FEWEST_THREADS: Final = 2
-"""In bfloat16 a single thread adds in another order than two, three, eight or sixteen do."""
+"""In bfloat16 one thread adds in another order than two, three, eight or sixteen threads."""
 
 _MESSAGES_BYTES: Final = 100 << 20
-"""Room for what travels between processes: a few chunks' rows, no images."""
+"""Shared memory for data sent between processes: rows of a few chunks, no images."""
 
 _ANSWER_SECONDS: Final = 5
 
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker gets: CPUs for Ray's bookkeeping, and threads to compute with."""
+    """The resources of each worker: CPUs as Ray counts them, and threads to compute with."""
 
     num_cpus: int
 
@@ -39,12 +38,12 @@ class Share:
 
 @contextlib.contextmanager
 def joined(num_workers: int, *, reporter: Reporter) -> Iterator[Share]:
-    """Join a cluster while the block runs, and share its CPUs out among as many workers.
+    """Join a cluster while the block runs, and divide its CPUs among the workers.
 
-    A cluster that this process has joined already is used and left as it is.
+    A cluster that this process has joined already is used and stays joined.
 
     Raises:
-        RunError: Ray is not installed, the cluster does not answer, or it has too few CPUs.
+        RunError: Ray is not installed, the cluster does not respond, or it has too few CPUs.
     """
     ray = _import_ray()
     if ray.is_initialized():
@@ -65,7 +64,7 @@ def joined(num_workers: int, *, reporter: Reporter) -> Iterator[Share]:
 
 
 def _import_ray() -> Any:
-    """Ray, which reads these variables as it is imported; whoever did that before has chosen."""
+    """Import Ray, which reads these variables at import; values set earlier are kept."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -74,7 +73,7 @@ def _import_ray() -> Any:
         import ray
     except ImportError as error:
         raise RunError(
-            "work cannot be shared out among processes",
+            "--workers needs Ray, which is not installed",
             expected="the library of the extra [scale]",
             received="no ray",
             fix='pip install -e ".[scale]", or leave --workers out',
@@ -86,7 +85,7 @@ def _start(ray: Any, address: str, num_workers: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if not address:
         ray.init(
-            address="local",  # Not whichever cluster may happen to run on this machine.
+            address="local",  # Not another cluster that runs on this machine.
             num_cpus=max(num_workers, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=_MESSAGES_BYTES,
@@ -94,27 +93,27 @@ def _start(ray: Any, address: str, num_workers: int) -> None:
         )
         return
     try:
-        # Ray itself would look for a cluster for six minutes.
+        # Ray itself would try for six minutes.
         host, port = address.rsplit(":", 1)
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
         ray.init(address=address, **quiet)
     except (OSError, ValueError, ray.exceptions.RayError) as error:
         raise RunError(
             f"there is no Ray cluster to join at RAY_ADDRESS={address}",
-            expected="HOST:PORT of a running one, and its RAY_AUTH_TOKEN where it asks for one",
+            expected="HOST:PORT of a running one, and its RAY_AUTH_TOKEN if it requires one",
             received=str(error)[:300],
             fix="correct RAY_ADDRESS, or unset it to work on this machine",
         ) from error
 
 
 def _share(ray: Any, num_workers: int) -> Share:
-    """As many CPUs for each worker as still leave room for all of them on their nodes."""
+    """The most CPUs for each worker with which all workers fit on the nodes."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     for num_cpus in range(max(nodes, default=0), 0, -1):
         if sum(node // num_cpus for node in nodes) >= num_workers:
             return Share(num_cpus)
     raise RunError(
-        f"--workers {num_workers} are more than the Ray cluster has CPUs",
+        f"--workers {num_workers} exceeds the number of CPUs of the Ray cluster",
         expected=f"at most {sum(nodes)}",
         received=f"{num_workers}",
         fix=f"set --workers {max(sum(nodes), 1)}, or add machines to the cluster",

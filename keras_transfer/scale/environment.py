@@ -1,4 +1,4 @@
-"""What a worker's process takes over from the one that plans: folder, threads and variables."""
+"""The environment of a worker's process: folder, threads and variables of the main process."""
 
 import os
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Final
 from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS
 from keras_transfer.errors import RunError
 
-_TAKEN_OVER: Final = (
+_COPIED: Final = (
     "KERAS_BACKEND",
     "KERAS_HOME",
     "KERAS_TRANSFER_HOME",
@@ -20,10 +20,10 @@ _NO_HOSTS: Final = (ADDRESSES, NUM_HOSTS, HOST)
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """Where relative paths begin, how many threads compute, and what the environment says.
+class Environment:
+    """The working folder, number of threads and environment variables of the main process.
 
-    A cluster's machines know nothing of the environment in which a job was started.
+    Ray does not pass them on to the machines of a cluster.
     """
 
     folder: str
@@ -31,21 +31,21 @@ class Surroundings:
     variables: dict[str, str]
 
     @classmethod
-    def here(cls, num_threads: int) -> "Surroundings":
-        """Those of this process."""
-        taken = {name: os.environ[name] for name in _TAKEN_OVER if name in os.environ}
-        return cls(os.getcwd(), num_threads, taken)
+    def here(cls, num_threads: int) -> "Environment":
+        """The environment of this process."""
+        copied = {name: os.environ[name] for name in _COPIED if name in os.environ}
+        return cls(os.getcwd(), num_threads, copied)
 
-    def settle_in(self) -> None:
-        """Take them over in a worker's process, before it imports TensorFlow or JAX.
+    def apply(self) -> None:
+        """Apply it in a worker's process, before that imports TensorFlow or JAX.
 
-        Workers compute on processors: several would get in each other's way on an accelerator.
+        Workers compute on processors: several of them cannot share an accelerator.
 
         Raises:
             RunError: the worker's machine does not have the folder.
         """
-        # What is not set there is not to be set here: other kernels would give other digits.
-        for name in (*_TAKEN_OVER, *_NO_HOSTS):
+        # Variables that are not set there are removed here: other kernels give other last digits.
+        for name in (*_COPIED, *_NO_HOSTS):
             os.environ.pop(name, None)
         os.environ.update(self.variables)
         os.environ.update(dict.fromkeys(_THREADS, str(self.num_threads)), **_NO_ACCELERATOR)
@@ -53,8 +53,8 @@ class Surroundings:
             os.chdir(self.folder)
         except OSError as error:
             raise RunError(
-                f"the worker on {os.uname().nodename} does not see the folder {self.folder}",
+                f"the worker on {os.uname().nodename} cannot open the folder {self.folder}",
                 expected="folders that all machines share, under the same paths",
                 received=f"{error.strerror}",
-                fix="start in a shared folder, and keep images, weights and cache.folder in others",
+                fix="start in a shared folder, and share the images, the weights and the cache",
             ) from error

@@ -1,7 +1,7 @@
-"""Extraction by many workers: the cache filled with what a training's phases will read.
+"""Feature extraction with workers: computing and storing what the phases of a training will read.
 
-This process reads the images, plans the chunks and holds the entries' locks. A worker gets a
-chunk with the names of the pixels' files and writes its shards into the same folder.
+This process reads the images, plans the chunks and holds the locks of the cache's entries. A worker
+gets a chunk with the files of its decoded images, and writes its shards into the same folder.
 """
 
 import itertools
@@ -16,25 +16,25 @@ from keras_transfer.features.chunks import Chunk, FeatureWriter
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.scale.cluster import joined
-from keras_transfer.scale.environment import Surroundings
+from keras_transfer.scale.environment import Environment
 from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.scale.workers import Extractor
 from keras_transfer.specs import RunSpec
 from keras_transfer.tasks.task import Task
 
 
-def fill_store(
+def store_features(
     spec: RunSpec, *, num_workers: int | None, reporter: Reporter
 ) -> list[ExtractionStats]:
-    """Store the features of all phases whose cuts are known before any training.
+    """Store the features of all phases whose cuts are known before training.
 
-    A training with the same spec then computes none of them.
+    A training with the same spec then reads them.
 
     Args:
-        num_workers: processes of a Ray cluster; None computes in this one.
+        num_workers: processes of a Ray cluster; None computes in this process.
 
     Returns:
-        What was done; nothing where all phases train on images, which is told.
+        What was computed; nothing where all phases train on images, which is reported.
 
     Raises:
         DataError, SpecError, WeightsError: the input cannot be used as it is.
@@ -58,17 +58,17 @@ def fill_store(
 def _check(spec: RunSpec) -> None:
     if spec.cache.mode == "off":
         raise SpecError(
-            "cache.mode=off stores nothing that could be extracted",
+            "features cannot be stored with cache.mode=off",
             expected="auto or on",
             received="off",
             fix="set cache.mode=auto",
         )
     if spec.num_trials > 1:
         raise SpecError(
-            "a study's trainings draw splits of their own",
+            "the trainings of a study have different splits",
             expected="folds=1, seeds=1 and halvings=0",
             received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
-            fix="leave them out: a study's first trial stores the features of all",
+            fix="leave them out: the first trial of a study stores the features for all",
         )
 
 
@@ -76,15 +76,15 @@ def _check_devices(devices: Devices) -> None:
     if devices.kind != "cpu" or devices.num_hosts > 1:
         hosts = f", {devices.num_hosts} hosts" if devices.num_hosts > 1 else ""
         raise SpecError(
-            "--workers compute on processors, and so has the process that plans",
-            expected="devices.strategy=cpu, and a process that is no host among many",
+            "--workers compute on processors, and the main process has to do so as well",
+            expected="devices.strategy=cpu, and a single host",
             received=f"{devices.kind}{hosts}",
             fix="leave --workers out, or set devices.strategy=cpu",
         )
 
 
 class _Workers:
-    """Ray workers that each build the spec's classifier; see `extraction.WorkerPool`."""
+    """Ray workers that each build the spec's classifier; an `extraction.WorkerPool`."""
 
     def __init__(self, spec: RunSpec, task: Task, num_workers: int, reporter: Reporter):
         self._spec, self._task = spec, task
@@ -98,7 +98,7 @@ class _Workers:
     ) -> Iterator[Chunk]:
         chunks = iter(chunks)
         first = next(chunks, None)
-        if first is None:  # Nothing is missing: no cluster is started for that.
+        if first is None:  # Nothing is missing, so no cluster is started.
             return
         source = feature_writer.source
 
@@ -109,8 +109,8 @@ class _Workers:
         with joined(self._num_workers, reporter=self._reporter) as share:
             import ray
 
-            surroundings = Surroundings.here(share.num_threads)
-            arguments = (self._spec, self._task, surroundings)
+            environment = Environment.here(share.num_threads)
+            arguments = (self._spec, self._task, environment)
             worker_pool = RayWorkerPool(
                 start=lambda options: ray.remote(Extractor).options(**options).remote(*arguments),
                 send=send,

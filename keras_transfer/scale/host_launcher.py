@@ -1,8 +1,8 @@
-"""A process for every host of a run, and what is said when one of them is lost.
+"""Hosts of a run: starts a process for each, watches them, and reports which one was lost.
 
-The process that a user starts trains nothing: it starts the host it is, as Keras's variables say,
-or `devices.hosts` of them on this machine, and minds them. A host that waits for a lost one may be
-deaf to everything else, so whoever minds it must be another process.
+The process that a user starts does not train. It starts this machine's host, as Keras's variables
+say, or `devices.hosts` hosts on this machine. A host that waits for a lost one may not react to
+anything else, so another process has to watch it.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from keras_transfer.config import load_spec
-from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS, given_host, meeting_place
+from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS, first_address, given_host
 from keras_transfer.devices.subprocess_call import SubprocessCall, end_with_parent, free_port
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.experiments.run import run_transfer
@@ -26,27 +26,27 @@ from keras_transfer.storage.run_start import vacated_on_refusal
 
 _POLL_SECONDS: Final = 0.5
 _GRACE_SECONDS: Final = 5.0
-"""How long the others may go on after one has ended badly: the first seen need not be the cause."""
+"""How long the others may run after one has failed: the first failure need not be the cause."""
 
 _SIGNS_OF_LOSS: Final = ("coordination service", "Gloo", "heartbeat", "distributed service")
-"""Words by which JAX, and what it is made of, tell that another host is gone."""
+"""Words in errors of JAX and its parts that mean that another host was lost."""
 
 
 def run_hosts(spec: RunSpec, run: RunFolder, *, reporter: Reporter, profile: bool = False) -> None:
-    """Start the hosts of a run that are to be started here, and mind them until they have ended.
+    """Start this machine's hosts of a run, and wait until they have ended.
 
-    What host 0 says goes to the terminal, what the others say into the run folder.
+    The output of host 0 goes to the terminal, that of the others to the run folder.
 
     Raises:
-        KerasTransferError: the very error that ended a host.
-        RunError: a host was lost; the run goes on with --resume.
+        KerasTransferError: the error that ended a host.
+        RunError: a host was lost; the run continues with --resume.
     """
     given, num_hosts = given_host()
     environments: dict[int, dict[str, str]] = {given: {}}
     if num_hosts > 1:
         reporter.info(
-            f"This is host {given} of {num_hosts}; within five minutes all have to meet at "
-            f"{meeting_place()}."
+            f"This is host {given} of {num_hosts}; all have to connect to "
+            f"{first_address()} within five minutes."
         )
     else:
         num_hosts = spec.devices.hosts
@@ -55,12 +55,12 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, reporter: Reporter, profile: boo
             host: {ADDRESSES: address, NUM_HOSTS: f"{num_hosts}", HOST: f"{host}"}
             for host in range(num_hosts)
         }
-        reporter.info(f"{num_hosts} processes of this machine train together, as hosts would.")
+        reporter.info(f"{num_hosts} processes of this machine train together, like hosts.")
     with contextlib.ExitStack() as held:
         children = {}
         for host, environment in environments.items():
             child = SubprocessCall(
-                play_host,
+                run_host,
                 title=f"host {host} of {num_hosts}",
                 log=log_of(run, host),
                 environment=environment,
@@ -71,16 +71,16 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, reporter: Reporter, profile: boo
             )
             held.callback(child.stop)
             children[host] = child
-        _mind(children, run, num_hosts)
+        _watch(children, run, num_hosts)
 
 
 def log_of(run: RunFolder, host: int) -> Path:
-    """Where a host's native log output goes: to the run's own log, as ever, that of host 0."""
+    """The log file of a host: run.log for host 0, host-<number>.log for the others."""
     return run.log_file if host == 0 else run.path / f"host-{host}.log"
 
 
-def play_host(folder: str, parent: int, profile: bool) -> None:
-    """What a started process does: its part of the run in a folder, while its parent lives."""
+def run_host(folder: str, parent: int, profile: bool) -> None:
+    """The function of a host's process, which ends when its parent ends."""
     end_with_parent(parent)
     run = RunFolder(Path(folder))
     spec, host = load_spec(run.spec_file), given_host()[0]
@@ -95,14 +95,14 @@ def play_host(folder: str, parent: int, profile: bool) -> None:
             raise _lost(_other_than(*given_host()), f"{error}"[:300], run) from error
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # On the way out JAX would wait for the others, who wait for this one.
+        os._exit(1)  # At exit JAX would wait for the other hosts, which wait for this one.
     if host == 0:
         show_result(result, terminal)
 
 
-def _mind(children: dict[int, SubprocessCall], run: RunFolder, num_hosts: int) -> None:
+def _watch(children: dict[int, SubprocessCall], run: RunFolder, num_hosts: int) -> None:
     waiting = dict(children)
-    ended_badly: list[int] = []
+    failed: list[int] = []
     deadline = float("inf")
     while waiting and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
@@ -111,46 +111,46 @@ def _mind(children: dict[int, SubprocessCall], run: RunFolder, num_hosts: int) -
                 continue
             del waiting[host]
             if not child.ended_well:
-                ended_badly.append(host)
+                failed.append(host)
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
-    # One that was killed is a cause, and so is the first with an error of its own; those that JAX
-    # aborts, because they have lost touch, are consequences.
-    for host in sorted(ended_badly, key=lambda host: _how_late(children[host])):
+    # A killed host is a cause, and so is the first with an error; hosts that JAX aborts because
+    # they lost the connection are consequences.
+    for host in sorted(failed, key=lambda host: _rank_as_cause(children[host])):
         ending = children[host].ending
         if _was_aborted(children[host]):
             raise _lost(
                 _other_than(host, num_hosts),
-                f"no sign of life, for which JAX ended host {host} ({ending})",
+                f"no heartbeat, so JAX ended host {host} ({ending})",
                 run,
             )
         if children[host].was_killed:
             raise _lost(f"host {host} of {num_hosts}", ending, run)
-        # Refused: its own process has taken the folder away, but for what was written here.
+        # On an early error the host has removed the run folder, except for this process's log.
         is_gone = not run.spec_file.exists()
         with vacated_on_refusal(run) if is_gone else contextlib.nullcontext():
-            children[host].answer()
+            children[host].result()
 
 
 def _was_aborted(child: SubprocessCall) -> bool:
     return child.was_killed and child.ending.endswith("SIGABRT")
 
 
-def _how_late(child: SubprocessCall) -> int:
+def _rank_as_cause(child: SubprocessCall) -> int:
     if not child.was_killed:
         return 1
     return 2 if _was_aborted(child) else 0
 
 
 def _other_than(host: int, num_hosts: int) -> str:
-    """Of two hosts it is known which was lost if the other lives."""
+    """Which host was lost, if `host` is still there: known only if there are two."""
     return f"host {1 - host} of {num_hosts}" if num_hosts == 2 else f"a host other than {host}"
 
 
 def _lost(who: str, received: str, run: RunFolder) -> RunError:
     return RunError(
-        f"{who} was lost or never came, and the others cannot go on without it",
-        expected="hosts that all come, and live until the run has ended",
+        f"{who} was lost or never connected, and the others cannot continue without it",
+        expected="hosts that all connect and run to the end",
         received=received,
-        fix=f"look into the logs in {run.path}, then start all hosts again with --resume: the run "
-        "goes on from its last epoch",
+        fix=f"see the logs in {run.path}, then start all hosts again with --resume: the run "
+        "continues after its last finished epoch",
     )

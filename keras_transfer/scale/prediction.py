@@ -1,7 +1,7 @@
-"""Batch prediction by many workers: files go out in chunks, and rows come back in their order.
+"""Batch prediction with workers: they get files in chunks; the rows come in the order of the files.
 
-Chunks are whole batches, so that every batch is made up as it is in a single process. Memory does
-not grow with the number of files: chunks are begun only a few ahead of the oldest one at work.
+Chunks are whole batches, so that every batch is the same as in a single process. Memory does not
+grow with the number of files: chunks start only a few ahead of the oldest unfinished one.
 """
 
 import itertools
@@ -14,13 +14,13 @@ import numpy as np
 from keras_transfer.inference.writers import Row
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.scale.cluster import joined
-from keras_transfer.scale.environment import Surroundings
+from keras_transfer.scale.environment import Environment
 from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.scale.workers import Predictor
 
-_BATCHES_IN_A_CHUNK: Final = 8
+_BATCHES_PER_CHUNK: Final = 8
 _CHUNKS_AHEAD: Final = 4
-"""For each worker: what the others do while one is started again."""
+"""For each worker: work for the others while one is restarted."""
 
 
 def predict_with_workers(
@@ -33,17 +33,17 @@ def predict_with_workers(
     num_workers: int,
     reporter: Reporter,
 ) -> Iterator[Row]:
-    """As `delivery.prediction.predict_files`, by many processes: the same rows in the same order.
+    """As `inference.prediction.predict_files`, with workers: the same rows in the same order.
 
     Args:
-        target: a path that all machines can open; see `delivery.prediction_targets`.
-        identity: from `prediction_targets.identify`; a worker that opens another one refuses.
+        target: a path that all machines can open; see `inference.targets`.
+        identity: from `inference.targets.identify`; a worker with another target raises an error.
 
     Raises:
         RunError: Ray is not installed, the workers failed, or have another model.
     """
     files = iter(files)
-    chunks = iter(lambda: list(itertools.islice(files, _BATCHES_IN_A_CHUNK * batch_size)), [])
+    chunks = iter(lambda: list(itertools.islice(files, _BATCHES_PER_CHUNK * batch_size)), [])
     first = next(chunks, None)
     if first is None:
         return
@@ -52,7 +52,7 @@ def predict_with_workers(
 
         # Once for all workers.
         shared = ray.put(dict(known))
-        arguments = (target, identity, shared, batch_size, Surroundings.here(share.num_threads))
+        arguments = (target, identity, shared, batch_size, Environment.here(share.num_threads))
         worker_pool = RayWorkerPool(
             start=lambda options: ray.remote(Predictor).options(**options).remote(*arguments),
             send=lambda worker, chunk: worker.predict.remote(chunk),

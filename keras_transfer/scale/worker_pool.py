@@ -1,7 +1,7 @@
-"""A pool of Ray workers: tasks are handed out one by one, and again when a worker dies.
+"""A pool of Ray workers: each gets one task at a time; the task of a lost worker is run again.
 
-A worker is an actor: a process that builds its networks at its first task and keeps them. Ray
-notices when one dies; another is started in its place, and its task comes first again.
+A worker is a Ray actor: a process that builds its network at its first task and keeps it. Ray
+reports a lost worker; another is started in its place and gets its task first.
 """
 
 from collections import deque
@@ -15,14 +15,14 @@ from keras_transfer.scale.cluster import Share
 
 _MOST_FAILURES: Final = 3
 _LOOK_SECONDS: Final = 10.0
-"""How often to look whether there are machines left, while nothing is done."""
+"""How often to check for machines while no task finishes."""
 
 Task = TypeVar("Task")
 
 
 @dataclass(eq=False)
-class _Begun(Generic[Task]):
-    """A task that was handed out: its place among all, and how often it failed."""
+class _Started(Generic[Task]):
+    """A task that a worker got: its number, and how often it has failed."""
 
     number: int
     task: Task
@@ -30,30 +30,30 @@ class _Begun(Generic[Task]):
 
 
 class _Queue(Generic[Task]):
-    """Tasks in their order, but those that failed first."""
+    """Tasks in their order, but failed ones first."""
 
     def __init__(self, tasks: Iterable[Task], ahead: int | None):
-        self.again: deque[_Begun[Task]] = deque()
+        self.again: deque[_Started[Task]] = deque()
         self._tasks, self._ahead = enumerate(tasks), ahead
         self._newest = -1
 
-    def next(self, running: list[int]) -> _Begun[Task] | None:
-        """What a free worker should do now, the tasks of these numbers being under way."""
+    def next(self, running: list[int]) -> _Started[Task] | None:
+        """The next task for a free worker; None for now. `running` are numbers of running tasks."""
         if self.again:
             return self.again.popleft()
         oldest = min(running, default=self._newest)
         if self._ahead is not None and self._newest - oldest >= self._ahead:
             return None
-        if begun := next((_Begun(*one) for one in self._tasks), None):
-            self._newest = begun.number
-        return begun
+        if started := next((_Started(*one) for one in self._tasks), None):
+            self._newest = started.number
+        return started
 
 
 class RayWorkerPool(Generic[Task]):
-    """As many workers of one kind as asked for, while tasks last.
+    """Runs tasks with workers of one kind.
 
-    `start` starts a worker's process, given Ray's options; `send` hands it a task and gives the
-    reference to what it will answer; `name` says in a few words which task it is.
+    `start` starts a worker's process with the given Ray options; `send` gives it a task and returns
+    the reference of its result; `name` describes a task in a few words.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RayWorkerPool(Generic[Task]):
         share: Share,
         reporter: Reporter,
     ):
-        # Ray's own second tries go to the process that died: here another takes over.
+        # Ray itself would retry in the process that failed: here another one takes over.
         self._options = {"num_cpus": share.num_cpus, "max_restarts": 0, "max_task_retries": 0}
         self._start, self._send, self._name = start, send, name
         self._reporter = reporter
@@ -73,83 +73,83 @@ class RayWorkerPool(Generic[Task]):
     def work(
         self, tasks: Iterable[Task], num_workers: int, *, ahead: int | None = None
     ) -> Iterator[tuple[int, Task, Any]]:
-        """Yield number, task and answer of all tasks, as they are done.
+        """Yield number, task and result of all tasks, as they finish.
 
         Args:
             tasks: taken one by one, as workers are free.
-            ahead: how far behind the oldest unfinished task one may be begun; None is no limit.
+            ahead: how many tasks may start after the oldest unfinished one; None is no limit.
 
         Raises:
-            KerasTransferError: the very error that a worker raised.
-            RunError: one task failed three times in other ways, or killed its worker.
+            KerasTransferError: the error that a worker raised.
+            RunError: one task failed three times with other errors, or ended its worker.
         """
         import ray
 
         queue = _Queue(tasks, ahead)
-        running: dict[Any, tuple[Any, _Begun[Task]]] = {}
+        running: dict[Any, tuple[Any, _Started[Task]]] = {}
         idle: list[Any] = []
 
         def hand_out() -> None:
-            """Give the idle something to do, and start workers while there is more than that."""
+            """Give tasks to idle workers, and start new ones for further tasks."""
             while len(running) < num_workers:
-                if not (begun := queue.next([begun.number for _, begun in running.values()])):
+                if not (started := queue.next([started.number for _, started in running.values()])):
                     return
                 worker = idle.pop() if idle else self._start(self._options)
-                running[self._send(worker, begun.task)] = worker, begun
+                running[self._send(worker, started.task)] = worker, started
 
         try:
             hand_out()
             while running:
                 done = _next_done(running)
-                worker, begun = running.pop(done)
+                worker, started = running.pop(done)
                 try:
-                    answer = ray.get(done)
+                    result = ray.get(done)
                 except ray.exceptions.RayError as error:
-                    idle += self._after_failure(worker, begun, error)
-                    queue.again.append(begun)
+                    idle += self._after_failure(worker, started, error)
+                    queue.again.append(started)
                     hand_out()
                 else:
                     idle.append(worker)
-                    # Before the answer is looked at, which may take a while.
+                    # Before the caller handles the result, which may take a while.
                     hand_out()
-                    yield begun.number, begun.task, answer
+                    yield started.number, started.task, result
         finally:
             for worker in [*idle, *(worker for worker, _ in running.values())]:
                 ray.kill(worker)
 
-    def _after_failure(self, worker: Any, begun: _Begun[Task], error: Exception) -> list[Any]:
-        """Tell it; the worker is idle again, or gone."""
+    def _after_failure(self, worker: Any, started: _Started[Task], error: Exception) -> list[Any]:
+        """Report a failure; the worker if it is still usable."""
         import ray
 
         is_alive = isinstance(error, ray.exceptions.RayTaskError)
         cause = getattr(error, "cause", error) if is_alive else error
         if isinstance(cause, KerasTransferError):
             raise cause from None
-        begun.num_failures += 1
+        started.num_failures += 1
         reason = _first_line(cause)
-        if begun.num_failures == _MOST_FAILURES:
+        if started.num_failures == _MOST_FAILURES:
             raise RunError(
-                f"{self._name(begun.task)} failed {_MOST_FAILURES} times",
-                expected="a worker that comes to its end",
+                f"{self._name(started.task)} failed {_MOST_FAILURES} times",
+                expected="a task that a worker can finish",
                 received=reason,
-                fix="mend what it names; Ray's logs, by default in /tmp/ray/session_latest/logs of "
-                "the worker's machine, have the whole story. If memory ran out, set fewer "
-                "--workers. What is stored already is not computed again",
+                fix="correct the error it names; details are in Ray's logs, by default in "
+                "/tmp/ray/session_latest/logs of the worker's machine. If memory ran out, set "
+                "fewer --workers. Stored results are not computed again",
             ) from cause
-        how = "failed" if is_alive else "died"
+        how = "failed" if is_alive else "was lost"
         self._reporter.info(
-            f"A worker {how} at {self._name(begun.task)} ({reason}); it is given out again."
+            f"A worker {how} at {self._name(started.task)} ({reason}); the task is run again."
         )
         if is_alive:
             return [worker]
-        ray.kill(worker)  # Should only the connection have died.
+        ray.kill(worker)  # In case only the connection was lost.
         return []
 
 
 def _next_done(running: Iterable[Any]) -> Any:
-    """The reference that is answered next; RunError where no machine is left to answer.
+    """The next reference with a result; RunError if no machine is left.
 
-    Ray itself would wait for machines to join.
+    Ray itself would wait for new machines.
     """
     import ray
 
@@ -162,9 +162,9 @@ def _next_done(running: Iterable[Any]) -> Any:
             raise RunError(
                 "no machine of the Ray cluster is left",
                 expected="at least one on which workers can run",
-                received=f"{len(nodes)} that died",
-                fix="look into Ray's logs, by default in /tmp/ray/session_latest/logs, then give "
-                "the same command again: what is done already is not done anew",
+                received=f"{len(nodes)} lost machines",
+                fix="see Ray's logs, by default in /tmp/ray/session_latest/logs, then run the same "
+                "command again: finished work is not repeated",
             )
 
 

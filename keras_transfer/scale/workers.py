@@ -1,7 +1,7 @@
-"""What the processes of a worker pool do. Large packages are imported with the first task.
+"""Workers of a Ray cluster. Each imports large packages and builds its network at its first task.
 
-Networks are built once and kept. A worker refuses to work with another network than the one that
-the process which plans has: on another machine, weights, files and versions may be others.
+A worker raises an error if its network differs from that of the main process: on another machine,
+weights, files and versions may differ.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_transfer.errors import RunError
-from keras_transfer.scale.environment import Surroundings
+from keras_transfer.scale.environment import Environment
 from keras_transfer.specs import RunSpec
 
 if TYPE_CHECKING:
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
 
 class Extractor:
-    """Computes chunks of an extraction, by the classifier that a spec describes."""
+    """Computes the features of chunks with the classifier of a spec."""
 
-    def __init__(self, spec: RunSpec, task: "Task", surroundings: Surroundings):
-        """Take note of everything."""
+    def __init__(self, spec: RunSpec, task: "Task", environment: Environment):
+        """Store the arguments; `compute` and `predict` do the work."""
         self._spec, self._task = spec, task
-        self._surroundings = surroundings
-        self._workshop: FeatureWriter | None = None
+        self._environment = environment
+        self._feature_writer: FeatureWriter | None = None
 
     def compute(self, chunk: "Chunk", source: "Source") -> None:
-        """Write the chunk's shards; `source` has its images alone.
+        """Write the chunk's shards; `source` holds only its images.
 
         Raises:
-            RunError: the classifier, a version or the cache is another one here.
+            RunError: the classifier, a version or the cache differs on this machine.
         """
-        if self._workshop is None:
-            self._surroundings.settle_in()
-            self._workshop = self._open(source)
+        if self._feature_writer is None:
+            self._environment.apply()
+            self._feature_writer = self._open(source)
         for cache_key in chunk.cache_keys:
-            if cache_key.digest not in self._workshop.cuts:
-                raise _another("classifier", f"layers of {cache_key.title} are others")
+            if cache_key.digest not in self._feature_writer.cuts:
+                raise _different("classifier", f"other layers for {cache_key.title}")
             if not (chunk.folder / cache_key.id).is_dir():
-                raise _another("store", f"there is no {chunk.folder / cache_key.id}")
-        feature_writer = dataclasses.replace(self._workshop, source=source)
+                raise _different("cache", f"there is no {chunk.folder / cache_key.id}")
+        feature_writer = dataclasses.replace(self._feature_writer, source=source)
         for _ in feature_writer.compute([chunk]):
             pass
 
@@ -60,7 +60,7 @@ class Extractor:
 
         spec = self._spec
         if source.pixels.digest != pixels_key(spec.data).digest:
-            raise _another("version of TensorFlow", "it would make other pixels")
+            raise _different("version of TensorFlow", "one that decodes images differently")
         set_up(spec.devices, seed=spec.seed)
         classifier = prepare_classifier(spec, self._task)
         cuts = find_cuts(classifier, spec.phases, 0).values()
@@ -69,10 +69,10 @@ class Extractor:
 
 
 class Predictor:
-    """Answers for files, by a target that all machines can open.
+    """Predicts for files, with a target that all machines can open.
 
-    `identity` is the hash of what the planning process opened; `known` are answers that need no
-    network, by the digests of files.
+    `identity` is the hash of the target that the main process opened; `known` holds probabilities
+    that need not be computed, by the digests of files.
     """
 
     def __init__(
@@ -81,41 +81,41 @@ class Predictor:
         identity: str,
         known: "Mapping[str, np.ndarray]",
         batch_size: int,
-        surroundings: Surroundings,
+        environment: Environment,
     ):
-        """Take note of everything."""
+        """Store the arguments; `compute` and `predict` do the work."""
         self._path, self._identity, self._known = target, identity, known
         self._batch_size = batch_size
-        self._surroundings = surroundings
+        self._environment = environment
 
     def predict(self, files: Sequence[Path]) -> "list[Row]":
         """One row a file, in order.
 
         Raises:
-            RunError: the target is another one here.
+            RunError: the target differs on this machine.
         """
-        target = self._target  # Before TensorFlow is imported: it settles in.
+        target = self._target  # Applies the environment before TensorFlow is imported.
         from keras_transfer.inference.prediction import predict_files
 
         return list(predict_files(target, files, known=self._known, batch_size=self._batch_size))
 
     @cached_property
     def _target(self) -> Any:
-        self._surroundings.settle_in()
+        self._environment.apply()
         from keras_transfer.inference.prediction import identify, open_target
 
         target = open_target(self._path)
         if identify(target) != self._identity:
-            raise _another("model", f"{self._path} has other weights or terms")
+            raise _different("model", f"{self._path} with other weights or another contract")
         return target
 
 
-def _another(what: str, received: str) -> RunError:
+def _different(what: str, received: str) -> RunError:
     import os
 
     return RunError(
-        f"the worker on {os.uname().nodename} has another {what} than the process that plans",
+        f"the worker on {os.uname().nodename} has another {what} than the main process",
         expected="the same package, libraries, weights and folders on all machines",
         received=received,
-        fix="install the same versions everywhere, and share the folders that the spec names",
+        fix="install the same versions everywhere, and share the folders of the spec",
     )

@@ -1,10 +1,10 @@
-"""Files and folders that are written beside their place and renamed into it.
+"""Atomic writes: files and folders are written under another name and then renamed.
 
     run/model.keras   is written as   run/model.partial.keras
     run/export/1      is written as   run/export/1.partial
 
-A process that is killed leaves `*.partial*` behind and never half a file under a final name. The
-suffix stays last because Keras and matplotlib read the format from it.
+A process that is killed leaves `*.partial*` behind, and never half a file under a final name. The
+suffix stays last because Keras and matplotlib take the format from it.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ _REPLACED: Final = ".replaced"
 
 @contextlib.contextmanager
 def replacing(target: Path, *, safe: str = "", writer: str = "") -> Iterator[Path]:
-    """Yield the path to write to; when the block ends it becomes `target`, on disk and complete.
+    """Yield the path to write to; when the block ends it is renamed to `target`.
 
-    Works for a file and for a folder; missing parents are created. If the block raises, what it
-    wrote is removed; an interrupted or killed block leaves its partial file, which the next one
-    replaces. Until the rename `target` stays as it was.
+    Works for files and folders; missing parents are created. If the block raises, what it wrote is
+    removed; a killed process leaves its partial file, which the next one replaces. Until the rename
+    `target` stays as it was.
 
     Args:
-        safe: for the message of a full disk, a sentence on what is already safe.
-        writer: beginning with a dot, part of the partial file's name where several processes may
-            write the same target, with the same content, at once.
+        safe: for the error of a full disk, a sentence on what has been saved already.
+        writer: a part of the partial file's name that begins with a dot, where several processes
+            may write the same target with the same content at once.
 
     Raises:
-        RunError: the disk is full, or the place cannot be written.
+        RunError: the disk is full, or the path cannot be written.
     """
     partial = target.with_name(f"{target.stem}{writer}.partial{target.suffix}")
     try:
@@ -55,13 +55,13 @@ def replacing(target: Path, *, safe: str = "", writer: str = "") -> Iterator[Pat
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Bring what was written beside `target` to the disk, complete, and rename it into place."""
+    """Flush what was written to the disk, and rename it to `target`."""
     _sync(partial)
     _move(partial, target)
 
 
 def check_vacant(output: Path) -> None:
-    """Raise RunError if a file that is about to be written exists already: nothing is lost."""
+    """Raise RunError if an output exists already, so that nothing is overwritten."""
     if output.exists():
         raise RunError(
             f"{output} exists already",
@@ -74,7 +74,7 @@ def check_vacant(output: Path) -> None:
 
 
 def discard_partials(folder: Path) -> None:
-    """Remove what killed writers left anywhere below `folder`, which must be one of our own."""
+    """Remove the partial files of killed processes below `folder`, a folder of this package."""
     for path in sorted(folder.rglob("*" + _REPLACED)):
         _restore(path)
     for path in sorted(folder.rglob("*.partial*")):
@@ -83,25 +83,25 @@ def discard_partials(folder: Path) -> None:
 
 
 def full(error: BaseException) -> bool:
-    """Whether this is a full disk, also where HDF5 or TensorFlow only say so in their text."""
+    """Whether the disk is full; HDF5 and TensorFlow say so in the message only."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(os.strerror(code) in str(error) for code in _FULL)
 
 
 def storage_error(error: Exception, target: Path, *, safe: str = "") -> RunError:
-    """Tell a failed write in words: what, where, how much space is left and what to do."""
+    """The error of a failed write: what, where, how much space is left and what to do."""
     if full(error):
         return RunError(
             f"{target} could not be written because the disk is full",
             expected="free space, and no quota or file size limit in the way",
             received=f"{_reason(error)}; {_free_space(target)}",
             fix="free some space, then repeat the command"
-            + (f" ({safe})" if safe else "; nothing under a final name was changed"),
+            + (f" ({safe})" if safe else "; no finished file was changed"),
         )
     return RunError(
         f"{target} cannot be written",
-        expected="a place this user may write to",
+        expected="a path this user may write to",
         received=_reason(error),
         fix="give another --output, or change the permissions of this one",
     )
@@ -123,8 +123,8 @@ def _move(partial: Path, target: Path) -> None:
     if not partial.is_dir():
         os.replace(partial, target)
     else:
-        # A folder cannot be replaced in one step: the old one steps aside for a moment, under a
-        # name from which `_restore` brings it back should the process be killed in between.
+        # A folder cannot be replaced in one step: the old one is renamed first, so that `_restore`
+        # can bring it back if the process is killed in between.
         aside = target.with_name(target.name + _REPLACED)
         if target.is_dir():
             target.rename(aside)
@@ -149,7 +149,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or everything below a folder, to the disk: a rename alone may outrun it."""
+    """Flush a file, or all of a folder, to the disk: else a rename may precede the data."""
     for below in path.rglob("*") if path.is_dir() else ():
         _sync_entry(below)
     _sync_entry(path)

@@ -1,12 +1,11 @@
-"""Store: a folder of entries, one process at a time in each, within a limit of bytes.
+"""The cache: a folder of entries within a limit of bytes; one process at a time uses an entry.
 
-    3f2a…/         an entry, named by its cache key        3f2a….lock      who works on it
-    3f2a….removed/ what a killed process left of one
+    3f2a…/          an entry, named by its cache key       3f2a….lock      its lock
+    3f2a….removed/  an entry that is being removed
 
-Locks lie beside the entries, so that removing an entry never removes a lock that somebody holds.
-The operating system frees the lock of a killed process.
-
-Where anything that outlives a run is kept: unpacked data sets and stored features.
+It keeps what outlives a run: decoded images, features and logits. Locks lie beside the entries, so
+that removing an entry never removes a lock in use. The operating system frees the lock of a killed
+process.
 """
 
 import os
@@ -40,7 +39,7 @@ _POLL_SECONDS: Final = 0.1
 
 @dataclass(frozen=True)
 class EntryInfo:
-    """What `Cache.entries` tells about one entry; `used` is in seconds since 1970."""
+    """One entry as `Cache.entries` lists it; `used` is in seconds since 1970."""
 
     id: str
     kind: str
@@ -51,15 +50,14 @@ class EntryInfo:
 
 
 def _ignore(text: str) -> None:
-    """Who listens when nobody does."""
+    """The default for `say`."""
 
 
 class Cache:
-    """Arrays that are computed once, in one folder of this machine.
+    """Arrays that are computed once and kept in one folder.
 
-    `limit_bytes` is kept by removing the entries that were used least recently, never one that
-    somebody works on. `say` is told in plain sentences what was found damaged, whom the cache
-    waits for, and what it removes.
+    To stay within `limit_bytes`, the least recently used entries are removed, but none in use.
+    `say` gets messages on damaged and removed entries, and on waiting for another process.
     """
 
     def __init__(
@@ -75,10 +73,10 @@ class Cache:
 
     @contextmanager
     def opened(self, *cache_keys: CacheKey) -> Iterator[tuple[Entry, ...]]:
-        """Hold the entries of cache keys, alone, while the block runs; missing ones are started.
+        """Lock the entries of cache keys while the block runs; missing ones are created.
 
-        Open all entries of a task at once: two processes that open one after the other, each in
-        its own order, could wait for each other forever.
+        Open all entries of a task in one call: two processes that open entries one by one, in
+        different orders, could wait for each other forever.
 
         Raises:
             RunError: the folder cannot be written.
@@ -94,35 +92,35 @@ class Cache:
             yield tuple(entries[cache_key.id] for cache_key in cache_keys)
 
     def free_for(self, *cache_keys: CacheKey) -> int:
-        """Bytes that the entries of cache keys may take together, with what they hold already.
+        """Bytes that the entries of cache keys may have in total, including what they have now.
 
-        That is what the limit and the disk leave when all goes that nobody works on.
+        That is what the limit and the disk allow after removing every entry that is not in use.
         """
         wanted = {cache_key.id for cache_key in cache_keys}
-        in_use = yielding = 0
+        in_use = removable = 0
         with explained(self.folder):
             for info in self.entries():
                 if info.id in wanted or self._is_free(info.id):
-                    yielding += info.num_bytes
+                    removable += info.num_bytes
                 else:
                     in_use += info.num_bytes
-        room = shutil.disk_usage(_existing(self.folder)).free + yielding
+        room = shutil.disk_usage(_existing(self.folder)).free + removable
         return room if self._limit_bytes is None else max(0, min(room, self._limit_bytes - in_use))
 
     def entries(self) -> list[EntryInfo]:
         """All entries, the most recently used first."""
         infos = []
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
-            if _ENTRY.fullmatch(folder.name) and _is_ours(folder):
+            if _ENTRY.fullmatch(folder.name) and _is_entry(folder):
                 # Another process may remove one meanwhile.
                 with suppress(FileNotFoundError):
                     infos.append(_info(folder))
         return sorted(infos, key=lambda info: info.used, reverse=True)
 
     def verify(self, name: str) -> int | None:
-        """Check all files of an entry; damaged ones are told and removed.
+        """Check all files of an entry; damaged ones are reported and removed.
 
-        Returns how many were damaged, or None if somebody works on the entry.
+        Returns how many were damaged, or None if the entry is in use.
         """
         with explained(self.folder), ExitStack() as held:
             if not self._try_lock(name, held):
@@ -140,7 +138,7 @@ class Cache:
             return entry.num_damaged
 
     def remove(self, name: str) -> bool:
-        """Remove an entry; False if somebody works on it."""
+        """Remove an entry; False if it is in use."""
         with explained(self.folder), ExitStack() as held:
             if not self._try_lock(name, held):
                 return False
@@ -149,7 +147,9 @@ class Cache:
 
     def _open(self, cache_key: CacheKey) -> Entry:
         entry = self._entry(cache_key)
-        (self.folder / cache_key.id / DESCRIPTION).touch()  # Its time says when it was used last.
+        (
+            self.folder / cache_key.id / DESCRIPTION
+        ).touch()  # Its time of change is the time of last use.
         return entry
 
     def _entry(self, cache_key: CacheKey) -> Entry:
@@ -163,7 +163,7 @@ class Cache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            self._say(f"Waiting for another process that works on the stored {title}")
+            self._say(f"Waiting for another process that uses the stored {title}")
             lock.acquire()
         try:
             yield
@@ -186,21 +186,21 @@ class Cache:
             return self._try_lock(name, held)
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove what was used least recently until `num_bytes` more fit within the limit."""
+        """Remove the least recently used entries until `num_bytes` more fit within the limit."""
         if self._limit_bytes is None:
             return
         infos = self.entries()
         excess = sum(info.num_bytes for info in infos) + num_bytes - self._limit_bytes
-        leaving = []
+        chosen = []
         with ExitStack() as held:
-            # All that would have to go are locked first: nothing goes in vain.
+            # All entries to be removed are locked first: none is removed in vain.
             for info in reversed(infos):
                 if excess > 0 and self._try_lock(info.id, held):
-                    leaving.append(info)
+                    chosen.append(info)
                     excess -= info.num_bytes
             if excess > 0:
                 raise self._too_full(excess)
-            for info in leaving:
+            for info in chosen:
                 with explained(self.folder):
                     remove_entry(self.folder / info.id)
                 self._say(
@@ -213,7 +213,7 @@ class Cache:
         return RunError(
             f"the cache in {self.folder} has reached its limit",
             expected=f"at most cache.limit_gb={self._limit_bytes / 1e9:g}",
-            received=f"{excess / 1e9:.2g} GB more, and nothing that nobody works on to remove",
+            received=f"{excess / 1e9:.2g} GB more, and no entry that could be removed",
             fix="raise cache.limit_gb, or set cache.mode=off",
         )
 
@@ -235,13 +235,13 @@ def _info(folder: Path) -> EntryInfo:
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
     with os.scandir(folder) as files:
         for file in files:
-            # What is half written is renamed sooner or later.
+            # A partial file may be renamed meanwhile.
             with suppress(FileNotFoundError):
                 yield file.name, file.stat().st_size
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder is an entry, perhaps one that has lost its description."""
+def _is_entry(folder: Path) -> bool:
+    """Whether a folder is an entry, even if its description is missing."""
     return (folder / DESCRIPTION).is_file() or any(folder.glob("shard-*.json"))
 
 
@@ -256,7 +256,7 @@ def home() -> Path:
 
 
 def feature_folder(folder: str = "") -> Path:
-    """The feature store that `cache.folder` names; '' is features/ below home."""
+    """The folder of `cache.folder`; '' is features/ below `home()`."""
     return Path(folder).expanduser().absolute() if folder else home() / "features"
 
 
@@ -264,10 +264,10 @@ def feature_folder(folder: str = "") -> Path:
 def open_cache(
     spec: RunSpec, *, reporter: Reporter, scratch: Path | None = None
 ) -> Iterator[Cache]:
-    """The shared cache; with cache.mode 'off' a cache of its own, removed in the end.
+    """The shared cache; with cache.mode=off a temporary one, which is removed in the end.
 
     Args:
-        scratch: an existing folder on a disk with room; None takes the system's.
+        scratch: an existing folder for the temporary one; None takes the system's.
     """
     if spec.cache.mode != "off":
         limit = int(spec.cache.limit_gb * 1e9)

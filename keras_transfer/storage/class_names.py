@@ -1,9 +1,7 @@
-"""The label contract: one class list, in one order, with one hash, in every artefact.
-
-The class list as files: in the run folder, and beside every exported model.
+"""Class names: one list in one order, with one hash, in the run folder and in every export.
 
 class_names.json   {"class_names": [...], "hash": "..."}, names in the order of the logits
-labels.txt         the same names, one a line, as other tools want them
+labels.txt         the same names, one a line, as other tools read them
 """
 
 import hashlib
@@ -21,7 +19,7 @@ def hash_class_names(class_names: Sequence[str]) -> str:
 
 
 def model_name(class_names: Sequence[str]) -> str:
-    """The name a classifier carries, so that its file remembers the order it was trained on."""
+    """The name of a classifier's Keras model, which identifies the class list it was trained on."""
     return f"classifier_{hash_class_names(class_names)[:16]}"
 
 
@@ -29,7 +27,7 @@ def check_class_order(name_of_model: str, class_names: Sequence[str], where: str
     """Raise DataError unless the model was trained on exactly these classes in this order."""
     if name_of_model != model_name(class_names):
         raise DataError(
-            f"the model was trained on other classes, or in another order, than {where} lists",
+            f"the model was trained on other classes than {where} lists, or in another order",
             expected=f"the class list whose model is called {name_of_model}",
             received=f"{len(class_names)} classes, {', '.join(list(class_names)[:5])} …",
             fix="restore the class list that was written together with the model",
@@ -45,7 +43,7 @@ def verify_class_names(content: Any, *, where: str) -> tuple[str, ...]:
     """The classes out of the content of a class_names.json.
 
     Raises:
-        RunError: it is no class list, or not the one that its hash belongs to.
+        RunError: it is no class list, or does not fit its hash.
     """
     match content:
         case {"class_names": [*names], "hash": str(digest)} if hash_class_names(names) == digest:
@@ -65,7 +63,7 @@ def write_label_files(folder: Path, class_names: Sequence[str]) -> None:
         ExportError: a name does not fit on one line of UTF-8.
     """
     for name in class_names:
-        # Half a surrogate pair stands for a byte of a file name that is not Unicode.
+        # A lone surrogate stands for a byte of a file name that is not Unicode.
         if any(letter in "\r\n" or "\ud800" <= letter <= "\udfff" for letter in name):
             raise ExportError(
                 f"the class name {name!r} cannot be exported",
@@ -83,7 +81,7 @@ def read_label_files(folder: Path) -> tuple[str, ...]:
     """The classes that an exported model's labels.txt and class_names.json agree on.
 
     Raises:
-        ExportError: one is missing, they differ, or the hash belongs to another list.
+        ExportError: a file is missing, they differ, or the hash does not fit.
     """
     try:
         labels = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")[:-1]
@@ -96,7 +94,7 @@ def read_label_files(folder: Path) -> tuple[str, ...]:
         reason = str(error)
     if reason:
         raise ExportError(
-            f"the class list beside the model in {folder} is not as it was written",
+            f"the class list of the model in {folder} has changed",
             expected="labels.txt and class_names.json with the same names and their hash",
             received=reason,
             fix="restore the files, or export again",

@@ -1,12 +1,10 @@
-"""Entry: all stored rows of one cache key, found again by their keys.
+"""Entries of the cache: all stored rows of one cache key, each found by the key of the row.
 
-    entry.json           the cache key, notes on how the rows were computed, when it was made
+    entry.json           the cache key, notes on how the rows were computed, the time of creation
     shard-0.bin …        the rows
 
-What makes rows differ, beside their key, is in the cache key, and the cache key's digest is in the
-folder's name, in entry.json and in every shard: another cache key is another entry.
-
-Cache key: what stored rows are a function of beside their key, and the file that says so.
+Everything that rows depend on, beside the key of a row, is in the cache key. Its digest is in the
+folder's name, in entry.json and in every shard, so that another cache key is another entry.
 """
 
 import contextlib
@@ -41,15 +39,17 @@ from keras_transfer.storage.shards import (
 
 DESCRIPTION: Final = "entry.json"
 _FORMAT: Final = 1
+_REMOVED: Final = ".removed"
+_LARGE_BYTES: Final = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What rows are a function of, beside their key.
+    """Everything that stored rows depend on, beside the key of a row.
 
-    `kind` is 'pixels', 'features' or 'logits'. `title` is a few words for people that can follow
-    "the stored", and changes nothing. `content` holds JSON values. `shape` and `dtype` (a NumPy
-    name) are those of one row.
+    `kind` is 'pixels', 'features' or 'logits'. `title` is for messages ("the stored <title>") and
+    not part of the digest. `content` holds JSON values. `shape` and `dtype` (a NumPy name) are
+    those of one row.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class CacheKey:
     @cached_property
     def digest(self) -> str:
         """SHA-256 in hex over everything but the title."""
-        # Once through JSON, so that a cache key read back from disk has the digest it had.
+        # Through JSON, so that a cache key read from disk has the same digest.
         content = json.loads(json.dumps(dict(self.content), allow_nan=False))
         whole = [_FORMAT, self.kind, content, list(self.shape), self.dtype]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -80,7 +80,7 @@ class CacheKey:
 def write_description(
     folder: Path, cache_key: CacheKey, notes: Mapping[str, Any], created: str
 ) -> None:
-    """Write the cache key, the notes and the day of birth of the entry in `folder`."""
+    """Write the cache key, the notes and the creation time of the entry in `folder`."""
     described = {
         "kind": cache_key.kind,
         "title": cache_key.title,
@@ -93,7 +93,7 @@ def write_description(
 
 
 def read_description(folder: Path) -> tuple[CacheKey, dict[str, Any], str]:
-    """The cache key, the notes and the day of birth of the entry in `folder`.
+    """Read the cache key, the notes and the creation time of the entry in `folder`.
 
     Raises:
         ValueError: entry.json is missing or damaged.
@@ -107,12 +107,8 @@ def read_description(folder: Path) -> tuple[CacheKey, dict[str, Any], str]:
         raise ValueError(f"{DESCRIPTION} describes no entry") from error
 
 
-_REMOVED: Final = ".removed"
-_TOLD_BYTES: Final = 2_000_000_000
-
-
 class Entry:
-    """The rows of one cache key. Made by `Cache.opened`, whose block holds the entry's lock."""
+    """The rows of one cache key. Made by `Cache.opened`, whose block holds the lock."""
 
     def __init__(
         self,
@@ -122,7 +118,7 @@ class Entry:
         say: Callable[[str], None],
         make_room: Callable[[int], None],
     ):
-        """Open the entry in `folder`, or start it; what is damaged is told and removed."""
+        """Open the entry in `folder`, or create it; damaged files are reported and removed."""
         self.folder = folder
         self.cache_key = cache_key
         self.notes: dict[str, Any] = {}
@@ -132,7 +128,7 @@ class Entry:
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
         self._shards: dict[int, Shard] = {}
         self._sound: set[int] = set()
-        # Every row has a place in one long line of all rows; a shard's begin where it starts.
+        # All rows of all shards are numbered in one sequence; a shard's rows begin at its start.
         self._starts: dict[int, int] = {}
         self._places: dict[str, int] = {}
         self._end = 0
@@ -144,7 +140,7 @@ class Entry:
                 self._discard(number, f"{error}")
 
     def note(self, **values: Any) -> None:
-        """Keep small JSON values with the entry, such as the batch size of its computation."""
+        """Store small JSON values with the entry, such as the batch size of its computation."""
         self.notes = {**self.notes, **values}
         with explained(self.folder):
             self._write_description()
@@ -155,9 +151,9 @@ class Entry:
         return list(self._places)
 
     def missing(self, keys: Sequence[str]) -> list[int]:
-        """Positions in `keys` whose rows are not stored, of equal keys the first.
+        """Positions in `keys` whose rows are not stored; of equal keys only the first.
 
-        Every shard with a wanted row is checked first, once: a damaged one is told and removed.
+        Every shard with a requested row is checked first, once; damaged ones are removed.
 
         Raises:
             RunError: the data cannot be read.
@@ -175,7 +171,7 @@ class Entry:
 
         Raises:
             RunError: the disk is full, the folder cannot be written, or the cache's limit is too
-                low; what was stored before is safe.
+                low; rows stored earlier are kept.
         """
         assert rows.shape == (len(keys), *self.cache_key.shape), rows.shape
         assert rows.dtype == np.dtype(self.cache_key.dtype), rows.dtype
@@ -194,22 +190,22 @@ class Entry:
 
     @property
     def numbers(self) -> list[int]:
-        """Of all shards."""
+        """Numbers of all shards."""
         return list(self._shards)
 
     def free_numbers(self) -> Iterator[int]:
-        """Numbers of shards that are not taken, from the lowest up."""
+        """Unused shard numbers, from the lowest up."""
         return (number for number in itertools.count() if number not in self._shards)
 
     def adopt(self, number: int, keys: Sequence[str], *, is_sound: bool) -> None:
-        """Take in a shard that was written into the folder under a free number.
+        """Add a shard that was written into the folder under an unused number.
 
         Args:
-            keys: those it must hold, in order; none of them is stored already.
-            is_sound: whether its data need no check, since this process has just written them.
+            keys: the keys it must hold, in order; none of them is stored already.
+            is_sound: whether its data need no check because this process has just written them.
 
         Raises:
-            RunError: it is not there, or holds other rows.
+            RunError: the shard is missing, or holds other rows.
         """
         try:
             shard = read_shard(self.folder, number, entry=self.cache_key.digest)
@@ -218,19 +214,19 @@ class Entry:
             self._add(shard)
         except ValueError as error:
             raise RunError(
-                f"shard {number} of the stored {self.cache_key.title} is not what was asked for",
+                f"shard {number} of the stored {self.cache_key.title} is not the expected one",
                 expected=f"{len(keys):,} new rows in {self.folder}",
                 received=f"{error}",
-                fix="have every process use the same folder (cache.folder), and run it again",
+                fix="let every process use the same cache.folder, and run again",
             ) from error
         if is_sound:
             self._sound.add(number)
 
     def rows(self, keys: Sequence[str]) -> Rows:
-        """The rows of keys, which may repeat; `missing` has been asked about all of them."""
+        """The rows of keys, which may repeat; call `missing` for all of them first."""
         places = np.fromiter(map(self._places.__getitem__, keys), np.int64, len(keys))
         numbers = self._numbers_of(places)
-        assert self._sound.issuperset(numbers), "ask `missing` first"
+        assert self._sound.issuperset(numbers), "call `missing` first"
         starts = np.array([self._starts[number] for number in numbers], np.int64)
         shards = np.searchsorted(starts, places, side="right") - 1
         with explained(self.folder):
@@ -242,7 +238,7 @@ class Entry:
             )
 
     def check(self) -> None:
-        """Check every shard: a damaged one is told and removed."""
+        """Check every shard; damaged ones are reported and removed."""
         self._check(self._shards)
 
     def _numbers_of(self, places: np.ndarray) -> list[int]:
@@ -253,12 +249,12 @@ class Entry:
 
     def _check(self, numbers: Iterable[int]) -> None:
         unsure = [number for number in numbers if number not in self._sound]
-        if not unsure:  # As nearly always where keys are asked about one by one.
+        if not unsure:  # The usual case.
             return
         num_bytes = sum(self._shards[number].num_bytes for number in unsure)
-        if num_bytes >= _TOLD_BYTES:
+        if num_bytes >= _LARGE_BYTES:
             self._say(f"Checking {num_bytes / 1e9:.1f} GB of the stored {self.cache_key.title}")
-        # Reading and checksums leave Python's lock alone: threads use all cores.
+        # Reading and checksums release the interpreter lock: threads use all cores.
         with explained(self.folder), ThreadPoolExecutor() as pool:
             damages = list(pool.map(lambda number: self._shards[number].damage(), unsure))
             for number, damage in zip(unsure, damages, strict=True):
@@ -277,18 +273,18 @@ class Entry:
         self._end += len(shard.keys)
 
     def _discard(self, number: int, reason: str) -> None:
-        self._tell_damage(f"{self.folder.name}/shard-{number}", reason)
+        self._report_damage(f"{self.folder.name}/shard-{number}", reason)
         remove_shard(self.folder, number)
         self._starts.pop(number, None)
         if shard := self._shards.pop(number, None):
             for key in shard.keys:
                 self._places.pop(key, None)
 
-    def _tell_damage(self, name: str, reason: str) -> None:
+    def _report_damage(self, name: str, reason: str) -> None:
         self.num_damaged += 1
         self._say(
             f"{name} of the stored {self.cache_key.title} is damaged ({reason}); it was removed, "
-            "and its rows are computed again where they are needed"
+            "and its rows are computed again when needed"
         )
 
     def _read_description(self) -> None:
@@ -296,16 +292,16 @@ class Entry:
             self._write_description()
             return
         discard_partials(self.folder)
-        if not any(self.folder.iterdir()):  # Killed while it was started.
+        if not any(self.folder.iterdir()):  # The process was killed while creating it.
             self._write_description()
             return
         try:
             found, notes, created = read_description(self.folder)
             if found.digest != self.cache_key.digest:
-                raise ValueError(f"{DESCRIPTION} is that of other rows")
+                raise ValueError(f"{DESCRIPTION} belongs to another cache key")
             self.notes, self._created = notes, created
         except ValueError as error:
-            self._tell_damage(self.folder.name, f"{error}")
+            self._report_damage(self.folder.name, f"{error}")
             remove_entry(self.folder)
             self._write_description()
 
@@ -314,7 +310,7 @@ class Entry:
 
 
 def remove_entry(folder: Path) -> None:
-    """Remove an entry, if it is there: at once for all who look, its files afterwards."""
+    """Remove an entry if it exists: first its name, then its files."""
     aside = folder.with_name(folder.name + _REMOVED)
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -323,6 +319,6 @@ def remove_entry(folder: Path) -> None:
 
 
 def sweep_removed(folder: Path) -> None:
-    """Remove what killed processes left of entries below the cache's folder."""
+    """Finish the removals that killed processes left in the cache's folder."""
     for aside in folder.glob("*" + _REMOVED):
         shutil.rmtree(aside, ignore_errors=True)

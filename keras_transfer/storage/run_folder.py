@@ -1,4 +1,4 @@
-"""The run folder: everything one run was asked, decided, measured and made.
+"""The run folder: the settings, decisions, measurements and results of one run.
 
     spec.json          the resolved spec         history.csv       one row an epoch
     splits.json        which image is where    metrics.json      phases, test, export
@@ -7,11 +7,9 @@
     model.keras        the classifier            figures/          PNG
     export/1/          the SavedModel            checkpoint/       while training only
 
-A folder is a run as soon as it holds spec.json, and complete when it holds metrics.json. Those of
-a study of many runs and of a search begin alike; they are complete when they hold study.json or
+A folder is a run as soon as it holds spec.json, and complete when it holds metrics.json. Folders of
+studies and searches begin in the same way; they are complete when they hold study.json or
 search.json.
-
-What a run was made with: enough to ask, a year later, why its numbers differ.
 """
 
 import csv
@@ -53,31 +51,6 @@ _PACKAGES: Final = (
 )
 
 
-def describe_environment() -> dict[str, Any]:
-    """The content of environment.json: time (UTC), command line, machine and versions.
-
-    Packages that are not installed are left out.
-    """
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "packages": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 FILES: Final = (
     "spec.json",
     "splits.json",
@@ -89,7 +62,7 @@ FILES: Final = (
     "metrics.json",
     "export/1",
 )
-"""What a run leaves for later, roughly in the order in which it is written."""
+"""The results of a run, roughly in the order in which they are written."""
 
 _BEFORE_THE_SPEC: Final = {
     "run.log",
@@ -98,20 +71,18 @@ _BEFORE_THE_SPEC: Final = {
     "spec.partial.json",
     "probe.partial",
 }
-"""What a run may leave that is killed before it has a spec: it may start again in its folder."""
+"""Files of a run that was killed before it wrote its spec: a new run may use the folder."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths, reading and safe writing of one run."""
+    """The paths of one run, and reading and writing them."""
 
     path: Path
 
     @classmethod
     def create(cls, path: str | Path, *, resume: bool = False) -> "RunFolder":
-        """Make the folder of a new run, or enter the one to resume.
-
-        What a killed run left half written is removed.
+        """Make the folder of a new run, or open the one to resume; partial files are removed.
 
         Raises:
             RunError: there is a run already, or none to resume; the folder holds other things,
@@ -125,9 +96,9 @@ class RunFolder:
                 run._check_is_vacant()
             run.path.mkdir(parents=True, exist_ok=True)
             discard_partials(run.path)
-            # `os.access` is no answer for root, for network disks and for full ones: try it.
+            # `os.access` is wrong for root, for network disks and for full ones: try to write.
             probe = run.path / "probe.partial"
-            probe.write_text("can this folder be written?", encoding="utf-8")
+            probe.write_text("test", encoding="utf-8")
             probe.unlink()
         except OSError as error:
             raise storage_error(error, run.path) from error
@@ -135,7 +106,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
-        """The folder of an existing run, for reading.
+        """Open the folder of an existing run for reading.
 
         Raises:
             RunError: there is no run.
@@ -194,30 +165,30 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run, the study or the search came to its end."""
+        """Whether the run, study or search has finished."""
         return any(
             file.is_file() for file in (self.metrics_file, self.study_file, self.search_file)
         )
 
     def replacing(self, name: str) -> AbstractContextManager[Path]:
-        """Write one artefact beside its place: `with run.replacing("model.keras") as path: …`.
+        """Write one file or folder atomically: `with run.replacing("model.keras") as path: …`.
 
         Raises:
-            RunError: the disk is full, or the folder cannot be written; names what is safe.
+            RunError: the disk is full, or the folder cannot be written; names what is saved.
         """
         kept = [name for name in FILES if (self.path / name).exists()]
-        safe = "a training goes on with --resume"
+        safe = "a training continues with --resume"
         return replacing(
-            self.path / name, safe=f"{safe}; already safe: {', '.join(kept)}" if kept else safe
+            self.path / name, safe=f"{safe}; already saved: {', '.join(kept)}" if kept else safe
         )
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file; names that are no valid Unicode keep their bytes."""
+        """Write a text file; file names that are not valid Unicode keep their bytes."""
         with self.replacing(name) as path:
             path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write plain values; NaN and infinities become null, since JSON has no word for them."""
+        """Write plain values; NaN and infinities become null, since JSON does not have them."""
         self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
     def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -286,12 +257,12 @@ class RunFolder:
                 expected="a new or empty folder, so that no earlier result is lost",
                 received="a finished run" if self.is_complete else "an unfinished run",
                 fix="give another --output"
-                + ("" if self.is_complete else ", or add --resume to go on with this one"),
+                + ("" if self.is_complete else ", or add --resume to continue this one"),
             )
         others = sorted({entry.name for entry in self.path.iterdir()} - _BEFORE_THE_SPEC)
         if others:
             raise RunError(
-                f"{self.path} holds other files than a run's",
+                f"{self.path} holds files that do not belong to a run",
                 expected="a new or empty folder",
                 received=", ".join(others[:5]) + (" …" if len(others) > 5 else ""),
                 fix="give another --output",
@@ -307,7 +278,7 @@ def next_free(parent: str | Path, name: str) -> Path:
 
 
 def latest(parent: str | Path, name: str) -> Path:
-    """The run of the highest number among `name`, `name-2`, `name-3` … in `parent`.
+    """The run with the highest number among `name`, `name-2`, `name-3` … in `parent`.
 
     Raises:
         RunError: there is none.
@@ -334,3 +305,28 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def describe_environment() -> dict[str, Any]:
+    """The content of environment.json: time (UTC), command line, machine and versions.
+
+    Packages that are not installed are left out.
+    """
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

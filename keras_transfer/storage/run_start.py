@@ -1,4 +1,4 @@
-"""Begin a run or go on with one: which folder, and is it still the same run?"""
+"""Starting and resuming runs: which folder, and a check that the spec is the same."""
 
 import contextlib
 import itertools
@@ -25,12 +25,12 @@ def start_run(
     resume: bool = False,
     suffix: str | None = None,
 ) -> RunFolder:
-    """Make the folder of a run, of a study or of a search, or enter the one to resume.
+    """Make the folder of a run, a study or a search, or open the one to resume.
 
     Args:
         output: the folder; by default the next free `saved_models/<name>`, `<name>-2` … for a new
             run, and the latest of them to resume.
-        suffix: put behind the name of the default folder; None is '-study' for a study and nothing
+        suffix: appended to the name of the default folder; None is '-study' for a study and nothing
             for a run.
 
     Raises:
@@ -47,8 +47,8 @@ def start_run(
             raise RunError(
                 f"{run.path} is finished",
                 expected="an interrupted run",
-                received="a run that came to its end",
-                fix="use it as it is, or leave out --resume to train anew in another folder",
+                received="a finished run",
+                fix="use it as it is, or leave out --resume to train again in another folder",
             )
         return run
     run = RunFolder.create(output or next_free(DEFAULT_PARENT, name))
@@ -60,27 +60,27 @@ def start_run(
 def await_run(
     spec: RunSpec, *, output: str | Path | None, seconds: float = _HOSTS_WAIT_SECONDS
 ) -> RunFolder:
-    """The folder of a run that another host makes, or has made.
+    """Wait for the folder of a run that host 0 makes.
 
     Raises:
         RunError: it does not appear, or holds another run.
     """
     if output is None:
         raise RunError(
-            "hosts that train together need one folder that all of them see",
+            "hosts that train together need one folder that all of them can open",
             expected="--output DIR, the same on every host",
             received="no folder",
-            fix="give one on storage that they share",
+            fix="give a folder on shared storage",
         )
     run = RunFolder(Path(output))
     deadline = time.monotonic() + seconds
     while not run.spec_file.is_file():
         if time.monotonic() > deadline:
             raise RunError(
-                f"host 0 has not begun its run in {run.path}",
+                f"host 0 has not started its run in {run.path}",
                 expected=f"{run.spec_file} within {seconds:g} seconds",
                 received="no such file",
-                fix="start host 0 as well, with a folder that all hosts see",
+                fix="start host 0 as well, with a folder that all hosts can open",
             )
         time.sleep(_POLL_SECONDS)
     check_same_spec(load_spec(run.spec_file), spec, run)
@@ -89,9 +89,9 @@ def await_run(
 
 @contextlib.contextmanager
 def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
-    """Take a folder away again if its run is refused before it has split its images.
+    """Remove the folder of a run that fails with an error before it has split its images.
 
-    Such a run has nothing worth keeping, and its folder would be in the way of the corrected one.
+    It holds no results yet, and would be in the way when the corrected command is run.
     """
     try:
         yield

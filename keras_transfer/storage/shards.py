@@ -1,10 +1,10 @@
-"""Shards: rows of one shape in little files with checksums, and gathering rows from many.
+"""Shards: files of rows of one shape with checksums, and arrays of rows from many shards.
 
-    shard-0.bin     the rows, one after the other, as NumPy lays them out
-    shard-0.json    the entry they belong to, their keys in order, and the data's checksum
+    shard-0.bin     the rows, one after the other, as NumPy stores them
+    shard-0.json    the entry they belong to, their keys in order, and the checksum of the data
 
-The data are written first: a shard exists when its json does. Every json is sealed with a checksum
-of its own, so that a flipped bit anywhere is found.
+The data are written first: a shard exists once its json does. Every json has a checksum of its own,
+so that a single changed bit anywhere is found.
 """
 
 import json
@@ -27,7 +27,7 @@ from keras_transfer.storage.atomic import replacing
 
 _NAME: Final = re.compile(r"shard-(\d+)\.(?:bin|json)")
 SHARD_BYTES: Final = 32_000_000
-"""What is computed before it is written: what memory holds, and what a kill loses at most."""
+"""Size of a shard: what memory holds before it is written, and the most that a kill can lose."""
 
 _CHUNK_BYTES: Final = 4 << 20
 
@@ -51,10 +51,10 @@ class Shard:
         return self.folder / f"shard-{self.number}.json"
 
     def damage(self) -> str:
-        """Read all data and tell what is wrong with them; '' if they are what was written.
+        """Read all data and describe their damage; '' if they are what was written.
 
         Raises:
-            OSError: they cannot be read, which says nothing about them.
+            OSError: they cannot be read, which need not mean damage.
         """
         buffer = bytearray(_CHUNK_BYTES)
         crc32 = size = 0
@@ -71,13 +71,13 @@ class Shard:
 
 
 def shard_numbers(folder: Path) -> list[int]:
-    """The numbers of all shards in a folder, whole or not, in order."""
+    """The numbers of all shards in a folder, complete or not, in order."""
     matches = (_NAME.fullmatch(name) for name in os.listdir(folder))
     return sorted({int(match[1]) for match in matches if match})
 
 
 def read_shard(folder: Path, number: int, *, entry: str) -> Shard:
-    """Read a shard's json; the data are looked at by `Shard.damage` only.
+    """Read a shard's json; only `Shard.damage` reads the data.
 
     Raises:
         ValueError: the json is missing or damaged, or belongs to another entry.
@@ -92,12 +92,12 @@ def read_shard(folder: Path, number: int, *, entry: str) -> Shard:
 def write_shard(
     folder: Path, number: int, *, entry: str, keys: Sequence[str], rows: np.ndarray
 ) -> Shard:
-    """Write rows [len(keys), ...] and their keys, complete and on disk.
+    """Write rows [len(keys), ...] and their keys, and flush them to the disk.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written; no shard was added.
     """
-    # Should two processes write the same shard, neither gets in the other's way.
+    # Two processes may write the same shard without disturbing each other.
     writer = f".{uuid.uuid4().hex[:8]}"
     data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
     shard = Shard(folder, number, tuple(keys), data.nbytes, zlib.crc32(data))
@@ -113,13 +113,13 @@ def write_shard(
 
 
 def remove_shard(folder: Path, number: int) -> None:
-    """Remove what there is of a shard, its json first: from then on it does not exist."""
+    """Remove the files of a shard, its json first."""
     for suffix in (".json", ".bin"):
         (folder / f"shard-{number}{suffix}").unlink(missing_ok=True)
 
 
 def write_sealed(file: Path, content: dict[str, Any], *, writer: str = "") -> None:
-    """Write plain values as JSON with a checksum, beside and renamed into place."""
+    """Write plain values as JSON with a checksum, atomically."""
     with replacing(file, writer=writer) as path:
         path.write_text(_sealed(content), encoding="ascii")
 
@@ -138,7 +138,7 @@ def read_sealed(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"{file.name} is missing") from error
     except (ValueError, TypeError, LookupError):
-        pass  # Neither JSON nor what we write.
+        pass  # Not JSON, or JSON of another form.
     raise ValueError(f"{file.name} is not what was written")
 
 
@@ -148,17 +148,17 @@ def _sealed(content: dict[str, Any]) -> str:
 
 
 class Rows:
-    """Rows gathered from memory-mapped shards: `rows[3]`, `rows[5:9]` and `rows[[7, 7, 2]]`.
+    """Rows from memory-mapped shards: `rows[3]`, `rows[5:9]` and `rows[[7, 7, 2]]`.
 
-    Read-only; every index gives a copy. The maps stay open when the cache has been closed, and
-    readable when the files have been removed. Several threads may read at once. Pickled, they are
-    names of files and places in them, which another process maps anew.
+    Read-only; every index returns a copy. The rows stay readable after the cache was closed and
+    after the files were removed. Several threads may read at once. Pickling stores the names of the
+    files and positions in them, and unpickling maps the files again.
     """
 
     def __init__(
         self, files: Sequence[Path], where: np.ndarray, *, shape: Sequence[int], dtype: np.dtype
     ):
-        """Take row `where[i, 1]` of the data in `files[where[i, 0]]` as row `i`."""
+        """Row `i` is row `where[i, 1]` of the data in `files[where[i, 0]]`."""
         self._files = files
         self._maps = [_mapped(file) for file in files]
         self._arrays = [np.frombuffer(m, dtype).reshape(-1, *shape) for m in self._maps]
@@ -168,7 +168,7 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows, were they copied."""
+        """Bytes of all rows as one array."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -178,7 +178,7 @@ class Rows:
         where = self._where[index]
         flat = where.reshape(-1, 2).tolist()
         rows = np.empty((len(flat), *self.shape[1:]), self.dtype)
-        # Row by row beats one gather a shard up to 20 times: a batch has few rows in each.
+        # Up to 20 times as fast as one gather for each shard: a batch has few rows in each.
         for i, (shard, row) in enumerate(flat):
             rows[i] = self._arrays[shard][row]
         return rows.reshape((*where.shape[:-1], *self.shape[1:]))
@@ -187,7 +187,7 @@ class Rows:
         return _rows, (self._files, self._where, self.shape[1:], self.dtype)
 
     def part(self, rows: np.ndarray) -> "Rows":
-        """Some of the rows as they are, of the files that hold them only."""
+        """Some of the rows, with only the files that hold them."""
         where = self._where[rows]
         used, numbers = np.unique(where[:, 0], return_inverse=True)
         files = [self._files[number] for number in used]
@@ -196,11 +196,11 @@ class Rows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("rows are gathered from several files: that is always a copy")
+            raise ValueError("rows come from several files, which always needs a copy")
         return self[:].astype(dtype or self.dtype, copy=False)
 
     def release(self) -> None:
-        """Let go of the memory of pages read so far; they are read again where needed."""
+        """Free the memory of pages read so far; they are read again when needed."""
         if sys.platform != "win32":
             for pages in self._maps:
                 pages.madvise(mmap.MADV_DONTNEED)
@@ -217,14 +217,14 @@ def _mapped(file: Path) -> mmap.mmap:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn failures to read and write below `folder` into errors that name the cache's fields.
+    """Turn failures to read or write below `folder` into errors that name the cache's fields.
 
     Raises:
         RunError: the disk is full, or the folder cannot be read or written.
     """
     fix = (
         "free some space, set cache.folder to a place with room that this user may write to, "
-        "or set cache.mode=off; what was stored before is safe"
+        "or set cache.mode=off; everything stored earlier is kept"
     )
     try:
         yield

@@ -15,9 +15,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.backbones import imagenet
+from keras_transfer.backbones import sources
 from keras_transfer.backbones.archives import save_embedded
-from keras_transfer.backbones.imagenet import find_weights
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.backbones.registry import get_backbone
 from keras_transfer.backbones.trunk import build_trunk
@@ -25,6 +24,15 @@ from keras_transfer.errors import WeightsError
 
 TINY = "mobilenet_0.25"
 NO_TOP = "mobilenet_2_5_224_tf_no_top.h5"
+
+
+def find_weights(row: Backbone, **options) -> Path:
+    return row.weights["imagenet"].find(row, **options)
+
+
+def published_at(row: Backbone, **changes: str) -> Backbone:
+    """The row with another URL or digest of its ImageNet weights."""
+    return replace(row, weights={"imagenet": row.weights["imagenet"]._replace(**changes)})
 
 
 def trunk_model(*, name: str = TINY, last_stage: str = "", side: int = 32) -> keras.Model:
@@ -117,7 +125,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         threading.Thread(target=server.serve_forever, daemon=True).start()
         row = get_backbone(TINY)
         url = f"http://127.0.0.1:{server.server_port}/{NO_TOP}"
-        yield lambda digest: replace(row, imagenet=row.imagenet._replace(url=url, digest=digest))
+        yield lambda digest: published_at(row, url=url, digest=digest)
         server.shutdown()
 
 
@@ -138,13 +146,13 @@ def test_imagenet_weights_are_fetched_once(served, tmp_path, kind):
 
 
 def test_download_with_another_digest_leaves_nothing_behind(served, tmp_path):
-    with pytest.raises(WeightsError, match="cannot be fetched"):
+    with pytest.raises(WeightsError, match="cannot be downloaded"):
         find_weights(served("0" * 32))
     assert list((tmp_path / "home" / "models").iterdir()) == []
 
 
 def test_source_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
-    monkeypatch.setattr(imagenet, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(sources, "CONNECT_SECONDS", 0.5)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     row = get_backbone(TINY)
@@ -152,18 +160,18 @@ def test_source_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/{NO_TOP}"
         began = time.monotonic()
         with pytest.raises(WeightsError, match="timed out"):
-            find_weights(replace(row, imagenet=row.imagenet._replace(url=url)))
+            find_weights(published_at(row, url=url))
         assert time.monotonic() - began < 5
 
 
 def test_file_in_the_cache_with_another_digest_is_refused_and_kept(offline):
     row = get_backbone("resnet50")
     offline.mkdir(parents=True)
-    file = offline / row.imagenet.file
+    file = offline / row.weights["imagenet"].file
     file.write_bytes(b"weights of my own")
-    with pytest.raises(WeightsError, match="is not the file that Keras published") as caught:
+    with pytest.raises(WeightsError, match="is not the file that was published") as caught:
         find_weights(row)
-    assert row.imagenet.digest in caught.value.expected
+    assert row.weights["imagenet"].digest in caught.value.expected
     assert "set model.weights to their path" in caught.value.fix
     assert file.read_bytes() == b"weights of my own"
 

@@ -28,13 +28,18 @@ def test_preprocess_equals_that_of_keras(mode):
 @pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
 def test_preprocess_of_a_row_equals_its_module(row):
     """Modules that pass pixels through scale them in the network: see the contract test."""
-    module = sys.modules[getattr(keras.applications, row.constructor).__module__]
+    module = sys.modules[getattr(keras.applications, row.builder.constructor).__module__]
     pixels = random_pixels()
     expected = module.preprocess_input(pixels.copy())
     if np.array_equal(expected, pixels):
-        assert "include_preprocessing" in row.arguments or "Normalization" in row.leave_out
+        assert (
+            "include_preprocessing" in dict(row.builder.arguments)
+            or "Normalization" in row.leave_out
+        )
     else:
-        np.testing.assert_allclose(np.asarray(Preprocess(row.mode)(pixels)), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(Preprocess(row.preprocessing)(pixels)), expected, atol=1e-5
+        )
 
 
 def test_mode_none_leaves_pixels_alone():

@@ -1,8 +1,6 @@
 """What the delivery tests share: a full disk, photographs of all kinds, and a small classifier."""
 
-import resource
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -16,25 +14,6 @@ from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.class_names import model_name
 from keras_transfer.storage.run_folder import RunFolder
-
-
-@pytest.fixture
-def full_disk() -> Callable[[], AbstractContextManager[None]]:
-    """`with full_disk():` limits files to 4 kB, which fails like a full disk: mid-write.
-
-    Only around the call under test: the limit holds for pytest's own output file as well.
-    """
-
-    @contextmanager
-    def limit() -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limit
 
 
 @pytest.fixture(scope="session")

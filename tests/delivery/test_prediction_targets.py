@@ -104,7 +104,7 @@ def test_predict_runs_an_artefact_and_resumes_after_a_kill(
     assert predict.main(words) == arguments.USER_ERROR
     assert "--resume" in capsys.readouterr().err
     assert predict.main([*words, "--resume"]) == 0
-    assert "12 rows were there already" in capsys.readouterr().out
+    assert "12 rows had been predicted before" in capsys.readouterr().out
     again = (tmp_path / "b.csv").read_text(encoding="utf-8")
     # Other batches round their last digits otherwise.
     assert [row.split(",")[:2] for row in again.splitlines()] == [

@@ -135,7 +135,7 @@ def test_a_unit_claimed_but_not_done_is_told(requests, tmp_path):
     def idle(chunks, feature_writer, on_views):
         yield from chunks
 
-    with pytest.raises(RunError, match="not what was asked for") as raised:
+    with pytest.raises(RunError, match="not the expected one") as raised:
         run(requests, tmp_path, idle)
     assert "is missing" in raised.value.received
 

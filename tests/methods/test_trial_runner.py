@@ -7,7 +7,7 @@ import pytest
 from searches import DROPOUT, RATE, make_spec
 
 from keras_transfer.config import override
-from keras_transfer.devices.subprocess_call import resident_mb
+from keras_transfer.devices.memory import resident_mb
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.trial_runner import TrialRunner
 from keras_transfer.experiments.tune.workers import open_trial_runner

@@ -49,12 +49,12 @@ sys.stdout.write("\\n" + json.dumps([touched, "keras_transfer" in sys.modules]))
 
 
 @pytest.fixture(params=NAMES)
-def trial_log(request):
+def notebook(request):
     return read_notebook(request.param)
 
 
-def code_of(trial_log):
-    return [cell.source for cell in trial_log.cells if cell.cell_type == "code"]
+def code_of(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def parse(source: str) -> ast.Module:
@@ -65,11 +65,11 @@ def test_the_four_are_there():
     assert NAMES == ["colab_gpu", "colab_tpu", "quickstart", "search"]
 
 
-def test_notebooks_are_valid_and_hold_no_outputs(trial_log):
-    nbformat.validate(trial_log)
-    assert (trial_log.nbformat, trial_log.nbformat_minor) == (4, 5)
-    assert trial_log.metadata.kernelspec.name == "python3"
-    for cell in trial_log.cells:
+def test_notebooks_are_valid_and_hold_no_outputs(notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
         # An id that says what the cell is for stays when the cell changes.
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", cell.id)
         if cell.cell_type == "code":
@@ -85,16 +85,16 @@ def test_colab_gives_each_the_machine_that_it_is_for():
     assert chosen["colab_tpu"].colab.gpuType == "V5E1"
 
 
-def test_cells_call_and_show_and_hold_no_logic(trial_log):
-    for source in code_of(trial_log):
+def test_cells_call_and_show_and_hold_no_logic(notebook):
+    for source in code_of(notebook):
         nodes = list(ast.walk(parse(source)))
         assert not [node for node in nodes if isinstance(node, LOGIC)], source
         assert sum(isinstance(node, ast.If) for node in nodes) <= MOST_CHOICES, source
         assert len(source.splitlines()) <= MOST_LINES, source
 
 
-def test_names_that_are_imported_are_public_and_there(trial_log):
-    for source in code_of(trial_log):
+def test_names_that_are_imported_are_public_and_there(notebook):
+    for source in code_of(notebook):
         for node in ast.walk(parse(source)):
             root = node.module.split(".")[0] if isinstance(node, ast.ImportFrom) else ""
             if root in ("keras_transfer", "pipelines"):
@@ -104,16 +104,16 @@ def test_names_that_are_imported_are_public_and_there(trial_log):
                 assert all(getattr(module, name) for name in names)
 
 
-def test_one_cell_has_the_parameters_and_nothing_else(trial_log):
-    tagged = [cell for cell in trial_log.cells if "parameters" in cell.metadata.get("tags", ())]
+def test_one_cell_has_the_parameters_and_nothing_else(notebook):
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     assert [cell.id for cell in tagged] == ["parameters"]
     for statement in parse(tagged[0].source).body:
         assert isinstance(statement, ast.Assign)
         ast.literal_eval(statement.value)
 
 
-def test_the_lines_for_own_images_make_a_spec(trial_log, tmp_path):
-    source = find_cell(trial_log, "parameters").source
+def test_the_lines_for_own_images_make_a_spec(notebook, tmp_path):
+    source = find_cell(notebook, "parameters").source
     assert "YOUR OWN IMAGES" in source
     chosen: dict = {}
     exec(re.sub(r"^# (PRESET|CHANGES) =", r"\1 =", source, flags=re.MULTILINE), chosen)
@@ -122,9 +122,9 @@ def test_the_lines_for_own_images_make_a_spec(trial_log, tmp_path):
     assert spec.data.path == "/content/my_photos"
 
 
-def test_fields_and_notebooks_that_are_named_exist(trial_log):
+def test_fields_and_notebooks_that_are_named_exist(notebook):
     fields = {name for name, _, _ in describe_fields()}
-    for cell in trial_log.cells:
+    for cell in notebook.cells:
         for name in re.findall(r'"([a-z]+(?:\.\w+)+)"', cell.source):
             if name != "google.colab" and not name.endswith((".png", ".html", ".toml")):
                 field = re.sub(r"\.\d+\.", ".N.", name.removeprefix("search.space."))
@@ -140,13 +140,13 @@ def test_notebooks_are_part_of_the_package():
     assert set(FOLDER.glob("*.ipynb")) <= found
 
 
-def run_install(trial_log, folder, *, missing: bool, install_from: str = "", **environment):
+def run_install(notebook, folder, *, missing: bool, install_from: str = "", **environment):
     """Whether processes and connections were begun, and whether the package was imported."""
     given = f"INSTALL_FROM = {install_from!r}"
     cells = [
-        find_cell(trial_log, "parameters").source,
+        find_cell(notebook, "parameters").source,
         given,
-        find_cell(trial_log, "install").source,
+        find_cell(notebook, "install").source,
     ]
     done = subprocess.run(
         [sys.executable, "-c", INSTALLING],
@@ -161,8 +161,8 @@ def run_install(trial_log, folder, *, missing: bool, install_from: str = "", **e
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_install_touches_nothing_when_the_package_is_there(trial_log, tmp_path):
-    touched, imported = run_install(trial_log, tmp_path, missing=False)
+def test_install_touches_nothing_when_the_package_is_there(notebook, tmp_path):
+    touched, imported = run_install(notebook, tmp_path, missing=False)
     assert touched == []
     assert not imported
 

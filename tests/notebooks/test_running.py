@@ -15,9 +15,9 @@ from running_notebooks import (
 
 @pytest.mark.slow
 def test_the_quickstart_trains_tunes_and_exports(tmp_path):
-    trial_log = execute("quickstart", tmp_path, CHANGES=SMALL, TRIALS=2)
-    check_course(trial_log, tmp_path, num_trials=2)
-    assert "all 120 90 90" in words(trial_log, "preview")
+    notebook = execute("quickstart", tmp_path, CHANGES=SMALL, TRIALS=2)
+    check_course(notebook, tmp_path, num_trials=2)
+    assert "all 120 90 90" in words(notebook, "preview")
     # The look had stored the pixels: the run decoded nothing again.
     run = tmp_path / "saved_models" / "quickstart"
     assert read_json(run / "cache.json")["images_decoded"] == 0
@@ -26,7 +26,7 @@ def test_the_quickstart_trains_tunes_and_exports(tmp_path):
 @pytest.mark.slow
 def test_the_search_ranks_compares_and_keeps_a_winner(tmp_path):
     space = {"search.space.model.dropout": {"values": [0.0, 0.1]}}
-    trial_log = execute(
+    notebook = execute(
         "search", tmp_path, CHANGES=SMALL, SPACE=space, TUNER="grid", TRIALS=2, REFITS=0
     )
     saved = tmp_path / "saved_models"
@@ -34,8 +34,8 @@ def test_the_search_ranks_compares_and_keeps_a_winner(tmp_path):
     assert {one["backbone"] for one in ranking["candidates"]} == {"resnet50", "vgg16"}
     assert all(one["scores"]["probe"]["value"] > 0.3 for one in ranking["candidates"])
     check_search(saved / "quickstart-search", num_trials=2)
-    assert "The winner is trial" in words(trial_log, "search")
-    assert "[model]" in words(trial_log, "spec")
-    assert "Trial 2 Complete" in words(trial_log, "stock")
-    assert [count_images(trial_log, ident) for ident in ("preview", "rank", "winner")] == [1, 1, 2]
+    assert "The winner is trial" in words(notebook, "search")
+    assert "[model]" in words(notebook, "spec")
+    assert "Trial 2 Complete" in words(notebook, "stock")
+    assert [count_images(notebook, ident) for ident in ("preview", "rank", "winner")] == [1, 1, 2]
     check_archive(saved / "quickstart-search.zip", "search.html", "winner/export/1/saved_model.pb")

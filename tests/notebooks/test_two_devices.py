@@ -1,4 +1,4 @@
-"""Notebooks for accelerators, on two virtual devices of this processor, which share every batch."""
+"""The notebooks for accelerators, on two virtual devices of this processor."""
 
 import pytest
 from running_notebooks import SMALL, check_course, execute, words
@@ -14,19 +14,19 @@ tf.config.set_logical_device_configuration(processor, halves)
 
 @pytest.mark.slow
 def test_the_gpu_notebook_shares_batches_among_mirrors(tmp_path):
-    trial_log = execute(
+    notebook = execute(
         "colab_gpu", tmp_path, before=TWO_PROCESSORS, CHANGES=SMALL, STRATEGY="mirrored", TRIALS=1
     )
-    check_course(trial_log, tmp_path, num_trials=1)
-    assert "TensorFlow computes on 2 CPUs" in words(trial_log, "train")
-    assert "(mirrored)" in words(trial_log, "train")
+    check_course(notebook, tmp_path, num_trials=1)
+    assert "TensorFlow computes on 2 CPUs" in words(notebook, "train")
+    assert "(mirrored)" in words(notebook, "train")
 
 
 @pytest.mark.slow
 def test_the_tpu_notebook_shares_batches_on_jax(tmp_path):
     two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "KERAS_BACKEND": "jax"}
-    trial_log = execute("colab_tpu", tmp_path, environment=two, CHANGES=SMALL, TRIALS=1)
-    check_course(trial_log, tmp_path, num_trials=1)
-    assert words(trial_log, "devices") == "[CpuDevice(id=0), CpuDevice(id=1)]"
-    assert "JAX computes on 2 CPUs" in words(trial_log, "train")
-    assert "(data_parallel)" in words(trial_log, "train")
+    notebook = execute("colab_tpu", tmp_path, environment=two, CHANGES=SMALL, TRIALS=1)
+    check_course(notebook, tmp_path, num_trials=1)
+    assert words(notebook, "devices") == "[CpuDevice(id=0), CpuDevice(id=1)]"
+    assert "JAX computes on 2 CPUs" in words(notebook, "train")
+    assert "(data_parallel)" in words(notebook, "train")

@@ -61,7 +61,7 @@ def test_what_one_host_does_is_refused_on_several_and_leaves_no_folder(
 ):
     monkeypatch.chdir(tmp_path)
     assert train.main(["quickstart", "devices.hosts=2", *words]) == arguments.USER_ERROR
-    assert "is the work of one host" in capsys.readouterr().err
+    assert "runs on one host only" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -54,7 +54,7 @@ class Kept:
 def train(data, phase: PhaseSpec, **settings) -> tuple[Classifier, PhaseResult]:
     keras.utils.clear_session()
     # Dropout draws other numbers for parts than for a whole batch.
-    classifier = make_classifier("mobilenet_0.25", dropout=0.0)
+    classifier = make_classifier("small", dropout=0.0)
     return classifier, train_phase(classifier, phase, data, **settings)
 
 

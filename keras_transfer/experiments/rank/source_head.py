@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_transfer.backbones.applications import Application
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import SpecError, WeightsError
 from keras_transfer.models.classifier import Classifier
@@ -49,8 +50,7 @@ def load_source_head(classifier: Classifier, spec: ModelSpec, file: Path) -> Sou
     """
     backbone = classifier.trunk.backbone
     _check_features(classifier, spec)
-    constructor = getattr(keras.applications, backbone.constructor)
-    network = constructor(include_top=True, weights=None, **backbone.arguments)
+    network = _whole_network(backbone)
     pooling = _find_pooling(network, backbone)
     if not file.is_file():
         raise WeightsError(
@@ -62,6 +62,17 @@ def load_source_head(classifier: Classifier, spec: ModelSpec, file: Path) -> Sou
     _load(network, backbone, file)
     _check_same_trunk(keras.Model(network.input, pooling.input), classifier, file)
     return SourceHead(keras.Model(pooling.output, network.output))
+
+
+def _whole_network(backbone: Backbone) -> keras.Model:
+    if isinstance(backbone.builder, Application):
+        return backbone.builder.network(include_top=True)
+    raise SpecError(
+        f"{backbone.name} has no classification layers that source_weights could fill",
+        expected="a backbone of keras.applications",
+        received=backbone.name,
+        fix="leave source_weights out to do without LEEP and NCE",
+    )
 
 
 def _check_features(classifier: Classifier, spec: ModelSpec) -> None:

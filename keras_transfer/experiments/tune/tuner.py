@@ -15,7 +15,7 @@ from typing import Any, Final
 import keras_tuner
 
 from keras_transfer.devices import is_out_of_memory
-from keras_transfer.devices.subprocess_call import resident_mb
+from keras_transfer.devices.memory import resident_mb
 from keras_transfer.errors import DivergedError, RunError
 from keras_transfer.experiments.trial_runner import TrialResult, TrialRunner
 from keras_transfer.experiments.tune.record import (

@@ -155,7 +155,7 @@ def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None
         while workers:
             time.sleep(_POLL_SECONDS)
             if chief.ended:
-                chief.answer()
+                chief.result()
                 return
             for name, worker in list(workers.items()):
                 if not worker.ended:
@@ -165,7 +165,7 @@ def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None
                     reporter.info(f"Worker {name} was killed ({worker.ending}) and starts again.")
                     workers[name] = held.enter_context(_started(name, run, address))
                 else:
-                    worker.answer()
+                    worker.result()
                     del workers[name]
         # The chief would wait for up to 20 s more, and its results are on disk already.
 

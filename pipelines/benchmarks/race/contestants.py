@@ -18,7 +18,7 @@ from keras_transfer.config import override, spec_from_dict
 from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.splits import NAMES, make_splits, manifest
 from keras_transfer.devices import set_up
-from keras_transfer.devices.subprocess_call import peak_mb
+from keras_transfer.devices.memory import peak_mb
 from keras_transfer.experiments.session import open_session
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.features.phase_inputs import find_cuts

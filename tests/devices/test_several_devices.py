@@ -22,7 +22,7 @@ TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def run_all(jobs: Sequence[tuple[Sequence[str], dict[str, str]]]) -> list[dict[str, Any]]:
-    """What processes of these commands, with variables of their own, print last; side by side."""
+    """Run commands side by side, each with its own variables; the JSON that each prints last."""
     base = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
     processes = [
         subprocess.Popen(
@@ -78,7 +78,7 @@ def test_mirrored_devices_train_as_one_does_even_if_stopped_in_between(tmp_path:
 @pytest.mark.slow
 def test_devices_and_hosts_of_jax_train_as_one_device_does(tmp_path: Path):
     def fit(name: str, **changes: Any) -> Fit:
-        return Fit(f"{tmp_path}/{name}", backbone="vgg16", dropout=0.3, **changes)
+        return Fit(f"{tmp_path}/{name}", backbone="small", dropout=0.3, **changes)
 
     alone, shared, images = (
         fit("alone"),
@@ -87,8 +87,12 @@ def test_devices_and_hosts_of_jax_train_as_one_device_does(tmp_path: Path):
     )
     hosts = fit("hosts", stop_after=1)
     answers = run_all([(alone.command(), JAX), (shared.command(), JAX | TWO_DEVICES)])
-    answers += run_all([(images.command(), JAX | TWO_DEVICES)])
-    answers += run_all([(hosts.command(), host) for host in two_hosts()])
+    answers += run_all(
+        [
+            (images.command(), JAX | TWO_DEVICES),
+            *((hosts.command(), host) for host in two_hosts()),
+        ]
+    )
     assert [answer["devices"]["num_devices"] for answer in answers] == [1, 2, 2, 2, 2]
     assert_same((alone, answers[0]), (shared, answers[1]), tolerance=1e-4)
     assert_same((alone, answers[0]), (images, answers[2]), tolerance=1e-3)

@@ -1,4 +1,4 @@
-"""Writing beside and renaming: nothing half written ever carries a final name."""
+"""Atomic writes: a half-written file never has its final name."""
 
 import os
 import signal

@@ -22,7 +22,7 @@ from keras_transfer.errors import RunError, SpecError
 from keras_transfer.specs import DeviceSpec, RunSpec
 from keras_transfer.storage.run_start import await_run, start_run
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_keras_variables_say_which_host_this_is(variables):
     assert num_hosts_of(DeviceSpec()) == num_hosts_of(DeviceSpec(hosts=4)) == 4
     with pytest.raises(SpecError, match="different numbers of hosts"):
         num_hosts_of(DeviceSpec(hosts=3))
-    with pytest.raises(SpecError, match="a study is the work of one host"):
+    with pytest.raises(SpecError, match="a study runs on one host only"):
         check_one_host(DeviceSpec(), "a study")
     variables("a:1,b:1", "2", "1")
     assert given_host() == (1, 2)
@@ -77,7 +77,7 @@ def test_a_host_waits_for_the_folder_that_the_first_one_makes(tmp_path: Path):
     spec = RunSpec()
     with pytest.raises(RunError, match="need one folder"):
         await_run(spec, output=None)
-    with pytest.raises(RunError, match="has not begun its run"):
+    with pytest.raises(RunError, match="has not started its run"):
         await_run(spec, output=tmp_path / "run", seconds=0.3)
     start_run(spec, output=tmp_path / "run")
     assert await_run(spec, output=tmp_path / "run").path == tmp_path / "run"

@@ -1,4 +1,4 @@
-"""A call in a process of its own: its answer, its errors, its end and its memory."""
+"""A call in a process of its own: its result, its errors, its end and its memory."""
 
 import os
 import textwrap
@@ -8,22 +8,21 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import load_spec
+from keras_transfer.devices.memory import peak_mb, resident_mb
 from keras_transfer.devices.subprocess_call import (
     SubprocessCall,
     call_in_subprocess,
-    peak_mb,
-    resident_mb,
 )
 from keras_transfer.errors import RunError, SpecError
 
 
-def test_answer_comes_back(tmp_path):
+def test_the_result_is_returned(tmp_path):
     log = tmp_path / "log"
     shortened = call_in_subprocess(textwrap.shorten, title="it", log=log, text="one  two", width=20)
     assert shortened == "one two"
 
 
-def test_users_errors_come_back_as_they_are(tmp_path):
+def test_errors_of_the_package_are_raised_unchanged(tmp_path):
     with pytest.raises(SpecError) as caught:
         call_in_subprocess(load_spec, title="it", log=tmp_path / "log", source="nowhere")
     with pytest.raises(SpecError) as here:
@@ -41,7 +40,7 @@ def test_crash_shows_the_end_of_its_own_traceback(tmp_path):
     assert "an earlier line" not in caught.value.received
 
 
-def test_death_by_a_signal_names_it(tmp_path):
+def test_an_end_by_a_signal_names_the_signal(tmp_path):
     with pytest.raises(RunError, match="signal SIGABRT"):
         call_in_subprocess(os.abort, title="it", log=tmp_path / "log")
 
@@ -54,11 +53,11 @@ def test_peak_memory_grows_here_and_is_not_inherited(tmp_path):
     del filled
 
 
-def test_a_child_can_be_asked_stopped_and_given_variables(tmp_path):
+def test_a_child_can_be_stopped_and_given_variables(tmp_path):
     child = SubprocessCall(
         os.getenv, title="it", log=tmp_path / "log", environment={"GIVEN": "this"}, key="GIVEN"
     )
-    assert child.answer() == "this"
+    assert child.result() == "this"
     assert child.ended
     assert not child.was_killed
     sleeper = SubprocessCall(time.sleep, title="it", log=tmp_path / "log", seconds=60)

@@ -1,4 +1,4 @@
-"""Crews of processes that are killed, fail and are mistaken; what they do is trivial here."""
+"""Worker pools whose processes are killed or fail; the tasks are trivial here."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 class Listener(SilentReporter):
-    """Keeps what it is told."""
+    """Keeps all messages."""
 
     def __init__(self):
         self.heard: list[str] = []
@@ -25,7 +25,7 @@ class Listener(SilentReporter):
         self.heard.append(text)
 
 
-def crew_of(method, listener: Listener) -> RayWorkerPool:
+def pool_of(method, listener: Listener) -> RayWorkerPool:
     import ray
 
     class Worker:
@@ -43,7 +43,7 @@ def crew_of(method, listener: Listener) -> RayWorkerPool:
     )
 
 
-def test_every_task_is_done_once_and_a_killed_worker_is_told(tmp_path):
+def test_every_task_is_done_once_and_a_killed_worker_is_reported(tmp_path):
     def square(task: int) -> int:
         import os
         import signal
@@ -54,11 +54,11 @@ def test_every_task_is_done_once_and_a_killed_worker_is_told(tmp_path):
         return task * task
 
     listener = Listener()
-    done = list(crew_of(square, listener).work(range(8), 2))
+    done = list(pool_of(square, listener).work(range(8), 2))
     assert sorted(done) == [(n, n, n * n) for n in range(8)]
     (told,) = listener.heard
-    assert told.startswith("A worker died at task 3 (Actor")
-    assert told.endswith("it is given out again.")
+    assert told.startswith("A worker was lost at task 3 (Actor")
+    assert told.endswith("the task is run again.")
 
 
 def test_a_task_that_fails_three_times_ends_the_work_with_its_reason():
@@ -67,7 +67,7 @@ def test_a_task_that_fails_three_times_ends_the_work_with_its_reason():
 
     listener = Listener()
     with pytest.raises(RunError, match="task 2 failed 3 times") as raised:
-        list(crew_of(broken, listener).work(range(4), 2))
+        list(pool_of(broken, listener).work(range(4), 2))
     assert "ZeroDivisionError" in raised.value.received
     assert [text[:24] for text in listener.heard] == ["A worker failed at task "] * 2
 
@@ -78,18 +78,18 @@ def test_a_worker_that_is_killed_three_times_by_a_task_ends_the_work():
 
     listener = Listener()
     with pytest.raises(RunError, match="task 0 failed 3 times") as raised:
-        list(crew_of(deadly, listener).work(range(1), 1))
+        list(pool_of(deadly, listener).work(range(1), 1))
     assert "fewer --workers" in raised.value.fix
     assert len(listener.heard) == 2
 
 
-def test_an_error_in_the_users_world_ends_the_work_at_once_in_its_own_words():
+def test_an_error_of_the_package_ends_the_work_at_once_unchanged():
     def refuse(task: int) -> None:
         raise DataError("no", expected="a", received="b", fix="c")
 
     listener = Listener()
     with pytest.raises(DataError) as raised:
-        list(crew_of(refuse, listener).work(range(4), 2))
+        list(pool_of(refuse, listener).work(range(4), 2))
     assert (raised.value.what, raised.value.fix) == ("no", "c")
     assert listener.heard == []
 
@@ -105,7 +105,7 @@ def test_tasks_are_begun_only_so_far_ahead_of_the_oldest(tmp_path):
             time.sleep(0.3)
         return sorted(path.name for path in tmp_path.iterdir())
 
-    done = crew_of(slow_first, Listener()).work(range(12), 3, ahead=4)
+    done = pool_of(slow_first, Listener()).work(range(12), 3, ahead=4)
     begun = {number: names for number, _, names in done}
     # A worker that starts late may not have begun its task yet; none may be further ahead.
     assert {"00", "04"} <= set(begun[0]) <= {"00", "01", "02", "03", "04"}
@@ -114,14 +114,14 @@ def test_tasks_are_begun_only_so_far_ahead_of_the_oldest(tmp_path):
 
 def test_more_workers_than_processors_are_refused():
     with (
-        pytest.raises(RunError, match="more than the Ray cluster has CPUs") as raised,
+        pytest.raises(RunError, match="exceeds the number of CPUs of the Ray cluster") as raised,
         joined(1000, reporter=SilentReporter()),
     ):
         pass
     assert raised.value.expected.startswith("at most ")
 
 
-def test_nothing_is_reported_and_strangers_are_kept_out():
+def test_the_cluster_sends_no_usage_statistics_and_requires_a_token():
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
@@ -132,24 +132,24 @@ import os, signal, time
 import ray
 from keras_transfer.errors import RunError
 from keras_transfer.scale.cluster import joined
-from keras_transfer.scale.worker_pool import Worker pool
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.scale.worker_pool import RayWorkerPool
+from keras_transfer.reporting.reporter import SilentReporter
 
 class Worker:
     def do(self, task):
         os.kill(os.getppid(), signal.SIGKILL)  # Ray's own process, which has started this one.
         time.sleep(60)  # A worker ends when it sees that.
 
-with joined(1, reporter=Silent()) as share:
-    worker pool = Worker pool(
+with joined(1, reporter=SilentReporter()) as share:
+    pool = RayWorkerPool(
         start=lambda options: ray.remote(Worker).options(**options).remote(),
         send=lambda worker, task: worker.do.remote(task),
         name=str,
         share=share,
-        reporter=Silent(),
+        reporter=SilentReporter(),
     )
     try:
-        list(worker pool.work(range(3), 1))
+        list(pool.work(range(3), 1))
     except RunError as error:
         print("told:", error)
 """

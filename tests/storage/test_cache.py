@@ -38,7 +38,7 @@ def test_two_processes_compute_once_and_one_of_them_waits(tmp_path, cache_key, m
         keys = [f"{number:03d}" for number in range(40)]
         say("ready")
         sys.stdin.readline()
-        with Store(folder, say=say).opened(cache key()) as (entry,):
+        with Cache(folder, say=say).opened(cache_key()) as (entry,):
             missing = entry.missing(keys)
             time.sleep(0.5)
             if missing:
@@ -55,17 +55,17 @@ def test_two_processes_compute_once_and_one_of_them_waits(tmp_path, cache_key, m
         process.stdin.write("go\n")
         process.stdin.flush()
     told = sorted(process.communicate(timeout=60)[0].splitlines() for process in processes)
-    waiting = "Waiting for another process that works on the stored features of {}"
+    waiting = "Waiting for another process that uses the stored features of {}"
     assert told == [[waiting, "computed 0", "equal"], ["computed 40", "equal"]]
 
 
 def test_waiting_ends_when_the_holder_is_killed_or_with_ctrl_c(tmp_path, cache_key, child):
     hold = """
-        with Store(folder, say=say).opened(cache key(), cache key(b=1)):
+        with Cache(folder, say=say).opened(cache_key(), cache_key(b=1)):
             say("holding")
             time.sleep(60)
     """
-    wait = hold.replace("cache key(), ", "")
+    wait = hold.replace("cache_key(), ", "")
     holder = child(hold, tmp_path)
     assert holder.stdout.readline() == "holding\n"
     waiters = [child(wait, tmp_path) for _ in range(2)]
@@ -87,9 +87,9 @@ def test_who_waits_holds_nothing_that_comes_later(tmp_path, cache_key, child):
     """Locks have one order, whatever the order of the cache keys: two processes cannot deadlock."""
     numbers = sorted(range(4), key=lambda number: cache_key(number=number).digest)
     program = f"""
-        cache keys = [cache key(number=number) for number in {numbers[::-1]}]
-        with Store(folder, say=say).opened(*cache keys) as entries:
-            assert [entry.cache key for entry in entries] == cache keys
+        cache_keys = [cache_key(number=number) for number in {numbers[::-1]}]
+        with Cache(folder, say=say).opened(*cache_keys) as entries:
+            assert [entry.cache_key for entry in entries] == cache_keys
             say("opened")
     """
     cache = Cache(tmp_path)
@@ -106,10 +106,10 @@ def test_the_store_is_whole_after_a_kill_at_any_moment(tmp_path):
         import hashlib, os, random, signal, sys, time
         from pathlib import Path
         import numpy as np
-        from keras_transfer.storage.entry import Cache key
-        from keras_transfer.storage.cache import Store
+        from keras_transfer.storage.entry import CacheKey
+        from keras_transfer.storage.cache import Cache
 
-        cache key = Cache key("features", "rows", {}, (50_000,), "uint8")
+        cache_key = CacheKey("features", "rows", {}, (50_000,), "uint8")
 
         def make(keys):
             digests = [hashlib.shake_128(key.encode()).digest(50_000) for key in keys]
@@ -117,7 +117,7 @@ def test_the_store_is_whole_after_a_kill_at_any_moment(tmp_path):
 
         def append_forever(store, known, report):
             for number in range(10**6):
-                with store.opened(cache key) as (entry,):
+                with store.opened(cache_key) as (entry,):
                     keys = [f"{known + 4 * number + i}" for i in range(4)]
                     entry.note(number=number)
                     entry.append(keys, make(keys))
@@ -126,7 +126,7 @@ def test_the_store_is_whole_after_a_kill_at_any_moment(tmp_path):
         heard, known = [], 0
         generator = random.Random(0)
         for moment in range(25):
-            store = Store(Path(sys.argv[1]), say=heard.append)
+            store = Cache(Path(sys.argv[1]), say=heard.append)
             read, write = os.pipe()
             child = os.fork()
             if not child:
@@ -137,7 +137,7 @@ def test_the_store_is_whole_after_a_kill_at_any_moment(tmp_path):
             os.waitpid(child, 0)
             promised = len(os.read(read, 10**6))
             os.close(read)
-            with store.opened(cache key) as (entry,):
+            with store.opened(cache_key) as (entry,):
                 keys = [str(number) for number in range(known + 4 * promised + 4)]
                 known = len(keys) - len(entry.missing(keys))
                 assert known in (len(keys) - 4, len(keys)), (known, len(keys))
@@ -173,7 +173,7 @@ def test_what_another_process_works_on_is_never_removed(tmp_path, cache_key, fil
     cache_keys = [cache_key(number=number) for number in range(4)]
     fill_in_turn(cache, cache_keys[:3], fill)
     program = """
-        with Store(folder).opened(cache key(number=0)):
+        with Cache(folder).opened(cache_key(number=0)):
             say("holding")
             sys.stdin.readline()
     """
@@ -338,7 +338,7 @@ def test_a_folder_without_permission_names_the_field(tmp_path, child):
         if os.geteuid() == 0:
             os.setuid(65534)  # Root may write anywhere, nobody may not.
         try:
-            with Store(folder / "store").opened(cache key()):
+            with Cache(folder / "store").opened(cache_key()):
                 pass
         except ValueError as error:
             say(error)

@@ -1,4 +1,4 @@
-"""Extraction and prediction by many workers: nothing lost, nothing doubled, and the same bits."""
+"""Extraction and prediction with workers: the same bits as in one process, also after a kill."""
 
 import contextlib
 import hashlib
@@ -16,8 +16,8 @@ from keras_transfer.features import chunks as chunks
 from keras_transfer.inference.prediction import identify, load_run, predict_files
 from keras_transfer.inference.writers import write_predictions
 from keras_transfer.reporting.reporter import SilentReporter
-from keras_transfer.scale.environment import Surroundings
-from keras_transfer.scale.extraction import fill_store
+from keras_transfer.scale.environment import Environment
+from keras_transfer.scale.extraction import store_features
 from keras_transfer.scale.prediction import predict_with_workers
 from keras_transfer.scale.workers import Extractor, Predictor
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
@@ -28,7 +28,7 @@ from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
 
 class Killer(SilentReporter):
-    """Kills a worker once something is done, and keeps what it is told."""
+    """Kills a worker after the first progress, and keeps all messages."""
 
     def __init__(self, kill=lambda: True):
         self.heard: list[str] = []
@@ -48,7 +48,7 @@ class Killer(SilentReporter):
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch):
-    """Planning alone looks at it, and that happens in this process."""
+    """Only the planning reads it, in this process."""
     monkeypatch.setattr(chunks, "CHUNK_VIEWS", 64)
 
 
@@ -78,25 +78,25 @@ def files_of(folder: str) -> dict[str, str]:
     }
 
 
-def test_killed_workers_leave_the_store_of_a_single_process(make_spec, kill_one):
-    (alone,) = fill_store(make_spec("alone"), num_workers=None, reporter=SilentReporter())
+def test_killed_workers_leave_the_same_cache_as_a_single_process(make_spec, kill_one):
+    (alone,) = store_features(make_spec("alone"), num_workers=None, reporter=SilentReporter())
     expected = files_of(make_spec("alone").cache.folder)
     assert alone.num_computed > 500
     assert len(expected) > 20
     spec = make_spec("shared")
     reporter = Killer(lambda: kill_one("Extractor"))
-    (stats,) = fill_store(spec, num_workers=2, reporter=reporter)
+    (stats,) = store_features(spec, num_workers=2, reporter=reporter)
     assert reporter.has_killed
-    assert any("A worker died at" in text for text in reporter.heard)
+    assert any("A worker was lost at" in text for text in reporter.heard)
     assert (stats.num_computed, stats.num_found) == (alone.num_computed, 0)
     assert files_of(spec.cache.folder) == expected
-    _train_on_what_is_stored(spec)
+    _train_on_stored_features(spec)
 
 
-def _train_on_what_is_stored(spec: RunSpec) -> None:
+def _train_on_stored_features(spec: RunSpec) -> None:
     silent = SilentReporter()
     # Nothing is missing, so that no worker is started.
-    assert [t.num_computed for t in fill_store(spec, num_workers=2, reporter=silent)] == [0]
+    assert [t.num_computed for t in store_features(spec, num_workers=2, reporter=silent)] == [0]
     with open_session(spec, reporter=silent) as session:
         phase_inputs = session.phase_inputs()
         outcomes = fit_phases(session.build_classifier(), phase_inputs, reporter=silent)
@@ -115,26 +115,26 @@ def as_a_worker(monkeypatch):
 
 
 @pytest.mark.usefixtures("as_a_worker")
-def test_a_worker_takes_over_what_is_set_and_what_is_not(monkeypatch):
+def test_a_worker_copies_variables_that_are_set_and_removes_others(monkeypatch):
     monkeypatch.setenv("KERAS_HOME", "here")
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    surroundings = Surroundings.here(3)
+    environment = Environment.here(3)
     monkeypatch.setenv("KERAS_HOME", "elsewhere")
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
-    surroundings.settle_in()
+    environment.apply()
     assert os.environ["KERAS_HOME"] == "here"
     assert "TF_ENABLE_ONEDNN_OPTS" not in os.environ
     assert os.environ["TF_NUM_INTRAOP_THREADS"] == "3"
 
 
 @pytest.mark.usefixtures("as_a_worker")
-def test_a_worker_with_another_network_refuses(make_spec):
+def test_a_worker_with_another_network_raises_an_error(make_spec):
     spec = make_spec("store")
 
     def mistaken(chunks, feature_writer, on_views):
         own, rows = next(iter(chunks)).alone()
         task, _ = read_task(spec)
-        other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), task, Surroundings.here(2))
+        other = Extractor(RunSpec(**{**vars(spec), "seed": 1}), task, Environment.here(2))
         other.compute(own, feature_writer.source.part(rows))
         yield from ()
 
@@ -149,14 +149,14 @@ def test_specs_that_store_nothing_of_their_own_are_refused(make_spec):
     spec = make_spec("store")
     for change in ({"cache": CacheSpec(mode="off")}, {"folds": 3}):
         with pytest.raises(SpecError):
-            fill_store(
+            store_features(
                 RunSpec(**{**vars(spec), **change}), num_workers=1, reporter=SilentReporter()
             )
 
 
 @pytest.fixture
 def run_folder(tmp_path) -> str:
-    """A run as far as it is needed to ask its model."""
+    """A run folder with what a prediction needs."""
     folder = RunFolder.create(tmp_path / "run")
     names = tuple(f"digit_{n}" for n in range(10))
     spec = RunSpec(
@@ -199,12 +199,12 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
                 has_killed.append(number)
             yield row
 
-    for name, answer in (
+    for name, predict in (
         ("one.csv", lambda remaining: predict_files(run, remaining, **arguments)),
         ("two.csv", predicted),
     ):
         summary = write_predictions(
-            answer,
+            predict,
             files,
             tmp_path / name,
             task=run.contract.task_outputs,
@@ -213,11 +213,11 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
         assert (summary.num_predicted, summary.num_bad) == (228, 3)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert has_killed
-    assert [text[:16] for text in reporter.heard] == ["A worker died at"]
+    assert [text[:16] for text in reporter.heard] == ["A worker was los"]
 
 
 @pytest.mark.usefixtures("as_a_worker")
-def test_a_worker_with_another_model_refuses(run_folder):
-    worker = Predictor(run_folder, "of something else", {}, 8, Surroundings.here(2))
+def test_a_worker_with_another_model_raises_an_error(run_folder):
+    worker = Predictor(run_folder, "of something else", {}, 8, Environment.here(2))
     with pytest.raises(RunError, match="another model"):
         worker.predict([Path("a.png")])

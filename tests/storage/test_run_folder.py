@@ -40,7 +40,7 @@ def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path):
 
 def test_create_refuses_a_folder_of_other_files(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("words")
-    with pytest.raises(RunError, match="holds other files") as failure:
+    with pytest.raises(RunError, match="holds files that do not belong") as failure:
         RunFolder.create(tmp_path)
     assert "thesis.txt" in str(failure.value)
     with pytest.raises(RunError, match="is a file"):
@@ -121,7 +121,7 @@ def test_full_disk_names_what_is_already_safe(tmp_path: Path):
     run = start(tmp_path / "run")
     with pytest.raises(RunError, match="disk is full") as failure, run.replacing("model.keras"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert "already safe: spec.json" in str(failure.value)
+    assert "already saved: spec.json" in str(failure.value)
     assert "--resume" in str(failure.value)
 
 

@@ -1,4 +1,4 @@
-"""What the cache's tests share: a cache key, rows that are a function of their keys, a listener."""
+"""Shared by the tests of the cache: a cache key, and rows that are a function of their keys."""
 
 import hashlib
 import subprocess
@@ -29,7 +29,7 @@ def make() -> Callable[[Sequence[str]], np.ndarray]:
 
 @pytest.fixture(scope="session")
 def cache_key() -> Callable[..., CacheKey]:
-    """Recipes of `make`'s rows that differ in `content`."""
+    """Cache keys of `make`'s rows that differ in `content`."""
 
     def build(**content: object) -> CacheKey:
         return CacheKey("features", f"features of {content}", content, (4, 8, 3), "uint8")
@@ -39,13 +39,13 @@ def cache_key() -> Callable[..., CacheKey]:
 
 @pytest.fixture
 def heard() -> list[str]:
-    """What a cache said: `Cache(folder, say=heard.append)`."""
+    """Messages of a cache: `Cache(folder, say=heard.append)`."""
     return []
 
 
 @pytest.fixture(scope="session")
 def fill() -> Callable[..., list[int]]:
-    """Computes what a cache lacks of `keys`, in shards of `size` rows; returns the positions."""
+    """Computes missing rows of `keys`, in shards of `size` rows; returns their positions."""
 
     def build(
         cache: Cache, cache_key: CacheKey, keys: Sequence[str], *, size: int = 10
@@ -62,38 +62,24 @@ def fill() -> Callable[..., list[int]]:
 
 
 @pytest.fixture(scope="session")
-def flip() -> Callable[[Path, int], None]:
-    """Flips one bit of a file, in place."""
-
-    def change(file: Path, bit: int) -> None:
-        with file.open("r+b") as opened:
-            opened.seek(bit // 8)
-            byte = opened.read(1)[0]
-            opened.seek(bit // 8)
-            opened.write(bytes([byte ^ 1 << bit % 8]))
-
-    return change
-
-
-@pytest.fixture(scope="session")
 def child() -> Callable[..., subprocess.Popen[str]]:
     """Starts a program that knows `make`, `cache_key`, `Cache` and the folder `folder`."""
 
     def start(program: str, folder: Path) -> subprocess.Popen[str]:
         preamble = """
             import hashlib, os, signal, sys, time
-            # A shell's background jobs start deaf to Ctrl-C, and so do their children.
+            # Background jobs of a shell ignore Ctrl-C, and so do their children.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             from pathlib import Path
             import numpy as np
-            from keras_transfer.storage.entry import Cache key
-            from keras_transfer.storage.cache import Store
+            from keras_transfer.storage.entry import CacheKey
+            from keras_transfer.storage.cache import Cache
             folder = Path(sys.argv[1])
             def make(keys):
                 digests = [hashlib.shake_128(key.encode()).digest(96) for key in keys]
                 return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 4, 8, 3)
-            def cache key(**content):
-                return Cache key("features", f"features of {content}", content, (4, 8, 3), "uint8")
+            def cache_key(**content):
+                return CacheKey("features", f"features of {content}", content, (4, 8, 3), "uint8")
             def say(text):
                 print(text, flush=True)
         """

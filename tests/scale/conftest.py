@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests of many workers, and a way to kill one of them."""
+"""One Ray cluster for all tests of workers, and a way to kill one of them."""
 
 import importlib.util
 import os
@@ -23,7 +23,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def kill_one(ray_cluster: None) -> Callable[[str], bool]:
-    """Kills one worker of a kind that is at work, among those that this process has started."""
+    """Kills one working process of a kind, among the descendants of this process."""
 
     def kill(kind: str) -> bool:
         for pid in _below(os.getpid()):

@@ -1,0 +1,99 @@
+"""What is set before TensorFlow starts: the log of native code, and oneDNN's kernels."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+X86 = platform.machine() in ("x86_64", "AMD64")
+LOGGING = """
+import logging, os, sys, warnings
+from pathlib import Path
+from keras_transfer.devices import native_log_to
+with native_log_to(Path(sys.argv[1])):
+    os.write(2, b"native output\\n")
+    logging.getLogger("absl").warning("logged output")
+    warnings.warn("warned output")
+    print("for people", file=sys.stderr)
+os.write(2, b"native again\\n")
+print("people again", file=sys.stderr)
+"""
+IMPORTING = """
+import json, os, sys
+before = dict(os.environ)
+import keras_transfer, keras_transfer.devices, pipelines.train
+loaded = [name for name in ("tensorflow", "keras", "jax", "numpy") if name in sys.modules]
+print(json.dumps([before == dict(os.environ), loaded]))
+"""
+KERNELS = """
+from keras_transfer.devices import use_onednn
+use_onednn()
+import tensorflow
+from tensorflow.python.util import _pywrap_util_port as port
+print(int(port.IsMklEnabled()))
+"""
+TOO_LATE = """
+import os, sys, types, warnings
+sys.modules["tensorflow"] = types.ModuleType("tensorflow")
+from keras_transfer.devices import use_onednn
+with warnings.catch_warnings(record=True) as caught:
+    use_onednn()
+print([str(warning.category.__name__) for warning in caught])
+print([name for name in os.environ if "ONEDNN" in name])
+"""
+
+
+def run(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run a script in a process whose user has not chosen the kernels."""
+    environment = {key: value for key, value in os.environ.items() if "ONEDNN" not in key}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment | variables
+    )
+
+
+def test_only_output_for_people_reaches_the_terminal(tmp_path):
+    log = tmp_path / "run.log"
+    done = run(LOGGING, str(log))
+    assert done.stderr.split("\n") == ["for people", "native again", "people again", ""]
+    text = log.read_text()
+    for part in ("native output", "logged output", "warned output"):
+        assert part in text
+
+
+def test_importing_the_package_has_no_side_effects():
+    unchanged, loaded = json.loads(run(IMPORTING).stdout)
+    assert unchanged
+    assert loaded == []
+
+
+@pytest.mark.skipif(not X86, reason="not an x86 processor")
+def test_onednn_is_used_when_called_before_tensorflow_is_imported():
+    assert run(KERNELS).stdout.split() == ["1"]
+
+
+@pytest.mark.skipif(not X86, reason="not an x86 processor")
+def test_onednn_stays_off_where_the_user_has_switched_it_off(monkeypatch):
+    from keras_transfer.devices import use_onednn
+
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    use_onednn()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+
+
+@pytest.mark.skipif(not X86, reason="not an x86 processor")
+def test_onednn_after_the_import_of_tensorflow_warns_and_changes_nothing():
+    assert run(TOO_LATE).stdout.splitlines() == ["['RuntimeWarning']", "[]"]
+
+
+@pytest.mark.skipif(not X86, reason="not an x86 processor")
+def test_verbs_use_onednn():
+    script = (
+        "import os; from pipelines import train\n"
+        "train.main(['quickstart', 'seed=none'])\n"
+        "print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
+    )
+    assert run(script).stdout.split() == ["1"]
