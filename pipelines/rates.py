@@ -1,10 +1,11 @@
-"""Rates: how fast the frozen layers of backbones run on this machine, in each way we have.
+"""Rates: how fast the frozen layers of backbones run on this machine, in each variant.
 
     python -m pipelines.rates resnet50 mobilenet_0.25
     python -m pipelines.rates vgg16 --image-size 96 --batch-size 16
 
-Prints images per second as Keras runs the layers, folded in float32 as features are computed, and
-folded in half precision. With `cache.precision=auto` a run takes the faster, if both agree.
+Prints images per second of the layers in Keras, of the folded layers in float32 that compute
+features, and of the same in half precision. With `cache.precision=auto` a run uses the faster of
+the folded variants, if both agree.
 """
 
 import sys

@@ -18,7 +18,7 @@ from keras_transfer.export.formats import variants as ways
 from keras_transfer.export.formats.agreement import num_processors
 from keras_transfer.export.formats.making import Job, files_of, make_formats
 from keras_transfer.export.formats.registry import Format, check_libraries
-from keras_transfer.export.formats.report import Row, write_sheet
+from keras_transfer.export.formats.report import Row, write_comparison
 from keras_transfer.export.saved_model.proof import policy_of
 from keras_transfer.features.cached_logits import known_probabilities
 from keras_transfer.inference.prediction import LoadedRun, load_run
@@ -109,7 +109,7 @@ def convert_run(
         rows = ways.try_all(tried, bench, failed=failed, timed=compare, reporter=reporter)
         _drop_refused(rows, formats, path)
         notes = ways.notes([row.name for row in rows], timed=compare)
-        write_sheet(rows, path, num_threads=num_processors(), notes=notes)
+        write_comparison(rows, path, num_threads=num_processors(), notes=notes)
     return folder, rows
 
 

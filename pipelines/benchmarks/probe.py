@@ -1,7 +1,7 @@
-"""How much a trunk's weights are worth: linear probes on few labels, against two controls.
+"""The value of a trunk's weights: linear probes on few labels, and two controls.
 
-A logistic regression is trained on a handful of labelled images and judged on all others, for
-the trunk's pooled features, for the same trunk with random weights, and for raw pixels. The gap
+A logistic regression is trained on a few labelled images and evaluated on all others, for the
+trunk's pooled features, for the same trunk with random weights, and for raw pixels. The gap
 between the first and the other two is what was transferred.
 """
 
@@ -29,7 +29,7 @@ from keras_transfer.storage.cache import open_cache
 
 @dataclass(frozen=True)
 class Probe:
-    """Accuracies of one kind of features with one number of labels, one for each seed."""
+    """Accuracies of one kind of features with one number of labels, one per seed."""
 
     features: str
     num_labels: int
@@ -39,13 +39,13 @@ class Probe:
 def probe(
     spec: RunSpec, label_counts: Sequence[int], *, num_seeds: int, reporter: Reporter
 ) -> list[Probe]:
-    """Probe the trunk of `spec` on its data; its heads, phases and views play no part.
+    """Probe the trunk of `spec` on its data; its head, phases and views are not used.
 
     A seed draws the labelled images, stratified, and the random trunk's weights.
 
     Raises:
-        DataError, SpecError, WeightsError: as a run would.
-        ValueError: there are fewer labels than classes, or no image is left to judge on.
+        DataError, SpecError, WeightsError: as in a run.
+        ValueError: there are fewer labels than classes, or no image is left to evaluate on.
     """
     set_up(spec.devices, seed=spec.seed)
     with open_cache(spec, reporter=reporter) as cache:
@@ -79,9 +79,9 @@ def _features(spec: RunSpec, class_names: Sequence[str], pixels: Pixels) -> np.n
 
 
 def _accuracy(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) -> float:
-    known, unknown = train_test_split(
+    train, test = train_test_split(
         np.arange(len(labels)), train_size=num_labels, stratify=labels, random_state=seed
     )
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    probe.fit(features[known], labels[known])
-    return float(probe.score(features[unknown], labels[unknown]))
+    probe.fit(features[train], labels[train])
+    return float(probe.score(features[test], labels[test]))

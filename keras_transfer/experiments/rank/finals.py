@@ -18,9 +18,8 @@ from scipy.stats import weightedtau
 
 from keras_transfer.evaluation.intervals import Interval, wilson
 from keras_transfer.experiments.run import Data
-from keras_transfer.experiments.study.trials import PrefixedReporter
 from keras_transfer.experiments.trial_runner import TrialRunner
-from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.reporting.reporter import PrefixedReporter, Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder

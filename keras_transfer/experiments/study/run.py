@@ -23,14 +23,13 @@ from keras_transfer.experiments.session import resolve_cache_mode
 from keras_transfer.experiments.study.report import write_study
 from keras_transfer.experiments.study.study import Study, TrialDone
 from keras_transfer.experiments.study.trials import (
-    PrefixedReporter,
     Trial,
     TrialResult,
     plan_trials,
     pools,
     run_trial,
 )
-from keras_transfer.reporting.reporter import Reporter, TerminalReporter
+from keras_transfer.reporting.reporter import PrefixedReporter, Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.storage.run_folder import RunFolder

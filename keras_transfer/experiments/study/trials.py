@@ -1,10 +1,8 @@
 """Trials: the trainings that a study is made of, each on its own splits and with its own seed."""
 
 import dataclasses
-import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +16,7 @@ from keras_transfer.devices import forgetting_graphs, set_up
 from keras_transfer.experiments.descriptions import describe_cache
 from keras_transfer.experiments.run import Data
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool
-from keras_transfer.reporting.reporter import Reporter, Sheet
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
@@ -167,29 +165,3 @@ def run_trial(
         phases=[{name: dataclasses.asdict(o)[name] for name in kept} for o in outcomes],
     )
     return result, probabilities
-
-
-@dataclass(frozen=True)
-class PrefixedReporter:
-    """Shows a trial's progress under its name; what it says goes to the log alone."""
-
-    reporter: Reporter
-    name: str
-
-    def info(self, text: str) -> None:
-        """Log one sentence."""
-        logging.getLogger("keras_transfer").info(f"{self.name}: {text}")
-
-    def progress(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """The listener's own, with the trial's name."""
-        return self.reporter.progress(f"{self.name}: {title}")
-
-    def training_progress(
-        self, title: str, epochs: int, steps_per_epoch: int
-    ) -> AbstractContextManager[list[keras.callbacks.Callback]]:
-        """The listener's own, with the trial's name."""
-        return self.reporter.training_progress(f"{self.name}: {title}", epochs, steps_per_epoch)
-
-    def live_table(self, read: Callable[[], Sheet]) -> AbstractContextManager[None]:
-        """The listener's own."""
-        return self.reporter.live_table(read)

@@ -19,10 +19,9 @@ import tomli_w
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.evaluation.intervals import Interval
 from keras_transfer.experiments.run import Result, run_transfer
-from keras_transfer.experiments.study.trials import PrefixedReporter
 from keras_transfer.experiments.trial_runner import Training, TrialRunner
 from keras_transfer.experiments.tune.record import SearchTrial, ranked
-from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.reporting.reporter import PrefixedReporter, Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
