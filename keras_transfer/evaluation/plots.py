@@ -24,9 +24,8 @@ from keras_transfer.reporting.figures import (
     new_figure,
     percent_axis,
     save,
-    set_title,
     shortened,
-    style_axes,
+    styled,
 )
 
 _PANEL_INCHES = 4.6
@@ -36,6 +35,7 @@ _MOST_CLASSES_WITH_COUNTS = 25
 _MOST_NAMES = 100
 
 
+@styled
 def draw_learning_curves(
     history: Sequence[Mapping[str, Any]], file: Path, *, metric: str = "accuracy"
 ) -> None:
@@ -57,10 +57,10 @@ def draw_learning_curves(
     for axes, name in zip(panels, ("loss", metric), strict=True):
         _draw_curves(axes, history, name)
         _shade_phases(axes, phases, numbered=crowded)
-        set_title(axes, name.replace("_", " ").capitalize(), pad=24)
+        axes.set_title(name.replace("_", " ").capitalize(), pad=24)
     if "accuracy" in metric:
         panels[1].yaxis.set_major_formatter(percent_axis())
-    panels[0].legend(frameon=False, labelcolor=INK)
+    panels[0].legend()
     if crowded:
         names = ", ".join(f"{number} {name}" for number, (name, _, _) in enumerate(phases, 1))
         figure.supxlabel(f"phases: {names}", color=FAINT, fontsize=9)
@@ -86,8 +86,8 @@ def _draw_curves(axes: Axes, history: Sequence[Mapping[str, Any]], name: str) ->
         axes.plot(epochs, values, line, color=color, label=text, markersize=3.5, zorder=3)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch", color=INK)
-    style_axes(axes, grid="y")
+    axes.set_xlabel("epoch")
+    axes.grid(axis="y")
 
 
 def _shade_phases(
@@ -109,6 +109,7 @@ def _shade_phases(
         )
 
 
+@styled
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path) -> None:
     """The confusion matrix: counts, and in colour the share of the true class.
 
@@ -132,7 +133,7 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path
         _write_counts(axes, confusion, shares, cell)
     right, total = int(np.trace(confusion)), int(confusion.sum())
     title = f"Confusion: {right:,} of {total:,} right, {100 * right / total:.1f} %"
-    axes.set_title(title, color=INK, fontsize=12, fontweight="bold", pad=10)
+    axes.set_title(title, loc="center", pad=10)
     _add_scale(figure, image)
     save(figure, file)
 
@@ -153,10 +154,9 @@ def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
         rotation_mode="anchor" if upright and cell >= 0.3 else "default",
     )
     axes.set_yticks(places, names, fontsize=size)
-    axes.tick_params(colors=INK, length=0)
-    axes.set_xlabel("predicted class", color=INK, labelpad=8)
-    axes.set_ylabel("true class", color=INK, labelpad=8)
-    axes.spines[:].set_color(GRID)
+    axes.set_xlabel("predicted class", labelpad=8)
+    axes.set_ylabel("true class", labelpad=8)
+    axes.spines[:].set(visible=True, color=GRID)
     if step == 1:
         edges = np.arange(len(class_names) - 1) + 0.5
         axes.hlines(edges, *axes.get_xlim(), color="white", linewidth=min(1.5, 6 * cell))
@@ -181,8 +181,7 @@ def _write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray, cell: f
 def _add_scale(figure: Figure, image: AxesImage) -> None:
     bar = figure.colorbar(image, ax=image.axes, shrink=0.6, aspect=24, pad=0.02)
     bar.ax.yaxis.set_major_formatter(percent_axis())
-    bar.ax.tick_params(colors=INK, length=0)
-    bar.set_label("share of the true class", color=INK)
+    bar.set_label("share of the true class")
     bar.outline.set_visible(False)
 
 
@@ -200,6 +199,7 @@ class SizePoint:
     trials: tuple[float, ...]
 
 
+@styled
 def draw_accuracy_by_size(points: Sequence[SizePoint], file: Path, *, caption: str) -> None:
     """Accuracy over the number of training images, on a logarithmic axis.
 
@@ -212,7 +212,7 @@ def draw_accuracy_by_size(points: Sequence[SizePoint], file: Path, *, caption: s
     axes = figure.subplots()
     _draw_points(axes, points)
     _set_axes(axes, points)
-    set_title(axes, "Accuracy by number of labels")
+    axes.set_title("Accuracy by number of labels")
     figure.supxlabel(caption, color=FAINT, fontsize=9)
     save(figure, file)
 
@@ -234,7 +234,6 @@ def _draw_points(axes: Axes, points: Sequence[SizePoint]) -> None:
             (0, 4),
             textcoords="offset points",
             ha="center",
-            color=INK,
             fontsize=9,
         )
 
@@ -250,9 +249,9 @@ def _set_axes(axes: Axes, points: Sequence[SizePoint]) -> None:
     margin = _HEADROOM * max(high - low, 0.02)
     axes.set_ylim(max(0.0, low - margin), high + margin)
     axes.yaxis.set_major_formatter(percent_axis())
-    axes.set_xlabel("training images", color=INK)
-    axes.set_ylabel("test accuracy", color=INK)
-    style_axes(axes, grid="y")
+    axes.set_xlabel("training images")
+    axes.set_ylabel("test accuracy")
+    axes.grid(axis="y")
 
 
 _THUMBNAIL_INCHES = 1.35
@@ -271,6 +270,7 @@ class Mistake:
     confidence: float
 
 
+@styled
 def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
     """A row for each image, a column for each view, the plain image first.
 
@@ -289,14 +289,14 @@ def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
             _show_image(axes, views[row, column])
             if row == 0:
                 title = "plain" if column == 0 else f"view {column}"
-                axes.set_title(title, color=INK if column == 0 else FAINT, fontsize=10)
-        axes_row[0].set_ylabel(
-            shortened(labels[row], 18), rotation=0, ha="right", va="center", color=INK, fontsize=10
-        )
-    figure.suptitle("Views as the network sees them", color=INK, fontweight="bold", fontsize=12)
+                _set_small_title(axes, title, color=INK if column == 0 else FAINT, size=10)
+        label = shortened(labels[row], 18)
+        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    figure.suptitle("Views as the network sees them")
     save(figure, file)
 
 
+@styled
 def draw_mistakes(
     mistakes: Sequence[Mistake], file: Path, *, num_wrong: int, num_examples: int
 ) -> None:
@@ -312,14 +312,13 @@ def draw_mistakes(
     num_rows = -(-len(mistakes) // num_columns)
     figure = new_figure(max(6.0, num_columns * 1.7 + 0.2), num_rows * 2.1 + 0.9)
     title = _headline(len(mistakes), num_wrong, num_examples)
-    style: dict[str, Any] = {"color": INK, "fontweight": "bold", "fontsize": 12}
     if mistakes:
-        figure.suptitle(title, **style)
+        figure.suptitle(title)
         legend = "above each image: the predicted class; below: the true class"
         figure.supxlabel(legend, color=FAINT, fontsize=9)
         _lay_out(figure.subplots(num_rows, num_columns, squeeze=False).ravel(), mistakes)
     else:
-        figure.text(0.5, 0.5, title, ha="center", va="center", **style)
+        figure.suptitle(title, y=0.5, va="center")
     save(figure, file)
 
 
@@ -329,8 +328,8 @@ def _lay_out(grid: np.ndarray, mistakes: Sequence[Mistake]) -> None:
     for axes, mistake in zip(grid, mistakes, strict=False):
         _show_image(axes, mistake.pixels)
         prediction = f"{shortened(mistake.prediction, 16)} {100 * mistake.confidence:.0f} %"
-        axes.set_title(prediction, color=ALARM, fontsize=9, pad=4)
-        axes.set_xlabel(shortened(mistake.label, 20), color=INK, fontsize=9, labelpad=4)
+        _set_small_title(axes, prediction, color=ALARM, size=9)
+        axes.set_xlabel(shortened(mistake.label, 20), fontsize=9, labelpad=4)
 
 
 def _headline(num_shown: int, num_wrong: int, num_examples: int) -> str:
@@ -338,6 +337,10 @@ def _headline(num_shown: int, num_wrong: int, num_examples: int) -> str:
         return f"No mistakes among {num_examples:,} images"
     wrong = f"{num_wrong:,} of {num_examples:,} images misclassified"
     return wrong if num_shown == num_wrong else f"{wrong}: the {num_shown} most confident"
+
+
+def _set_small_title(axes: Axes, text: str, *, color: str, size: int) -> None:
+    axes.set_title(text, loc="center", color=color, fontsize=size, fontweight="normal", pad=4)
 
 
 def _show_image(axes: Axes, pixels: np.ndarray) -> None:

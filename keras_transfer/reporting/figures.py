@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from xml.etree import ElementTree
+from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,6 +26,21 @@ from matplotlib.transforms import Bbox
 TRAIN, VALIDATION = "#3b6fb6", "#e07b39"
 INK, FAINT, GRID, SHADE, ALARM = "#22303c", "#77848f", "#d9dfe5", "#edf1f6", "#c0392b"
 _DOTS_PER_INCH = 120
+_STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "legend.labelcolor"), INK),
+    **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.titleweight", "figure.titleweight"), "bold"),
+    **dict.fromkeys(("axes.titlesize", "figure.titlesize"), 12),
+    **dict.fromkeys(("xtick.major.size", "xtick.minor.size", "ytick.major.size"), 0),
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.titlelocation": "left",
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+}
+styled = matplotlib.rc_context(_STYLE)
+"""Decorator of functions that draw a figure."""
 
 
 def new_figure(width: float, height: float, *, gap: float = 0.06) -> Figure:
@@ -33,39 +49,9 @@ def new_figure(width: float, height: float, *, gap: float = 0.06) -> Figure:
     return Figure(figsize=(width, height), layout=engine, facecolor="white")
 
 
-def style_axes(
-    axes: Axes, *, grid: str | None = None, left: bool = True, size: float | None = None
-) -> None:
-    """Faint lines at the left and below instead of a frame, and a grid behind the data.
-
-    Args:
-        grid: "x", "y" or "both".
-        left: whether there is a line at the left.
-        size: of the letters at the ticks, in points.
-    """
-    axes.spines[["top", "right"] if left else ["top", "right", "left"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=size, length=0, which="both")
-    axes.set_axisbelow(True)
-    if grid:
-        axes.grid(axis=grid, color=GRID, linewidth=0.7)  # type: ignore[arg-type]
-
-
-def set_title(axes: Axes, text: str, *, pad: float | None = None) -> None:
-    """A bold title at the left."""
-    axes.set_title(text, loc="left", color=INK, fontsize=12, fontweight="bold", pad=pad)
-
-
 def set_headline(figure: Figure, text: str, *, characters: int) -> None:
     """A sentence above all axes, in lines of so many characters."""
-    figure.suptitle(fill(text, characters), color=INK, fontsize=9.5, x=0.01, ha="left")
-
-
-def add_legend(figure: Figure, *, columns: int, size: float = 9) -> None:
-    """A legend below all axes."""
-    figure.legend(
-        loc="outside lower left", ncols=columns, frameon=False, labelcolor=INK, fontsize=size
-    )
+    figure.suptitle(fill(text, characters), fontsize=9.5, fontweight="normal", x=0.01, ha="left")
 
 
 def percent_axis() -> PercentFormatter:
@@ -170,7 +156,6 @@ def _write(
         textcoords="offset points",
         ha="left" if place[0] > 0 else "right",
         va="center",
-        color=INK,
         fontsize=9,
         fontweight="bold" if label.is_bold else "normal",
         arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.7} if far else None,
@@ -179,9 +164,6 @@ def _write(
     return written, Text.get_window_extent(written, canvas.get_renderer())
 
 
-_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_REFERENCE = re.compile(r"url\(#")
-_LAYOUT_ONLY = ("width", "height", "version")
 _LEGIBLE = 0.6
 """Share of a figure's width down to which its letters can be read; narrower pages scroll."""
 
@@ -189,12 +171,12 @@ _LEGIBLE = 0.6
 def inline_svg(figure: Figure, name: str, *, description: str) -> str:
     """The figure as one <svg> element as wide as its page allows; equal figures, equal bytes.
 
-    Text stays text: it can be searched and takes the font of the page. Matplotlib uses the same
-    identifiers in every figure (`axes_1`, hashes of clip paths and hatches), so that two figures
-    in one page would use each other's clip paths: `name` is put before every identifier.
+    Text stays text: it can be searched and takes the font of the page. Figures in one page must
+    not use each other's clip paths and hatches: the identifiers of these depend on `name`, all
+    others are removed.
 
     Args:
-        name: letters, digits and dashes; unique in the page.
+        name: unique in the page.
         description: read by screen readers.
     """
     text = io.StringIO()
@@ -205,28 +187,15 @@ def inline_svg(figure: Figure, name: str, *, description: str) -> str:
         # Browsers have the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(text, format="svg", metadata={"Date": None})
-    ElementTree.register_namespace("", _SVG)
-    ElementTree.register_namespace("xlink", _LINK)
-    root = ElementTree.fromstring(text.getvalue())
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(metadata)
-    for attribute in _LAYOUT_ONLY:
-        root.attrib.pop(attribute, None)
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            element.set(key, _prefixed(key, value, name))
-    inches = figure.get_figwidth()
-    root.set("style", f"max-width: {inches:g}in; min-width: {_LEGIBLE * inches:g}in")
-    root.set("id", name)
-    root.set("role", "img")
-    root.set("aria-label", description)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _prefixed(key: str, value: str, name: str) -> str:
-    """The attribute's value, with `name` before the identifiers in it."""
-    if key == "id":
-        return f"{name}-{value}"
-    if key == f"{{{_LINK}}}href" and value.startswith("#"):
-        return f"#{name}-{value[1:]}"
-    return _REFERENCE.sub(f"url(#{name}-", value)
+    content = re.search(r"<svg[^>]*>(.*)", text.getvalue(), re.DOTALL)
+    assert content
+    body = re.sub(
+        r"<metadata>.*?</metadata>|(?<=<g) id=\"[^\"]*\"", "", content[1], flags=re.DOTALL
+    )
+    width, height = figure.get_size_inches()
+    head = Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        'viewBox="0 0 {:g} {:g}" style="max-width: {:g}in; min-width: {:g}in" role="img" '
+        'aria-label="{}">'
+    )
+    return head.format(72 * width, 72 * height, width, _LEGIBLE * width, description) + Markup(body)

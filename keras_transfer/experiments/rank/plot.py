@@ -18,15 +18,13 @@ from keras_transfer.reporting.figures import (
     VALIDATION,
     Label,
     Line,
-    add_legend,
     new_figure,
     percent_axis,
     place_labels,
     save,
     set_headline,
-    set_title,
     shortened,
-    style_axes,
+    styled,
 )
 
 
@@ -50,6 +48,7 @@ def find_front(dots: Sequence[Dot]) -> list[Dot]:
     return front
 
 
+@styled
 def draw_ranking(
     dots: Sequence[Dot],
     file: Path,
@@ -93,8 +92,8 @@ def draw_ranking(
         limit = f"max_latency_ms={max_latency_ms:g}"
         axes.axvline(max_latency_ms, color=INK, linestyle="--", linewidth=1, label=limit)
         lines.append((max_latency_ms, max_latency_ms, *axes.get_ylim()))
-    set_title(axes, "Linear probe against latency")
-    add_legend(figure, columns=3)
+    axes.set_title("Linear probe against latency")
+    figure.legend(loc="outside lower left", ncols=3, fontsize=9)
     set_headline(figure, headline, characters=118)
     place_labels(
         axes,
@@ -127,9 +126,9 @@ def _set_axes(
     margin = 0.09 * max(high - low, 0.05)
     axes.set_ylim(low - margin, high + margin)
     axes.yaxis.set_major_formatter(percent_axis())
-    axes.set_xlabel("latency of the frozen layers, one image, ms (log scale)", color=INK)
-    axes.set_ylabel("held-out accuracy, 95 % interval", color=INK)
-    style_axes(axes, grid="both")
+    axes.set_xlabel("latency of the frozen layers, one image, ms (log scale)")
+    axes.set_ylabel("held-out accuracy, 95 % interval")
+    axes.grid()
 
 
 def _lines(dots: Sequence[Dot], front: Sequence[Dot]) -> list[Line]:

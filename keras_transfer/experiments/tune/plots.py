@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,7 +27,7 @@ from keras_transfer.reporting.figures import (
     inline_svg,
     new_figure,
     shortened,
-    style_axes,
+    styled,
     wrapped,
 )
 
@@ -45,6 +44,7 @@ _TICKS = 8.5
 _PALE = "#b9cde6"
 
 
+@styled
 def draw_parallel(search: Search) -> str:
     """Parallel coordinates: an axis for each parameter and for the score, a line for each trial.
 
@@ -97,39 +97,28 @@ def _draw_winner(axes: Axes, ys: np.ndarray, text: str) -> None:
     axes.plot(*curve, color=VALIDATION, linewidth=2.8, zorder=3)
     axes.scatter(np.arange(len(ys)), ys, s=26, color=VALIDATION, edgecolor="white", zorder=6)
     x = len(ys) - 1 + _STRIP + 0.04
-    style: dict[str, Any] = {
-        "color": VALIDATION,
-        "fontsize": 9,
-        "fontweight": "bold",
-        "va": "center",
-    }
-    axes.text(x, ys[-1], shortened(text), **style)
+    label = axes.text(x, ys[-1], shortened(text), color=VALIDATION, fontsize=9, va="center")
+    label.set_fontweight("bold")
 
 
 def _draw_axis(axes: Axes, x: float, axis: Axis, *, is_score: bool) -> None:
     """The line, or the coloured strip, of an axis, its name above it and its ticks beside it."""
     if is_score:
         steps = np.linspace(0, 1, 40)
-        colours = SHADES(steps)
-        bars: dict[str, Any] = {
-            "bottom": steps * 39 / 40,
-            "align": "edge",
-            "color": colours,
-            "edgecolor": colours,
-        }
-        axes.bar(x, 1 / 40, _STRIP, **bars)
+        bars = axes.bar(x, 1 / 40, _STRIP, bottom=steps * 39 / 40, align="edge")
+        for bar, colour in zip(bars, SHADES(steps), strict=True):
+            bar.set(facecolor=colour, edgecolor=colour)
     else:
         axes.plot([x, x], [0, 1], color=INK, linewidth=1, zorder=4)
     behind = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.6}
     for y, text in axis.ticks:
         axes.plot([x - 0.025, x], [y, y], color=INK, linewidth=1, zorder=4)
-        axes.text(
-            x - 0.05, y, text, color=INK, fontsize=8, ha="right", va="center", bbox=behind, zorder=5
-        )
+        axes.text(x - 0.05, y, text, fontsize=8, ha="right", va="center", bbox=behind, zorder=5)
     weight = "bold" if is_score else "normal"
-    axes.text(x, 1.05, wrapped(axis.name), color=INK, fontsize=8.5, fontweight=weight, ha="center")
+    axes.text(x, 1.05, wrapped(axis.name), fontsize=8.5, fontweight=weight, ha="center")
 
 
+@styled
 def draw_panels(search: Search) -> str:
     """Score against each parameter, one panel a parameter.
 
@@ -154,7 +143,7 @@ def _name_scores(axes: Axes, search: Search, *, is_named: bool = True) -> None:
     scores = score_axis(search)
     axes.set_yticks(*zip(*scores.ticks, strict=True))
     if is_named:
-        axes.set_ylabel(wrapped(scores.name), color=INK, fontsize=_TICKS)
+        axes.set_ylabel(wrapped(scores.name), fontsize=_TICKS)
 
 
 def _draw_panel(axes: Axes, search: Search, axis: Axis) -> None:
@@ -171,7 +160,8 @@ def _draw_panel(axes: Axes, search: Search, axis: Axis) -> None:
     axes.scatter(xs[row], ys[row], s=90, color=VALIDATION, edgecolor="white", zorder=4)
     failed = positions(axis, search.unscored)
     axes.scatter(failed, np.full(len(failed), -0.05), s=16, marker="x", color=ALARM, zorder=3)
-    style_axes(axes, grid="y", size=_TICKS)
+    axes.grid(axis="y")
+    axes.tick_params(labelsize=_TICKS)
     ticks, texts = zip(*axis.ticks, strict=True)
     is_crowded = sum(map(len, texts)) + 2 * len(texts) > 36
     axes.set_xticks(ticks, texts)
@@ -180,9 +170,10 @@ def _draw_panel(axes: Axes, search: Search, axis: Axis) -> None:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.03, 1.03)
-    axes.set_xlabel(wrapped(axis.name, 36), color=INK, fontsize=9)
+    axes.set_xlabel(wrapped(axis.name, 36), fontsize=9)
 
 
+@styled
 def draw_importance(importance: Importance) -> str:
     """Bars with standard deviations; pale ones lie within two of zero.
 
@@ -205,11 +196,14 @@ def draw_importance(importance: Importance) -> str:
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     axes.set_yticks(rows, [wrapped(name, 38) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("R² lost by shuffling the parameter", color=INK, fontsize=9)
-    style_axes(axes, grid="x", left=False, size=_TICKS)
+    axes.set_xlabel("R² lost by shuffling the parameter", fontsize=9)
+    axes.grid(axis="x")
+    axes.tick_params(labelsize=_TICKS)
+    axes.spines["left"].set_visible(False)
     return inline_svg(figure, "importance", description="Importance of each parameter")
 
 
+@styled
 def draw_timeline(search: Search) -> str:
     """Best score so far, and below it a row for each worker with a bar for each trial.
 
@@ -237,8 +231,9 @@ def draw_timeline(search: Search) -> str:
     below.set_ylim(len(workers) - 0.45, -0.55)
     duration = max(end - start, 1e-9) / seconds
     below.set_xlim(-0.005 * duration, 1.005 * duration)
-    below.set_xlabel(f"{unit} since the first trial began", color=INK, fontsize=9)
-    style_axes(below, left=False, size=_TICKS)
+    below.set_xlabel(f"{unit} since the first trial began", fontsize=9)
+    below.tick_params(labelsize=_TICKS)
+    below.spines["left"].set_visible(False)
     return inline_svg(figure, "timeline", description="Best score and trials of workers over time")
 
 
@@ -270,9 +265,9 @@ def _draw_best(axes: Axes, search: Search, start: float, seconds: float) -> None
             axes.scatter(x, y, s=16, color=shade(scores, trial.result), zorder=3)
     axes.set_ylim(-0.06, 1.08)
     axes.xaxis.set_major_locator(MaxNLocator(10))
-    style_axes(axes, grid="y", size=_TICKS)
+    axes.grid(axis="y")
     _name_scores(axes, search)
-    axes.tick_params(labelbottom=False)
+    axes.tick_params(labelsize=_TICKS, labelbottom=False)
 
 
 def _draw_bar(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -11,14 +12,12 @@ from keras_transfer.reporting.figures import (
     INK,
     TRAIN,
     VALIDATION,
-    add_legend,
     new_figure,
     percent_axis,
     save,
     set_headline,
-    set_title,
     shortened,
-    style_axes,
+    styled,
 )
 from pipelines.benchmarks.race.timings import (
     EXTRACTION,
@@ -39,6 +38,7 @@ _PHASE_COLOURS = (TRAIN, VALIDATION, "#8464b5", "#c9a227", "#b3556d")
 _BAR = 0.56
 
 
+@styled
 def draw_race(timings: Sequence[Timing], headline: str, file: Path) -> None:
     """Stacked bars of median seconds by stage, and the accuracy of every training with the mean.
 
@@ -54,13 +54,14 @@ def draw_race(timings: Sequence[Timing], headline: str, file: Path) -> None:
     _draw_seconds(seconds, timings, names)
     _draw_accuracy(accuracy, timings, names)
     for axes, title in ((seconds, "Seconds by stage"), (accuracy, "Test accuracy")):
-        set_title(axes, title)
-        style_axes(axes, grid="x", left=False)
+        axes.set_title(title)
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
     peaks = [max(timing.peak_mb for timing in of(timings, name)) / 1000 for name in names]
     labels = [f"{name}\npeak {peak:.1f} GB" for name, peak in zip(names, peaks, strict=True)]
     seconds.set_yticks(range(len(names)), labels)
     seconds.set_ylim(len(names) - 0.5, -0.5)
-    add_legend(figure, columns=7, size=10)
+    figure.legend(loc="outside lower left", ncols=7)
     set_headline(figure, headline, characters=130)
     save(figure, file)
 
@@ -89,23 +90,16 @@ def _draw_seconds(axes: Axes, timings: Sequence[Timing], names: Sequence[str]) -
         for row, (name, width) in enumerate(zip(names, widths, strict=True)):
             if width > 0.09 * longest:
                 box = {"facecolor": colours[stage], "edgecolor": "none", "pad": 1.5}
-                axes.text(
-                    left[name] + width / 2,
-                    row,
-                    f"{width:.3g}",
-                    color="white",
-                    fontsize=9,
-                    ha="center",
-                    va="center",
-                    bbox=box,
-                )
+                style: dict[str, Any] = {"color": "white", "fontsize": 9, "bbox": box}
+                x = left[name] + width / 2
+                axes.text(x, row, f"{width:.3g}", ha="center", va="center", **style)
             left[name] += width
     for row, name in enumerate(names):
         total = f" {total_seconds(of(timings, name)):.3g} s"
-        axes.text(left[name], row, total, va="center", color=INK, fontweight="bold")
+        axes.text(left[name], row, total, va="center", fontweight="bold")
     axes.set_xlim(0, 1.12 * longest)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlabel("seconds, median over seeds", color=INK)
+    axes.set_xlabel("seconds, median over seeds")
 
 
 def _draw_accuracy(axes: Axes, timings: Sequence[Timing], names: Sequence[str]) -> None:
@@ -120,10 +114,10 @@ def _draw_accuracy(axes: Axes, timings: Sequence[Timing], names: Sequence[str]) 
         axes.hlines(row, low, high, color=colour, linewidth=2)
         axes.scatter([mean], [row], s=46, color=colour, zorder=3)
         text = f"{100 * mean:.1f} %"
-        axes.text(mean, row - 0.14, text, ha="center", va="bottom", color=INK, fontsize=9)
+        axes.text(mean, row - 0.14, text, ha="center", va="bottom", fontsize=9)
         lowest, highest = min(lowest, low, *values), max(highest, high, *values)
     margin = max(0.02, 0.25 * (highest - lowest))
     axes.set_xlim(lowest - margin, min(highest + margin, 1 + margin / 4))
     axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
     axes.xaxis.set_major_formatter(percent_axis())
-    axes.set_xlabel("mean and 95 % interval; one dot per seed", color=INK)
+    axes.set_xlabel("mean, 95 % interval, seeds as dots")
