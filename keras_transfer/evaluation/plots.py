@@ -94,19 +94,12 @@ def _shade_phases(
     axes: Axes, phases: Sequence[tuple[str, float, float]], *, numbered: bool
 ) -> None:
     """Shade every other phase, and write its name or its number above it."""
+    above = axes.get_xaxis_transform()
     for number, (name, start, end) in enumerate(phases, 1):
         if number % 2:
             axes.axvspan(start, end, color=SHADE, zorder=0, linewidth=0)
-        axes.text(
-            (start + end) / 2,
-            1.02,
-            str(number) if numbered else name,
-            transform=axes.get_xaxis_transform(),
-            color=FAINT,
-            fontsize=9,
-            va="bottom",
-            ha="center",
-        )
+        x, text = (start + end) / 2, str(number) if numbered else name
+        axes.text(x, 1.02, text, transform=above, color=FAINT, fontsize=9, ha="center")
 
 
 @styled
@@ -144,15 +137,11 @@ def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
     places = range(0, len(class_names), step)
     names = [shortened(class_names[place]) for place in places]
     size = min(9, 72 * cell * step * 0.8)
-    upright = max(map(len, names)) * _CHARACTER_INCHES > cell
-    axes.set_xticks(
-        places,
-        names,
-        fontsize=size,
-        rotation=(90 if cell < 0.3 else 45) if upright else 0,
-        ha="center" if not upright or cell < 0.3 else "right",
-        rotation_mode="anchor" if upright and cell >= 0.3 else "default",
-    )
+    placing: dict[str, Any] = {}
+    if max(map(len, names)) * _CHARACTER_INCHES > cell:
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        placing = {"rotation": 90} if cell < 0.3 else slanted
+    axes.set_xticks(places, names, fontsize=size, **placing)
     axes.set_yticks(places, names, fontsize=size)
     axes.set_xlabel("predicted class", labelpad=8)
     axes.set_ylabel("true class", labelpad=8)
@@ -167,15 +156,8 @@ def _write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray, cell: f
     digits = len(f"{confusion.max():,}")
     size = min(11, 72 * cell * 0.9 / (0.7 * digits))
     for row, column in np.argwhere(confusion):
-        axes.text(
-            column,
-            row,
-            f"{confusion[row, column]:,}",
-            color="white" if shares[row, column] > 0.5 else INK,
-            fontsize=size,
-            ha="center",
-            va="center",
-        )
+        text, color = f"{confusion[row, column]:,}", "white" if shares[row, column] > 0.5 else INK
+        axes.text(column, row, text, color=color, fontsize=size, ha="center", va="center")
 
 
 def _add_scale(figure: Figure, image: AxesImage) -> None:
@@ -228,14 +210,9 @@ def _draw_points(axes: Axes, points: Sequence[SizePoint]) -> None:
         if len(point.trials) > 1:
             each = [point.size] * len(point.trials)
             axes.scatter(each, point.trials, color="white", edgecolor=TRAIN, s=14, zorder=2)
-        axes.annotate(
-            f"{100 * point.accuracy:.1f}",
-            (point.size, point.interval[1]),
-            (0, 4),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
+        place: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+        text = f"{100 * point.accuracy:.1f}"
+        axes.annotate(text, (point.size, point.interval[1]), fontsize=9, **place)
 
 
 def _set_axes(axes: Axes, points: Sequence[SizePoint]) -> None:

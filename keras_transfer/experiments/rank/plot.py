@@ -68,16 +68,9 @@ def draw_ranking(
     axes = figure.subplots()
     _set_axes(axes, dots, control, max_latency_ms)
     front = find_front(dots)
-    axes.step(
-        [dot.latency_ms for dot in front],
-        [dot.accuracy for dot in front],
-        where="post",
-        color=TRAIN,
-        linewidth=1.4,
-        alpha=0.55,
-        zorder=1,
-        label="front: nothing is both faster and better",
-    )
+    steps = [dot.latency_ms for dot in front], [dot.accuracy for dot in front]
+    label = "front: nothing is both faster and better"
+    axes.step(*steps, where="post", color=TRAIN, linewidth=1.4, alpha=0.55, zorder=1, label=label)
     for dot in dots:
         colour = VALIDATION if dot.recommended else (TRAIN if dot in front else FAINT)
         marker = "D" if dot.recommended else "o"
@@ -95,14 +88,11 @@ def draw_ranking(
     axes.set_title("Linear probe against latency")
     figure.legend(loc="outside lower left", ncols=3, fontsize=9)
     set_headline(figure, headline, characters=118)
-    place_labels(
-        axes,
-        [
-            Label(shortened(dot.name, 34), dot.latency_ms, dot.accuracy, dot.recommended)
-            for dot in sorted(dots, key=lambda dot: (not dot.recommended, -dot.accuracy))
-        ],
-        lines,
-    )
+    labels = [
+        Label(shortened(dot.name, 34), dot.latency_ms, dot.accuracy, dot.recommended)
+        for dot in sorted(dots, key=lambda dot: (not dot.recommended, -dot.accuracy))
+    ]
+    place_labels(axes, labels, lines)
     save(figure, file)
 
 

@@ -54,8 +54,8 @@ def measure_importance(search: Search) -> Importance:
     trials = search.scored
     if len(trials) < FEWEST_TRIALS:
         return Importance(
-            explanation=f"{len(trials)} completed trials are too few to measure importances, which "
-            f"takes at least {FEWEST_TRIALS}."
+            explanation=f"Importances take at least {FEWEST_TRIALS} completed trials; this search "
+            f"has {len(trials)}, which is too few."
         )
     columns = {}
     for name in search.scales:
@@ -104,14 +104,12 @@ def _shuffled_costs(values: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
         plain = np.empty(num_trials)
         predictions = np.empty(shuffled.shape[:3])
         for fitted, held in KFold(_FOLDS, shuffle=True, random_state=draw).split(values):
-            forest = RandomForestRegressor(_TREES, random_state=draw).fit(
-                values[fitted], scores[fitted]
-            )
+            forest = RandomForestRegressor(_TREES, random_state=draw)
+            forest.fit(values[fitted], scores[fitted])
             plain[held] = forest.predict(values[held])
             inputs = shuffled[:, :, held]
-            predictions[:, :, held] = forest.predict(inputs.reshape(-1, num_columns)).reshape(
-                inputs.shape[:3]
-            )
+            found = forest.predict(inputs.reshape(-1, num_columns))
+            predictions[:, :, held] = found.reshape(inputs.shape[:3])
         r2s.append(r2_score(scores, plain))
         losses = [[r2s[-1] - r2_score(scores, found) for found in column] for column in predictions]
         costs.append(np.array(losses).T)

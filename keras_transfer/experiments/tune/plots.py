@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -273,15 +274,9 @@ def _draw_best(axes: Axes, search: Search, start: float, seconds: float) -> None
 def _draw_bar(
     axes: Axes, search: Search, trial: SearchTrial, row: int, *, left: float, width: float
 ) -> None:
-    is_winner = trial.name == search.winner
-    axes.barh(
-        row,
-        width,
-        0.74,
-        left=left,
-        color=shade(score_axis(search), trial.result) if trial.is_scored else "white",
-        edgecolor=VALIDATION if is_winner else "white" if trial.is_scored else ALARM,
-        hatch=None if trial.is_scored else "////",
-        linewidth=2.5 if is_winner else 0.8,
-        zorder=3 if is_winner else 2,
-    )
+    style: dict[str, Any] = {"color": "white", "edgecolor": ALARM, "hatch": "////"}
+    if trial.is_scored:
+        style = {"color": shade(score_axis(search), trial.result), "edgecolor": "white"}
+    if trial.name == search.winner:
+        style |= {"edgecolor": VALIDATION, "linewidth": 2.5, "zorder": 3}
+    axes.barh(row, width, 0.74, left=left, **{"linewidth": 0.8, "zorder": 2, **style})

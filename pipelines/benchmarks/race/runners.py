@@ -30,7 +30,7 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_splits, read_split
-from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Stopwatch, Timing
+from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Timing, timed
 
 _MOST_FILES = 2_000
 """Files that decoding is measured on."""
@@ -126,20 +126,20 @@ def run_plain(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
 
 
 def _run_plain(spec: RunSpec, scratch: str, name: str) -> Timing:
-    watch = Stopwatch()
+    stages: dict[str, float] = {}
     folder = splits_folder(scratch, spec.seed)
-    with watch.timing(SETUP):
+    with timed(stages, SETUP):
         set_up(spec.devices, seed=spec.seed)
         training, validation, test = (
             read_split(folder, split, spec) for split in ("train", "val", "test")
         )
         recipe = build_plain(spec, training.class_names)
     for phase in spec.phases:
-        with watch.timing(phase.name):
+        with timed(stages, phase.name):
             fit_plain(recipe, phase, spec, training=training, validation=validation)
-    with watch.timing(TEST):
+    with timed(stages, TEST):
         figures = recipe.model.evaluate(test, return_dict=True, verbose=0)
-    return Timing(name, spec.seed, watch.stages, figures["accuracy"], peak_mb())
+    return Timing(name, spec.seed, stages, figures["accuracy"], peak_mb())
 
 
 def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
@@ -152,14 +152,15 @@ def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
 
 def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Timing:
     """The steps of a run, one by one; the cache lies below the empty folder `cold`."""
-    watch, silent = Stopwatch(), SilentReporter()
-    with watch.timing(SETUP):
+    stages: dict[str, float] = {}
+    silent = SilentReporter()
+    with timed(stages, SETUP):
         set_up(spec.devices, seed=spec.seed)
         records = read_records(spec.data)
         classifier = prepare_classifier(spec, records.class_names)
     settled = resolve_cache_mode(spec, len(records.items), reporter=silent)
     with open_cache(settled, reporter=silent, scratch=cold) as cache:
-        with watch.timing(READING):
+        with timed(stages, READING):
             data = load_data(settled, records, cache=cache, reporter=silent)
         assert manifest(data.splits, data.records)["hash"] == splits_hash
         phase_inputs = PhaseInputs(settled, data.source, data.splits, cache=cache, reporter=silent)
@@ -168,12 +169,12 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Timi
         probabilities = phase_inputs.predict(classifier, data.splits.test)
         seconds = time.perf_counter() - started
         stored = sum(info.num_bytes for info in cache.entries())
-    watch.stages |= _split_seconds(seconds, outcomes, phase_inputs.extraction_stats)
+    stages |= _split_seconds(seconds, outcomes, phase_inputs.extraction_stats)
     right = probabilities.argmax(axis=1) == data.examples.labels[data.splits.test]
     return Timing(
         name,
         spec.seed,
-        watch.stages,
+        stages,
         accuracy=float(right.mean()),
         peak_mb=peak_mb(),
         stored_mb=stored / 1e6,

@@ -64,20 +64,12 @@ class Estimate:
     num_seeds: int
 
 
-class Stopwatch:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
-
-    @contextmanager
-    def timing(self, stage: str) -> Iterator[None]:
-        """Add the block's seconds to the stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - started
+@contextmanager
+def timed(stages: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall seconds of the block to a stage."""
+    started = time.perf_counter()
+    yield
+    stages[stage] = stages.get(stage, 0.0) + time.perf_counter() - started
 
 
 def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
