@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
 from keras_transfer.experiments.tune.axes import (
@@ -68,9 +70,10 @@ def draw_parallel(search: Search) -> str:
             _draw_winner(axes, line, f"{trial.name}: {scores.text(trial.result)}")
         elif trial.is_scored:
             colour = shade(scores, trial.result)
-            axes.plot(*_curve(line), color=colour, linewidth=1.3, alpha=0.85, zorder=2)
+            _draw_curve(axes, line, edgecolor=colour, linewidth=1.3, alpha=0.85, zorder=2)
         else:
-            axes.plot(*_curve(line), color=FAINT, linewidth=1, alpha=0.55, dashes=(4, 3), zorder=1)
+            style = {"edgecolor": FAINT, "linestyle": (0, (4, 3)), "alpha": 0.55, "zorder": 1}
+            _draw_curve(axes, line, linewidth=1, **style)
     for x, axis in enumerate([*axes_of_values, scores]):
         _draw_axis(axes, x, axis, is_score=axis is scores)
     axes.set_xlim(-0.5, len(ys) - 1 + 0.62)
@@ -85,17 +88,18 @@ def _scores_of(axis: Axis, trials: Sequence[SearchTrial]) -> np.ndarray:
     )
 
 
-def _curve(ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _draw_curve(axes: Axes, ys: np.ndarray, **style: Any) -> None:
     """A curve that is level at every axis: easier to follow than a bent line; gaps at NaN."""
-    t = np.linspace(0, 1, 17)
-    steps = ys[:-1, None] + np.diff(ys)[:, None] * t**2 * (3 - 2 * t)
-    return (np.arange(len(ys) - 1)[:, None] + t).ravel(), steps.ravel()
+    xs = np.arange(len(ys) - 1)[:, None] + [0, 0.5, 0.5, 1]
+    points = np.stack([xs, ys[:-1, None].repeat(4, axis=1)], axis=-1)
+    points[:, 2:, 1] = ys[1:, None]
+    codes = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4] * len(xs)
+    axes.add_patch(PathPatch(Path(points.reshape(-1, 2), codes), fill=False, **style))
 
 
 def _draw_winner(axes: Axes, ys: np.ndarray, text: str) -> None:
-    curve = _curve(ys)
-    axes.plot(*curve, color="white", linewidth=5, zorder=3)
-    axes.plot(*curve, color=VALIDATION, linewidth=2.8, zorder=3)
+    _draw_curve(axes, ys, edgecolor="white", linewidth=5, zorder=3)
+    _draw_curve(axes, ys, edgecolor=VALIDATION, linewidth=2.8, zorder=3)
     axes.scatter(np.arange(len(ys)), ys, s=26, color=VALIDATION, edgecolor="white", zorder=6)
     x = len(ys) - 1 + _STRIP + 0.04
     label = axes.text(x, ys[-1], shortened(text), color=VALIDATION, fontsize=9, va="center")
