@@ -22,19 +22,20 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N")
     arguments = parser.parse_args(argv)
     with native_log_to(scratch_log()):
-        from keras_transfer.experiments.rank.latency import rate
         from keras_transfer.features.prefix import half_precision
         from keras_transfer.reporting.reporter import TerminalReporter
+        from pipelines.benchmarks.rates import NUM_ROUNDS, measure_rates
 
         rows = []
         for backbone in arguments.backbones:
-            rates = rate(backbone, image_size=arguments.image_size, batch_size=arguments.batch_size)
+            sizes = {"image_size": arguments.image_size, "batch_size": arguments.batch_size}
+            rates = measure_rates(backbone, **sizes)
             figures = (rates.keras, rates.folded, rates.half)
             rows.append([backbone, *(f"{figure:,.3g}" for figure in figures)])
         header = ["images/s", "Keras", "folded float32", f"folded {half_precision()}"]
         size = f"{arguments.image_size} px, batches of {arguments.batch_size}"
         TerminalReporter().table(
-            "Frozen layers", header, rows, caption=f"{size}, medians of five rounds"
+            "Frozen layers", header, rows, caption=f"{size}, medians of {NUM_ROUNDS} rounds or more"
         )
 
 
