@@ -76,7 +76,7 @@ def _convert(
 ) -> None:
     from keras_transfer.export.conversion import convert_run
     from keras_transfer.export.formats.registry import parse_formats
-    from keras_transfer.export.formats.report import against_plain, sheet
+    from keras_transfer.export.formats.report import against_plain, tabulate
     from keras_transfer.export.formats.variants import notes
 
     folder, rows = convert_run(
@@ -86,12 +86,12 @@ def _convert(
         compare=arguments.compare,
         reporter=terminal,
     )
-    shown = sheet(
+    table = tabulate(
         rows,
         f"Formats of {arguments.run}",
         notes([row.name for row in rows], timed=arguments.compare),
     )
-    terminal.table(shown.title, shown.header, shown.rows, caption=shown.caption)
+    terminal.show(table)
     for row in rows:
         if row.refusal:
             terminal.info(f"{row.name} is refused: {row.refusal}")

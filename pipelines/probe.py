@@ -1,4 +1,4 @@
-"""Probe: what are pretrained weights worth on these images, with few labels?
+"""Probe: measure the value of pretrained weights on these images, with few labels.
 
     python -m pipelines.probe quickstart
     python -m pipelines.probe flowers data.path=my_photos --labels 50,100,200
@@ -24,6 +24,7 @@ def _run(argv: Sequence[str] | None) -> None:
     spec = read_spec(arguments)
     counts = [int(number) for number in arguments.labels.split(",")]
     with native_log_to(scratch_log()):
+        from keras_transfer.reporting.numbers import percent, percent_range
         from keras_transfer.reporting.reporter import TerminalReporter
         from pipelines.benchmarks.probe import probe
 
@@ -31,8 +32,8 @@ def _run(argv: Sequence[str] | None) -> None:
         probes = probe(spec, counts, num_seeds=arguments.seeds, reporter=terminal)
         rows: dict[str, list[str]] = {}
         for item in probes:
-            low, middle, high = min(item.accuracies), median(item.accuracies), max(item.accuracies)
-            text = f"{100 * middle:.1f}\n{100 * low:.1f}–{100 * high:.1f}"
+            low, high = min(item.accuracies), max(item.accuracies)
+            text = f"{percent(median(item.accuracies))}\n{percent_range(low, high)}"
             rows.setdefault(item.features, [item.features]).append(text)
         header = ["features", *(f"{count} labels" for count in counts)]
         caption = f"accuracy in %: median, and minimum–maximum over {arguments.seeds} seeds"

@@ -1,12 +1,12 @@
-"""Race: the plain Keras recipe and this package, side by side on your images and machine.
+"""Race: compare the plain Keras recipe and this package on your images and machine.
 
     python -m pipelines.race quickstart
     python -m pipelines.race flowers data.path=my_photos --seeds 5 --also mixed_bfloat16
 
-Both train the same trunk and head through the same phases on the same splits, each lap in a
-process of its own, taking turns over the seeds. Writes race.json, race.md and race.png: seconds
-by stage, test accuracy with intervals, peak memory, bytes stored, and extraction beside what the
-machine does at most.
+Both train the same trunk and head through the same phases on the same splits, each training in a
+process of its own, in alternating order over the seeds. Writes race.json, race.md and race.png:
+seconds by stage, test accuracy with intervals, peak memory, bytes stored, and the rate of
+extraction beside the limits of the machine.
 """
 
 import sys
@@ -22,14 +22,14 @@ def _run(argv: Sequence[str] | None) -> None:
     parser = make_parser("race", str(__doc__))
     add_spec_arguments(parser)
     parser.add_argument(
-        "--seeds", type=positive, default=3, metavar="N", help="how often each runs (default: 3)"
+        "--seeds", type=positive, default=3, metavar="N", help="seeds to train with (default: 3)"
     )
     parser.add_argument(
         "--also",
         action="append",
         default=[],
         choices=["mixed_bfloat16", "mixed_float16"],
-        help="race the plain recipe in this precision as well",
+        help="train the plain recipe in this precision as well",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write to (default: saved_models/race-<name>)"
@@ -40,7 +40,7 @@ def _run(argv: Sequence[str] | None) -> None:
     with native_log_to(folder.log_file), vacated_on_refusal(folder):
         from keras_transfer.reporting.reporter import TerminalReporter
         from pipelines.benchmarks.race.race import race
-        from pipelines.benchmarks.race.report import TITLE, write_race
+        from pipelines.benchmarks.race.report import write_race
 
         terminal = TerminalReporter()
         result = race(
@@ -50,9 +50,9 @@ def _run(argv: Sequence[str] | None) -> None:
             folder=folder.path,
             reporter=terminal,
         )
-        sheet = write_race(result, folder)
-        terminal.table(TITLE, sheet.header, sheet.rows, caption=sheet.limits)
-        terminal.info(sheet.headline)
+        report = write_race(result, folder)
+        terminal.show(report.table)
+        terminal.info(report.headline)
         terminal.info(f"Written to {folder.path}: race.json, race.md and race.png")
 
 

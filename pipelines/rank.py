@@ -70,7 +70,6 @@ def _run(argv: Sequence[str] | None) -> None:
     with native_log_to(folder.log_file), vacated_on_refusal(folder):
         from keras_transfer.experiments.rank.ranking import rank
         from keras_transfer.experiments.rank.report import (
-            TITLE,
             describe_agreement,
             narrow,
             write_ranking,
@@ -79,13 +78,12 @@ def _run(argv: Sequence[str] | None) -> None:
 
         terminal = TerminalReporter()
         result = rank(spec, ranking, reporter=terminal)
-        sheet = write_ranking(result, folder)
-        caption = "accuracies in % and 95 % intervals"
-        terminal.table(TITLE, *narrow(sheet), caption=caption)
-        if sheet.finals:
-            terminal.table("The finals", *sheet.finals, caption="validation accuracy in %")
+        report = write_ranking(result, folder)
+        terminal.show(narrow(report.table))
+        if report.finals:
+            terminal.show(report.finals)
             terminal.info(describe_agreement(result))
-        for sentence in sheet.sentences:
+        for sentence in report.sentences:
             terminal.info(sentence)
         terminal.info(f"Written to {folder.path}: rank.json, rank.md and rank.png")
 

@@ -1,9 +1,4 @@
-"""Figures of a training: how it went, and which classes are taken for which.
-
-The learning curve of a study: accuracy against the number of labelled images.
-
-Sheets of images: views as the network sees them, and the mistakes worth looking at.
-"""
+"""Figures of runs and studies: learning curves, confusion, views, mistakes, accuracy by size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +24,8 @@ from keras_transfer.reporting.figures import (
     new_figure,
     percent_axis,
     save,
-    shown,
+    shortened,
+    styled,
 )
 
 _PANEL_INCHES = 4.6
@@ -39,13 +35,17 @@ _MOST_CLASSES_WITH_COUNTS = 25
 _MOST_NAMES = 100
 
 
-def draw_learning_curves(history: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Loss and accuracy in training and validation over all epochs, the phases named.
+@styled
+def draw_learning_curves(
+    history: Sequence[Mapping[str, Any]], file: Path, *, metric: str = "accuracy"
+) -> None:
+    """Loss and a metric in training and validation over all epochs, the phases named.
 
     Args:
-        history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `accuracy`,
-            `val_loss` and `val_accuracy`.
+        history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `val_loss` and the
+            same of the metric.
         file: PNG to write.
+        metric: an accuracy is drawn in %.
     """
     figure = new_figure(11, 4.4)
     panels = figure.subplots(1, 2)
@@ -54,14 +54,13 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], file: Path) -> No
     crowded = any(
         len(name) * _CHARACTER_INCHES > (end - start) * inches for name, start, end in phases
     )
-    for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
+    for axes, name in zip(panels, ("loss", metric), strict=True):
         _draw_curves(axes, history, name)
         _shade_phases(axes, phases, numbered=crowded)
-        axes.set_title(
-            name.capitalize(), loc="left", color=INK, fontsize=12, fontweight="bold", pad=24
-        )
-    panels[1].yaxis.set_major_formatter(percent_axis())
-    panels[0].legend(frameon=False, labelcolor=INK)
+        axes.set_title(name.replace("_", " ").capitalize(), pad=24)
+    if "accuracy" in metric:
+        panels[1].yaxis.set_major_formatter(percent_axis())
+    panels[0].legend()
     if crowded:
         names = ", ".join(f"{number} {name}" for number, (name, _, _) in enumerate(phases, 1))
         figure.supxlabel(f"phases: {names}", color=FAINT, fontsize=9)
@@ -73,50 +72,41 @@ def _phases(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, floa
     phases = []
     for name, rows in groupby(history, key=lambda row: row["phase"]):
         epochs = [row["epoch"] for row in rows]
-        phases.append((shown(name), min(epochs) - 0.5, max(epochs) + 0.5))
+        phases.append((shortened(name), min(epochs) - 0.5, max(epochs) + 0.5))
     return phases
 
 
 def _draw_curves(axes: Axes, history: Sequence[Mapping[str, Any]], name: str) -> None:
     epochs = [row["epoch"] for row in history]
-    for column, color, text in (
-        (name, TRAIN, "training"),
-        (f"val_{name}", VALIDATION, "validation"),
+    for column, color, text, line in (
+        (name, TRAIN, "training", "o-"),
+        (f"val_{name}", VALIDATION, "validation", "s--"),
     ):
         values = [row[column] for row in history]
-        axes.plot(epochs, values, color=color, label=text, marker="o", markersize=3.5, zorder=3)
+        axes.plot(epochs, values, line, color=color, label=text, markersize=3.5, zorder=3)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch", color=INK)
-    axes.tick_params(colors=INK)
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.set_xlabel("epoch")
+    axes.grid(axis="y")
 
 
 def _shade_phases(
     axes: Axes, phases: Sequence[tuple[str, float, float]], *, numbered: bool
 ) -> None:
-    """Every other phase on a shaded ground, its name or its number above it."""
+    """Shade every other phase, and write its name or its number above it."""
+    above = axes.get_xaxis_transform()
     for number, (name, start, end) in enumerate(phases, 1):
         if number % 2:
             axes.axvspan(start, end, color=SHADE, zorder=0, linewidth=0)
-        axes.text(
-            (start + end) / 2,
-            1.02,
-            str(number) if numbered else name,
-            transform=axes.get_xaxis_transform(),
-            color=FAINT,
-            fontsize=9,
-            va="bottom",
-            ha="center",
-        )
+        x, text = (start + end) / 2, str(number) if numbered else name
+        axes.text(x, 1.02, text, transform=above, color=FAINT, fontsize=9, ha="center")
 
 
+@styled
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path) -> None:
     """The confusion matrix: counts, and in colour the share of the true class.
 
-    Up to 25 classes show their counts; beyond that the colours speak.
+    Counts are written for up to 25 classes.
 
     Args:
         confusion: counts [C, C], rows by true class.
@@ -136,31 +126,26 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path
         _write_counts(axes, confusion, shares, cell)
     right, total = int(np.trace(confusion)), int(confusion.sum())
     title = f"Confusion: {right:,} of {total:,} right, {100 * right / total:.1f} %"
-    axes.set_title(title, color=INK, fontsize=12, fontweight="bold", pad=10)
+    axes.set_title(title, loc="center", pad=10)
     _add_scale(figure, image)
     save(figure, file)
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
-    """Name rows and columns, as many as can be read, in type that fits the cells."""
+    """Name rows and columns, as many as can be read, in letters that fit the cells."""
     step = -(-len(class_names) // _MOST_NAMES)
     places = range(0, len(class_names), step)
-    names = [shown(class_names[place]) for place in places]
+    names = [shortened(class_names[place]) for place in places]
     size = min(9, 72 * cell * step * 0.8)
-    upright = max(map(len, names)) * _CHARACTER_INCHES > cell
-    axes.set_xticks(
-        places,
-        names,
-        fontsize=size,
-        rotation=(90 if cell < 0.3 else 45) if upright else 0,
-        ha="center" if not upright or cell < 0.3 else "right",
-        rotation_mode="anchor" if upright and cell >= 0.3 else "default",
-    )
+    placing: dict[str, Any] = {}
+    if max(map(len, names)) * _CHARACTER_INCHES > cell:
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        placing = {"rotation": 90} if cell < 0.3 else slanted
+    axes.set_xticks(places, names, fontsize=size, **placing)
     axes.set_yticks(places, names, fontsize=size)
-    axes.tick_params(colors=INK, length=0)
-    axes.set_xlabel("predicted class", color=INK, labelpad=8)
-    axes.set_ylabel("true class", color=INK, labelpad=8)
-    axes.spines[:].set_color(GRID)
+    axes.set_xlabel("predicted class", labelpad=8)
+    axes.set_ylabel("true class", labelpad=8)
+    axes.spines[:].set(visible=True, color=GRID)
     if step == 1:
         edges = np.arange(len(class_names) - 1) + 0.5
         axes.hlines(edges, *axes.get_xlim(), color="white", linewidth=min(1.5, 6 * cell))
@@ -171,32 +156,24 @@ def _write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray, cell: f
     digits = len(f"{confusion.max():,}")
     size = min(11, 72 * cell * 0.9 / (0.7 * digits))
     for row, column in np.argwhere(confusion):
-        axes.text(
-            column,
-            row,
-            f"{confusion[row, column]:,}",
-            color="white" if shares[row, column] > 0.5 else INK,
-            fontsize=size,
-            ha="center",
-            va="center",
-        )
+        text, color = f"{confusion[row, column]:,}", "white" if shares[row, column] > 0.5 else INK
+        axes.text(column, row, text, color=color, fontsize=size, ha="center", va="center")
 
 
 def _add_scale(figure: Figure, image: AxesImage) -> None:
     bar = figure.colorbar(image, ax=image.axes, shrink=0.6, aspect=24, pad=0.02)
     bar.ax.yaxis.set_major_formatter(percent_axis())
-    bar.ax.tick_params(colors=INK, length=0)
-    bar.set_label("share of the true class", color=INK)
+    bar.set_label("share of the true class")
     bar.outline.set_visible(False)
 
 
 _HEADROOM = 0.25
-"""Share of the height of the data that is left free above and below it, for figures."""
+"""Share of the height of the data left free above and below it, for numbers."""
 
 
 @dataclass(frozen=True)
 class SizePoint:
-    """Accuracy with one number of training images; `trials` are those of the single seeds."""
+    """Accuracy with one number of training images; `trials` are the accuracies of single seeds."""
 
     size: int
     accuracy: float
@@ -204,11 +181,12 @@ class SizePoint:
     trials: tuple[float, ...]
 
 
+@styled
 def draw_accuracy_by_size(points: Sequence[SizePoint], file: Path, *, caption: str) -> None:
     """Accuracy over the number of training images, on a logarithmic axis.
 
     Args:
-        caption: what points and bars stand for.
+        caption: the meaning of points and bars.
         file: PNG to write.
     """
     points = sorted(points, key=lambda point: point.size)
@@ -216,9 +194,7 @@ def draw_accuracy_by_size(points: Sequence[SizePoint], file: Path, *, caption: s
     axes = figure.subplots()
     _draw_points(axes, points)
     _set_axes(axes, points)
-    axes.set_title(
-        "Accuracy by number of labels", loc="left", color=INK, fontsize=12, fontweight="bold"
-    )
+    axes.set_title("Accuracy by number of labels")
     figure.supxlabel(caption, color=FAINT, fontsize=9)
     save(figure, file)
 
@@ -234,15 +210,9 @@ def _draw_points(axes: Axes, points: Sequence[SizePoint]) -> None:
         if len(point.trials) > 1:
             each = [point.size] * len(point.trials)
             axes.scatter(each, point.trials, color="white", edgecolor=TRAIN, s=14, zorder=2)
-        axes.annotate(
-            f"{100 * point.accuracy:.1f}",
-            (point.size, point.interval[1]),
-            (0, 4),
-            textcoords="offset points",
-            ha="center",
-            color=INK,
-            fontsize=9,
-        )
+        place: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+        text = f"{100 * point.accuracy:.1f}"
+        axes.annotate(text, (point.size, point.interval[1]), fontsize=9, **place)
 
 
 def _set_axes(axes: Axes, points: Sequence[SizePoint]) -> None:
@@ -253,15 +223,12 @@ def _set_axes(axes: Axes, points: Sequence[SizePoint]) -> None:
     axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
     low = min(point.interval[0] for point in points)
     high = max(point.interval[1] for point in points)
-    room = _HEADROOM * max(high - low, 0.02)
-    axes.set_ylim(max(0.0, low - room), high + room)
+    margin = _HEADROOM * max(high - low, 0.02)
+    axes.set_ylim(max(0.0, low - margin), high + margin)
     axes.yaxis.set_major_formatter(percent_axis())
-    axes.set_xlabel("training images", color=INK)
-    axes.set_ylabel("test accuracy", color=INK)
-    axes.tick_params(colors=INK)
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.set_xlabel("training images")
+    axes.set_ylabel("test accuracy")
+    axes.grid(axis="y")
 
 
 _THUMBNAIL_INCHES = 1.35
@@ -272,7 +239,7 @@ _FEW_PIXELS = 64
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """One image [S, S, 3] in 0-255, the name of its class and the name it was given."""
+    """One image [S, S, 3] in 0-255, its class, and the predicted class with its probability."""
 
     pixels: np.ndarray
     label: str
@@ -280,8 +247,9 @@ class Mistake:
     confidence: float
 
 
+@styled
 def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
-    """One row an image, one column a view, the plain image first.
+    """A row for each image, a column for each view, the plain image first.
 
     Args:
         views: [R, V, S, S, 3] in 0-255; column v is view v.
@@ -289,7 +257,7 @@ def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
         file: PNG to write.
     """
     num_rows, num_views = views.shape[:2]
-    longest = max(len(shown(label, 18)) for label in labels)
+    longest = max(len(shortened(label, 18)) for label in labels)
     width = max(_TITLE_INCHES, num_views * _THUMBNAIL_INCHES + 0.3 + 0.085 * longest)
     figure = new_figure(width, num_rows * _THUMBNAIL_INCHES + 0.7, gap=0.03)
     grid = figure.subplots(num_rows, num_views, squeeze=False)
@@ -298,37 +266,36 @@ def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
             _show_image(axes, views[row, column])
             if row == 0:
                 title = "plain" if column == 0 else f"view {column}"
-                axes.set_title(title, color=INK if column == 0 else FAINT, fontsize=10)
-        axes_row[0].set_ylabel(
-            shown(labels[row], 18), rotation=0, ha="right", va="center", color=INK, fontsize=10
-        )
-    figure.suptitle("Views as the network sees them", color=INK, fontweight="bold", fontsize=12)
+                _set_small_title(axes, title, color=INK if column == 0 else FAINT, size=10)
+        label = shortened(labels[row], 18)
+        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    figure.suptitle("Views as the network sees them")
     save(figure, file)
 
 
+@styled
 def draw_mistakes(
     mistakes: Sequence[Mistake], file: Path, *, num_wrong: int, num_examples: int
 ) -> None:
     """Thumbnails of wrong predictions in the given order: prediction above, truth below.
 
     Args:
-        mistakes: what to show, at most `num_wrong`; may be empty.
+        mistakes: those to show; may be empty.
         file: PNG to write.
-        num_wrong: mistakes in all.
-        num_examples: images in all.
+        num_wrong: number of all mistakes.
+        num_examples: number of all images.
     """
     num_columns = min(_NUM_COLUMNS, max(1, len(mistakes)))
     num_rows = -(-len(mistakes) // num_columns)
     figure = new_figure(max(6.0, num_columns * 1.7 + 0.2), num_rows * 2.1 + 0.9)
     title = _headline(len(mistakes), num_wrong, num_examples)
-    style: dict[str, Any] = {"color": INK, "fontweight": "bold", "fontsize": 12}
     if mistakes:
-        figure.suptitle(title, **style)
-        legend = "above each image: what it was taken for; below: what it is"
+        figure.suptitle(title)
+        legend = "above each image: the predicted class; below: the true class"
         figure.supxlabel(legend, color=FAINT, fontsize=9)
         _lay_out(figure.subplots(num_rows, num_columns, squeeze=False).ravel(), mistakes)
     else:
-        figure.text(0.5, 0.5, title, ha="center", va="center", **style)
+        figure.suptitle(title, y=0.5, va="center")
     save(figure, file)
 
 
@@ -337,16 +304,20 @@ def _lay_out(grid: np.ndarray, mistakes: Sequence[Mistake]) -> None:
         axes.set_axis_off()
     for axes, mistake in zip(grid, mistakes, strict=False):
         _show_image(axes, mistake.pixels)
-        prediction = f"{shown(mistake.prediction, 16)} {100 * mistake.confidence:.0f} %"
-        axes.set_title(prediction, color=ALARM, fontsize=9, pad=4)
-        axes.set_xlabel(shown(mistake.label, 20), color=INK, fontsize=9, labelpad=4)
+        prediction = f"{shortened(mistake.prediction, 16)} {100 * mistake.confidence:.0f} %"
+        _set_small_title(axes, prediction, color=ALARM, size=9)
+        axes.set_xlabel(shortened(mistake.label, 20), fontsize=9, labelpad=4)
 
 
 def _headline(num_shown: int, num_wrong: int, num_examples: int) -> str:
     if num_wrong == 0:
         return f"No mistakes among {num_examples:,} images"
-    wrong = f"{num_wrong:,} of {num_examples:,} images taken for something else"
+    wrong = f"{num_wrong:,} of {num_examples:,} images misclassified"
     return wrong if num_shown == num_wrong else f"{wrong}: the {num_shown} most confident"
+
+
+def _set_small_title(axes: Axes, text: str, *, color: str, size: int) -> None:
+    axes.set_title(text, loc="center", color=color, fontsize=size, fontweight="normal", pad=4)
 
 
 def _show_image(axes: Axes, pixels: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves for people: history, predictions and figures."""
+"""Writes history.csv, predictions.csv and the figures of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,11 +37,11 @@ HISTORY_COLUMNS: Final = (
     "seconds",
 )
 NUM_IMAGES, NUM_VIEWS = 6, 6
-"""Rows and columns of the sheet of views at most, the plain image included."""
+"""Rows and columns of views.png at most, the plain image included."""
 
 
 def write_history(run: RunFolder, outcomes: Sequence[Outcome]) -> None:
-    """Write history.csv, a row an epoch, and its figure; epochs count from 1 over all phases."""
+    """Write history.csv, a row for each epoch, and the learning curves; epochs count from 1."""
     history: list[dict[str, Any]] = []
     for outcome in outcomes:
         for row in outcome.history:
@@ -55,7 +55,7 @@ def write_history(run: RunFolder, outcomes: Sequence[Outcome]) -> None:
 def write_views(
     run: RunFolder, spec: RunSpec, records: Records, splits: Splits, examples: Examples
 ) -> None:
-    """Draw some training images as the network sees them, into the run's figures."""
+    """Draw views of some training images into the run's figures."""
     with run.replacing("figures/views.png") as path:
         draw_some_views(path, spec, records, splits, examples)
 
@@ -63,7 +63,7 @@ def write_views(
 def draw_some_views(
     file: Path, spec: RunSpec, records: Records, splits: Splits, examples: Examples
 ) -> None:
-    """Draw some training images as the network sees them, spread over the classes."""
+    """Draw views of some training images, spread over the split."""
     places = np.linspace(0, len(splits.train) - 1, NUM_IMAGES).round().astype(int)
     rows = splits.train[np.unique(places)]
     numbers = np.arange(min(spec.views.count or NUM_VIEWS, NUM_VIEWS))

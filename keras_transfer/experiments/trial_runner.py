@@ -3,14 +3,12 @@
 Studies, searches and the finals of a ranking all train through it.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -259,29 +257,3 @@ def _merge(results: Sequence[TrialResult], sizes: Sequence[int], *, seconds: flo
         probabilities=np.concatenate(probabilities) if probabilities else None,
         hits=np.concatenate(hits) if hits else None,
     )
-
-
-class PrefixedReporter(SilentReporter):
-    """Shows a trial's progress bars under its name; its sentences go to the log alone."""
-
-    def __init__(self, reporter: Reporter, name: str):
-        self._reporter, self._name = reporter, name
-
-    def info(self, text: str) -> None:
-        """Log one sentence."""
-        logging.getLogger("keras_transfer").info(f"{self._name}: {text}")
-
-    @contextlib.contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """The reporter's own, with the trial's name."""
-        with self._reporter.progress(f"{self._name}: {title}") as count:
-            yield count
-
-    @contextlib.contextmanager
-    def training_progress(
-        self, title: str, epochs: int, steps_per_epoch: int
-    ) -> Iterator[list[keras.callbacks.Callback]]:
-        """The reporter's own, with the trial's name."""
-        title = f"{self._name}: {title}"
-        with self._reporter.training_progress(title, epochs, steps_per_epoch) as callbacks:
-            yield callbacks

@@ -17,7 +17,7 @@ from keras_transfer.export.formats import variants
 from keras_transfer.export.formats.agreement import num_processors
 from keras_transfer.export.formats.making import Job, make_formats
 from keras_transfer.export.formats.registry import Format, check_libraries, files_of
-from keras_transfer.export.formats.report import Row, write_sheet
+from keras_transfer.export.formats.report import Row, write_comparison
 from keras_transfer.export.saved_model.proof import policy_of
 from keras_transfer.features.cached_logits import known_probabilities
 from keras_transfer.inference.prediction import LoadedRun, load_run
@@ -90,7 +90,7 @@ def convert_run(
         rows = variants.compare(tried, reference, failed=failed, timed=compare, reporter=reporter)
         _drop_refused(rows, formats, path)
         notes = variants.notes([row.name for row in rows], timed=compare)
-        write_sheet(rows, path, num_threads=num_processors(), notes=notes)
+        write_comparison(rows, path, num_threads=num_processors(), notes=notes)
     return folder, rows
 
 

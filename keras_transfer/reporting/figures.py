@@ -1,30 +1,57 @@
-"""The look that all figures share, and how they become files.
+"""What all figures share: their look, labels that do not overlap, and how they become files.
 
-Figures are built without pyplot, which keeps global state and would look for a screen.
-
-Figures as SVG to be put inside a page: real text, the same bytes, and names of their own.
+Figures are built without pyplot, which keeps global state and would look for a screen. They are
+read in black and white, too: what differs in colour differs in line, marker or hatching as well.
 """
 
 import io
 import re
 import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+from textwrap import fill
+from typing import Any
 
 import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import Bbox
 
 TRAIN, VALIDATION = "#3b6fb6", "#e07b39"
 INK, FAINT, GRID, SHADE, ALARM = "#22303c", "#77848f", "#d9dfe5", "#edf1f6", "#c0392b"
 _DOTS_PER_INCH = 120
+_STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "legend.labelcolor"), INK),
+    **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.titleweight", "figure.titleweight"), "bold"),
+    **dict.fromkeys(("axes.titlesize", "figure.titlesize"), 12),
+    **dict.fromkeys(("xtick.major.size", "xtick.minor.size", "ytick.major.size"), 0),
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.titlelocation": "left",
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+}
+styled = matplotlib.rc_context(_STYLE)
+"""Decorator of functions that draw a figure."""
 
 
 def new_figure(width: float, height: float, *, gap: float = 0.06) -> Figure:
     """An empty figure that makes room for its labels; sizes and gaps in inches."""
     engine = ConstrainedLayoutEngine(w_pad=gap, h_pad=gap, wspace=0, hspace=0)
     return Figure(figsize=(width, height), layout=engine, facecolor="white")
+
+
+def set_headline(figure: Figure, text: str, *, characters: int) -> None:
+    """A sentence above all axes, in lines of so many characters."""
+    figure.suptitle(fill(text, characters), fontsize=9.5, fontweight="normal", x=0.01, ha="left")
 
 
 def percent_axis() -> PercentFormatter:
@@ -35,15 +62,15 @@ def percent_axis() -> PercentFormatter:
 def save(figure: Figure, file: Path) -> None:
     """Write a PNG; the same figure gives the same bytes."""
     with warnings.catch_warnings():
-        # A name in a script the font lacks shows boxes; that is no news for the user's screen.
+        # The font lacks some scripts and draws boxes instead; users cannot change that.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
 
 
-def shown(name: str, length: int = 24) -> str:
+def shortened(name: str, length: int = 24) -> str:
     """A name as it is drawn: at most `length` characters, and never read as a formula.
 
-    Long names lose their middle: many lists of classes differ in the first or last word.
+    Long names lose their middle: class names often differ in the first or the last word.
     """
     printable = name.encode("utf-8", "replace").decode()
     if len(printable) > length:
@@ -52,8 +79,8 @@ def shown(name: str, length: int = 24) -> str:
     return printable.replace("$", r"\$")
 
 
-def broken(name: str, length: int = 15) -> str:
-    """A dotted name over several lines of about `length` characters, as `shown` shows them.
+def wrapped(name: str, length: int = 15) -> str:
+    """A dotted name over several lines of about `length` characters, each `shortened`.
 
     Lines end behind dots and underscores; a word without any that is longer loses its middle.
     """
@@ -62,26 +89,95 @@ def broken(name: str, length: int = 15) -> str:
         if lines[-1] and len(lines[-1] + word) > length:
             lines.append("")
         lines[-1] += word
-    return "\n".join(shown(line, length) for line in lines)
+    return "\n".join(shortened(line, length) for line in lines)
 
 
-_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_REFERENCE = re.compile(r"url\(#")
-_LAYOUT_ONLY = ("width", "height", "version")
+_PLACES = [
+    (x, y)
+    for distance in (7, 16, 26, 38)
+    for x, y in ((distance, 5), (-distance, 5), (distance, -5), (-distance, -5))
+] + [(x, y) for y in (22, -22, 36, -36, 50, -50) for x in (8, -8)]
+"""Where a label may stand, in points from its dot, the best places first."""
+
+Line = tuple[float, float, float, float]
+"""Left, right, bottom and top of a line along an axis, in the units of the axes."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text beside the dot at (x, y)."""
+
+    text: str
+    x: float
+    y: float
+    is_bold: bool = False
+
+
+def place_labels(axes: Axes, labels: Sequence[Label], lines: Iterable[Line]) -> None:
+    """Write each label at the first place where it covers no line and no other label.
+
+    Ends the automatic layout of the figure: everything else must have its final place.
+
+    Args:
+        labels: those written first have the best places.
+        lines: what must not be covered, dots included.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    figure.set_layout_engine("none")
+    taken = []
+    for left, right, low, high in lines:
+        corners = axes.transData.transform([(left, low), (right, high)])
+        taken.append(Bbox([corners[0] - 5, corners[1] + 5]))
+    inside = axes.get_window_extent()
+    for label in labels:
+        for place in _PLACES:
+            written, box = _write(axes, label, place, canvas)
+            free = not any(box.overlaps(other) for other in taken)
+            if free and inside.x0 <= box.x0 and box.x1 <= inside.x1 and box.y0 >= inside.y0:
+                break
+            written.remove()
+        else:
+            _, box = _write(axes, label, _PLACES[0], canvas)
+        taken.append(box)
+
+
+def _write(
+    axes: Axes, label: Label, place: tuple[int, int], canvas: FigureCanvasAgg
+) -> tuple[Annotation, Bbox]:
+    """The text with a line to its dot if that is far, and the box of the text alone."""
+    far = abs(place[0]) > 16 or abs(place[1]) > 16
+    written = axes.annotate(
+        label.text,
+        (label.x, label.y),
+        place,
+        textcoords="offset points",
+        ha="left" if place[0] > 0 else "right",
+        va="center",
+        fontsize=9,
+        fontweight="bold" if label.is_bold else "normal",
+        arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.7} if far else None,
+    )
+    written.update_positions(canvas.get_renderer())
+    return written, Text.get_window_extent(written, canvas.get_renderer())
+
+
 _LEGIBLE = 0.6
-"""Share of a figure's width down to which its letters can be read; a narrower place scrolls."""
+"""Share of a figure's width down to which its letters can be read; narrower pages scroll."""
 
 
 def inline_svg(figure: Figure, name: str, *, description: str) -> str:
-    """The figure as one <svg> element that fits the width of its place; equal figures, equal bytes.
+    """The figure as one <svg> element as wide as its page allows; equal figures, equal bytes.
 
-    Text stays text: it can be searched and takes the font of the page. Matplotlib names what it
-    draws alike in every figure (`axes_1`, and hashes of clip paths and hatches), so that two
-    figures in one page would use each other's clip paths: all names are put behind `name`.
+    Text stays text: it can be searched and takes the font of the page. Figures in one page must
+    not use each other's clip paths and hatches: the identifiers of these depend on `name`, all
+    others are removed.
 
     Args:
-        name: letters, digits and dashes; unique in the page.
-        description: for those who cannot see it.
+        name: unique in the page.
+        description: read by screen readers.
     """
     text = io.StringIO()
     with (
@@ -91,28 +187,15 @@ def inline_svg(figure: Figure, name: str, *, description: str) -> str:
         # Browsers have the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(text, format="svg", metadata={"Date": None})
-    ElementTree.register_namespace("", _SVG)
-    ElementTree.register_namespace("xlink", _LINK)
-    root = ElementTree.fromstring(text.getvalue())
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(metadata)
-    for attribute in _LAYOUT_ONLY:
-        root.attrib.pop(attribute, None)
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            element.set(key, _own(key, value, name))
-    inches = figure.get_figwidth()
-    root.set("style", f"max-width: {inches:g}in; min-width: {_LEGIBLE * inches:g}in")
-    root.set("id", name)
-    root.set("role", "img")
-    root.set("aria-label", description)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _own(key: str, value: str, name: str) -> str:
-    """The attribute's value, with the names in it put behind the figure's."""
-    if key == "id":
-        return f"{name}-{value}"
-    if key == f"{{{_LINK}}}href" and value.startswith("#"):
-        return f"#{name}-{value[1:]}"
-    return _REFERENCE.sub(f"url(#{name}-", value)
+    content = re.search(r"<svg[^>]*>(.*)", text.getvalue(), re.DOTALL)
+    assert content
+    body = re.sub(
+        r"<metadata>.*?</metadata>|(?<=<g) id=\"[^\"]*\"", "", content[1], flags=re.DOTALL
+    )
+    width, height = figure.get_size_inches()
+    head = Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        'viewBox="0 0 {:g} {:g}" style="max-width: {:g}in; min-width: {:g}in" role="img" '
+        'aria-label="{}">'
+    )
+    return head.format(72 * width, 72 * height, width, _LEGIBLE * width, description) + Markup(body)

@@ -1,61 +1,54 @@
-"""What a person sees while a run goes on: plain sentences, progress bars, a closing table."""
+"""Reporters: what is shown of a run while it goes on, as sentences, progress bars and tables."""
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+
+from keras_transfer.reporting.tables import Table
 
 if TYPE_CHECKING:
     import keras
 
-
+Count = Callable[[int, int], None]
+"""Called with how many are done, and of how many; 0 where that is unknown."""
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table in words: a title, a header, rows of as many texts, and what is said below."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-
-
 class Reporter(Protocol):
-    """Who is told what a run decides and how far it is."""
+    """Receives what a run decides and how far it is."""
 
     def info(self, text: str) -> None:
-        """Tell a decision or a finding, one sentence."""
+        """Report a decision or a finding, in one sentence."""
 
-    def progress(self, title: str) -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
-        """While the block runs, its value is called with (done, total)."""
+    def progress(self, title: str) -> AbstractContextManager[Count]:
+        """Report progress while the block runs, whenever the value is called."""
 
     def training_progress(
         self, title: str, epochs: int, steps_per_epoch: int
-    ) -> contextlib.AbstractContextManager[list["keras.callbacks.Callback"]]:
-        """Callbacks that show the epochs of one phase while the block runs."""
+    ) -> AbstractContextManager[list["keras.callbacks.Callback"]]:
+        """Callbacks that report the epochs of one phase while the block runs."""
 
-    def live_table(self, read: Callable[[], Sheet]) -> contextlib.AbstractContextManager[None]:
+    def live_table(self, read: Callable[[], Table]) -> AbstractContextManager[None]:
         """Show what `read` returns while the block runs, about once a second."""
 
 
 class SilentReporter:
-    """Tells nobody: for tests and for callers with a display of their own."""
+    """Reports nothing: for tests and for callers with a display of their own."""
 
     def info(self, text: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     @contextlib.contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG002
-        """Count nothing."""
+    def progress(self, title: str) -> Iterator[Count]:  # noqa: ARG002
+        """A function that does nothing."""
         yield lambda done, total: None  # noqa: ARG005
 
     @contextlib.contextmanager
@@ -65,28 +58,54 @@ class SilentReporter:
         epochs: int,  # noqa: ARG002
         steps_per_epoch: int,  # noqa: ARG002
     ) -> Iterator[list["keras.callbacks.Callback"]]:
-        """Watch nothing."""
+        """No callbacks."""
         yield []
 
     @contextlib.contextmanager
-    def live_table(self, read: Callable[[], Sheet]) -> Iterator[None]:  # noqa: ARG002
+    def live_table(self, read: Callable[[], Table]) -> Iterator[None]:  # noqa: ARG002
         """Show nothing."""
         yield
 
 
+@dataclass(frozen=True)
+class PrefixedReporter:
+    """Shows the progress of one of several trainings under its name; sentences go to the log."""
+
+    reporter: Reporter
+    name: str
+
+    def info(self, text: str) -> None:
+        """Log one sentence."""
+        logging.getLogger("keras_transfer").info(f"{self.name}: {text}")
+
+    def progress(self, title: str) -> AbstractContextManager[Count]:
+        """As the other reporter's, with the name in front."""
+        return self.reporter.progress(f"{self.name}: {title}")
+
+    def training_progress(
+        self, title: str, epochs: int, steps_per_epoch: int
+    ) -> AbstractContextManager[list["keras.callbacks.Callback"]]:
+        """As the other reporter's, with the name in front."""
+        return self.reporter.training_progress(f"{self.name}: {title}", epochs, steps_per_epoch)
+
+    def live_table(self, read: Callable[[], Table]) -> AbstractContextManager[None]:
+        """As the other reporter's."""
+        return self.reporter.live_table(read)
+
+
 class TerminalReporter:
-    """Tells on a terminal or in a notebook cell, with `rich`."""
+    """Prints on a terminal or in a notebook cell, with `rich`."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
 
     def info(self, text: str) -> None:
-        """Print one sentence with a bullet."""
+        """Print one sentence with a bullet, and log it."""
         logging.getLogger("keras_transfer").info(text)
-        self.console.print(f"[bold cyan]•[/] {_escaped(text)}", highlight=False)
+        self.console.print(f"[bold cyan]•[/] {escape(text)}", highlight=False)
 
     @contextlib.contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, title: str) -> Iterator[Count]:
         """A bar that is gone when the block ends."""
         with self._progress() as bar:
             task = bar.add_task(title, total=None, note="")
@@ -101,20 +120,18 @@ class TerminalReporter:
 
         with self._progress() as bar:
             task = bar.add_task(title, total=epochs * steps_per_epoch, note="compiling …")
-            where = {"epoch": 0}
+            current = {"epoch": 0}
 
             def begin(epoch: int, logs: Any) -> None:  # noqa: ARG001
-                where["epoch"] = epoch
+                current["epoch"] = epoch
 
             def step(batch: int, logs: dict[str, float]) -> None:
-                done = where["epoch"] * steps_per_epoch + batch + 1
-                note = f"epoch {where['epoch'] + 1}/{epochs}  loss {logs['loss']:.3f}"
+                done = current["epoch"] * steps_per_epoch + batch + 1
+                note = f"epoch {current['epoch'] + 1}/{epochs}  loss {logs['loss']:.3f}"
                 bar.update(task, completed=done, note=note)
 
             def end(epoch: int, logs: dict[str, float]) -> None:
-                note = f"epoch {epoch + 1}/{epochs}  loss {logs['loss']:.3f}"
-                metric = next(n for n in logs if n.startswith("val_") and n != "val_loss")
-                note += f"  {metric} {logs[metric]:.3f}"
+                note = f"epoch {epoch + 1}/{epochs}  loss {logs['loss']:.3f}{_validation(logs)}"
                 bar.update(task, completed=(epoch + 1) * steps_per_epoch, note=note)
 
             yield [
@@ -124,13 +141,13 @@ class TerminalReporter:
             ]
 
     @contextlib.contextmanager
-    def live_table(self, read: Callable[[], Sheet]) -> Iterator[None]:
+    def live_table(self, read: Callable[[], Table]) -> Iterator[None]:
         """A table that changes in place, and is gone when the block ends."""
-        if not self._changes_in_place:
+        if not self._is_interactive:
             yield
             return
         with Live(
-            get_renderable=lambda: _table(read()),
+            get_renderable=lambda: read().rich(),
             console=self.console,
             refresh_per_second=1,
             transient=True,
@@ -138,17 +155,21 @@ class TerminalReporter:
             yield
 
     @staticmethod
-    def counted(items: Iterable[Item], count: Callable[[int, int], None]) -> Iterator[Item]:
+    def counted(items: Iterable[Item], count: Count) -> Iterator[Item]:
         """Pass items on and count them, their total being unknown."""
         for number, item in enumerate(items, start=1):
             yield item
             count(number, 0)
 
+    def show(self, table: Table) -> None:
+        """Print a table."""
+        self.console.print(table.rich())
+
     def table(
         self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
     ) -> None:
-        """Print a table; the first column is text, the others are figures."""
-        self.console.print(_table(Sheet(title, header, rows, caption)))
+        """Print a table made of these."""
+        self.show(Table(title, header, rows, caption))
 
     def _progress(self) -> Progress:
         return Progress(
@@ -159,31 +180,20 @@ class TerminalReporter:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            # Into a file or a pipe they would leave nothing but empty lines.
-            disable=not self._changes_in_place,
+            # In a file or a pipe they would be nothing but empty lines.
+            disable=not self._is_interactive,
         )
 
     @property
-    def _changes_in_place(self) -> bool:
+    def _is_interactive(self) -> bool:
         return self.console.is_terminal or self.console.is_jupyter
 
 
-def _table(sheet: Sheet) -> Table:
-    table = Table(
-        title=_escaped(sheet.title),
-        caption=_escaped(sheet.caption) or None,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for number, name in enumerate(sheet.header):
-        # Names that do not fit are folded: cut off, two of them could be the same.
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*map(_escaped, row))
-    return table
-
-
-def _escaped(text: str) -> str:
-    # File names may hold square brackets, which rich would read as markup.
-    return text.replace("[", r"\[")
+def _validation(logs: dict[str, float]) -> str:
+    """The first metric of the validation split, besides the loss."""
+    for name, value in logs.items():
+        if name == "val_accuracy":
+            return f"  validation {value:.1%}"
+        if name.startswith("val_") and name != "val_loss":
+            return f"  {name} {value:.3g}"
+    return ""

@@ -1,7 +1,7 @@
-"""The same search without this package: one plain training, and KerasTuner around plain trainings.
+"""A search without this package: one plain training, and KerasTuner with plain trainings.
 
 A plain training decodes, augments and runs the frozen trunk in every epoch of every trial, so that
-a search of n trials takes n times as long. A few trials are enough to see that.
+a search of n trials takes n times as long. A few trials are enough to measure that.
 """
 
 import tempfile
@@ -19,8 +19,8 @@ from keras_transfer.experiments.tune.space import declare, values_of
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from pipelines.benchmarks.race.contestants import lay_out, run_plain, splits_folder
 from pipelines.benchmarks.race.plain_recipe import PlainRecipe, build_plain, fit_plain, read_split
+from pipelines.benchmarks.race.runners import lay_out, run_plain, splits_folder
 
 
 def measure_plain(
@@ -28,13 +28,13 @@ def measure_plain(
 ) -> dict[str, Any]:
     """Time one plain training of the spec, then some trials of a stock random search over it.
 
-    Each in a process of its own, imports left out. The recipe knows no early stopping.
+    Each in a process of its own, without imports. The recipe has no early stopping.
 
     Returns:
         `run_seconds` of the training, `trial_seconds` of each trial.
 
     Raises:
-        DataError, WeightsError: as a run would.
+        DataError, WeightsError: as in a run.
         RunError: a process crashed.
     """
     with tempfile.TemporaryDirectory(dir=run.path) as scratch:
@@ -42,10 +42,10 @@ def measure_plain(
         log = run.log_file
         reporter.info("One plain training of the spec, in a process of its own.")
         call_in_subprocess(lay_out_splits, title="laying out the splits", log=log, **given)
-        lap = call_in_subprocess(
+        timing = call_in_subprocess(
             run_plain, title="the plain training", log=log, name="plain", **given
         )
-        run_seconds = sum(lap["stages"].values())
+        run_seconds = sum(timing["stages"].values())
         reporter.info(f"It took {run_seconds:.0f} s. {num_trials} trials of a plain search.")
         trial_seconds = call_in_subprocess(
             search_plainly, title="the plain search", log=log, num_trials=num_trials, **given
@@ -54,7 +54,7 @@ def measure_plain(
 
 
 def lay_out_splits(spec: dict[str, Any], scratch: str) -> None:
-    """Folders of the splits' images, for whoever reads folders."""
+    """Lay out the splits' images in folders, which the plain recipe reads."""
     lay_out(spec_from_dict(spec), scratch, 1)
 
 
@@ -74,7 +74,7 @@ def search_plainly(spec: dict[str, Any], scratch: str, num_trials: int) -> list[
 
 
 class _PlainHyperModel(keras_tuner.HyperModel):
-    """What one would write around the recipe that guides teach."""
+    """A KerasTuner model of the plain recipe."""
 
     def __init__(self, spec: RunSpec, scratch: str):
         super().__init__()

@@ -1,7 +1,7 @@
-"""How much a trunk's weights are worth: linear probes on few labels, against two controls.
+"""The value of a trunk's weights: linear probes on few labels, and two controls.
 
-A logistic regression is trained on a handful of labelled images and evaluated on all others, for
-the trunk's pooled features, for the same trunk with random weights, and for raw pixels. The gap
+A logistic regression is trained on a few labelled images and evaluated on all others, for the
+trunk's pooled features, for the same trunk with random weights, and for raw pixels. The gap
 between the first and the other two is what was transferred.
 """
 
@@ -27,7 +27,7 @@ from keras_transfer.tasks.task import Task
 
 @dataclass(frozen=True)
 class Probe:
-    """Accuracies of one kind of features with one number of labels, one for each seed."""
+    """Accuracies of one kind of features with one number of labels, one per seed."""
 
     features: str
     num_labels: int
@@ -37,12 +37,12 @@ class Probe:
 def probe(
     spec: RunSpec, label_counts: Sequence[int], *, num_seeds: int, reporter: Reporter
 ) -> list[Probe]:
-    """Probe the trunk of `spec` on its data; its heads, phases and views play no part.
+    """Probe the trunk of `spec` on its data; its head, phases and views are not used.
 
     A seed draws the labelled images, stratified, and the random trunk's weights.
 
     Raises:
-        DataError, SpecError, WeightsError: as a run would.
+        DataError, SpecError, WeightsError: as in a run.
         ValueError: there are fewer labels than classes, or no image is left to evaluate on.
     """
     with open_session(spec, reporter=reporter) as session:
@@ -74,9 +74,9 @@ def _features(spec: RunSpec, task: Task, pixels: Pixels) -> np.ndarray:
 
 
 def _accuracy(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) -> float:
-    known, unknown = train_test_split(
+    train, test = train_test_split(
         np.arange(len(labels)), train_size=num_labels, stratify=labels, random_state=seed
     )
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    probe.fit(features[known], labels[known])
-    return float(probe.score(features[unknown], labels[unknown]))
+    probe.fit(features[train], labels[train])
+    return float(probe.score(features[test], labels[test]))

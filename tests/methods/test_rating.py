@@ -3,19 +3,21 @@
 import pytest
 
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments.rank.latency import rate
+from pipelines.benchmarks.rates import measure_rates
 from pipelines.rates import main
 
 
 def test_smaller_images_are_faster():
-    small, large = (rate("mobilenet_0.25", image_size=size, batch_size=4) for size in (32, 160))
+    small, large = (
+        measure_rates("mobilenet_0.25", image_size=size, batch_size=4) for size in (32, 160)
+    )
     for way in ("keras", "folded", "half"):
         assert getattr(small, way) > getattr(large, way) > 0
 
 
 def test_an_unknown_backbone_is_refused():
     with pytest.raises(SpecError, match="resnet50"):
-        rate("resnet5", image_size=32, batch_size=4)
+        measure_rates("resnet5", image_size=32, batch_size=4)
 
 
 def test_the_verb_prints_a_row_for_each_backbone(capsys):

@@ -1,4 +1,4 @@
-"""Advice: the sentences that a ranking comes down to, and the figures they rest on."""
+"""Advice of a ranking: the recommended candidate, warnings, and the figures they rest on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,17 @@ import numpy as np
 from keras_transfer.evaluation.intervals import Interval, bootstrap
 from keras_transfer.experiments.rank.ranking import RankedCandidate, Ranking
 from keras_transfer.experiments.rank.scoring import METRICS
+from keras_transfer.reporting.numbers import percent, three_digits
 
 
 @dataclass(frozen=True)
 class Advice:
-    """`recommended` is None where no candidate keeps the limits; `sentence` says so.
+    """The recommendation, in one sentence, and warnings.
 
-    `behind` has, by name, how far each candidate's probe is behind the first one's that keeps the
-    limits: the difference of accuracies on the same images and its 95 % interval.
+    Args:
+        recommended: None where no candidate is within the limits.
+        behind: by name, how far each candidate's probe is behind the best one within the limits:
+            the difference of accuracies on the same images and its 95 % interval.
     """
 
     recommended: str | None
@@ -25,15 +28,15 @@ class Advice:
 
 
 def advise(ranking: Ranking) -> Advice:
-    """Recommend one candidate under the limits, and tell which metrics not to trust here.
+    """Recommend one candidate within the limits, and warn of metrics that are unreliable here.
 
-    It is the fastest of those that cannot be told from the best: whose difference, resampled
-    image by image, has an interval that reaches zero.
+    It is the fastest of those that are not significantly worse than the best: the 95 % interval of
+    the difference, resampled image by image, includes zero.
     """
     within = [entry for entry in ranking.entries if keeps_limits(entry, ranking)]
     warnings = tuple(_warnings(ranking))
     if not within:
-        return Advice(None, _nobody(ranking), warnings, {})
+        return Advice(None, _describe_limits(ranking), warnings, {})
     best = within[0]
     behind = _compare(best, ranking.entries, seed=ranking.spec.seed)
     level = [entry for entry in within if entry is best or behind[entry.name][1][0] <= 0]
@@ -43,14 +46,14 @@ def advise(ranking: Ranking) -> Advice:
     if first is not best:
         difference, (low, high) = behind[first.name]
         sentence += (
-            f" Without the limits {first.name} would lead by {_points(-difference)} points "
-            f"({_points(-high)} to {_points(-low)})."
+            f" Without the limits {first.name} would lead by {percent(-difference)} points "
+            f"({percent(-high)} to {percent(-low)})."
         )
     return Advice(chosen.name, sentence, warnings, behind)
 
 
 def keeps_limits(entry: RankedCandidate, ranking: Ranking) -> bool:
-    """Whether a candidate is fast and small enough; without limits every one is."""
+    """Whether a candidate is fast and small enough; without limits all are."""
     limits = ranking.ranking
     fast = limits.max_latency_ms is None or entry.latency_ms <= limits.max_latency_ms
     return fast and (limits.max_size_mb is None or entry.size_mb <= limits.max_size_mb)
@@ -81,17 +84,14 @@ def _recommend(
     if chosen is not best:
         difference, (low, high) = behind[chosen.name]
         return (
-            f"{text}; {best.name} ({_describe(best)}) is ahead by {_points(difference)} points "
-            f"({_points(low)} to {_points(high)}), which is within noise, and slower."
+            f"{text}; {best.name} ({_describe(best)}) is ahead by {percent(difference)} points "
+            f"({percent(low)} to {percent(high)}), which is within noise, and slower."
         )
     if len(level) == 1:
         return f"{text}; it is ahead of all others by more than noise."
     others = ", ".join(entry.name for entry in level if entry is not best)
-    return f"{text}; {others} cannot be told from it, but {_are(len(level) - 1)} not faster."
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
+    verb = "is" if len(level) == 2 else "are"
+    return f"{text}; {others} {verb} not significantly worse, but {verb} not faster."
 
 
 def _describe(entry: RankedCandidate) -> str:
@@ -101,9 +101,9 @@ def _describe(entry: RankedCandidate) -> str:
     )
 
 
-def _nobody(ranking: Ranking) -> str:
+def _describe_limits(ranking: Ranking) -> str:
     limits = ranking.ranking
-    asked = [
+    exceeded = [
         f"{name}={value:g}"
         for name, value in (
             ("max_latency_ms", limits.max_latency_ms),
@@ -115,7 +115,7 @@ def _nobody(ranking: Ranking) -> str:
     smallest = min(ranking.entries, key=lambda entry: entry.num_parameters)
     first = ranking.entries[0]
     return (
-        f"No candidate keeps {' and '.join(asked)}: the fastest is {fastest.name} with "
+        f"No candidate is within {' and '.join(exceeded)}: the fastest is {fastest.name} with "
         f"{three_digits(fastest.latency_ms)} ms, the smallest {smallest.name} with "
         f"{three_digits(smallest.size_mb)} MB. Without limits {first.name} would be first "
         f"({_describe(first)})."
@@ -123,22 +123,9 @@ def _nobody(ranking: Ranking) -> str:
 
 
 def _warnings(ranking: Ranking) -> list[str]:
-    told = [
-        f"{name} knows no more about these classes than noise does." for name in ranking.worthless
-    ]
-    return told + [
-        f"{METRICS[metric]} is unreliable here: it puts features that know nothing level with "
-        f"{', '.join(names)} or above."
+    warnings = [f"{name} is no better for these classes than noise." for name in ranking.worthless]
+    return warnings + [
+        f"{METRICS[metric]} is unreliable here: it scores noise as high as "
+        f"{', '.join(names)} or higher."
         for metric, names in ranking.unreliable.items()
     ]
-
-
-def three_digits(value: float) -> str:
-    """A positive number as it is read: 0.0389, 5.27, 604, 1,204."""
-    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
-
-
-def _points(share: float) -> str:
-    """A difference in points, with a real minus sign and no negative zero."""
-    text = f"{100 * share:.1f}"
-    return "0.0" if text in ("-0.0", "0.0") else text.replace("-", "−")

@@ -19,11 +19,11 @@ from scipy.stats import weightedtau
 from keras_transfer.evaluation.intervals import Interval, wilson
 from keras_transfer.experiments.session import Session
 from keras_transfer.experiments.trial_runner import (
-    PrefixedReporter,
     TrialRunner,
     single_run,
     without_test,
 )
+from keras_transfer.reporting.reporter import PrefixedReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 

@@ -1,69 +1,20 @@
-"""Latency: how fast the frozen layers of backbones run on this machine.
+"""Latencies of frozen layers on this machine.
 
-Calls that are compared take turns, batch by batch, so that a slow moment of the machine affects
-all of them.
+Calls that are compared take turns, so that slow moments of the machine affect all alike.
 """
 
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_transfer.features.phase_inputs import find_cuts
-from keras_transfer.features.prefix import Prefix, half_precision
-from keras_transfer.models.classifier import HEAD, build_classifier
+from keras_transfer.features.prefix import Prefix
 from keras_transfer.models.cuts import Cut
-from keras_transfer.specs import ModelSpec, PhaseSpec
-from keras_transfer.tasks.single_label import SingleLabel
 
-_NUM_ROUNDS = 5
 _MOST_ROUNDS, _ENOUGH_SECONDS = 15, 0.1
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Images a second, medians over rounds.
-
-    `keras` runs the layers as they are, `folded` with BatchNormalization multiplied into
-    convolutions and weights as constants, `half` the same in half precision.
-    """
-
-    keras: float
-    folded: float
-    half: float
-
-
-def rate(backbone: str, *, image_size: int, batch_size: int) -> Rates:
-    """Measure a backbone with random weights, which take as long as any others.
-
-    Raises:
-        SpecError: an unknown backbone, or images too small for it.
-    """
-    keras.utils.clear_session()
-    classifier = build_classifier(
-        ModelSpec(backbone=backbone, weights="none"),
-        image_size=image_size,
-        task=SingleLabel(("a", "b")),
-        seed=0,
-    )
-    (cut,) = find_cuts(classifier, [PhaseSpec(unfreeze=HEAD)], 0).values()
-    shape = (batch_size, image_size, image_size, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    ways: list[Callable[[np.ndarray], Any]] = [
-        keras.Model(cut.model.input, cut.tensor).predict_on_batch
-    ]
-    for precision in ("float32", half_precision()):
-        prefix = Prefix([cut], precision=precision)
-        ways.append(functools.partial(prefix, batch_size=batch_size))
-    # The first call also traces and copies weights.
-    calls = [functools.partial(way, pixels) for way in ways]
-    rounds = [[_seconds(call) for call in calls] for _ in range(1 + _NUM_ROUNDS)][1:]
-    return Rates(*(batch_size / median(seconds) for seconds in zip(*rounds, strict=True)))
 
 
 def latencies_ms(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[float]:
@@ -80,10 +31,9 @@ def latencies_ms(cuts: Sequence[Cut], precisions: Sequence[str]) -> list[float]:
 
 
 def take_turns(calls: Sequence[Callable[[], Any]], *, fewest: int = 4) -> list[list[float]]:
-    """Seconds of calls, round after round, until each has run for long enough, `fewest` times at
-    least.
+    """Seconds of each call, in rounds: at least `fewest` and, for fast calls, up to 16.
 
-    The first call, which also compiles, does not count unless it is the only one.
+    The first round, which traces and allocates, is left out unless it is the only one.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(1 + _MOST_ROUNDS):

@@ -1,40 +1,41 @@
-"""What a ranking leaves: rank.json, rank.md, rank.png, and a table for the terminal."""
+"""Writes rank.json, rank.md and rank.png, and makes the tables for the terminal."""
 
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from keras_transfer.config import spec_to_dict
-from keras_transfer.experiments.rank.advice import Advice, advise, keeps_limits, three_digits
+from keras_transfer.experiments.rank.advice import Advice, advise, keeps_limits
 from keras_transfer.experiments.rank.finals import agreement
 from keras_transfer.experiments.rank.plot import Dot, draw_ranking
 from keras_transfer.experiments.rank.ranking import RankedCandidate, Ranking
 from keras_transfer.experiments.rank.scoring import METRICS, SHARES, Score
+from keras_transfer.reporting.numbers import fixed, percent, percent_range, three_digits
+from keras_transfer.reporting.tables import Table
 from keras_transfer.storage.run_folder import RunFolder, describe_environment
 
 TITLE = "Trunks for these images, before any fine-tuning"
+_CAPTION = "accuracies in % and 95 % intervals"
 _LEGEND = (
-    "Linear probe and k-NN: accuracy in % on images held out in turn, with 95 % intervals; "
-    "LogME, H-score, LEEP and NCE: higher is better, comparable within a column only. ms: one "
-    "image through the frozen layers, images/s: batches of them, measured before features were "
-    "computed. MB: the trunk's weights in float32. The control is noise, which must come last in "
-    "every column."
+    "Linear probe and k-NN: cross-validated accuracy in %, with 95 % intervals; LogME, H-score, "
+    "LEEP and NCE: higher is better, comparable within a column only. ms: one image through the "
+    "frozen layers, images/s: batches of images, measured before features were computed. MB: the "
+    "trunk's weights in float32. The control is noise, which must be last in every column."
 )
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """The ranking in words: tables are headers and rows of texts, `finals` None without a race."""
+class RankReport:
+    """A ranking as sentences and tables; `finals` is None where nothing was fine-tuned."""
 
     sentences: list[str]
-    header: list[str]
-    rows: list[list[str]]
-    finals: tuple[list[str], list[list[str]]] | None
+    table: Table
+    finals: Table | None
 
 
-def write_ranking(ranking: Ranking, folder: RunFolder) -> Sheet:
+def write_ranking(ranking: Ranking, folder: RunFolder) -> RankReport:
     """Write all files, rank.json last, and return what the terminal shows.
 
     Raises:
@@ -42,7 +43,7 @@ def write_ranking(ranking: Ranking, folder: RunFolder) -> Sheet:
     """
     started = time.perf_counter()
     advice = advise(ranking)
-    sheet = describe(ranking, advice)
+    report = describe(ranking, advice)
     folder.write_json("environment.json", describe_environment())
     with folder.replacing("rank.png") as path:
         draw_ranking(
@@ -52,14 +53,14 @@ def write_ranking(ranking: Ranking, folder: RunFolder) -> Sheet:
             headline=advice.sentence,
             max_latency_ms=ranking.ranking.max_latency_ms,
         )
-    folder.write_text("rank.md", _markdown(ranking, sheet))
+    folder.write_text("rank.md", _markdown(ranking, report))
     seconds = {**ranking.seconds, "report": time.perf_counter() - started}
     folder.write_json("rank.json", _figures(ranking, advice, seconds))
-    return sheet
+    return report
 
 
-def narrow(sheet: Sheet) -> tuple[list[str], list[list[str]]]:
-    """Header and rows for a terminal of 80 columns.
+def narrow(table: Table) -> Table:
+    """The table for a terminal of 80 columns.
 
     Without throughput, and with rounded intervals, of accuracies only, below their values.
     """
@@ -72,16 +73,16 @@ def narrow(sheet: Sheet) -> tuple[list[str], list[list[str]]]:
         ends = [f"{float(end):.0f}" for end in interval.split("–") if "…" not in interval and end]
         return "\n".join([value, "–".join(ends)]) if ends else value
 
-    left_out = sheet.header.index("images/s")
-    header = [title.removeprefix("linear ").removesuffix("-score") for title in sheet.header]
-    rows = [[broken(row[0]), *map(cell, row[1:])] for row in sheet.rows]
+    left_out = table.header.index("images/s")
+    header = [title.removeprefix("linear ").removesuffix("-score") for title in table.header]
+    rows = [[broken(row[0]), *map(cell, row[1:])] for row in table.rows]
     for cells in (header, *rows):
         del cells[left_out]
-    return header, rows
+    return replace(table, header=header, rows=rows)
 
 
-def describe(ranking: Ranking, advice: Advice) -> Sheet:
-    """Put a ranking and its advice into words."""
+def describe(ranking: Ranking, advice: Advice) -> RankReport:
+    """A ranking and its advice as sentences and tables."""
     metrics = [metric for metric in METRICS if metric in ranking.control]
     header = ["", "ms", "images/s", "MB", *(METRICS[metric] for metric in metrics)]
     rows = [_row(entry, metrics) for entry in ranking.entries]
@@ -90,11 +91,12 @@ def describe(ranking: Ranking, advice: Advice) -> Sheet:
     computed = sum(entry.stats.num_computed for entry in ranking.entries)
     found = sum(entry.stats.num_found for entry in ranking.entries)
     images = (
-        f"Frozen layers ran on {computed:,} images; the features of {found:,} were stored "
-        f"already. The {ranking.num_left_out:,} test images were left out."
+        f"Frozen layers ran on {computed:,} images; the features of {found:,} were in the cache. "
+        f"The {ranking.num_left_out:,} test images were left out."
     )
     sentences = [advice.sentence, *advice.warnings, images]
-    return Sheet(sentences, header, rows, _describe_finals(ranking) if ranking.finals else None)
+    table = Table(TITLE, header, rows, _CAPTION)
+    return RankReport(sentences, table, _tabulate_finals(ranking) if ranking.finals else None)
 
 
 def _row(entry: RankedCandidate, metrics: Sequence[str]) -> list[str]:
@@ -114,40 +116,33 @@ def _cells(scores: dict[str, Score], metrics: Sequence[str]) -> list[str]:
             cells.append("–")
             continue
         value, interval = scores[metric].value, scores[metric].interval
-        scale, digits = (100, 1) if metric in SHARES else (1, 2)
-        text = _number(scale * value, digits)
-        if interval:
-            low, high = (_number(scale * end, digits) for end in interval)
-            text += f" ({low}…{high})" if metric not in SHARES else f" ({low}–{high})"
+        if metric in SHARES:
+            text = percent(value) + (f" ({percent_range(*interval)})" if interval else "")
+        else:
+            text = fixed(value, 2)
+            text += f" ({fixed(interval[0], 2)}…{fixed(interval[1], 2)})" if interval else ""
         cells.append(text)
     return cells
 
 
-def _number(value: float, digits: int) -> str:
-    """With a real minus sign and no negative zero."""
-    text = f"{value:.{digits}f}"
-    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
-
-
-def _describe_finals(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
+def _tabulate_finals(ranking: Ranking) -> Table:
     header = ["finalist", "rung", "epochs", "seconds", "validation accuracy"]
     rows = []
     for one in ranking.finals:
-        low, high = (f"{100 * end:.1f}" for end in one.val_interval)
-        accuracy = f"{100 * one.val_accuracy:.1f} ({low}–{high})"
+        accuracy = f"{percent(one.val_accuracy)} ({percent_range(*one.val_interval)})"
         rows.append([one.name, f"{one.rung}", f"{one.num_epochs}", f"{one.seconds:.0f}", accuracy])
-    return header, rows
+    return Table("The finals", header, rows, "validation accuracy in %")
 
 
 def describe_agreement(ranking: Ranking) -> str:
-    """How each metric's order agrees with that of the finals, and what that is worth."""
-    told = [
-        f"{METRICS[metric]} {'none' if tau is None else _number(tau, 2)}"
+    """How each metric's order agrees with that of the finals."""
+    values = [
+        f"{METRICS[metric]} {'none' if tau is None else fixed(tau, 2)}"
         for metric, tau in _agreement(ranking).items()
     ]
     return (
-        f"Weighted Kendall tau with the outcome, over {len(ranking.finals)} finalists: "
-        f"{', '.join(told)}. So few can agree by chance: take it as an anecdote."
+        f"Weighted Kendall tau with the finals, over {len(ranking.finals)} finalists: "
+        f"{', '.join(values)}. So few can agree by chance: take it as a hint only."
     )
 
 
@@ -213,7 +208,7 @@ def _figures_of(entry: RankedCandidate, ranking: Ranking, advice: Advice) -> dic
     }
 
 
-def _markdown(ranking: Ranking, sheet: Sheet) -> str:
+def _markdown(ranking: Ranking, report: RankReport) -> str:
     spec = ranking.spec
     what = (
         f"RankedCandidate on {ranking.num_images:,} training and validation images of "
@@ -221,12 +216,9 @@ def _markdown(ranking: Ranking, sheet: Sheet) -> str:
         f"folds, {ranking.ranking.neighbours} neighbours, seed {spec.seed}; {os.cpu_count()} "
         "processors."
     )
-    lines = [f"# {TITLE}", sheet.sentences[0], _table(sheet.header, sheet.rows), _LEGEND]
-    lines += [*sheet.sentences[1:], what, "![accuracy against latency](rank.png)"]
-    if sheet.finals:
-        lines += ["## The finals", _table(*sheet.finals), describe_agreement(ranking)]
+    lines = [f"# {TITLE}", report.sentences[0], report.table.markdown(), _LEGEND]
+    lines += [*report.sentences[1:], what, "![accuracy against latency](rank.png)"]
+    if report.finals:
+        lines += [f"## {report.finals.title}", report.finals.markdown()]
+        lines.append(describe_agreement(ranking))
     return "\n\n".join(lines) + "\n"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))

@@ -1,4 +1,4 @@
-"""What a study leaves: study.json, out-of-fold predictions or a learning curve, and a table."""
+"""Writes study.json, out_of_fold.csv and learning_curve.png, and shows a study as a table."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from keras_transfer.reporting.reporter import TerminalReporter
 
 
 def write_study(study: Study) -> None:
-    """Write what the study is about, and in the end study.json, which says that it is complete."""
+    """Write all files, study.json last: it marks the study as complete."""
     if study.spec.folds > 1:
         _write_out_of_fold(study)
     if study.spec.halvings:
         with study.run.replacing("learning_curve.png") as path:
             points = [group.point for group in study.groups]
-            draw_accuracy_by_size(points, path, caption=_meaning(study))
+            draw_accuracy_by_size(points, path, caption=_describe_accuracy(study))
     content = {
         "kind": study.kind,
         "summary": _summarise(study),
@@ -29,7 +29,7 @@ def write_study(study: Study) -> None:
 
 
 def _write_out_of_fold(study: Study) -> None:
-    """A row for each image and seed, as in predictions.csv, by seed and in the source's order."""
+    """Write a row for each seed and image, as in predictions.csv, in the order of the records."""
     names = study.records.class_names
     labels = np.asarray(study.records.labels())
     rows: list[tuple[tuple[int, int], list[Any]]] = []
@@ -74,7 +74,7 @@ def _cost(study: Study) -> dict[str, Any]:
 
 
 def show_study(study: Study, terminal: TerminalReporter) -> None:
-    """Print a row for each group, what they say together, and what the cache saved."""
+    """Print a row for each group, a summary, and what the cache saved."""
     groups = study.groups
     rows = [
         [
@@ -88,7 +88,7 @@ def show_study(study: Study, terminal: TerminalReporter) -> None:
     ]
     title = {"train_size": "training images"}.get(study.by, study.by)
     header = [title, "trials", "held out", "seconds", "accuracy"]
-    caption = f"{_meaning(study)}, in %"
+    caption = f"{_describe_accuracy(study)}, in %"
     terminal.table(f"Study {study.run.path}", header, rows, caption=caption)
     for sentence in (_describe_result(study), _describe_cost(study)):
         terminal.info(sentence)
@@ -99,8 +99,8 @@ def show_study(study: Study, terminal: TerminalReporter) -> None:
     terminal.info(f"All figures {study.run.study_file}")
 
 
-def _meaning(study: Study) -> str:
-    """What accuracy and interval of a group are."""
+def _describe_accuracy(study: Study) -> str:
+    """What accuracy and interval of a group mean."""
     if all(group.is_of_one_seed for group in study.groups):
         return "accuracy with its 95 % interval"
     return f"accuracy: median, minimum and maximum over {study.spec.seeds} seeds"
@@ -135,8 +135,8 @@ def _describe_result(study: Study) -> str:
 def _describe_cost(study: Study) -> str:
     cost = _cost(study)
     if not cost["views_computed"] + cost["views_found"]:
-        return "No features were stored: frozen layers ran in every epoch of every trial."
+        return "No features were cached: frozen layers ran in every epoch of every trial."
     return (
         f"Frozen layers ran on {cost['views_computed']:,} views for {len(study.trials)} trials; "
-        f"epoch by epoch it would have been {cost['views_trained_on']:,}."
+        f"without the cache they would have run on {cost['views_trained_on']:,}."
     )

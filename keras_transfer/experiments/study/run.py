@@ -22,13 +22,12 @@ from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.experiments.study.report import write_study
 from keras_transfer.experiments.study.study import Study, StudyTrial
 from keras_transfer.experiments.trial_runner import (
-    PrefixedReporter,
     TrialResult,
     TrialRunner,
     single_run,
 )
 from keras_transfer.features.phase_inputs import Pool
-from keras_transfer.reporting.reporter import Reporter, TerminalReporter
+from keras_transfer.reporting.reporter import PrefixedReporter, Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal

@@ -1,4 +1,4 @@
-"""Axes of a search's figures: where a value lies between 0 and 1, and what stands beside it."""
+"""Axes of a search's figures: positions of values between 0 and 1, ticks and colours."""
 
 import math
 from collections.abc import Sequence
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.ticker import MaxNLocator
 
 from keras_transfer.experiments.tune.record import CHOICE, LINEAR, LOG, Search, SearchTrial
-from keras_transfer.reporting.figures import FAINT, GRID, INK, shown
+from keras_transfer.reporting.figures import shortened
+from keras_transfer.reporting.numbers import short
 
 SHADES = LinearSegmentedColormap.from_list(
     "scores", [(0.0, "#bac8d6"), (0.5, "#94b6db"), (0.8, "#3b6fb6"), (1.0, "#132849")]
 )
-"""From the worst score to the best; most contrast is near the best, where most trials are."""
+"""Colours from the worst score to the best, ever darker; most contrast is near the best."""
 
 _MARGIN = 0.04
-"""Share of an axis that is left free at either end."""
+"""Share of an axis left free at either end."""
 _BAND = 0.5
-"""Share of the room of a choice over which the trials that took it are spread."""
+"""Share of the space of a choice over which its trials are spread."""
 _GOLDEN = 0.6180339887
 _MOST_TICKS = 5
 _MEDIANS_SHOWN = 3
-"""How far down an axis of scores goes at most, in distances from the best to the median."""
+"""Length of an axis of scores at most, in distances from the best to the median."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Axis:
     is_upwards: bool = True
     is_percent: bool = False
 
-    def place(self, value: Any) -> float:
-        """From 0 to 1, which is the good end of an axis of scores; NaN for what is not there."""
+    def position(self, value: Any) -> float:
+        """From 0 to 1, the better end of an axis of scores; NaN for a missing value."""
         if self.scale == CHOICE:
             known = value in self.choices
             return (self.choices.index(value) + 0.5) / len(self.choices) if known else math.nan
@@ -51,34 +51,34 @@ class Axis:
             return 0.5
         number = math.log10(value) if self.scale == LOG else float(value)
         share = (number - self.low) / (self.high - self.low)
-        place = _MARGIN + (1 - 2 * _MARGIN) * (share if self.is_upwards else 1 - share)
-        return min(max(place, 0.0), 1.0)
+        position = _MARGIN + (1 - 2 * _MARGIN) * (share if self.is_upwards else 1 - share)
+        return min(max(position, 0.0), 1.0)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Places with their texts."""
+        """Positions with their texts."""
         if self.scale == CHOICE:
             values: Sequence[Any] = self.choices
         elif self.low == self.high:
             values = [10**self.low if self.scale == LOG else self.low]
         else:
             values = self._decades() if self.scale == LOG else self._round_numbers()
-        return [(self.place(value), self.text(value)) for value in values]
+        return [(self.position(value), self.text(value)) for value in values]
 
     def text(self, value: Any) -> str:
-        """A value as it stands beside the axis."""
+        """A value as written beside the axis."""
         if self.is_percent:
             return f"{100 * value:.4g} %"
-        return number(value) if self.scale != CHOICE else shown(number(value), 14)
+        return short(value) if self.scale != CHOICE else shortened(short(value), 14)
 
     def _round_numbers(self) -> list[float]:
         low, high = (10**self.low, 10**self.high) if self.scale == LOG else (self.low, self.high)
         ticks = MaxNLocator(_MOST_TICKS - 1, steps=[1, 2, 5, 10]).tick_values(low, high)
-        room = 1e-9 * (high - low)
-        return [float(tick) for tick in ticks if low - room <= tick <= high + room]
+        margin = 1e-9 * (high - low)
+        return [float(tick) for tick in ticks if low - margin <= tick <= high + margin]
 
     def _decades(self) -> list[float]:
-        """Powers of ten; with few of them 2 and 5 between; round numbers within half a decade."""
+        """Powers of ten; where these are few, 2 and 5 between; else round numbers."""
         exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
         for digits in ((1,), (1, 3), (1, 2, 5)):
             values = [digit * 10.0**exponent for exponent in exponents for digit in digits]
@@ -89,19 +89,21 @@ class Axis:
 
 
 def axis_of(search: Search, name: str) -> Axis:
-    """The axis of a parameter: its choices, or all that was tried of it."""
+    """The axis of a parameter: its choices, or the range of what was tried."""
     scale = search.scales[name]
     if scale == CHOICE:
         return Axis(name, scale, choices=tuple(search.choices[name]))
     tried = [trial.values[name] for trial in search.trials if name in trial.values]
-    return _fitted(name, scale, tried)
+    if scale == LOG:
+        tried = [math.log10(value) for value in tried if value > 0]
+    return Axis(name, scale, float(min(tried, default=0)), float(max(tried, default=0)))
 
 
 def score_axis(search: Search) -> Axis:
-    """The axis of scores, the best at 1; losses that differ by more than ten times, in decades.
+    """The axis of scores, the best at 1; logarithmic for losses that differ by more than ten times.
 
-    Scores much worse than the median lie at 0: a training that collapsed would otherwise press
-    all others into a corner.
+    Scores much worse than the median lie at 0: one training that collapsed would otherwise leave
+    no space for the differences between all others.
     """
     scores = np.array([trial.result for trial in search.scored])
     is_wide = not search.higher_is_better and scores.min() > 0 and scores.max() > 10 * scores.min()
@@ -120,22 +122,16 @@ def score_axis(search: Search) -> Axis:
     )
 
 
-def _fitted(name: str, scale: str, values: Sequence[float]) -> Axis:
-    if scale == LOG:
-        values = [math.log10(value) for value in values if value > 0]
-    return Axis(name, scale, float(min(values, default=0)), float(max(values, default=0)))
+def positions(axis: Axis, trials: Sequence[SearchTrial]) -> np.ndarray:
+    """Positions of trials on a parameter's axis: float [N], NaN without a value.
 
-
-def places(axis: Axis, trials: Sequence[SearchTrial]) -> np.ndarray:
-    """Where trials lie on a parameter's axis: float [N], NaN without a value.
-
-    Those of one choice are spread a little, always alike, so that they do not hide each other.
+    Trials with the same choice are spread a little, reproducibly, so that they do not overlap.
     """
-    values = [axis.place(trial.values.get(axis.name)) for trial in trials]
+    values = [axis.position(trial.values.get(axis.name)) for trial in trials]
     found = np.array(values, float)
     if axis.scale == CHOICE:
-        for place in np.unique(found[~np.isnan(found)]):
-            rows = np.flatnonzero(found == place)
+        for position in np.unique(found[~np.isnan(found)]):
+            rows = np.flatnonzero(found == position)
             # Multiples of the golden ratio fill the band evenly, and show no order.
             steps = (0.5 + _GOLDEN * np.arange(len(rows))) % 1 - 0.5
             found[rows] += steps * _BAND / len(axis.choices)
@@ -143,27 +139,5 @@ def places(axis: Axis, trials: Sequence[SearchTrial]) -> np.ndarray:
 
 
 def shade(axis: Axis, score: float) -> str:
-    """The colour of a score, as on the strip beside its axis."""
-    return to_hex(SHADES(axis.place(score)))
-
-
-def number(value: Any) -> str:
-    """A value in few characters: 0.25, 3e-5, 1200, stage5, true."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, int | str):
-        return str(value)
-    if value and not 1e-2 <= abs(value) < 1e4:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:.4g}"
-
-
-def quiet(axes: Axes, *, grid: str | None = None) -> None:
-    """No frame but faint lines at the left and below, and a grid behind the data."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=8.5, length=0)
-    axes.set_axisbelow(True)
-    if grid:
-        axes.grid(axis=grid, color=GRID, linewidth=0.7)  # type: ignore[arg-type]
+    """The colour of a score."""
+    return to_hex(SHADES(axis.position(score)))

@@ -19,9 +19,9 @@ from keras_transfer.config import override, spec_to_dict
 from keras_transfer.evaluation.intervals import Interval
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.summary import Result
-from keras_transfer.experiments.trial_runner import PrefixedReporter, TrialResult, TrialRunner
+from keras_transfer.experiments.trial_runner import TrialResult, TrialRunner
 from keras_transfer.experiments.tune.record import SearchTrial, ranked
-from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.reporting.reporter import PrefixedReporter, Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run

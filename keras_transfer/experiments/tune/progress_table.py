@@ -1,6 +1,6 @@
-"""What a person sees while a search goes on: a sentence a trial, the best and the running ones.
+"""Progress of a search: a sentence for each trial that ends, and a table of best and running ones.
 
-Everything shown is read from the book, so that it does not matter which process trains.
+Everything shown is read from the trial log, so that trials may run in any process.
 """
 
 import contextlib
@@ -14,39 +14,40 @@ from typing import Any, Final
 import keras
 
 from keras_transfer.experiments.tune.record import SearchTrial, StartedTrial, TrialLog, ranked
-from keras_transfer.reporting.reporter import Reporter, Sheet, SilentReporter
+from keras_transfer.reporting.reporter import Reporter, SilentReporter
+from keras_transfer.reporting.tables import Table
 from keras_transfer.specs import RunSpec
 
 _NUM_BEST: Final = 3
 _SECONDS: Final = 1.0
-"""Between two looks into the book."""
+"""Between two readings of the trial log."""
 
 
 @contextlib.contextmanager
 def live_progress_table(trial_log: TrialLog, spec: RunSpec, reporter: Reporter) -> Iterator[None]:
-    """Tell of every trial that ends while the block runs, and show the state of the search."""
+    """Report every trial that ends while the block runs, and show the state of the search."""
     known = {trial.name for trial in trial_log.ended()}
-    over = threading.Event()
+    stopped = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         for trial in trial_log.ended():
             if trial.name not in known:
                 known.add(trial.name)
                 reporter.info(describe_trial(trial))
 
-    def keep_telling() -> None:
-        while not over.wait(_SECONDS):
-            tell()
+    def keep_reporting() -> None:
+        while not stopped.wait(_SECONDS):
+            report()
 
-    thread = threading.Thread(target=keep_telling, daemon=True)
+    thread = threading.Thread(target=keep_reporting, daemon=True)
     with reporter.live_table(lambda: _read(trial_log, spec)):
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            stopped.set()
             thread.join()
-            tell()
+            report()
 
 
 def describe_trial(trial: SearchTrial) -> str:
@@ -61,12 +62,12 @@ def describe_trial(trial: SearchTrial) -> str:
 
 
 def describe_values(trial: SearchTrial) -> str:
-    """What a trial was given, as overrides are written."""
+    """The values of a trial, written as overrides."""
     return ", ".join(f"{name}={shown(value)}" for name, value in trial.values.items())
 
 
 def shown(value: Any) -> str:
-    """A value of the space as people write it."""
+    """A value of the search space with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -77,8 +78,8 @@ def progress_table(
     running: Sequence[tuple[StartedTrial, str]] = (),
     *,
     caption: str,
-) -> Sheet:
-    """A column for each trial, a row for each parameter and figure: many of them fit a terminal."""
+) -> Table:
+    """A column for each trial, and a row for each parameter and metric."""
     columns = [
         [
             *_cells(trial.values, names),
@@ -90,20 +91,20 @@ def progress_table(
         for trial in best
     ]
     columns += [
-        [*_cells(begun.values, names), "…", "…", progress or "building", "…"]
-        for begun, progress in running
+        [*_cells(started.values, names), "…", "…", progress or "building", "…"]
+        for started, progress in running
     ]
     labels = [*names, "validation, %", "log loss", "epochs", "seconds"]
     rows = [[label, *cells] for label, *cells in zip(labels, *columns, strict=True)]
-    header = ["trial", *(trial.name for trial in best), *(begun.name for begun, _ in running)]
-    return Sheet(title, header, rows, caption)
+    header = ["trial", *(trial.name for trial in best), *(started.name for started, _ in running)]
+    return Table(title, header, rows, caption)
 
 
-def _read(trial_log: TrialLog, spec: RunSpec) -> Sheet:
+def _read(trial_log: TrialLog, spec: RunSpec) -> Table:
     ended, running = trial_log.ended(), trial_log.running()
     best = ranked(ended, higher_is_better=spec.search.higher_is_better)[:_NUM_BEST]
     failed = sum(not trial.is_scored for trial in ended)
-    caption = f"{len(ended)} trials done, {failed} of them failed; the best and the running ones"
+    caption = f"{len(ended)} trials done, {failed} of them failed; shown: the best and the running"
     names = list(spec.search.space)
     return progress_table(f"Search {trial_log.folder.path}", names, best, running, caption=caption)
 
@@ -114,7 +115,7 @@ def _cells(values: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class TrialReporter(SilentReporter):
-    """Notes in the book how far a trial is; what it says goes to the log alone."""
+    """Writes the progress of a trial to the trial log; its sentences go to the log file."""
 
     trial_log: TrialLog
     begun: StartedTrial
@@ -125,12 +126,12 @@ class TrialReporter(SilentReporter):
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """Notes the count about once a second."""
-        noted = [time.monotonic()]
+        """Writes the count about once a second."""
+        written = [time.monotonic()]
 
         def count(done: int, total: int) -> None:
-            if time.monotonic() - noted[0] >= _SECONDS:
-                noted[0] = time.monotonic()
+            if time.monotonic() - written[0] >= _SECONDS:
+                written[0] = time.monotonic()
                 self.trial_log.note(self.begun.name, f"{title} {done:,}/{total:,}")
 
         yield count
@@ -142,7 +143,7 @@ class TrialReporter(SilentReporter):
         epochs: int,
         steps_per_epoch: int,  # noqa: ARG002
     ) -> Iterator[list[keras.callbacks.Callback]]:
-        """A callback that notes every epoch."""
+        """A callback that writes every epoch."""
 
         def end(epoch: int, logs: Any) -> None:  # noqa: ARG001
             self.trial_log.note(self.begun.name, f"{title} {epoch + 1}/{epochs}")

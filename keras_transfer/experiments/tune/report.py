@@ -1,4 +1,4 @@
-"""What a search leaves: search.json, a page to look at, TensorBoard's logs, and a closing table."""
+"""Writes search.json, search.html and TensorBoard's logs, and shows a search as a table."""
 
 from dataclasses import asdict
 from statistics import mean
@@ -12,17 +12,20 @@ from keras_transfer.experiments.tune.record import Search, ranked
 from keras_transfer.experiments.tune.search import SearchResult
 from keras_transfer.experiments.tune.space import choices, scales
 from keras_transfer.experiments.tune.tensorboard import write_logs
+from keras_transfer.reporting.numbers import percent
 from keras_transfer.reporting.reporter import TerminalReporter
 
 _NUM_SHOWN = 5
 _WARM = 10
-"""Trials after which a process has all that it will need."""
+"""Trials after which the memory of a process should no longer grow."""
 
 
 def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = None) -> None:
-    """Write search.html, the logs, and in the end search.json, which says that all is complete.
+    """Write all files, search.json last: it marks the search as complete.
 
-    `against_plain` is what `plain.measure_plain` returns.
+    Args:
+        against_plain: `run_seconds` of a plain training of the spec, and `trial_seconds` of each
+            trial of a plain search, where these were measured.
     """
     spec = found.spec
     search = Search(
@@ -35,7 +38,7 @@ def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = 
     )
     sentences = describe_winner(found)
     write_page(
-        found.run, search, title=f"Search {spec.name}", sentences=sentences, facts=_facts(found)
+        found.run, search, title=f"Search {spec.name}", sentences=sentences, run_facts=_facts(found)
     )
     write_logs(found.run, search)
     found.run.write_json("search.json", describe_search(found, against_plain))
@@ -50,7 +53,7 @@ def _facts(found: SearchResult) -> list[tuple[str, str]]:
         ("backbone", f"{spec.model.backbone} at {spec.data.image_size} px"),
         ("tuner", spec.search.tuner),
         ("trials", f"{len(found.trials)}"),
-        ("judged on", f"{spec.folds} folds" if spec.folds > 1 else "the validation split"),
+        ("evaluated on", f"{spec.folds} folds" if spec.folds > 1 else "the validation split"),
     ]
 
 
@@ -94,7 +97,7 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
 
 
 def _ratios(found: SearchResult, plain: dict[str, Any]) -> dict[str, float]:
-    """In plain trainings: our trials, all that we did, and a plain search of as many trials."""
+    """Costs of the trials, of the whole search, and of a plain search, in plain trainings."""
     plain_search = mean(plain["trial_seconds"]) * len(found.trials)
     return {
         "ratio": found.search_seconds / plain["run_seconds"],
@@ -104,93 +107,92 @@ def _ratios(found: SearchResult, plain: dict[str, Any]) -> dict[str, float]:
 
 
 def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
-    """What the search cost, in plain trainings, in one sentence."""
+    """The cost of the search in plain trainings, in one sentence."""
     ratios = _ratios(found, plain)
     return (
         f"One plain training of the spec takes {plain['run_seconds']:.0f} s. The "
-        f"{len(found.trials)} trials of this search took {ratios['ratio']:.2g} times as long, all "
-        f"in all {ratios['total_ratio']:.2g} times; a plain search of as many would take "
-        f"{ratios['plain_search_ratio']:.2g} times as long (by {len(plain['trial_seconds'])} of "
-        f"them, {mean(plain['trial_seconds']):.0f} s each)."
+        f"{len(found.trials)} trials of this search took {ratios['ratio']:.2g} times as long, the "
+        f"whole search {ratios['total_ratio']:.2g} times; a plain search of as many trials would "
+        f"take {ratios['plain_search_ratio']:.2g} times as long ({len(plain['trial_seconds'])} of "
+        f"them took {mean(plain['trial_seconds']):.0f} s each)."
     )
 
 
 def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
-    """Print the best trials, the winner beside the spec as it was, and where everything is."""
+    """Print the best trials, how the winner compares with the original spec, and all paths."""
     best = ranked(found.trials, higher_is_better=found.spec.search.higher_is_better)
     num_trials, num_failed = len(found.trials), len(found.trials) - len(best)
-    sheet = progress_table(
-        f"Search {found.run.path}",
-        list(found.spec.search.space),
-        best[:_NUM_SHOWN],
-        caption=f"the best of {num_trials} trials, {num_failed} of which failed",
-    )
-    terminal.table(sheet.title, sheet.header, sheet.rows, caption=sheet.caption)
+    caption = f"the best of {num_trials} trials, {num_failed} of which failed"
+    names = list(found.spec.search.space)
+    title = f"Search {found.run.path}"
+    terminal.show(progress_table(title, names, best[:_NUM_SHOWN], caption=caption))
     for sentence in describe_winner(found):
         terminal.info(sentence)
     if found.winner.result.proof:
         terminal.info(describe_proof(found.winner.result.proof))
     path = found.run.path
     terminal.info(
-        f"Winner {path / WINNER}, again with python -m pipelines.train {path / BEST_SPEC}"
+        f"Winner {path / WINNER}; train it again with python -m pipelines.train {path / BEST_SPEC}"
     )
     terminal.info(f"Page {path / 'search.html'}, all figures {path / 'search.json'}")
 
 
 def describe_winner(found: SearchResult) -> list[str]:
-    """What the search found, whether it is more than noise, and what it cost, in sentences."""
+    """The winner, whether its gain exceeds noise, and the cost, in sentences."""
     winner = found.winner
     test = winner.result.test
     low, high = test.intervals["accuracy"]
     sentences = [
         f"The winner is trial {winner.trial.name} ({describe_values(winner.trial)}): validation "
-        f"accuracy {winner.training.val_accuracy:.1%}, where the spec as it was has "
+        f"accuracy {winner.training.val_accuracy:.1%}, with the original spec "
         f"{winner.default.val_accuracy:.1%}.",
-        f"On the test split, which no trial has seen, it names {test.accuracy:.1%} right "
+        f"On the test split, which no trial used, its accuracy is {test.accuracy:.1%} "
         f"({low:.1%} to {high:.1%}).",
     ]
     if winner.comparison:
         sentences.insert(1, _describe_comparison(winner.comparison))
     if winner.trial.share < 1:
         sentences.append(
-            f"The search ended before any trial had trained to its end; this one, at "
-            f"{winner.trial.score:.3g} after {winner.trial.epochs} epochs, was trained on."
+            f"The search ended before any trial had completed its training; the best, at "
+            f"{winner.trial.score:.3g} after {winner.trial.epochs} epochs, was then completed."
         )
     if not winner.is_better_than_default:
-        sentences.insert(1, "No trial did better than the spec as it was: keep that.")
+        sentences.insert(1, "No trial is better than the original spec: keep that.")
     if not winner.keeps_weights:
-        sentences.append("Its model was trained anew on the run's own split: folds have many.")
+        sentences.append(
+            "Its model was trained again on the run's own split, since folds give several models."
+        )
     return [*sentences, _describe_cost(found)]
 
 
 def _describe_cost(found: SearchResult) -> str:
-    """Seconds, and whether memory grew; what grows for ever shows after the first few trials."""
+    """Seconds, and memory early and late: a leak shows as growth after the first trials."""
     trials = found.trials
     text = (
         f"{len(trials)} trials took {found.search_seconds:.0f} s, with winner and comparison "
         f"{found.seconds:.0f} s"
-        + (f", {found.num_before} that ended before left out" if found.num_before else "")
+        + (f", without {found.num_before} of an earlier start" if found.num_before else "")
     )
     for worker in sorted({trial.worker for trial in trials}):
-        held = [
+        megabytes = [
             trial.resident_mb
             for trial in sorted(trials, key=lambda trial: trial.started)
             if trial.worker == worker
         ]
-        if len(held) > _WARM:
+        if len(megabytes) > _WARM:
             text += (
-                f"; {worker} held {held[_WARM - 1]:,.0f} MB of memory after {_WARM} trials, "
-                f"{held[-1]:,.0f} MB after {len(held)}"
+                f"; {worker} used {megabytes[_WARM - 1]:,.0f} MB of memory after {_WARM} trials, "
+                f"{megabytes[-1]:,.0f} MB after {len(megabytes)}"
             )
     return f"{text}."
 
 
 def _describe_comparison(comparison: Comparison) -> str:
-    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in comparison.interval)
-    gain = f"{100 * comparison.difference:+.1f}".replace("-", "−")
+    low, high = (percent(end, signed=True) for end in comparison.interval)
+    gain = percent(comparison.difference, signed=True)
     verdict = "more than noise" if comparison.exceeds_noise else "within noise"
     return (
         f"Trained with {len(comparison.seeds)} other seeds it reaches "
-        f"{format_range(comparison.winner)}, the spec as it was "
+        f"{format_range(comparison.winner)}, the original spec "
         f"{format_range(comparison.default)}: {gain} points ({low} to {high}), {verdict}."
     )

@@ -1,9 +1,9 @@
-"""A search as TensorBoard's HParams tab reads it: one experiment, and a session for every trial.
+"""A search for TensorBoard's HParams tab: an experiment with a session for each trial.
 
     tensorboard/                  the experiment: parameters with their domains, and the metrics
-    tensorboard/<trial>/          a session: values, metrics and whether it came to its end
+    tensorboard/<trial>/          a session: values, metrics and its status
 
-Written with TensorBoard's own messages, so that nothing here needs TensorFlow.
+Written with TensorBoard's own messages, so that TensorFlow is not needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,13 @@ from keras_transfer.storage.run_folder import RunFolder
 
 FOLDER = "tensorboard"
 METRICS = ("val_accuracy", "val_loss", "epochs", "seconds")
-"""Tags of a session's figures; metrics that a failed trial lacks are left out."""
+"""Tags of a session's metrics; those that a failed trial lacks are left out."""
 
 
 def write_logs(folder: RunFolder, search: Search) -> Path:
     """Write the folder for `tensorboard --logdir`, in place of an earlier one.
 
-    The objective is the metric that is named first; the domain of a number is what was tried of
-    it.
+    The objective is the first metric; the domain of a number is the range of what was tried.
 
     Returns:
         The folder.
@@ -81,7 +80,7 @@ def _session(trial: SearchTrial, kinds: Mapping[str, type]) -> list[tuple[float,
 
 
 def _end(trial: SearchTrial) -> Summary:
-    """TensorBoard has a function for it, too, but one that imports TensorFlow."""
+    """TensorBoard's own function for this imports TensorFlow."""
     succeeded = trial.status == COMPLETED
     status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=trial.ended)
@@ -105,7 +104,7 @@ def _write_events(folder: Path, events: Sequence[tuple[float, int, Summary]]) ->
 
 
 def _kind(values: Sequence[Any]) -> type:
-    """The one type of TensorBoard's that holds all of the choices."""
+    """The one type of TensorBoard that holds all choices."""
     types = {type(value) for value in values}
     if types == {bool}:
         return bool

@@ -1,4 +1,4 @@
-"""What a comparison of formats leaves: formats.json, formats.md, and a table for the terminal."""
+"""Writes formats.json and formats.md, and makes the table of formats for the terminal."""
 
 import dataclasses
 import json
@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.export.formats.agreement import BATCH_SIZES, Agreement, Latency
-from keras_transfer.reporting.reporter import Sheet
+from keras_transfer.reporting.numbers import percent, percent_range
+from keras_transfer.reporting.tables import Table
 from keras_transfer.storage.run_folder import describe_environment
 
 JSON_FILE: Final = "formats.json"
 MARKDOWN_FILE: Final = "formats.md"
 PLAIN: Final = "model.export"
-"""Name of the row that the others are compared with."""
+"""Name of the row with which the others are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One way to answer: its size, how it agrees with the model, and how long it takes.
+    """One variant of the model: its size, agreement with the model, and latencies.
 
-    `latencies` are by batch size, empty unless ways were timed, or where this one is refused.
+    `latencies` are by batch size; empty where nothing was timed, or this variant is refused.
     """
 
     name: str
@@ -37,10 +38,10 @@ class Row:
         return {size: 1000 * size / latency.p50 for size, latency in self.latencies.items()}
 
 
-def write_sheet(
+def write_comparison(
     rows: Sequence[Row], folder: Path, *, num_threads: int, notes: Sequence[str]
 ) -> None:
-    """Write formats.json, and formats.md where ways were timed."""
+    """Write formats.json, and formats.md where variants were timed."""
     content = {
         "formats": [_as_json(row) for row in rows],
         "num_threads": num_threads,
@@ -53,8 +54,8 @@ def write_sheet(
         (folder / MARKDOWN_FILE).write_text(_markdown(rows, notes), encoding="utf-8")
 
 
-def sheet(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Sheet:
-    """The table for a terminal of 80 columns; the files have more."""
+def tabulate(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Table:
+    """The table for a terminal of 80 columns; the files have more columns."""
     timed = any(row.latencies for row in rows)
     sizes = (BATCH_SIZES[0], BATCH_SIZES[-1])
     header = ["format", "MB", "agree", "accuracy"]
@@ -67,11 +68,11 @@ def sheet(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Sheet:
         "Labels that agree in %, largest |Δp| below; accuracy in %, its 95 % interval below; "
         "milliseconds: median, 95th percentile below."
     )
-    return Sheet(title, header, cells, " ".join([legend, *notes] if timed else notes))
+    return Table(title, header, cells, " ".join([legend, *notes] if timed else notes))
 
 
 def against_plain(rows: Sequence[Row]) -> list[str]:
-    """Sentences on what the fastest way, and ours, take of the plain export's time."""
+    """Times of the fastest variant and of the SavedModel, as shares of the plain export's."""
     plain = next((row for row in rows if row.name == PLAIN), None)
     others = [row for row in rows if row.latencies and not row.name.startswith(PLAIN)]
     if plain is None or not plain.latencies or not others:
@@ -80,9 +81,9 @@ def against_plain(rows: Sequence[Row]) -> list[str]:
     for size in BATCH_SIZES:
         best = min(others, key=lambda row: row.latencies[size].p50)
         shares = f"{_share(best, plain, size)} the time of {PLAIN}"
-        ours = next((row for row in others if row.name == "SavedModel"), None)
-        if ours is not None and ours is not best:
-            shares += f"; SavedModel {_share(ours, plain, size)}"
+        saved_model = next((row for row in others if row.name == "SavedModel"), None)
+        if saved_model is not None and saved_model is not best:
+            shares += f"; SavedModel {_share(saved_model, plain, size)}"
         sentences.append(f"Batches of {size}: {best.name} is fastest, {shares}.")
     return sentences
 
@@ -99,15 +100,14 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row, sizes: Sequence[int]) -> list[str]:
-    """Name, size, agreement and accuracy; where ways were timed, latencies and images/s."""
+    """Name, size, agreement and accuracy; where variants were timed, latencies and images/s."""
     found = row.agreement
     cells = [row.name, f"{row.megabytes:.1f}", *["–"] * 3]
     if found is not None:
-        low, high = (100 * end for end in found.accuracy_interval)
         cells[2:] = [
-            f"{100 * found.label_agreement:.1f}",
+            percent(found.label_agreement),
             f"{found.max_abs_difference:.1e}",
-            f"{100 * found.accuracy:.1f} ({low:.1f}–{high:.1f})",
+            f"{percent(found.accuracy)} ({percent_range(*found.accuracy_interval)})",
         ]
     for size in sizes:
         latency = row.latencies.get(size)
@@ -119,7 +119,7 @@ def _cells(row: Row, sizes: Sequence[int]) -> list[str]:
 
 
 def _folded(cells: list[str], *, refused: bool) -> list[str]:
-    """The same with what is less important on a line of its own."""
+    """The same with less important numbers on a second line."""
     name, size, agree, difference, *figures = (
         cell.replace(" (", "\n").replace(" / ", "\n").rstrip(")") for cell in cells
     )
@@ -131,8 +131,7 @@ def _markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
     header = ["format", "MB", "labels that agree, %", "max abs Δp", "accuracy, %"]
     header += [f"ms for {size}, p50 / p95" for size in BATCH_SIZES]
     header.append(f"images/s in batches of {BATCH_SIZES[-1]}")
-    table = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    table += [_cells(row, BATCH_SIZES) for row in rows]
+    table = Table("Formats", header, [_cells(row, BATCH_SIZES) for row in rows])
     refused = [f"- {row.name} is refused: {row.refusal}" for row in rows if row.refusal]
-    lines = ["# Formats", "", *(f"| {' | '.join(cells)} |" for cells in table), ""]
+    lines = [f"# {table.title}", "", table.markdown(), ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes), *refused, ""])

@@ -1,11 +1,11 @@
-"""The plain Keras recipe that guides teach, so that what this package gains can be measured.
+"""The plain Keras recipe of the guides, with which this package is compared.
 
     image_dataset_from_directory → augmentation layers → preprocessing → frozen trunk → head → fit,
     then unfreeze, recompile and fit again
 
-Nothing is stored: every epoch decodes, resizes and augments every image and runs the whole
-trunk. Trunk, weights, head, phases, optimizers and rates are those of the spec, so that the only
-difference is how the work is done.
+Nothing is cached: every epoch decodes, resizes and augments every image and runs the whole trunk.
+Trunk, weights, head, phases, optimizers and learning rates are those of the spec, so that only the
+implementation differs.
 """
 
 from collections import Counter
@@ -27,10 +27,10 @@ from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.phases import apply_phase
 
 _KERAS_READS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
-"""Suffixes that `image_dataset_from_directory` looks for; what is inside may be any of them."""
+"""Suffixes that `image_dataset_from_directory` reads, whatever the format inside."""
 
 _WITHOUT_LAYER = ("crop_area", "saturation", "hue", "noise", "erasing")
-"""Strengths that the recipe leaves out: guides stay with the six classic layers."""
+"""Strengths that the recipe leaves out: the guides use six augmentation layers."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class PlainRecipe:
 
 
 def link_splits(records: Records, splits: Splits, folder: Path, *, max_megapixels: float) -> None:
-    """Lay out the very images of the splits as `<folder>/<split>/<class>/<row>.<suffix>`.
+    """Lay out the images of the splits as `<folder>/<split>/<class>/<row>.<suffix>`.
 
-    Links, except for the few files that TensorFlow would misread, which become PNG. Classes are
-    named by their padded index: sorted by name, as Keras does, they keep the order of the logits.
+    Links, except for the few files that TensorFlow would misread, which become PNG. Folders of
+    classes are padded indices: Keras sorts them by name, which keeps the order of the logits.
     """
     labels = records.labels()
     for split in NAMES:
@@ -66,7 +66,7 @@ def link_splits(records: Records, splits: Splits, folder: Path, *, max_megapixel
 
 
 def read_split(folder: Path, split: str, spec: RunSpec) -> Any:
-    """Batches (images, one-hot labels) of a linked split, decoded anew in every epoch."""
+    """Batches (images, one-hot labels) of a linked split, decoded again in every epoch."""
     return keras.utils.image_dataset_from_directory(
         folder / split,
         label_mode="categorical",
@@ -81,7 +81,7 @@ def read_split(folder: Path, split: str, spec: RunSpec) -> Any:
 
 
 def augmentation(views: ViewSpec) -> list[keras.layers.Layer]:
-    """Keras's random layers at the strengths of our views; none where the policy has none."""
+    """Keras's random layers at the strengths of the views; none for a policy without any."""
     used, layers = strengths(views), keras.layers
     flips = {
         (True, False): "horizontal",
@@ -104,7 +104,7 @@ def augmentation(views: ViewSpec) -> list[keras.layers.Layer]:
 
 
 def left_out(views: ViewSpec) -> list[str]:
-    """Names of the strengths in use that the recipe has no layer for."""
+    """Names of the strengths in use for which the recipe has no layer."""
     used, off = strengths(views), strengths(ViewSpec(policy="none"))
     return [name for name in _WITHOUT_LAYER if getattr(used, name) != getattr(off, name)]
 
@@ -135,7 +135,7 @@ def build_plain(spec: RunSpec, class_names: Sequence[str]) -> PlainRecipe:
 def fit_plain(
     recipe: PlainRecipe, phase: PhaseSpec, spec: RunSpec, *, training: Any, validation: Any
 ) -> None:
-    """Freeze and unfreeze as the phase says, compile, fit, and end on the best epoch's weights."""
+    """Freeze and unfreeze as the phase says, compile, fit, and restore the best epoch's weights."""
     apply_phase(recipe.classifier, phase)
     recipe.model.compile(
         optimizer=make_optimizer(phase, recipe.classifier, steps_per_epoch=len(training)),
@@ -144,7 +144,7 @@ def fit_plain(
         ),
         metrics=["accuracy"],
     )
-    # Its patience is never lost within the phase: only the best weights are wanted.
+    # With such patience it never stops early: it only restores the best weights.
     best = keras.callbacks.EarlyStopping(
         "val_accuracy", mode="max", patience=phase.epochs, restore_best_weights=True
     )
@@ -154,13 +154,13 @@ def fit_plain(
         epochs=phase.epochs,
         callbacks=[best],
         class_weight=class_weight(training, spec),
-        shuffle=False,  # The data set shuffles by itself.
+        shuffle=False,  # The data set shuffles.
         verbose=0,
     )
 
 
 def class_weight(training: Any, spec: RunSpec) -> dict[int, float] | None:
-    """n / (C n_c) for every class c, None where classes are not weighed."""
+    """n / (C n_c) for every class c, None where classes are not weighted."""
     if spec.training.class_weights == "none":
         return None
     names = training.class_names

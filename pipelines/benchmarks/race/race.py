@@ -1,10 +1,10 @@
-"""A race on the user's own images: the plain Keras recipe against this package.
+"""A race on the user's images: the plain Keras recipe and this package, with the same work.
 
-    survey → for every seed: plain, ours (order flipped every seed) → laps
+    survey → for every seed: plain, ours (order flipped every seed) → timings
 
-Every lap runs in a process of its own, one at a time, on the same splits, with the same trunk,
-head, phases and epochs. Stages are wall seconds without imports; nothing that a user would wait
-for is left out.
+Every training runs in a process of its own, one at a time, on the same splits, with the same
+trunk, head, phases and epochs. Stages are wall seconds without imports, and cover everything else
+that a user waits for.
 """
 
 import contextlib
@@ -18,39 +18,39 @@ from keras_transfer.devices.subprocess_call import call_in_subprocess
 from keras_transfer.errors import SpecError
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
-from pipelines.benchmarks.race.contestants import run_ours, run_plain, survey
 from pipelines.benchmarks.race.plain_recipe import left_out
-from pipelines.benchmarks.race.timings import OURS, PLAIN, STAGES, TOTAL, Lap, Limits
+from pipelines.benchmarks.race.runners import run_ours, run_plain, survey
+from pipelines.benchmarks.race.timings import OURS, PLAIN, STAGES, TOTAL, Limits, Timing
 
 
 @dataclass(frozen=True)
 class Race:
-    """All laps in the order they were run, and the limits measured beside them.
+    """All timings in the order of the trainings, and the limits of the machine.
 
     `num_images` is by split and the same for every seed.
     """
 
     spec: RunSpec
     num_images: dict[str, int]
-    laps: tuple[Lap, ...]
+    timings: tuple[Timing, ...]
     limits: Limits
 
 
 def race(
     spec: RunSpec, *, num_seeds: int, also: Sequence[str], folder: Path, reporter: Reporter
 ) -> Race:
-    """Run every contestant once for each of the seeds spec.seed, spec.seed + 1 …
+    """Train with every recipe once for each of the seeds spec.seed, spec.seed + 1 …
 
-    Work is made equal: no phase stops early and none is undone.
+    All do the same work: no phase stops early and none is undone.
 
     Args:
-        also: dtype policies in which the plain recipe runs as a further contestant.
-        folder: an existing one for temporary files and the children's log.
+        also: dtype policies in which the plain recipe is trained as well.
+        folder: an existing one for temporary files and the log of the processes.
 
     Raises:
-        SpecError: the spec asks for what the plain recipe cannot do.
-        DataError, WeightsError: as a run would.
-        RunError: a lap crashed.
+        SpecError: the plain recipe cannot do what the spec says.
+        DataError, WeightsError: as in a run.
+        RunError: a process crashed.
     """
     spec = _equal_work(spec)
     missing = left_out(spec.views)
@@ -63,23 +63,27 @@ def race(
         found = call_in_subprocess(
             survey, title="the survey", log=log, num_seeds=num_seeds, **given
         )
-        starters = _starters(spec, num_seeds=num_seeds, also=also)
-        laps: list[Lap] = []
-        with reporter.progress("laps") as count:
-            for name, lap_spec in starters:
-                count(len(laps), len(starters))
-                given["spec"] = spec_to_dict(lap_spec)
-                title = f"{name}, seed {lap_spec.seed},"
+        runs = _plan_runs(spec, num_seeds=num_seeds, also=also)
+        timings: list[Timing] = []
+        with reporter.progress("trainings") as count:
+            for name, run_spec in runs:
+                count(len(timings), len(runs))
+                given["spec"] = spec_to_dict(run_spec)
+                title = f"{name}, seed {run_spec.seed},"
                 function = run_ours if name == OURS else run_plain
-                lap = Lap(**call_in_subprocess(function, title=title, log=log, name=name, **given))
-                reporter.info(f"{title} took {lap.seconds:.1f} s: {100 * lap.accuracy:.1f} %.")
-                laps.append(lap)
-    return Race(spec, found["num_images"], tuple(laps), Limits(**found["limits"]))
+                timing = Timing(
+                    **call_in_subprocess(function, title=title, log=log, name=name, **given)
+                )
+                reporter.info(
+                    f"{title} took {timing.seconds:.1f} s: {100 * timing.accuracy:.1f} %."
+                )
+                timings.append(timing)
+    return Race(spec, found["num_images"], tuple(timings), Limits(**found["limits"]))
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[str]:
-    """A folder for links and cold stores, emptied of what a killed race has left."""
+    """A folder for links and empty caches, cleared of the files of a killed race."""
     scratch = folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -116,9 +120,9 @@ def _equal_work(spec: RunSpec) -> RunSpec:
     return override(spec, {"training.rollback": False, **patience})
 
 
-def _starters(spec: RunSpec, *, num_seeds: int, also: Sequence[str]) -> list[tuple[str, RunSpec]]:
-    """Name and spec of every lap in running order: a slow hour of the machine hits all alike."""
-    starters = []
+def _plan_runs(spec: RunSpec, *, num_seeds: int, also: Sequence[str]) -> list[tuple[str, RunSpec]]:
+    """Name and spec of every training, in alternating order: slow hours then affect all alike."""
+    runs = []
     for number in range(num_seeds):
         seeded = override(spec, {"seed": spec.seed + number})
         round_ = [(PLAIN, seeded), (OURS, seeded)]
@@ -126,5 +130,5 @@ def _starters(spec: RunSpec, *, num_seeds: int, also: Sequence[str]) -> list[tup
             (f"{PLAIN} {policy}", override(seeded, {"devices.precision": policy}))
             for policy in also
         ]
-        starters += round_ if number % 2 == 0 else round_[::-1]
-    return starters
+        runs += round_ if number % 2 == 0 else round_[::-1]
+    return runs

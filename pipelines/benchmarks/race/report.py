@@ -1,10 +1,12 @@
-"""What a race leaves: race.json, a table for terminal and race.md, one sentence, one image."""
+"""Writes race.json, race.md and race.png, and makes the table for the terminal."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_transfer.reporting.numbers import percent, percent_range
+from keras_transfer.reporting.tables import Table
 from keras_transfer.storage.run_folder import RunFolder, describe_environment
 from pipelines.benchmarks.race.plot import draw_race
 from pipelines.benchmarks.race.race import Race
@@ -15,7 +17,7 @@ from pipelines.benchmarks.race.timings import (
     READING,
     STAGES,
     TOTAL,
-    Lap,
+    Timing,
     compare,
     estimate,
     median_of,
@@ -26,61 +28,56 @@ from pipelines.benchmarks.race.timings import (
 
 TITLE = "The plain Keras recipe and this package, side by side"
 _COUNTS = (
-    "Seconds are wall time, imports left out, medians over the seeds; accuracy is in %, on the "
-    "test split, with Student's 95 % interval over the seeds; peak memory is all that was "
-    "resident in the process, TensorFlow and mapped files included."
+    "Seconds are wall time without imports, medians over the seeds; accuracy is in %, on the test "
+    "split, with Student's 95 % interval over the seeds; peak memory is all resident memory of the "
+    "process, with TensorFlow and mapped files."
 )
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """The comparison in words: `table` is a header and rows of texts."""
+class RaceReport:
+    """The comparison as a sentence and a table, whose caption has the limits of the machine."""
 
     headline: str
-    limits: str
-    header: list[str]
-    rows: list[list[str]]
+    table: Table
 
 
-def write_race(race: Race, folder: RunFolder) -> Sheet:
+def write_race(race: Race, folder: RunFolder) -> RaceReport:
     """Write race.json, race.md and race.png, and return what the terminal shows.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    figures = compare(race.laps, race.limits)
-    sheet = describe(race.laps, figures)
+    figures = compare(race.timings, race.limits)
+    report = describe(race.timings, figures)
     folder.write_json("environment.json", describe_environment())
     folder.write_json("race.json", figures)
-    folder.write_text("race.md", _markdown(race, sheet))
+    folder.write_text("race.md", _markdown(race, report))
     with folder.replacing("race.png") as path:
-        draw_race(race.laps, sheet.headline, path)
-    return sheet
+        draw_race(race.timings, report.headline, path)
+    return report
 
 
-def describe(laps: Sequence[Lap], figures: dict[str, Any]) -> Sheet:
-    """Put laps and their comparison (`laps.compare`) into words."""
-    names = list(dict.fromkeys(lap.name for lap in laps))
+def describe(timings: Sequence[Timing], figures: dict[str, Any]) -> RaceReport:
+    """Timings and their comparison (of `timings.compare`) as a sentence and a table."""
+    names = list(dict.fromkeys(timing.name for timing in timings))
     names.sort(key=lambda name: (name == OURS, name))
     header = ["", *names, f"{PLAIN} / {OURS}"]
-    return Sheet(
-        headline=_headline(laps, figures),
-        limits=_limits(figures["limits"]),
-        header=header,
-        rows=[*_seconds_rows(laps, names, figures["ratio"]), *_other_rows(laps, names)],
-    )
+    rows = [*_seconds_rows(timings, names, figures["ratio"]), *_other_rows(timings, names)]
+    table = Table(TITLE, header, rows, _limits(figures["limits"]))
+    return RaceReport(_headline(timings, figures), table)
 
 
-def _headline(laps: Sequence[Lap], figures: dict[str, Any]) -> str:
-    plain, ours, ratio = of(laps, PLAIN), of(laps, OURS), dict(figures["ratio"])
+def _headline(timings: Sequence[Timing], figures: dict[str, Any]) -> str:
+    plain, ours, ratio = of(timings, PLAIN), of(timings, OURS), dict(figures["ratio"])
     total = ratio.pop(TOTAL)
     phases = [f"{stage} {_times(ratio[stage])}" for stage in ratio if stage not in STAGES]
     once = sum(stage_seconds(ours, stage) for stage in (READING, EXTRACTION))
     speed = f"{_times(total)} faster" if total >= 1 else f"{_times(1 / total)} slower"
-    means = [estimate([lap.accuracy for lap in side]).mean for side in (ours, plain)]
-    accuracies = " against ".join(f"{_percent(mean)} %" for mean in means)
+    means = [estimate([timing.accuracy for timing in side]).mean for side in (ours, plain)]
+    accuracies = " against ".join(f"{percent(mean)} %" for mean in means)
     return (
-        f"Ours took {_seconds(total_seconds(ours))} s where the plain recipe took "
+        f"This package took {_seconds(total_seconds(ours))} s where the plain recipe took "
         f"{_seconds(total_seconds(plain))} s: {speed} ({', '.join(phases)}, once "
         f"{_seconds(once)} s were spent on reading and extraction); test accuracy {accuracies}, "
         f"difference {_difference(figures['accuracy_difference'])}."
@@ -88,11 +85,11 @@ def _headline(laps: Sequence[Lap], figures: dict[str, Any]) -> str:
 
 
 def _difference(value: dict[str, Any]) -> str:
-    text = f"{_signed(value['mean'])} points"
+    text = f"{percent(value['mean'], signed=True)} points"
     if value["interval"] is None:
         return f"{text} (one seed, so no interval)"
-    low, high = value["interval"]
-    return f"{text} ({_signed(low)} to {_signed(high)})"
+    low, high = (percent(end, signed=True) for end in value["interval"])
+    return f"{text} ({low} to {high})"
 
 
 def _limits(limits: dict[str, Any]) -> str:
@@ -110,48 +107,49 @@ def _limits(limits: dict[str, Any]) -> str:
 
 
 def _seconds_rows(
-    laps: Sequence[Lap], names: Sequence[str], ratio: dict[str, float]
+    timings: Sequence[Timing], names: Sequence[str], ratio: dict[str, float]
 ) -> list[list[str]]:
-    longest = max((lap.stages for lap in laps if lap.name == OURS), key=len)
+    longest = max((timing.stages for timing in timings if timing.name == OURS), key=len)
     rows = []
     for stage in longest:
         cells = [
-            _seconds(stage_seconds(of(laps, name), stage))
-            if stage in of(laps, name)[0].stages
+            _seconds(stage_seconds(of(timings, name), stage))
+            if stage in of(timings, name)[0].stages
             else "–"
             for name in names
         ]
         rows.append([f"{stage}, s", *cells, _times(ratio[stage]) if stage in ratio else ""])
     totals = []
     for name in names:
-        seconds = [lap.seconds for lap in of(laps, name)]
+        seconds = [timing.seconds for timing in of(timings, name)]
         spread = f" ({_seconds(min(seconds))}–{_seconds(max(seconds))})" if seconds[1:] else ""
-        totals.append(_seconds(total_seconds(of(laps, name))) + spread)
+        totals.append(_seconds(total_seconds(of(timings, name))) + spread)
     return [*rows, [f"{TOTAL}, s", *totals, _times(ratio[TOTAL])]]
 
 
-def _other_rows(laps: Sequence[Lap], names: Sequence[str]) -> list[list[str]]:
+def _other_rows(timings: Sequence[Timing], names: Sequence[str]) -> list[list[str]]:
     columns = []
     for name in names:
-        side = of(laps, name)
-        accuracy = estimate([lap.accuracy for lap in side])
-        text = _percent(accuracy.mean)
+        side = of(timings, name)
+        accuracy = estimate([timing.accuracy for timing in side])
+        text = percent(accuracy.mean)
         if accuracy.interval:
             low, high = accuracy.interval
-            text += f" ({_percent(max(0.0, low))}–{_percent(min(1.0, high))})"
+            text += f" ({percent_range(max(0.0, low), min(1.0, high))})"
         peak, stored = (
-            median_of([getattr(lap, field) for lap in side]) for field in ("peak_mb", "stored_mb")
+            median_of([getattr(timing, field) for timing in side])
+            for field in ("peak_mb", "stored_mb")
         )
         columns.append([text, f"{peak:,.0f}", "–" if stored is None else f"{stored:,.1f}"])
     labels = ("test accuracy, %", "peak memory, MB", "stored, MB")
     return [[label, *cells, ""] for label, *cells in zip(labels, *columns, strict=True)]
 
 
-def _markdown(race: Race, sheet: Sheet) -> str:
+def _markdown(race: Race, report: RaceReport) -> str:
     spec = race.spec
-    seeds = sorted({lap.seed for lap in race.laps})
+    seeds = sorted({timing.seed for timing in race.timings})
     what = (
-        f"Raced: {spec.model.backbone} at {spec.data.image_size} px, weights "
+        f"Trained: {spec.model.backbone} at {spec.data.image_size} px, weights "
         f"{spec.model.weights}, {spec.devices.precision}, batches of {spec.training.batch_size}, "
         f"{' + '.join(f'{phase.epochs} epochs {phase.name}' for phase in spec.phases)}; "
         f"{', '.join(f'{number:,} {split}' for split, number in race.num_images.items())} "
@@ -159,12 +157,9 @@ def _markdown(race: Race, sheet: Sheet) -> str:
     )
     lines = [
         f"# {TITLE}",
-        sheet.headline,
-        "\n".join(
-            f"| {' | '.join(cells)} |"
-            for cells in (sheet.header, ["---"] * len(sheet.header), *sheet.rows)
-        ),
-        f"{_COUNTS} {sheet.limits}",
+        report.headline,
+        report.table.markdown(),
+        f"{_COUNTS} {report.table.caption}",
         what,
         "![seconds and accuracy](race.png)",
     ]
@@ -179,13 +174,3 @@ def _times(ratio: float) -> str:
     if ratio < 1:
         return f"{ratio:.2g} ×"
     return f"{ratio:.1f} ×" if ratio < 10 else f"{ratio:,.0f} ×"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _signed(share: float) -> str:
-    """A difference in points, with a real minus sign and no negative zero."""
-    text = f"{100 * share:+.1f}"
-    return "±0.0" if text[1:] == "0.0" else text.replace("-", "−")

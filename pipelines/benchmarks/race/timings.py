@@ -1,4 +1,4 @@
-"""Laps of a race: what one contestant did with one seed, and what many laps say together."""
+"""Timings of a race, one for each recipe and seed, and how they compare."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,18 +12,20 @@ from scipy.stats import t as student_t
 PLAIN, OURS = "plain", "ours"
 SETUP, READING, EXTRACTION, TEST = "setup", "reading images", "extraction", "test"
 STAGES = (SETUP, READING, EXTRACTION, TEST)
-"""Stages that are no phases."""
+"""Stages besides the phases."""
 TOTAL = "total"
 
 
 @dataclass(frozen=True)
-class Lap:
-    """One contestant's work with one seed.
+class Timing:
+    """Seconds, accuracy and memory of one recipe with one seed.
 
-    `stages` are wall seconds in the order of the work, imports left out; `accuracy` is the share
-    of the test split named right at the end; `peak_mb` is `child.peak_mb`. Who stores decoded
-    images and features says how many 10^6 bytes (`stored_mb`) and how many views a second went
-    through the frozen layers (`extraction_rate`).
+    Args:
+        stages: wall seconds in the order of the work, without imports.
+        accuracy: on the test split at the end, 0 to 1.
+        peak_mb: peak memory of the process, 10^6 bytes.
+        stored_mb: decoded images and features that were cached, 10^6 bytes; None without a cache.
+        extraction_rate: views a second through the frozen layers; None where none was extracted.
     """
 
     name: str
@@ -42,14 +44,14 @@ class Lap:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine does at most, images a second: neither can any extraction outrun."""
+    """Upper limits of any extraction on this machine, images a second."""
 
     decode_rate: float
     forward_rate: float
 
     @property
     def slower(self) -> float:
-        """The limit that binds."""
+        """The lower of both limits."""
         return min(self.decode_rate, self.forward_rate)
 
 
@@ -62,45 +64,37 @@ class Estimate:
     num_seeds: int
 
 
-class Stopwatch:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
-
-    @contextmanager
-    def timing(self, stage: str) -> Iterator[None]:
-        """Add the block's seconds to the stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - started
+@contextmanager
+def timed(stages: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall seconds of the block to a stage."""
+    started = time.perf_counter()
+    yield
+    stages[stage] = stages.get(stage, 0.0) + time.perf_counter() - started
 
 
-def compare(laps: Sequence[Lap], limits: Limits) -> dict[str, Any]:
+def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
     """The content of race.json.
 
-    `rows`: one a lap and stage, with the lap's own accuracy and peak memory. `ratio`: the plain
-    recipe's median seconds over ours, for every stage that both have and in total.
-    `accuracy_difference`: ours minus plain, paired by seed; no interval from a single seed.
+    `rows`: one for each timing and stage. `ratio`: the plain recipe's median seconds divided by
+    this package's, for every stage that both have and in total.
+    `accuracy_difference`: this package minus plain, paired by seed; no interval from one seed.
     `limits`: images or views a second.
     """
-    plain, ours = of(laps, PLAIN), of(laps, OURS)
-    by_seed = {lap.seed: lap.accuracy for lap in plain}
-    extraction = median_of([lap.extraction_rate for lap in ours])
+    plain, ours = of(timings, PLAIN), of(timings, OURS)
+    by_seed = {timing.seed: timing.accuracy for timing in plain}
+    extraction = median_of([timing.extraction_rate for timing in ours])
     return {
         "rows": [
             {
-                "name": lap.name,
-                "seed": lap.seed,
+                "name": timing.name,
+                "seed": timing.seed,
                 "stage": stage,
                 "seconds": seconds,
-                "accuracy": lap.accuracy,
-                "peak_mb": lap.peak_mb,
+                "accuracy": timing.accuracy,
+                "peak_mb": timing.peak_mb,
             }
-            for lap in laps
-            for stage, seconds in lap.stages.items()
+            for timing in timings
+            for stage, seconds in timing.stages.items()
         ],
         "ratio": {
             **{
@@ -110,7 +104,9 @@ def compare(laps: Sequence[Lap], limits: Limits) -> dict[str, Any]:
             },
             TOTAL: total_seconds(plain) / total_seconds(ours),
         },
-        "accuracy_difference": asdict(estimate([lap.accuracy - by_seed[lap.seed] for lap in ours])),
+        "accuracy_difference": asdict(
+            estimate([timing.accuracy - by_seed[timing.seed] for timing in ours])
+        ),
         "limits": {
             "decode_and_resize_per_second": limits.decode_rate,
             "forward_per_second": limits.forward_rate,
@@ -120,19 +116,19 @@ def compare(laps: Sequence[Lap], limits: Limits) -> dict[str, Any]:
     }
 
 
-def of(laps: Sequence[Lap], name: str) -> list[Lap]:
-    """The laps of one contestant."""
-    return [lap for lap in laps if lap.name == name]
+def of(timings: Sequence[Timing], name: str) -> list[Timing]:
+    """The timings of one recipe."""
+    return [timing for timing in timings if timing.name == name]
 
 
-def stage_seconds(laps: Sequence[Lap], stage: str) -> float:
-    """Median over laps; 0 for a stage they do not have."""
-    return median(lap.stages.get(stage, 0.0) for lap in laps)
+def stage_seconds(timings: Sequence[Timing], stage: str) -> float:
+    """Median over timings; 0 for a stage they do not have."""
+    return median(timing.stages.get(stage, 0.0) for timing in timings)
 
 
-def total_seconds(laps: Sequence[Lap]) -> float:
-    """Median over laps of all their stages together."""
-    return median(lap.seconds for lap in laps)
+def total_seconds(timings: Sequence[Timing]) -> float:
+    """Median over timings of all their stages together."""
+    return median(timing.seconds for timing in timings)
 
 
 def median_of(values: Sequence[float | None]) -> float | None:
@@ -142,9 +138,9 @@ def median_of(values: Sequence[float | None]) -> float | None:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of one value a seed, with Student's interval."""
-    centre, number = mean(values), len(values)
+    """Mean of one value for each seed, with Student's 95 % interval."""
+    center, number = mean(values), len(values)
     if number == 1:
-        return Estimate(centre, None, 1)
+        return Estimate(center, None, 1)
     half = float(student_t.ppf(0.975, number - 1)) * stdev(values) / number**0.5
-    return Estimate(centre, (centre - half, centre + half), number)
+    return Estimate(center, (center - half, center + half), number)

@@ -29,10 +29,9 @@ class _Reader(HTMLParser):
         self.seen.append(tag)
         self.addresses += [given[key] for key in ("src", "href") if key in given]
         if tag == "tr" and "tbody" in self.open:
-            self.rows.append({"class": given["class"], "cells": [], "values": []})
+            self.rows.append({"class": given["class"], "cells": []})
         if tag == "td":
             self.rows[-1]["cells"].append("")
-            self.rows[-1]["values"].append(given["data-value"])
         if tag not in VOID:
             self.open.append(tag)
 
@@ -48,7 +47,7 @@ def _write(folder, trials, **changes) -> tuple[str, _Reader]:
     entries = {
         "title": "Search <flowers>",
         "sentences": ["It went well & fast.", "It was not cheap."],
-        "facts": [("trials", f"{len(trials)}"), ("a <label>", "a <text>")],
+        "run_facts": [("trials", f"{len(trials)}"), ("a <label>", "a <text>")],
     }
     of_search = {
         "scales": SCALES,
@@ -74,12 +73,12 @@ def test_page_has_every_trial_the_best_first_and_failed_ones_with_their_cause(tm
     page, reader = _write(tmp_path, trials)
     names = [row["cells"][0] for row in reader.rows]
     assert sorted(names) == [f"{number:04}" for number in range(11)]
-    scores = [float(row["values"][2]) for row in reader.rows[:9]]
+    scores = [float(row["cells"][2].removesuffix(" %")) for row in reader.rows[:9]]
     assert scores == sorted(scores, reverse=True)
-    assert [row["class"] for row in reader.rows] == ["winner-row"] + [""] * 8 + ["failed"] * 2
+    assert [row["class"] for row in reader.rows] == ["best"] + [""] * 8 + ["failed"] * 2
     broken = reader.rows[9]
     assert (broken["cells"][1], broken["cells"][-1]) == ("failed", NASTY)
-    assert broken["values"][2] == reader.rows[10]["values"][2] == ""
+    assert (broken["cells"][2], reader.rows[10]["cells"][2]) == ("–", "nan")
     assert NASTY not in page
     assert "Search &lt;flowers&gt;" in page
     assert "a &lt;label&gt;" in page

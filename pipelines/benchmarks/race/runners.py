@@ -1,6 +1,6 @@
-"""What the processes of a race do: lay out the splits, measure the limits, run one lap.
+"""The processes of a race: they lay out the splits, measure the limits, and train one recipe.
 
-Called through `child.call_in_subprocess`, so the public functions take and return JSON values.
+Called through `call_in_subprocess`, so the public functions take and return JSON values.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_splits, read_split
-from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Lap, Stopwatch
+from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Timing, timed
 
 _MOST_FILES = 2_000
 """Files that decoding is measured on."""
@@ -38,7 +38,7 @@ _FORWARD_SECONDS = 2.0
 
 
 def survey(spec: dict[str, Any], scratch: str, num_seeds: int) -> dict[str, dict[str, float]]:
-    """Lay out the splits of every seed, and measure what this machine does at most.
+    """Lay out the splits of every seed, and measure the limits of this machine.
 
     Returns:
         `num_images` by split, and `limits`, the fields of `Limits`.
@@ -50,7 +50,7 @@ def survey(spec: dict[str, Any], scratch: str, num_seeds: int) -> dict[str, dict
 
 def lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
     """Folders of links, `<scratch>/splits-<seed>`, to the same splits that a session draws."""
-    # The cache of the race stays empty: every lap decodes the images itself.
+    # The cache of the race stays empty: every run decodes the images itself.
     uncached, lent = override(spec, {"cache.mode": "off"}), RunFolder(Path(scratch))
     with open_session(uncached, reporter=SilentReporter(), run=lent) as session:
         records = session.read_images().records
@@ -94,11 +94,11 @@ def _read(files: Sequence[Path], spec: RunSpec) -> list[DecodedImage]:
 
 
 def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float:
-    """Views a second through the frozen layers, as ours computes them, on ready images.
+    """Views a second through the frozen layers, on decoded images.
 
     Args:
         pixels: uint8 [B, S, S, 3].
-        num_views: how many an extraction would compute: short ones are done as they stand.
+        num_views: how many an extraction would compute; for few of them no variant is compiled.
     """
     classifier = prepare_classifier(spec, SingleLabel(("a", "b")))
     cuts = list(find_cuts(classifier, spec.phases, 0).values())
@@ -118,44 +118,45 @@ def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float
 
 
 def run_plain(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
-    """A lap of the plain recipe on the linked splits."""
+    """Train the plain recipe on the linked splits."""
     return asdict(_run_plain(spec_from_dict(spec), scratch, name))
 
 
-def _run_plain(spec: RunSpec, scratch: str, name: str) -> Lap:
-    watch = Stopwatch()
+def _run_plain(spec: RunSpec, scratch: str, name: str) -> Timing:
+    stages: dict[str, float] = {}
     folder = splits_folder(scratch, spec.seed)
-    with watch.timing(SETUP):
+    with timed(stages, SETUP):
         set_up(spec.devices, seed=spec.seed)
         training, validation, test = (
             read_split(folder, split, spec) for split in ("train", "val", "test")
         )
         recipe = build_plain(spec, training.class_names)
     for phase in spec.phases:
-        with watch.timing(phase.name):
+        with timed(stages, phase.name):
             fit_plain(recipe, phase, spec, training=training, validation=validation)
-    with watch.timing(TEST):
+    with timed(stages, TEST):
         figures = recipe.model.evaluate(test, return_dict=True, verbose=0)
-    return Lap(name, spec.seed, watch.stages, figures["accuracy"], peak_mb())
+    return Timing(name, spec.seed, stages, figures["accuracy"], peak_mb())
 
 
 def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
-    """A lap of this package, with nothing stored beforehand."""
+    """Train with this package and an empty cache."""
     with tempfile.TemporaryDirectory(dir=scratch) as cold:
         seeded = override(spec_from_dict(spec), {"cache.folder": str(Path(cold) / "store")})
         splits_hash = (splits_folder(scratch, seeded.seed) / "hash").read_text()
         return asdict(_run_ours(seeded, Path(cold), name, splits_hash=splits_hash))
 
 
-def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
-    """The steps of a run without its export; all that is stored is in the empty folder `cold`."""
-    watch, silent = Stopwatch(), SilentReporter()
+def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Timing:
+    """The steps of a run without its export; its cache lies in the empty folder `cold`."""
+    stages: dict[str, float] = {}
+    silent = SilentReporter()
     with contextlib.ExitStack() as held:
-        with watch.timing(SETUP):
+        with timed(stages, SETUP):
             opened = open_session(spec, reporter=silent, run=RunFolder(cold))
             session = held.enter_context(opened)
             classifier = session.build_classifier()
-        with watch.timing(READING):
+        with timed(stages, READING):
             data = session.data
         assert manifest(data.splits, data.records)["hash"] == splits_hash
         phase_inputs = session.phase_inputs()
@@ -164,12 +165,12 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
         probabilities = phase_inputs.predict(classifier, data.splits.test)
         seconds = time.perf_counter() - started
         stored = sum(info.num_bytes for info in session.cache.entries())
-    watch.stages |= _share_out(seconds, outcomes, phase_inputs.extraction_stats)
+    stages |= _split_seconds(seconds, outcomes, phase_inputs.extraction_stats)
     right = probabilities.argmax(axis=1) == data.examples.labels[data.splits.test]
-    return Lap(
+    return Timing(
         name,
         spec.seed,
-        watch.stages,
+        stages,
         accuracy=float(right.mean()),
         peak_mb=peak_mb(),
         stored_mb=stored / 1e6,
@@ -177,12 +178,13 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Lap:
     )
 
 
-def _share_out(
+def _split_seconds(
     seconds: float, outcomes: Sequence[Outcome], extraction_stats: Sequence[ExtractionStats]
 ) -> dict[str, float]:
-    """Stages of the time in which phases were trained: the rest of it is evaluation.
+    """Stages of the time in which phases were trained; the rest is evaluation.
 
-    Ours evaluates every phase on validation and test, the plain recipe its last on the test alone.
+    This package evaluates every phase on validation and test images, the plain recipe only the
+    last one on test images.
     """
     stages = {EXTRACTION: sum(stats.seconds for stats in extraction_stats)}
     stages |= {outcome.name: outcome.seconds for outcome in outcomes}
@@ -190,5 +192,5 @@ def _share_out(
 
 
 def _extraction_rate(extraction_stats: Sequence[ExtractionStats]) -> float | None:
-    """Views a second once it is decided how; None where all phases trained on images."""
+    """Views a second, without the choice of a precision; None where no features were extracted."""
     return extraction_stats[0].rate if extraction_stats else None

@@ -1,4 +1,4 @@
-"""Figures are looked at by people; what can be measured in their pixels is measured here."""
+"""Figures of runs and studies: what can be measured in their pixels."""
 
 from pathlib import Path
 
@@ -6,10 +6,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.evaluation.plots import draw_confusion, draw_learning_curves
+from keras_transfer.evaluation.plots import (
+    Mistake,
+    SizePoint,
+    draw_accuracy_by_size,
+    draw_confusion,
+    draw_learning_curves,
+    draw_mistakes,
+    draw_views,
+)
 from keras_transfer.reporting.figures import SHADE, TRAIN, VALIDATION
 
+RED, GREEN = "#c81e28", "#14a03c"
 ODD_NAMES = ["$100 and $x_{", "caf\udce9", "百合", "a very, very long name of a class indeed"]
+
+SEVERAL = [
+    SizePoint(
+        size, accuracy, (accuracy - 0.05, accuracy + 0.02), (accuracy - 0.05, accuracy + 0.02)
+    )
+    for size, accuracy in ((1234, 0.97), (617, 0.9), (308, 0.8), (154, 0.5))
+]
+PERFECT = [SizePoint(100, 1.0, (1.0, 1.0), (1.0,))]
 
 
 def read(file: Path) -> np.ndarray:
@@ -19,8 +36,15 @@ def read(file: Path) -> np.ndarray:
 
 
 def count(pixels: np.ndarray, color: str) -> int:
-    rgb = [int(color[start : start + 2], 16) for start in (1, 3, 5)]
-    return int((pixels == rgb).all(axis=-1).sum())
+    return int((pixels == rgb(color)).all(axis=-1).sum())
+
+
+def rgb(color: str) -> list[int]:
+    return [int(color[start : start + 2], 16) for start in (1, 3, 5)]
+
+
+def flat(color: str, size: int = 16) -> np.ndarray:
+    return np.full((size, size, 3), rgb(color), np.float32)
 
 
 def history(*phases: tuple[str, int]) -> list[dict]:
@@ -92,3 +116,49 @@ def test_confusion_repeats_byte_for_byte(tmp_path):
     for name in ("a.png", "b.png"):
         draw_confusion(np.array([[5, 1], [0, 4]]), ["ant", "bee"], tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_views_are_shown_row_by_row(tmp_path):
+    views = np.array([[flat(RED), flat(RED), flat(GREEN)], [flat(GREEN)] * 3])
+    draw_views(views, ["ant", "a bee with a very long name, $x_"], tmp_path / "views.png")
+    pixels = read(tmp_path / "views.png")
+    assert count(pixels, GREEN) / count(pixels, RED) == pytest.approx(2, rel=0.02)
+    upper, _, lower = np.array_split(pixels, 3)
+    assert count(upper, RED) > 10_000
+    assert count(lower, RED) == 0
+
+
+def test_views_are_clipped_to_what_a_screen_can_show(tmp_path):
+    views = np.array([[np.full((16, 16, 3), (300, -20, 0), np.float32), flat(RED)]])
+    draw_views(views, ["ant"], tmp_path / "views.png")
+    pixels = read(tmp_path / "views.png")
+    assert count(pixels, "#ff0000") == pytest.approx(count(pixels, RED), rel=0.02)
+
+
+@pytest.mark.parametrize("num_mistakes", [1, 7, 24])
+def test_mistakes_show_every_thumbnail(tmp_path, num_mistakes):
+    mistakes = [Mistake(flat(RED, 80), "ant", "a wasp of $x_ and more", 0.99)] * num_mistakes
+    file = tmp_path / "mistakes.png"
+    draw_mistakes(mistakes, file, num_wrong=30, num_examples=1000)
+    assert count(read(file), RED) > 20_000 * num_mistakes
+
+
+def test_mistakes_say_so_when_there_are_none(tmp_path):
+    draw_mistakes([], tmp_path / "none.png", num_wrong=0, num_examples=153)
+    pixels = read(tmp_path / "none.png")
+    written = np.argwhere(pixels.min(axis=-1) < 128)
+    assert len(written) > 500
+    np.testing.assert_allclose(written.mean(axis=0) / pixels.shape[:2], 0.5, atol=0.05)
+
+
+@pytest.mark.parametrize("points", [SEVERAL, PERFECT], ids=["several", "one, without spread"])
+def test_curve_is_drawn_and_repeats(points, tmp_path):
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    draw_accuracy_by_size(points, files[0], caption="median, minimum and maximum over 2 seeds")
+    draw_accuracy_by_size(
+        points[::-1], files[1], caption="median, minimum and maximum over 2 seeds"
+    )
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with Image.open(files[0]) as image:
+        assert min(image.size) > 400
+        assert len(image.convert("RGB").getcolors(100_000)) > 20

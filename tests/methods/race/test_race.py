@@ -1,4 +1,4 @@
-"""A race from the command line to its files, and its words and image on hand-made laps."""
+"""A race from the command line to its files, and its words and image on hand-made timings."""
 
 import json
 
@@ -9,22 +9,22 @@ from PIL import Image
 from pipelines import arguments, race
 from pipelines.benchmarks.race.plot import draw_race
 from pipelines.benchmarks.race.report import describe
-from pipelines.benchmarks.race.timings import Lap, Limits, compare
+from pipelines.benchmarks.race.timings import Limits, Timing, compare
 
 WORDS = ["flowers", "data.image_size=32", "data.train_size=60", "model.weights=none"]
 WORDS += ["model.backbone=mobilenet_0.25", "model.last_stage=stage1", "views.count=2"]
 WORDS += ["phases.0.epochs=1", "phases.1.epochs=1", "phases.1.unfreeze=last"]
 
 
-def _laps(*, ours_frozen: float) -> list[Lap]:
+def _timings(*, ours_frozen: float) -> list[Timing]:
     plain = {"setup": 1.0, "frozen": 40.0, "test": 1.0}
     ours = {"setup": 1.0, "reading images": 2.0, "frozen": ours_frozen, "test": 1.0}
     return [
-        lap
+        timing
         for seed in range(2)
-        for lap in (
-            Lap("plain", seed, plain, 0.8, 900.0),
-            Lap("ours", seed, ours, 0.81, 800.0, 10.0),
+        for timing in (
+            Timing("plain", seed, plain, 0.8, 900.0),
+            Timing("ours", seed, ours, 0.81, 800.0, 10.0),
         )
     ]
 
@@ -50,7 +50,7 @@ def test_race_writes_its_figures_and_never_over_others(digits_folder, capsys, tm
     assert figures["limits"]["decode_and_resize_per_second"] > 0
     assert figures["limits"]["forward_per_second"] > 0
     shown = capsys.readouterr().out
-    for part in ("Ours took", "one seed, so no interval", "plain / ours"):
+    for part in ("This package took", "one seed, so no interval", "plain / ours"):
         assert part in shown
     assert "60 train, " in (output / "race.md").read_text()
     assert race.main(words) == arguments.USER_ERROR
@@ -71,25 +71,25 @@ def test_what_cannot_be_raced_is_refused_and_leaves_no_folder(
 
 
 def test_headline_tells_gain_and_loss_and_the_table_agrees():
-    laps = _laps(ours_frozen=3.0)
-    sheet = describe(laps, compare(laps, Limits(500.0, 20.0)))
-    assert sheet.headline == (
-        "Ours took 7.0 s where the plain recipe took 42 s: 6.0 × faster (frozen 13 ×, once 2.0 s "
-        "were spent on reading and extraction); test accuracy 81.0 % against 80.0 %, difference "
-        "+1.0 points (+1.0 to +1.0)."
+    timings = _timings(ours_frozen=3.0)
+    report = describe(timings, compare(timings, Limits(500.0, 20.0)))
+    assert report.headline == (
+        "This package took 7.0 s where the plain recipe took 42 s: 6.0 × faster (frozen 13 ×, once "
+        "2.0 s were spent on reading and extraction); test accuracy 81.0 % against 80.0 %, "
+        "difference +1.0 points (+1.0 to +1.0)."
     )
-    assert sheet.header == ["", "plain", "ours", "plain / ours"]
-    assert ["reading images, s", "–", "2.0", ""] in sheet.rows
-    assert ["frozen, s", "40", "3.0", "13 ×"] in sheet.rows
-    assert ["stored, MB", "–", "10.0", ""] in sheet.rows
-    laps = _laps(ours_frozen=80.0)
-    sheet = describe(laps, compare(laps, Limits(500.0, 20.0)))
-    assert "84 s where the plain recipe took 42 s: 2.0 × slower (frozen 0.5 ×" in sheet.headline
+    assert report.table.header == ["", "plain", "ours", "plain / ours"]
+    assert ["reading images, s", "–", "2.0", ""] in report.table.rows
+    assert ["frozen, s", "40", "3.0", "13 ×"] in report.table.rows
+    assert ["stored, MB", "–", "10.0", ""] in report.table.rows
+    timings = _timings(ours_frozen=80.0)
+    report = describe(timings, compare(timings, Limits(500.0, 20.0)))
+    assert "84 s where the plain recipe took 42 s: 2.0 × slower (frozen 0.5 ×" in report.headline
 
 
 def test_bars_are_as_long_as_their_seconds(tmp_path):
-    laps = _laps(ours_frozen=10.0)
-    draw_race(laps, "headline", tmp_path / "race.png")
+    timings = _timings(ours_frozen=10.0)
+    draw_race(timings, "headline", tmp_path / "race.png")
     pixels = np.asarray(Image.open(tmp_path / "race.png").convert("RGB")).astype(int)
     frozen = (np.abs(pixels - (0x3B, 0x6F, 0xB6)).max(axis=2) < 3)[:, : pixels.shape[1] * 2 // 3]
     lengths = np.sort(np.unique(frozen.sum(axis=1)))[::-1]

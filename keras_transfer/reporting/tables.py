@@ -1,0 +1,96 @@
+"""Tables: one type that is shown on terminals, and written as Markdown and HTML."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape as escape_rich
+from rich.table import Table as RichTable
+
+_NUMBER = re.compile(r"[-−+±]?[\d,]*\.?\d+(e[-+]?\d+)?( %)?|[-+]?(nan|inf)|–|", re.IGNORECASE)
+_LONG = 60
+"""Characters from which the text of a cell is broken into lines in HTML."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts in rows and columns. The first column is text, the others are figures.
+
+    Args:
+        rows: each with as many texts as `header`; a text may have several lines.
+        caption: shown below on terminals, above in HTML; not in Markdown, where it is a paragraph.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def rich(self) -> RichTable:
+        """For a terminal."""
+        table = RichTable(
+            title=escape_rich(self.title),
+            caption=escape_rich(self.caption) or None,
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+        )
+        for number, name in enumerate(self.header):
+            # Names that do not fit are folded: cut off, two of them could be the same.
+            table.add_column(
+                escape_rich(name), justify="left" if number == 0 else "right", overflow="fold"
+            )
+        for row in self.rows:
+            table.add_row(*map(escape_rich, row))
+        return table
+
+    def markdown(self) -> str:
+        """Header and rows; every row is one line."""
+        ruler = ["---", *["---:"] * (len(self.header) - 1)]
+        lines = [
+            [cell.replace("\n", " ").replace("|", r"\|") for cell in row]
+            for row in (self.header, *self.rows)
+        ]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], ruler, *lines[1:]))
+
+    def html(self, *, row_classes: Sequence[str] = ()) -> Markup:
+        """Header and rows; the page sorts them when a heading is clicked.
+
+        Args:
+            row_classes: a CSS class for each row: "best", "failed" or "".
+        """
+        classes = [self._class(column) for column in range(len(self.header))]
+        headings = "".join(
+            Markup('<th class="{}"><button type="button">{}</button></th>').format(
+                kind, breakable(name)
+            )
+            for kind, name in zip(classes, self.header, strict=True)
+        )
+        rows = "".join(
+            Markup('<tr class="{}">{}</tr>\n').format(of_row, self._cells(row, classes))
+            for of_row, row in zip(row_classes or [""] * len(self.rows), self.rows, strict=True)
+        )
+        return Markup("<table><thead><tr>{}</tr></thead>\n<tbody>\n{}</tbody></table>").format(
+            Markup(headings), Markup(rows)
+        )
+
+    def _class(self, column: int) -> str:
+        """ "number" for a column of single numbers, which are sorted as such."""
+        texts = [row[column] for row in self.rows]
+        is_number = column > 0 and any(texts) and all(map(_NUMBER.fullmatch, texts))
+        return "number" if is_number else ""
+
+    @staticmethod
+    def _cells(row: Sequence[str], classes: Sequence[str]) -> Markup:
+        return Markup("").join(
+            Markup('<td class="{}">{}</td>').format("long" if len(text) > _LONG else kind, text)
+            for text, kind in zip(row, classes, strict=True)
+        )
+
+
+def breakable(name: str) -> Markup:
+    """HTML of a name that may be broken behind dots and underscores, and is copied as it is."""
+    pause = Markup("<wbr>")
+    return escape(name).replace(".", "." + pause).replace("_", "_" + pause)
