@@ -28,7 +28,7 @@ class Listener(SilentReporter):
 @pytest.fixture(scope="module")
 def spec(digits_folder, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("cache"))
-    return make_spec(digits_folder, folder=folder, **SMALL, **TRUNK | {"backbone": "vgg16"})
+    return make_spec(digits_folder, folder=folder, backbone="vgg16", **SMALL | TRUNK)
 
 
 def collect(dataset) -> list[np.ndarray]:

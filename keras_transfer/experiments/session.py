@@ -12,7 +12,6 @@ objects.
 import atexit
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ import numpy as np
 from keras_transfer.config import load_spec, override
 from keras_transfer.data.audit import Audited, audit, pixels_key
 from keras_transfer.data.datasets import Examples
+from keras_transfer.data.plain import make_plain
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
 from keras_transfer.devices import Devices, set_up
@@ -247,30 +247,12 @@ def load_dataset(
         session.spec, session.task, data.examples, dataclasses.replace(splits, val=splits.test)
     )
     return Dataset(
-        train=_unpadded(lambda epoch: training.training(range(epoch, epoch + 1))),
-        val=_unpadded(lambda _: training.validation()),
-        test=_unpadded(lambda _: testing.validation()),
+        train=make_plain(lambda epoch: training.training(range(epoch, epoch + 1))),
+        val=make_plain(lambda _: training.validation()),
+        test=make_plain(lambda _: testing.validation()),
         class_names=data.records.class_names,
         data=data,
     )
-
-
-def _unpadded(batches_of: Any) -> Any:
-    """A dataset whose n-th pass shows `batches_of(n)` without the copies that fill a last batch."""
-    numbers = itertools.count()
-
-    def read() -> Iterator[tuple[np.ndarray, ...]]:
-        for images, labels, weights in batches_of(next(numbers)).as_numpy_iterator():
-            real = weights > 0
-            # The real examples of a filled batch weigh more, to make up for the copies.
-            weights = weights[real] * np.float32(real.mean())
-            yield images[real].astype(np.float32), labels[real], weights
-
-    padded = batches_of(0)
-    images, *others = padded.element_spec
-    signature = [type(images)((None, *images.shape[1:]), "float32")]
-    signature += [type(one)((None, *one.shape[1:]), one.dtype) for one in others]
-    return padded.from_generator(read, output_signature=tuple(signature)).prefetch(2)
 
 
 def build_model(
