@@ -172,14 +172,19 @@ def train_phase(
     with scope():
         _in_memory(fit, progress, data.batch_size, say)
         progress.restore_best()
+    seconds = progress.seconds_before + time.perf_counter() - started
+    return _result(progress, seconds=seconds, num_trainable=num_trainable)
+
+
+def _result(progress: Progress, *, seconds: float, num_trainable: int) -> PhaseResult:
     return PhaseResult(
-        name=phase.name,
+        name=progress.phase.name,
         epochs=len(progress.history),
         best_epoch=progress.best_epoch + 1,
-        seconds=progress.seconds_before + time.perf_counter() - started,
+        seconds=seconds,
         num_trainable=num_trainable,
         history=tuple(progress.history),
-        is_finished=progress.stopped or len(progress.history) == phase.epochs,
+        is_finished=progress.stopped or len(progress.history) == progress.phase.epochs,
     )
 
 

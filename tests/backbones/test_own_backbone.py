@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from small_backbone import SMALL, build_small
 
-from keras_transfer import ModelSpec, build_classifier
 from keras_transfer.backbones import registry
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import WeightsError
+from keras_transfer.models.classifier import build_classifier
 from keras_transfer.models.cuts import find_cut
 from keras_transfer.models.folding import fold
+from keras_transfer.specs import ModelSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
 CLASS_NAMES = ("cat", "dog")
 
@@ -52,7 +54,7 @@ def random_pixels() -> np.ndarray:
 
 def classifier_of(**fields: str):
     spec = ModelSpec(backbone="own", **{"weights": "package", **fields})
-    return build_classifier(spec, image_size=16, class_names=CLASS_NAMES, seed=0)
+    return build_classifier(spec, image_size=16, task=SingleLabel(tuple(CLASS_NAMES)), seed=0)
 
 
 def test_own_backbone_makes_a_classifier_with_its_stages_and_weights(network):
