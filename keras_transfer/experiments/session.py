@@ -206,7 +206,8 @@ class Dataset:
     `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, 3] in
     0-255, one-hot labels float32 [B, C], sample weights float32 [B], which are 1 unless
     `training.class_weights` says otherwise. Every pass over `train` is a new epoch: another order,
-    and the next view of each image. Those of `val` and `test` are plain images in a fixed order.
+    and the next view of each image; call `fit(dataset.train, shuffle=False)`, or Keras warns that
+    it does not shuffle. Those of `val` and `test` are plain images in a fixed order.
     """
 
     train: Any
