@@ -112,7 +112,7 @@ class RankSpec:
 class DataSpec:
     """Where the images come from, how they are split and brought to size."""
 
-    source: Literal["folder", "csv", "tfds"] = option("folder", "kind of source")
+    source: str = option("folder", "name in the table of sources: 'folder', 'csv' or 'tfds'")
     path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
     name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
     path_column: str = option("path", "CSV column of image paths (relative to the CSV)")
