@@ -45,9 +45,9 @@ class SearchSpec:
     tuner: Literal["random", "bayesian", "grid", "hyperband"] = option(
         "bayesian", "which of KerasTuner's tuners proposes values"
     )
-    trials: int = option(20, "most trials; 'hyperband' has a number of its own", low=1)
+    trials: int = option(20, "trials at most; 'hyperband' counts its own", low=1)
     objective: Literal["val_accuracy", "val_loss"] = option(
-        "val_accuracy", "figure to compare trials by; of equal accuracies the lower loss wins"
+        "val_accuracy", "what is compared; log loss breaks ties of accuracy"
     )
     seed: int = option(0, "seed of the proposals alone", low=0)
     time_budget: str = option(
@@ -69,7 +69,7 @@ class SearchSpec:
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether a higher objective is better."""
+        """Which way the objective goes."""
         return self.objective == "val_accuracy"
 
 

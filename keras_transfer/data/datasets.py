@@ -179,7 +179,7 @@ class Examples:
 
     @property
     def num_classes(self) -> int:
-        """Number of outputs of a model for these images."""
+        """How many outputs a model of these images has."""
         return len(self.targets.names)
 
 

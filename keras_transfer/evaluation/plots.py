@@ -1,4 +1,4 @@
-"""Plots of runs and studies: learning curves, confusion, views, mistakes, accuracy by size."""
+"""Figures of runs and studies: learning curves, confusion, views, mistakes, accuracy by size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def draw_learning_curves(
         history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `val_loss` and the
             same of the metric.
         file: PNG to write.
-        metric: name of the metric; an accuracy is drawn in %.
+        metric: an accuracy is drawn in %.
     """
     figure = new_figure(11, 4.4)
     panels = figure.subplots(1, 2)

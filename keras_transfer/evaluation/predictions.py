@@ -28,9 +28,9 @@ def label_row(
 ) -> list[str | float]:
     """Prediction, confidence and all probabilities [C] of one image.
 
-    `confidence` is the predicted class's probability. With a true label the row starts with it,
-    and `correct`, 1 or 0, follows the confidence. Probabilities have enough digits to read the
-    same float32 back.
+    `confidence` is the predicted class's probability. With a true label the row begins with it,
+    and `correct`, 1 or 0, follows the confidence. Probabilities have as many digits as it takes
+    to read the same float32 back.
     """
     values = probabilities.astype(np.float32)
     prediction = int(values.argmax())
@@ -47,7 +47,7 @@ def prediction_rows(
     probabilities: np.ndarray,
     class_names: Sequence[str],
 ) -> Iterator[list[str | float]]:
-    """One row per image: path, label and prediction, see `label_row`."""
+    """One row an image: its path, label and prediction, see `label_row`."""
     for path, label, row in zip(paths, labels, probabilities, strict=True):
         yield [path, *label_row(row, class_names, int(label))]
 

@@ -42,7 +42,7 @@ class SingleLabelOptions:
 
 @dataclass(frozen=True)
 class SingleLabel:
-    """Classification into one of C classes; `names` are the classes in the order of the outputs.
+    """The task of naming one of C classes; `names` are the classes in the order of the outputs.
 
     Values are class indices int64 [N], outputs probabilities float32 [N, C].
     """
@@ -57,7 +57,7 @@ class SingleLabel:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Empty: nothing is chosen after training."""
+        """Nothing: all is known before training."""
         return {}
 
     @classmethod
@@ -153,7 +153,7 @@ class SingleLabel:
         return evaluate(values, outputs, self.names, seed=seed)
 
     def fitted(self, values: np.ndarray, outputs: np.ndarray) -> "SingleLabel":  # noqa: ARG002
-        """The same task: nothing is chosen after training."""
+        """The same: nothing is chosen after training."""
         return self
 
     def columns(self, *, labelled: bool = False) -> list[str]:
