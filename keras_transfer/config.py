@@ -1,7 +1,7 @@
-"""From TOML, JSON and `a.b=c` words to a `RunSpec`, strictly: one cli for every caller.
+"""Builds and checks specs from TOML, JSON and `field=value` words.
 
-A command line, a notebook cell and a trial all say `override(spec, {"phases.1.epochs": 5})`.
-Unknown names are errors that offer the nearest known one; types and ranges are checked here, once.
+Command lines, notebooks and trials all call `override(spec, {"phases.1.epochs": 5})`. An unknown
+name is an error that suggests the nearest known one; types and ranges are checked here.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a spec",
             expected="valid TOML, or JSON in a .json file",
             received=str(error),
-            fix="mend the file at the place named",
+            fix="correct the file at this place",
         ) from error
     if not isinstance(content, dict):
         raise SpecError(
@@ -85,7 +85,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> RunSpec:
 
 
 def build_spec(kind: type[Spec], values: Mapping[str, Any], *, where: str) -> Spec:
-    """Build and check a spec of any kind; `where` tells an error where the values come from."""
+    """Build and check a spec of any kind; `where` is the values' origin for error messages."""
     spec: Spec = build(kind, values, "", where)
     if isinstance(spec, RunSpec):
         check_consistency(spec)
@@ -131,7 +131,7 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _split(dotted: str) -> list[str]:
-    """Names from the top down; below `search.space` the rest is one name."""
+    """The names in a dotted field; below `search.space` the rest is one name."""
     if dotted.startswith(f"{_SPACE}."):
         return [*_SPACE.split("."), dotted.removeprefix(f"{_SPACE}.")]
     return dotted.split(".")
@@ -157,8 +157,8 @@ def _step_into(target: Any, name: str, dotted: str) -> Any:
 def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
     """Turn `["phases.1.epochs=5", "data.path=my photos"]` into a mapping of overrides.
 
-    Values stay as typed until the field's type is known: texts need no quotes, numbers and
-    booleans are TOML (5, 1e-4, true), and `none` clears a field that may be empty.
+    Values stay text until the field's type is known: strings need no quotes, numbers and booleans
+    are TOML (5, 1e-4, true), and `none` empties a field that may be empty.
     """
     changes: dict[str, Any] = {}
     for word in words:
@@ -175,7 +175,7 @@ def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
 
 
 def check_consistency(spec: RunSpec) -> None:
-    """Raise SpecError where fields that are right one by one contradict each other."""
+    """Raise SpecError where valid fields contradict each other."""
     if spec.training.class_weights == "balanced" and spec.training.sampling == "balanced":
         raise SpecError(
             "training.class_weights and training.sampling both correct the imbalance",
@@ -185,17 +185,17 @@ def check_consistency(spec: RunSpec) -> None:
         )
     if spec.folds > 1 and spec.halvings:
         raise SpecError(
-            "folds and halvings are two studies",
+            "folds and halvings cannot be combined",
             expected="folds=1 or halvings=0",
             received=f"folds={spec.folds} and halvings={spec.halvings}",
             fix="run one after the other; seeds=… goes with either",
         )
     if spec.cache.mode == "on" and spec.views.count is None:
         raise SpecError(
-            "a new view in every epoch cannot be stored",
-            expected="views.count=4, say, with cache.mode=on",
+            "features of a new view in every epoch cannot be cached",
+            expected="a number of views with cache.mode=on, such as views.count=4",
             received="views.count=none",
-            fix="set views.count, or cache.mode=auto, which then trains on images",
+            fix="set views.count, or set cache.mode=auto to train on images",
         )
     names = [phase.name for phase in spec.phases]
     if len(set(names)) < len(names):
@@ -208,7 +208,7 @@ def check_consistency(spec: RunSpec) -> None:
     for number, phase in enumerate(spec.phases):
         if phase.schedule == "cosine" and phase.warmup_epochs >= phase.epochs > 1:
             raise SpecError(
-                f"phases.{number} is all warm-up",
+                f"phases.{number} never ends its warm-up",
                 expected=f"phases.{number}.warmup_epochs below its {phase.epochs} epochs",
                 received=str(phase.warmup_epochs),
                 fix=f"lower phases.{number}.warmup_epochs",

@@ -1,11 +1,12 @@
 """The errors of this package.
 
-KerasTransferError          caught by the verbs, which print it without a traceback
-├── SpecError               a field of the spec is unknown, ill-typed or out of range
-├── DataError               images, labels or splits cannot be used as they are
+KerasTransferError          the command line prints it without a traceback
+├── SpecError               a field of the spec is unknown, has a wrong type or is out of range
+├── DataError               images, labels or splits cannot be used
 ├── WeightsError            pretrained weights are missing or do not fit the trunk
 ├── RunError                a run folder cannot be written, read or resumed
-│   └── DivergedError       the loss became infinite or NaN
+│   ├── DivergedError       the loss became infinite or NaN
+│   └── OutOfMemoryError    a device has too little memory
 └── ExportError             an exported artefact does not agree with its model
 """
 
@@ -15,7 +16,7 @@ class KerasTransferError(ValueError):
 
     Args:
         what: one sentence, without a full stop, that names the field, option or file.
-        expected: what would have been accepted.
+        expected: what is accepted.
         received: what was found instead.
         fix: what to do next.
     """
@@ -31,11 +32,11 @@ class KerasTransferError(ValueError):
 
 
 class SpecError(KerasTransferError):
-    """A field of the spec is unknown, ill-typed or out of range."""
+    """A field of the spec is unknown, has a wrong type or is out of range."""
 
 
 class DataError(KerasTransferError):
-    """Images, labels or splits cannot be used as they are."""
+    """Images, labels or splits cannot be used."""
 
 
 class WeightsError(KerasTransferError):

@@ -1,6 +1,6 @@
-"""From plain values to checked dataclasses: names, types, choices and ranges, once for all.
+"""Builds dataclasses from plain values, with checks of names, types, choices and ranges.
 
-Every failure names the dotted field, what it would have accepted and the nearest known word.
+Every error names the dotted field, the accepted values and the nearest known name.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from keras_transfer.errors import SpecError
 
 
 def option(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A spec's field with its documentation and its inclusive range."""
+    """A field of a spec with its help text and inclusive range."""
     return dataclasses.field(default=default, metadata={"help": text, "low": low, "high": high})
 
 
 class Typed(str):
-    """A value as the user typed it: what it means depends on the field it is meant for."""
+    """A value as the user typed it; the type of its field decides how it is read."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint such as "did you mean 'epochs'?", or the known names when nothing is near."""
+    """A hint such as "did you mean 'epochs'?", or all known names if none is similar."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if matches:
         return f"did you mean {matches[0]!r}?"
@@ -36,9 +36,9 @@ def raise_unknown(dotted: str, name: str, known: Sequence[str]) -> typing.NoRetu
         f"unknown field {dotted!r}",
         expected=f"one of {', '.join(known)}"
         if known
-        else "no further dots: that field is a value",
+        else "no name after this field, which is a single value",
         received=name,
-        fix=nearest(name, known) if known else "drop what follows the last known name",
+        fix=nearest(name, known) if known else "remove the last dot and what follows it",
     )
 
 
@@ -67,7 +67,7 @@ def build(cls: type, values: Mapping[str, Any], prefix: str, where: str) -> Any:
 
 
 def _read_typed(text: str, hint: Any) -> Any:
-    """Read typed text by the field's type: texts and choices as they stand, else as TOML."""
+    """Read typed text by the field's type: strings and choices unchanged, all else as TOML."""
     if hint is str or typing.get_origin(hint) is typing.Literal:
         return str(text)
     if typing.get_origin(hint) is types.UnionType and text.lower() == "none":
@@ -108,14 +108,14 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
         return value
     if origin is types.UnionType:
         hint = _alternative(value, arguments)
-        # TOML has no word for nothing. Where texts are wanted, 'none' is one of them.
+        # TOML has no null, so 'none' is used; in a field of texts it is an ordinary text.
         is_none = value is None or (value == "none" and hint is not str)
         return None if is_none else _convert(value, hint, name, where)
     return _convert_plain(value, hint, name, where)
 
 
 def _alternative(value: Any, hints: Sequence[Any]) -> Any:
-    """Which of a union's types a value is meant for: a table for the one that has fields."""
+    """The type of a union that fits a value: the dataclass for a table, else the first."""
     tables = [hint for hint in hints if dataclasses.is_dataclass(hint)]
     return tables[0] if tables and isinstance(value, Mapping) else hints[0]
 
@@ -151,7 +151,7 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     low, high = metadata.get("low"), metadata.get("high")
-    # `not (a <= b)` instead of `a > b`, so that NaN is out of every range.
+    # `not (a <= b)` instead of `a > b`, so that NaN is outside every range.
     if (low is not None and not low <= value) or (high is not None and not value <= high):
         bounds = f"from {low} to {high}" if high is not None else f"{low} or more"
         raise SpecError(

@@ -1,11 +1,10 @@
-"""A run as one frozen value: every field, its unit, its range and its default.
+"""All settings as frozen dataclasses: every field with its unit, range and default.
 
-`RunSpec` is what a preset, a command line, a notebook cell and a tuner's trial all produce, and
-what every run folder keeps as `spec.json`. Types and ranges are checked by `config.check_spec`,
-so a spec that exists is a spec that makes sense. Only the standard library is imported here, so
-that `--help` does not wait for TensorFlow.
+Presets, command lines, notebooks and trials all produce a `RunSpec`, which every run folder keeps
+as `spec.json`. `config.build_spec` checks names, types and ranges. Only the standard library is
+imported here, so that `--help` does not wait for TensorFlow.
 
-A search as data: which fields of a spec vary over what, who proposes values, and when it ends.
+`SearchSpec` sets which fields vary over which values, which tuner proposes them, and when it ends:
 
 [search]
 tuner = "bayesian"
@@ -15,7 +14,7 @@ trials = 20
 "phases.0.learning_rate" = {low = 1e-4, high = 1e-2, sampling = "log"}
 "phases.1.unfreeze" = {values = ["stage5", "stage4"]}
 
-A ranking as data: which trunks are compared, and what the chosen one may cost.
+`RankSpec` sets which trunks are compared, and limits of latency and size for the chosen one.
 """
 
 from dataclasses import dataclass, field
@@ -26,22 +25,22 @@ from keras_transfer.fields import option
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterSpec:
-    """What one field may be: any of `values`, or anything from `low` to `high`."""
+    """The values of one field in a search: any of `values`, or a range from `low` to `high`."""
 
     values: tuple[Any, ...] | None = option(None, "texts, numbers or booleans to choose from")
     low: Any = option(None, "smallest value")
     high: Any = option(None, "largest value")
     step: Any = option(
-        None, "distance of the values that are tried, with 'log' their factor (none = any between)"
+        None, "distance of the values tried, or their ratio with 'log' (none = any value between)"
     )
     sampling: Literal["linear", "log"] = option(
-        "linear", "'log' draws as many from 0.001 to 0.01 as from 0.01 to 0.1"
+        "linear", "'log' draws as often from 0.001 to 0.01 as from 0.01 to 0.1"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec:
-    """How `tune` looks for better values; training itself takes no notice of it."""
+    """How `tune` searches for better values; `train` does not use it."""
 
     tuner: Literal["random", "bayesian", "grid", "hyperband"] = option(
         "bayesian", "which of KerasTuner's tuners proposes values"
@@ -52,15 +51,17 @@ class SearchSpec:
     )
     seed: int = option(0, "seed of the proposals alone", low=0)
     time_budget: str = option(
-        "", "begin no trial after this long, such as '90s', '20m' or '1.5h' ('' = no limit)"
+        "", "start no trial after this time, such as '90s', '20m' or '1.5h' ('' = no limit)"
     )
     refits: int = option(
-        3, "how many other seeds the winner and the spec itself are trained with to compare", low=0
+        3, "number of other seeds with which the best trial and the spec itself are compared", low=0
     )
     hyperband_factor: int = option(
-        3, "hyperband trains the best 1 of so many on for so many times the epochs", low=2
+        3,
+        "hyperband keeps the best 1 of this many and trains it for this many times the epochs",
+        low=2,
     )
-    hyperband_iterations: int = option(1, "how often hyperband runs all its brackets", low=1)
+    hyperband_iterations: int = option(1, "how often hyperband runs all of its brackets", low=1)
     space: dict[str, ParameterSpec] = field(
         default_factory=dict,
         metadata={"help": "a table: dotted field = {values = [...]} or {low = ..., high = ...}"},
@@ -74,7 +75,7 @@ class SearchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateSpec:
-    """One trunk to be ranked; what is left at none is as in the run's model."""
+    """One trunk to be ranked; fields that are None are those of the run's model."""
 
     backbone: str = option("", "name in the table of backbones")
     last_stage: str | None = option(None, "as model.last_stage")
@@ -86,33 +87,33 @@ class CandidateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RankSpec:
-    """Which trunks are compared for these images, and what the chosen one may cost."""
+    """Which trunks are compared for these images, and limits for the chosen one."""
 
     backbones: tuple[str | CandidateSpec, ...] = field(
         default=(),
         metadata={
             "help": "two or more names, or tables {backbone=…, last_stage=…, weights=…, "
-            "source_weights=…}; what a table leaves out is as in the run's model, source_weights "
-            "is a file of the whole network with its top and adds LEEP and NCE"
+            "source_weights=…}; fields that a table leaves out are those of the run's model; "
+            "source_weights is a file of the whole network with its top and adds LEEP and NCE"
         },
     )
     max_latency_ms: float | None = option(
-        None, "most milliseconds for one image through the frozen layers, here", low=0.001
+        None, "most milliseconds for one image through the frozen layers on this machine", low=0.001
     )
     max_size_mb: float | None = option(
         None, "most 10^6 bytes of the trunk's weights in float32", low=0.001
     )
-    race: bool = option(False, "fine-tune the best ones, the worse half leaving early")
+    race: bool = option(False, "fine-tune the best ones; the worse half is stopped early")
     finalists: int = option(3, "how many candidates race=true fine-tunes", low=2)
     neighbours: int = option(5, "k of the k nearest neighbours", low=1)
-    folds: int = option(5, "folds in which images are held out from a probe", low=2)
+    folds: int = option(5, "folds of the cross-validated linear probe", low=2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Where the images come from, how they are split and brought to size."""
+    """Where the images come from, and how they are split and resized."""
 
-    source: Literal["folder", "csv", "tfds"] = option("folder", "kind of source")
+    source: str = option("folder", "name in the table of sources: 'folder', 'csv' or 'tfds'")
     path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
     name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
     path_column: str = option("path", "CSV column of image paths (relative to the CSV)")
@@ -125,10 +126,10 @@ class DataSpec:
     val_split: str = option("val", "name of the validation split in the source")
     test_split: str = option("test", "name of the test split in the source")
     val_fraction: float = option(
-        0.15, "validation's share where the source has no such split", low=0.01, high=0.8
+        0.15, "share of validation images if the source has no such split", low=0.01, high=0.8
     )
     test_fraction: float = option(
-        0.15, "the test's share where the source has no such split", low=0.01, high=0.8
+        0.15, "share of test images if the source has no such split", low=0.01, high=0.8
     )
     train_size: int | None = option(
         None, "keep only this many training images, stratified (none = all)", low=1
@@ -137,7 +138,7 @@ class DataSpec:
     max_megapixels: float = option(
         100.0, "larger images are reported as bad, not decoded", low=0.001
     )
-    image_size: int = option(224, "side of the square the network sees, px", low=8, high=2048)
+    image_size: int = option(224, "side of the network's square input, px", low=8, high=2048)
     resize: Literal["crop", "pad", "squash"] = option(
         "crop", "how an image becomes square: centre crop, black bars, or stretched"
     )
@@ -145,17 +146,17 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """Augmentation. A strength left at none takes its policy's value (`data.views.POLICIES`)."""
+    """Augmentation. A strength of None takes the value of its policy (`data.views.POLICIES`)."""
 
     policy: Literal["none", "light", "strong"] = option("light", "set of default strengths")
     count: int | None = option(
         4,
-        "distinct views of each training image, the plain one among them: epoch e shows view "
-        "e mod count (none = a new view every epoch, which no cache can keep)",
+        "distinct views of each training image, including the plain one: epoch e uses view "
+        "e mod count (none = a new view in every epoch; features cannot be cached then)",
         low=1,
     )
     seed: int = option(
-        0, "seed of the views alone, so that repeats with other seeds share them", low=0
+        0, "seed of the views alone, so that runs with other seeds share their features", low=0
     )
     horizontal_flip: bool | None = option(None, "mirror half of the views left to right")
     vertical_flip: bool | None = option(None, "mirror half of the views top to bottom")
@@ -184,14 +185,16 @@ class ViewSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Trunk, where its weights come from, and the head on top."""
+    """Trunk, source of its weights, and head."""
 
     backbone: str = option("resnet50", "name in the table of backbones")
     last_stage: str = option("", "cut the trunk after this stage, such as 'stage3' ('' = whole)")
     weights: str = option(
         "imagenet", "'imagenet', 'embedded', 'none' or the path of a local weights file"
     )
-    pooling: Literal["avg", "max", "flatten"] = option("avg", "feature map to vector")
+    pooling: Literal["avg", "max", "flatten"] = option(
+        "avg", "how the feature map becomes a vector"
+    )
     head: Literal["linear", "mlp"] = option("linear", "without or with a hidden layer")
     hidden_units: int = option(256, "width of the hidden layer of head = 'mlp'", low=1)
     dropout: float = option(0.2, "share of features dropped in training", low=0, high=0.95)
@@ -199,34 +202,37 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSpec:
-    """One stretch of training: what may change, for how long and how fast."""
+    """One phase of training: which layers train, for how long and how fast."""
 
     name: str = option("frozen", "name in tables and figures")
     epochs: int = option(10, "passes over the training split", low=1)
     unfreeze: str = option(
         "head",
-        "lowest stage that trains, with all above it: 'head', 'last' (the trunk's highest), "
-        "'stage5' … 'stem'",
+        "lowest stage that trains, together with all above it: 'head', 'last' (the trunk's "
+        "highest), 'stage5' … 'stem'",
     )
-    learning_rate: float = option(1e-3, "peak rate of the head", low=0)
+    learning_rate: float = option(1e-3, "peak learning rate of the head", low=0)
     layer_decay: float = option(
-        1.0, "each stage below the head trains at this factor of the one above", low=0.01, high=1
+        1.0,
+        "learning rate of each stage below the head, as a factor of that of the stage above",
+        low=0.01,
+        high=1,
     )
     optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "sgd has momentum 0.9")
     weight_decay: float = option(1e-4, "decoupled weight decay", low=0)
     warmup_epochs: float = option(1.0, "epochs of linear warm-up", low=0)
-    schedule: Literal["cosine", "constant"] = option("cosine", "rate after the warm-up")
+    schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up")
     patience_epochs: int = option(
-        0, "stop after this many epochs without a better validation (0 = never)", low=0
+        0, "stop after this many epochs without a better validation metric (0 = never)", low=0
     )
     train_batchnorm: bool = option(
-        False, "let BatchNormalization of unfrozen stages learn and move its statistics"
+        False, "train BatchNormalization of unfrozen stages and update its statistics"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
-    """What all phases share."""
+    """Settings of all phases."""
 
     batch_size: int = option(32, "images per optimizer step, over all devices", low=1)
     label_smoothing: float = option(
@@ -240,13 +246,13 @@ class TrainingSpec:
     )
     rollback: bool = option(True, "undo a phase that does not beat the one before")
     rollback_errors: float = option(
-        1.0, "how many standard errors of the paired difference a phase must gain", low=0
+        1.0, "least gain of a phase, in standard errors of the paired difference", low=0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec:
-    """What the numbers are computed on and in."""
+    """Devices and precision."""
 
     strategy: Literal["auto", "cpu", "mirrored", "data_parallel"] = option(
         "auto",
@@ -260,46 +266,46 @@ class DeviceSpec:
     )
     batch_size: int | None = option(
         None,
-        "images in memory at once, over all devices: where it is less than training.batch_size, "
-        "gradients are gathered (none = all, and fewer once memory runs out)",
+        "images in memory at once, over all devices; below training.batch_size gradients are "
+        "accumulated (none = all of the batch, and fewer after memory runs out)",
         low=1,
     )
     hosts: int = option(
         1,
-        "processes of this machine that train together, as hosts of a cluster would (JAX; there "
-        "Keras's own variables KERAS_DISTRIBUTION_… say who they are)",
+        "processes on this machine that train together like hosts of a cluster (JAX only; on a "
+        "cluster, set Keras's variables KERAS_DISTRIBUTION_… instead)",
         low=1,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """Where the outputs of frozen layers are kept, so that they are computed once."""
+    """The cache for the outputs of frozen layers."""
 
     mode: Literal["auto", "on", "off"] = option(
         "auto",
-        "train on stored features where they fit ('auto'), always, or never",
+        "train on cached features where they fit ('auto'), always, or never",
     )
     folder: str = option(
         "", "where ('' = features/ below $KERAS_TRANSFER_HOME or ~/.cache/keras_transfer)"
     )
     limit_gb: float = option(
-        20.0, "bytes kept at most, 10^9; the least recently used go first", low=0.001
+        20.0, "largest size, 10^9 bytes; the least recently used entries are removed", low=0.001
     )
-    dtype: Literal["float16", "float32"] = option("float16", "what stored features are rounded to")
+    dtype: Literal["float16", "float32"] = option("float16", "data type of cached features")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "what frozen layers compute in; 'auto' takes the fastest that agrees with float32"
+        "auto", "precision of frozen layers; 'auto' is the fastest that agrees with float32"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """How a trained model leaves for its servers."""
+    """How a trained model is exported."""
 
     precision: Literal["float32", "bfloat16"] = option(
         "float32",
-        "what the exported trunk may compute in; bfloat16 is kept only where it agrees and is "
-        "measured faster",
+        "precision of the exported trunk; bfloat16 is used only if it agrees with the model and "
+        "is faster",
     )
 
 
@@ -311,7 +317,7 @@ TWO_PHASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """Everything a run does. Frozen: a new run is `config.override(spec, {...})`."""
+    """All settings of a run. Frozen; `config.override(spec, {...})` makes a changed copy."""
 
     name: str = option("run", "name of the run and of its default folder")
     task: str = option("single_label", "kind of target: a name in the table of tasks")
@@ -319,10 +325,10 @@ class RunSpec:
         default_factory=dict, metadata={"help": "a table: the options of the task"}
     )
     seed: int = option(
-        0, "seed of splits, initial weights, order and dropout; views have their own", low=0
+        0, "seed of splits, initial weights, order and dropout; views.seed is separate", low=0
     )
     folds: int = option(1, "cross-validation: how many folds (1 = a single split)", low=1)
-    seeds: int = option(1, "repeats: with seed, seed + 1, … (1 = a single run)", low=1)
+    seeds: int = option(1, "repetitions with seed, seed + 1, … (1 = a single run)", low=1)
     halvings: int = option(
         0, "learning curve: how often to halve the training images (0 = all of them)", low=0
     )
@@ -338,25 +344,25 @@ class RunSpec:
 
     @property
     def num_epochs(self) -> int:
-        """Of all phases together, if none stops early."""
+        """Epochs of all phases together, if none stops early."""
         return sum(phase.epochs for phase in self.phases)
 
     @property
     def num_trials(self) -> int:
-        """How often training runs at most; more than once makes it a study."""
+        """Most trainings of the spec; a study has more than one."""
         return self.folds * self.seeds * (self.halvings + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSpec:
-    """How an embedded trunk is made from rendered letters."""
+    """How a trunk is pretrained on rendered letters."""
 
     name: str = option("letters", "name of the pretraining")
     seed: int = option(0, "seed of letters, initial weights and order", low=0)
     backbone: str = option("resnet50", "name in the table of backbones")
     last_stage: str = option("stage3", "highest stage that is trained and kept")
     image_size: int = option(32, "side of the square letters, px", low=16, high=512)
-    num_letters: int = option(40_000, "new letters drawn for every epoch", low=32)
+    num_letters: int = option(40_000, "new letters rendered for every epoch", low=32)
     batch_size: int = option(64, "letters per optimizer step", low=1)
     label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0)
     phase: PhaseSpec = field(

@@ -77,7 +77,7 @@ def _chosen(cache: "Cache", arguments: argparse.Namespace) -> "list[EntryInfo]":
     infos = cache.entries()
     if arguments.task == "clear" and bool(arguments.ids) == arguments.all:
         raise RunError(
-            "clear needs to know what to remove",
+            "clear needs the entries to remove",
             expected="ids, or --all",
             received="both" if arguments.all else "neither",
             fix="see `python -m pipelines.cache list` for the ids",

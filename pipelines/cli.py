@@ -4,11 +4,11 @@ import importlib
 import sys
 
 VERBS = {
-    "train": "train a classifier, evaluate it and export it",
+    "train": "train a model, evaluate it and export it",
     "tune": "search for better values of a spec's fields",
     "extract": "compute and store the features of frozen layers, with many processes",
     "evaluate": "evaluate a run on its own test split or on other images",
-    "predict": "classify files and folders with a run",
+    "predict": "predict the images in files and folders with a run",
     "explain": "show which parts of images a prediction depends on",
     "export": "export a run as a SavedModel again, and in other formats",
     "serve": "serve predictions over HTTP, with TensorFlow Serving's protocol",

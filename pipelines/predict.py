@@ -1,4 +1,4 @@
-"""Predict: classify files, folders or a list on standard input with a run or an exported model.
+"""Predict: run files, folders or a list on standard input with a run or an exported model.
 
 python -m pipelines.predict saved_models/flowers photo.jpg more_photos/ --output predictions.csv
 python -m pipelines.predict saved_models/flowers/formats/1/model.onnx photos/ --output all.parquet

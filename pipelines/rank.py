@@ -51,7 +51,7 @@ def read_words(words: Sequence[str]) -> tuple[RunSpec, RankSpec]:
     """The run's spec and the ranking's; a field that both have belongs to the ranking.
 
     Raises:
-        SpecError: a field is unknown, ill-typed or out of range.
+        SpecError: a field is unknown, has a wrong type or is out of range.
     """
     preset, *rest = words if "=" not in words[0] else (DEFAULT_PRESET, *words)
     changes = parse_assignments(rest)

@@ -58,7 +58,7 @@ def test_number_just_past_the_end_adds_a_phase_like_the_last():
         ({"dta.path": "x"}, "'data'"),
         ({"phases.7.epochs": 1}, "from 0 to 1"),
         ({"phases.0": 3}, "phases.0.epochs"),
-        ({"model.backbone.size": 3}, "no further dots"),
+        ({"model.backbone.size": 3}, "a single value"),
         ({"data.image_size": "big"}, "a whole number"),
         ({"data.image_size": 2.5}, "a whole number"),
         ({"training.rollback": 1}, "true or false"),
@@ -136,5 +136,5 @@ def test_ground_floor_does_not_import_tensorflow_or_keras():
 
 
 def test_storing_features_needs_a_number_of_views():
-    with pytest.raises(SpecError, match="cannot be stored"):
+    with pytest.raises(SpecError, match="cannot be cached"):
         override(RunSpec(), {"views.count": None, "cache.mode": "on"})

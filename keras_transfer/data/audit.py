@@ -1,10 +1,10 @@
-"""The audit: every file is opened before training, and its pixels are kept.
+"""The audit: every file is read before training, and its pixels are cached.
 
-Nothing trains on an image that was not read here, and nothing stands in for one that could not
-be: it is named, counted and left out, or the run stops. Pixels are stored by the content of the
-file, so an image that was decoded once, in any run, is read and checked but not decoded again.
+Training uses only images that were read here. An unreadable image is never replaced by anything:
+it is named, counted and left out, or the run stops. Pixels are cached by the content of the file,
+so an image that any run has decoded is read and checked, but not decoded again.
 
-Pixels on their way to the cache, a shard at a time: by one process, or by several hosts.
+One process or several hosts write the pixels to the cache, one shard at a time.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from keras_transfer.storage.shards import SHARD_BYTES, Rows, explained, write_sh
 
 
 class PixelBatches:
-    """Collects decoded images and hands them on in shards.
+    """Collects decoded images and writes them in shards.
 
-    `holds` says whether a digest's pixels are stored already; `write` stores new ones. Copies of
-    one file in one source may be decoded twice; they are stored once.
+    `holds` returns whether a digest's pixels are cached; `write` stores new ones. Copies of a file
+    in one source may be decoded twice; they are stored once.
     """
 
     def __init__(
@@ -51,27 +51,27 @@ class PixelBatches:
 
     @classmethod
     def into(cls, entry: Entry) -> "PixelBatches":
-        """Into an entry that this process holds."""
+        """Writes into an entry that this process has locked."""
         return cls(
             entry.cache_key, holds=lambda digest: not entry.missing([digest]), write=entry.append
         )
 
     def add(self, image: DecodedImage) -> None:
-        """Take a decoded image, and store a shard if there are enough."""
+        """Add a decoded image; write a shard if there are enough."""
         self.num_decoded += 1
         self._waiting[image.digest] = image.pixels
         if len(self._waiting) == self._size:
             self.store()
 
     def store(self) -> None:
-        """Store what is waiting."""
+        """Write the images that are still in memory."""
         if new := [digest for digest in self._waiting if not self.holds(digest)]:
             self._write(new, np.stack([self._waiting[digest] for digest in new]))
         self._waiting = {}
 
 
 class NumberedShards:
-    """Shards that a host writes into an entry that host 0 holds: each has numbers of its own.
+    """Writes shards into an entry that host 0 has locked; hosts use different shard numbers.
 
     `written` lists them with their keys, for host 0 to adopt.
     """
@@ -83,7 +83,7 @@ class NumberedShards:
         self.written: list[tuple[int, list[str]]] = []
 
     def holds(self, digest: str) -> bool:
-        """Whether it was stored before, or by this host."""
+        """Whether it was cached before, or written by this host."""
         return digest in self._known or digest in self._keys
 
     def write(self, keys: Sequence[str], rows: np.ndarray) -> None:
@@ -115,7 +115,7 @@ class Audited(NamedTuple):
 
 
 def pixels_key(spec: DataSpec) -> CacheKey:
-    """What stored pixels are a function of, beside the bytes of their file."""
+    """Cache key of pixels: all they depend on besides the bytes of their file."""
     size = spec.image_size
     return CacheKey(
         kind="pixels",
@@ -132,7 +132,7 @@ def pixels_key(spec: DataSpec) -> CacheKey:
 
 
 def audit(records: Records, spec: DataSpec, *, cache: Cache, reporter: Reporter) -> Audited:
-    """Read and check every image; decode and resize those whose pixels are not stored yet.
+    """Read and check every image; decode and resize those whose pixels are not cached yet.
 
     Args:
         records: what the source lists; rows keep their order.
@@ -161,7 +161,7 @@ def _audit_together(
     host: int,
     num_hosts: int,
 ) -> Audited:
-    """The same by several hosts: host h reads files h, h + n, …; host 0 holds the entry."""
+    """The same by several hosts: host h reads files h, h + n, …; host 0 locks the entry."""
     cache_key = pixels_key(spec)
 
     def read(known: set[str], first: int) -> tuple[_Found, NumberedShards]:
@@ -192,7 +192,7 @@ def _audit_together(
 
 @dataclass(frozen=True)
 class _Found:
-    """What reading some rows of the records came to; `num_decoded` of them were new."""
+    """The result of reading some rows of the records; `num_decoded` of them were new."""
 
     results: dict[int, Record | BadFile]
     unusual: Counter[str]
@@ -200,7 +200,7 @@ class _Found:
 
 
 def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: Entry) -> Audited:
-    """All that was found, row by row, with the pixels."""
+    """The results of all rows, in order, with the pixels."""
     results = {row: result for part in parts for row, result in part.results.items()}
     ordered = [results[row] for row in range(len(records.items))]
     good = tuple(result for result in ordered if isinstance(result, Record))
@@ -216,7 +216,7 @@ def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: E
             f"{len(lost):,} of {len(digests):,} images are no longer in the cache",
             expected="pixels of all images that were read",
             received=f"none of {good[lost[0]].path}",
-            fix="raise cache.limit_gb, see that all hosts use the same folder, and run it again",
+            fix="raise cache.limit_gb, make all hosts use the same folder, and run it again",
         )
     unusual = sum((part.unusual for part in parts), Counter[str]())
     notes = [*records.notes, *_notes_on_files(unusual), *_notes_on_copies(good)]
@@ -319,7 +319,7 @@ def _notes_on_files(unusual: Counter[str]) -> Iterator[str]:
 
 
 def _notes_on_copies(items: Iterable[Record]) -> Iterator[str]:
-    """Sentences on files with the same bytes: harmless, contradictory, or leaking into a test."""
+    """Sentences on copies of files: also those with two labels, or in two splits."""
     copies: defaultdict[str, list[Record]] = defaultdict(list)
     for record in items:
         copies[record.digest].append(record)

@@ -1,4 +1,4 @@
-"""The CSV source: one line an image, with its path, its target and perhaps a split and a group."""
+"""The CSV source: one line per image, with path, target and optionally split and group."""
 
 import csv
 import difflib
@@ -14,10 +14,10 @@ _Row = tuple[int, dict[str, str]]
 
 
 def read(spec: DataSpec) -> Listing:
-    """List the images of a UTF-8 CSV file; relative paths are taken from the file's folder.
+    """List the images of a UTF-8 CSV file; paths are relative to the file's folder.
 
-    Whether the images exist is left to the audit, and what the target cells mean to the task. A
-    line that repeats another is dropped.
+    The audit checks that the images exist; the task reads the target cells. A line that repeats
+    another is dropped.
 
     Raises:
         DataError: the file, a column or a path is missing, a split has an unknown name, or two
@@ -43,9 +43,9 @@ def read(spec: DataSpec) -> Listing:
     if not first_seen:
         raise DataError(
             f"{file} lists no image",
-            expected="one line for each image below the line of column names",
-            received="no such line",
-            fix="add the images, one a line",
+            expected="a line of column names, then one line per image",
+            received="no line below the column names",
+            fix="add the images, one per line",
         )
     words = counted(repeated, "line", "lines")
     notes = [f"{words} of {file.name} ignored, repeating another"] if repeated else []
@@ -81,7 +81,7 @@ def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
     default = DataSpec()
     needed = [("path_column", spec.path_column)]
     needed += [("label_column", name) for name in label_columns(spec)]
-    # Optional columns are required once they are named.
+    # Optional columns must exist where the spec names them.
     if spec.split_column != default.split_column:
         needed.append(("split_column", spec.split_column))
     if spec.group_column != default.group_column:
@@ -94,7 +94,7 @@ def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
             f"{file} has no column {name!r}, named by data.{field}",
             expected=f"a first line of column names with {', '.join(name for _, name in needed)}",
             received=", ".join(columns) or "an empty file",
-            fix=f"set data.{field}={nearest[0]} or whichever column it is",
+            fix=f"set data.{field} to the right column, such as data.{field}={nearest[0]}",
         )
 
 
@@ -125,7 +125,7 @@ def _record(
 
 
 def _record_path(cell: str, root: Path) -> str:
-    """Relative to the CSV's folder where it lies below it, absolute otherwise."""
+    """The path relative to the CSV's folder where it is below that folder, else absolute."""
     path = Path(os.path.normpath(root / Path(cell).expanduser()))
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 

@@ -1,15 +1,12 @@
-"""From rows of a source to the batches that `fit`, `evaluate` and `predict` read.
+"""Datasets: from rows of a source to the batches that `fit`, `evaluate` and `predict` read.
 
-Order and views of epoch e are pure functions of (seed, e), so a data set that starts at epoch e
-goes on exactly as one that started at 0 would have: resuming needs no state.
+Order and views of epoch e are pure functions of (seed, e). So a dataset that starts at epoch e
+gives the same batches as one that started at 0, and resuming needs no state.
 
-Batching: how rows become batches of one size, shared among devices and hosts.
-
-TPUs and devices that share a batch want all batches alike, and nothing is dropped: the last batch
-is filled up with copies of its own examples that weigh nothing. What the others weigh makes up for
-that, so that a loss is the mean over the real examples, as if the batch were smaller.
-
-Order: which example an epoch shows when and in which view, a pure function of (seed, epoch).
+All batches have the same size, because TPUs and devices that share a batch need that, and no
+example is dropped: the last batch is filled with copies of its own examples that have weight 0.
+The weights of the real examples are larger in turn, so that a loss is the mean over the real
+examples, as in a smaller batch.
 """
 
 import math
@@ -34,7 +31,7 @@ Encode = Callable[[np.ndarray], np.ndarray]
 class Batching:
     """How rows become batches: `size` examples over all devices, of which a host reads its share.
 
-    The hosts are numbered from 0; host h has the h-th of `num_hosts` equal shares of every batch.
+    Hosts are numbered from 0; host h reads the h-th of `num_hosts` equal shares of every batch.
     A batch may be read in `num_parts` equal parts, one after another, where memory is short.
     """
 
@@ -45,16 +42,16 @@ class Batching:
     num_hosts: int = 1
 
     def fitted(self, num_rows: int) -> "Batching":
-        """The same for so few rows that they do not fill a batch: no larger than all need."""
+        """The same with a smaller batch where the rows do not fill one."""
         if num_rows >= self.size:
             return self
         unit = self.num_devices * self.num_parts
         return replace(self, size=unit * math.ceil(num_rows / unit))
 
     def fill(self, rows: np.ndarray) -> np.ndarray:
-        """Places in `rows` [N, …], N > 0, that make whole batches: int64 [steps, size].
+        """Indices into `rows` [N, …], N > 0, that make whole batches: int64 [steps, size].
 
-        All in order, then some of the last batch's once more.
+        All indices in order; the last batch is filled by repeating its own.
         """
         num_left = len(rows) % self.size
         places = np.arange(len(rows))
@@ -63,7 +60,7 @@ class Batching:
         return places.reshape(-1, self.size)
 
     def share(self, batches: np.ndarray) -> np.ndarray:
-        """This host's part of [steps, size, …], batch after batch: [steps * size / hosts, …]."""
+        """This host's share of [steps, size, …], batch by batch: [steps * size / hosts, …]."""
         parts = batches.reshape(len(batches), self.num_hosts, -1, *batches.shape[2:])
         mine: np.ndarray = parts[:, self.host]
         return mine.reshape(-1, *batches.shape[2:])
@@ -80,9 +77,9 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
 
 
 def shares(shape: tuple[int, ...], num_rows: int, *, by_batch: bool) -> np.ndarray:
-    """Weights float32 [steps, size] of 0 for copies, and else of a mean of 1.
+    """Weights float32 [steps, size]: 0 for copies, equal for all others, with a mean of 1.
 
-    The mean is that of each batch, or of all of them together.
+    The mean is 1 in each batch, or over all batches together.
     """
     real = (np.arange(math.prod(shape)) < num_rows).reshape(shape).astype(np.float32)
     result: np.ndarray = real / real.mean(axis=1 if by_batch else None, keepdims=True)
@@ -90,7 +87,7 @@ def shares(shape: tuple[int, ...], num_rows: int, *, by_batch: bool) -> np.ndarr
 
 
 _OCCURRENCE_STRIDE = 2**32
-"""View numbers between two occurrences of an image in one epoch: more than there are epochs."""
+"""Distance in view numbers of two occurrences in one epoch; larger than any number of epochs."""
 
 
 def epoch_order(
@@ -101,16 +98,15 @@ def epoch_order(
     sampling: str,
     num_views: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which example an epoch shows when, and in which view: (places in `strata`, view numbers).
+    """The order of examples in an epoch, and their views: (rows of `strata`, view numbers).
 
     'natural' is a permutation. 'balanced' draws from every stratum of bool [N, S] equally often
-    (±1) in an epoch of the same length: a stratum with too many examples shows some of them, one
-    with too few repeats them.
-    The k-th occurrence of an example in the epoch is view `(epoch + k) mod num_views`; or view
-    `epoch + 1 + k · 2^32` if there is no such number, so that no view is ever shown twice.
+    (±1) in an epoch of the same length: large strata are subsampled, small ones repeated.
+    The k-th occurrence of an example in the epoch is view `(epoch + k) mod num_views`. If
+    `num_views` is None it is view `epoch + 1 + k · 2^32`, so that no view is used twice.
 
     Returns:
-        Two int64 arrays of N.
+        Two int64 arrays of length N.
     """
     generator = np.random.default_rng([seed, epoch])
     if sampling == "natural":
@@ -126,12 +122,12 @@ def epoch_order(
 def _balanced_order(
     strata: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places that show every stratum equally often, and how often each was shown before."""
+    """Rows drawn equally often from every stratum, and how often each occurred before."""
     size, num_strata = strata.shape
     counts = np.full(num_strata, size // num_strata)
     counts[generator.permutation(num_strata)[: size % num_strata]] += 1
     drawn = [
-        # In rounds without repetition.
+        # No example is repeated before all examples of its stratum were drawn.
         generator.permutation(np.flatnonzero(members))[np.arange(count) % members.sum()]
         for members, count in zip(strata.T, counts, strict=True)
     ]
@@ -142,7 +138,7 @@ def _balanced_order(
 
 
 def _count_earlier(places: np.ndarray) -> np.ndarray:
-    """How often the place at each position occurs before it, int64 [N]."""
+    """For each position, how often its value occurs before it, int64 [N]."""
     order = np.argsort(places, kind="stable")
     ordered = places[order]
     counts = np.empty_like(order)
@@ -188,7 +184,7 @@ class Examples:
 
 
 class Inputs(Protocol):
-    """What batches are read from: images, or features stored for their views."""
+    """What batches are read from: images, or cached features of their views."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -196,14 +192,14 @@ class Inputs(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of its numbers."""
+        """Data type of the values."""
 
     def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
-        """These views of these rows, [B, *shape]; called from several threads."""
+        """The given views of the given rows, [B, *shape]; called from several threads."""
 
 
 class Views:
-    """Views of decoded images, made when they are read."""
+    """Views of decoded images, computed when they are read."""
 
     def __init__(self, examples: Examples, spec: ViewSpec):
         self._examples = examples
@@ -248,12 +244,13 @@ def training_dataset(
     Order and views are those of `epoch_order`.
 
     Args:
-        encode: from target values to what the loss takes, `Task.encode`.
-        example_weights: float32 [len(rows)]; None weighs all alike.
+        encode: turns target values into the loss's targets, `Task.encode`.
+        example_weights: float32 [len(rows)]; None gives all the same weight.
 
     Yields:
-        inputs [B, *inputs.shape], encoded targets float32 [B, K], weights float32 [B]. Of an
-        epoch's last batch the n real examples weigh B / n times as much, copies 0.
+        inputs [B, *inputs.shape], encoded targets float32 [B, K], weights float32 [B]. In an
+        epoch's last batch the weights of the n real examples are B / n times as large, and copies
+        have weight 0.
 
     Raises:
         DataError: there are no rows, or sampling is balanced and a stratum has none.
@@ -290,12 +287,12 @@ def training_dataset(
 def evaluation_dataset(
     examples: Examples, rows: np.ndarray, inputs: Inputs, *, batching: Batching, encode: Encode
 ) -> tf.data.Dataset:
-    """View 0 of everything, the plain image, in the order of `rows`.
+    """Batches of plain images (view 0), in the order of `rows`.
 
     Yields:
         inputs [B, *inputs.shape], encoded targets float32 [B, K], weights float32 [B]. Copies that
-        fill the last batch weigh 0; all others weigh as much as makes their mean over all places
-        that over all rows.
+        fill the last batch have weight 0; all others have the same weight, chosen so that a
+        weighted mean over all batches is the mean over all rows.
 
     Raises:
         DataError: there are no rows.
@@ -311,10 +308,10 @@ def evaluation_dataset(
 def _load(
     batches: tf.data.Dataset, examples: Examples, inputs: Inputs, encode: Encode
 ) -> tf.data.Dataset:
-    """Read what batches of (rows, view numbers, weights) stand for, several side by side.
+    """Read the inputs and targets of batches of (rows, view numbers, weights), in parallel.
 
-    Inputs stay as they are kept, bytes or half precision: that is less to move to a device, which
-    makes floats of them. On a processor there is nothing to move to, and NumPy is quicker.
+    Inputs keep their type, bytes or half precision, so that less is copied to the device, which
+    casts them. On a CPU nothing is copied, and NumPy casts faster.
     """
     values, num_outputs = examples.targets.values, len(examples.targets.names)
     on_processor = current().kind == "cpu" and keras.backend.backend() == "tensorflow"
@@ -335,10 +332,10 @@ def _load(
 
 
 def _aligned_floats(values: np.ndarray) -> np.ndarray:
-    """The same numbers in float32, where TensorFlow can take them over without another copy.
+    """The values as float32, aligned to 64 bytes, so that TensorFlow uses them without a copy.
 
-    It does so at multiples of 64 bytes. TensorFlow's own cast takes more than twice as long, half
-    as long as a view: NumPy asks for huge pages, so that touching new memory is cheap.
+    TensorFlow's own cast takes more than twice as long, because NumPy allocates huge pages, which
+    makes new memory cheap.
     """
     memory = np.empty(4 * values.size + 64, np.uint8)
     start = -memory.ctypes.data % 64

@@ -38,7 +38,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        # Imported here: listing the known data sets must not cost scikit-learn's import.
+        # Imported here, so that listing data sets does not import scikit-learn.
         from sklearn.datasets import load_digits
 
         scans = load_digits()

@@ -1,13 +1,11 @@
-"""From a file to the square the network sees: one function, one meaning, everywhere.
+"""Image files: header checks, decoding and resizing.
 
-`decode_and_resize` is pure TensorFlow graph code and the only way an image becomes pixels: the
-audit before training, evaluation, the exported model and prediction all run it.
+Pillow reads the header only, so an image that is too large is refused before it takes memory. The
+few files that TensorFlow reads wrongly or not at all (animations, palette bitmaps, transparent
+WebP) are converted to PNG without loss; all others are passed on unchanged.
 
-Image files before they are decoded: what the header says, and bytes TensorFlow reads.
-
-Pillow looks at the header alone, so an image of absurd size is refused before any memory is
-spent on it. The few files that TensorFlow would read wrongly or not at all (animations, palette
-bitmaps, transparent WebP) become a PNG without loss; all others pass through untouched.
+`decode_and_resize` is TensorFlow graph code and the only function that makes pixels of a file: the
+audit before training, evaluation, the exported model and prediction all call it.
 """
 
 import contextlib
@@ -33,8 +31,8 @@ from keras_transfer.errors import DataError
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 FORMATS = "JPEG, PNG, GIF, BMP or WebP"
 
-# Opened by class, not by `PIL.Image.open`: that one warns of large images or raises by limits
-# of its own, and would hand a file to dozens of formats that nobody asked for.
+# Opened by class, not by `PIL.Image.open`, which has size limits of its own and tries dozens of
+# other formats.
 _READERS: dict[str, type[ImageFile]] = {
     ".jpg": JpegImageFile,
     ".png": PngImageFile,
@@ -47,7 +45,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 class UnreadableError(Exception):
-    """Why a file is no usable image, in a few words."""
+    """A file is not a usable image; the text is the reason in a few words."""
 
 
 class TooLargeError(UnreadableError):
@@ -56,10 +54,10 @@ class TooLargeError(UnreadableError):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A file's bytes as TensorFlow decodes them, and what is unusual about the file.
+    """Bytes of an image that TensorFlow decodes correctly, and what is unusual about the file.
 
-    `digest` is the SHA-256 of the file as it lies on disk, in hex. `converted_from` names the
-    format an image had before it became a PNG, '' where it passed through.
+    `digest` is the SHA-256 of the file on disk, in hex. `converted_from` is the format before the
+    conversion to PNG, '' where nothing was converted.
     """
 
     data: bytes
@@ -70,7 +68,7 @@ class Encoded:
 
 
 def sniff(head: bytes) -> str:
-    """The suffix that a file's first 12 bytes call for, such as '.png'; '' for no image."""
+    """The suffix that fits a file's first 12 bytes, such as '.png'; '' if it is not an image."""
     if head.startswith(b"\xff\xd8\xff"):
         return ".jpg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -83,13 +81,13 @@ def sniff(head: bytes) -> str:
 
 
 def read_encoded(file: Path, *, max_megapixels: float) -> Encoded:
-    """Read an image file and look at its header.
+    """Read an image file and check its header.
 
     Raises:
-        UnreadableError: the file is missing, empty, no image, too large, or its header damaged.
+        UnreadableError: the file is missing, empty, not an image, too large, or damaged.
     """
     data = _read_image_bytes(file)
-    with _telling_damage():
+    with _as_unreadable():
         image = _open(data, max_megapixels)
         must_convert = _is_misread_by_tensorflow(image, data)
         return Encoded(
@@ -102,24 +100,24 @@ def read_encoded(file: Path, *, max_megapixels: float) -> Encoded:
 
 
 def check_encoded(data: bytes, *, max_megapixels: float) -> bytes:
-    """Look at the header of an image in memory; returns bytes that TensorFlow decodes rightly.
+    """Check the header of an image in memory; returns bytes that TensorFlow decodes correctly.
 
     Raises:
         UnreadableError: as `read_encoded`.
     """
     _check_kind(data)
-    with _telling_damage():
+    with _as_unreadable():
         image = _open(data, max_megapixels)
         return _to_png(image) if _is_misread_by_tensorflow(image, data) else data
 
 
 @contextlib.contextmanager
-def _telling_damage() -> Iterator[None]:
+def _as_unreadable() -> Iterator[None]:
     try:
         yield
     except UnreadableError:
         raise
-    except Exception as error:  # Parsers that meet arbitrary bytes may raise anything.
+    except Exception as error:  # Parsers of arbitrary bytes may raise anything.
         raise UnreadableError("truncated or damaged") from error
 
 
@@ -139,7 +137,7 @@ def _check_kind(head: bytes) -> None:
 
 
 def _read_image_bytes(file: Path) -> bytes:
-    """Content of a file; only its first bytes are read if it is no image."""
+    """Content of a file; only its first bytes are read if it is not an image."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
@@ -151,10 +149,10 @@ def _read_image_bytes(file: Path) -> bytes:
 
 
 def _is_misread_by_tensorflow(image: ImageFile, data: bytes) -> bool:
-    """True for the images `tf.io.decode_image` shows wrongly, refuses, or reads in full.
+    """True for images that `tf.io.decode_image` decodes wrongly, refuses, or decodes slowly.
 
-    It takes the indices of a palette bitmap for grey values, refuses animated and transparent
-    WebP, and unpacks every frame of an animated GIF before it keeps the first.
+    It reads the indices of a palette bitmap as grey values, refuses animated and transparent
+    WebP, and decodes every frame of an animated GIF although only the first is used.
     """
     if isinstance(image, GifImageFile):
         return image.is_animated
@@ -198,7 +196,7 @@ __all__ = [
 ]
 
 DECODER_VERSION = 1
-"""To be raised whenever the same file comes out as other pixels: stored ones are then left."""
+"""Increase it when the same file is decoded to other pixels: cached pixels are then not used."""
 _BMP_HEADER_BYTES = 30
 _BMP_BITS_PER_PIXEL = 28
 
@@ -206,11 +204,11 @@ _BMP_BITS_PER_PIXEL = 28
 def load_encoded(file: Path, *, max_megapixels: float) -> bytes:
     """Read an image file as bytes that `decode_and_resize` accepts.
 
-    Only the header is looked at, so an image that is too large costs nothing; damage further
-    on shows when the bytes are decoded.
+    Only the header is checked, so an image that is too large takes no memory; damage after the
+    header is found when the bytes are decoded.
 
     Raises:
-        DataError: the file is missing, empty, no image, damaged or too large; `received` is
+        DataError: the file is missing, empty, not an image, damaged or too large; `received` is
             the reason in a few words.
     """
     try:
@@ -220,24 +218,24 @@ def load_encoded(file: Path, *, max_megapixels: float) -> bytes:
             f"{file} cannot be read",
             expected=f"a {FORMATS} image of at most {max_megapixels:g} megapixels",
             received=str(error),
-            fix="replace or remove the file, or raise data.max_megapixels if it is only large",
+            fix="replace or remove the file; if it is only too large, raise data.max_megapixels",
         ) from error
 
 
 def decode_and_resize(encoded: tf.Tensor, *, image_size: int, resize: str) -> tf.Tensor:
-    """Decode one image and bring it to the square the network sees.
+    """Decode one image and resize it to the network's square input.
 
     Args:
         encoded: scalar string, the bytes of a JPEG, PNG, GIF, BMP without palette or opaque WebP.
         image_size: side S of the square, px.
-        resize: 'crop' (centre), 'pad' (black bars) or 'squash' (aspect ratio given up).
+        resize: 'crop' (centre), 'pad' (black bars) or 'squash' (aspect ratio not kept).
 
     Returns:
         uint8 [S, S, 3], RGB. Alpha is dropped, 16-bit channels keep their high byte, a GIF its
         first frame; EXIF rotation is ignored.
 
     Raises:
-        tf.errors.InvalidArgumentError: the bytes are no such image, or damaged.
+        tf.errors.InvalidArgumentError: the bytes are not such an image, or damaged.
     """
     with tf.control_dependencies([_refuse_palette_bmp(encoded)]):
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
@@ -245,7 +243,7 @@ def decode_and_resize(encoded: tf.Tensor, *, image_size: int, resize: str) -> tf
 
 
 def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tensor:
-    """Bring pixels to the square the network sees, bilinear with antialiasing.
+    """Resize pixels to the network's square input, bilinear with antialiasing.
 
     Args:
         image: [H, W, 3] or [B, H, W, 3] of any numeric type, clipped to 0-255; H, W >= 1.
@@ -257,7 +255,7 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
     """
     assert resize in ("crop", "pad", "squash"), resize
     batch = image if image.shape.rank == 4 else image[tf.newaxis]
-    if batch.dtype != tf.uint8:  # Which resizes up to 4 times faster than float32.
+    if batch.dtype != tf.uint8:  # uint8 resizes up to 4 times as fast as float32.
         batch = tf.clip_by_value(tf.cast(batch, tf.float32), 0, 255)
     size = tf.shape(batch)[1:3]
     content = tf.fill([2], image_size)
@@ -268,7 +266,7 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
         size = tf.fill([2], side)
     elif resize == "pad":
         ratio = tf.cast(size, tf.float32) / tf.cast(tf.reduce_max(size), tf.float32)
-        # The short side of a very long image would vanish between two output pixels.
+        # At least one pixel: the short side of a very long image would round to 0.
         content = tf.maximum(tf.cast(tf.round(image_size * ratio), tf.int32), 1)
     resized = tf.raw_ops.ScaleAndTranslate(
         images=batch,
@@ -278,14 +276,14 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
         kernel_type="triangle",
         antialias=True,
     )
-    # Weights are positive and sum to one: the mean of 0-255 needs no clipping, only rounding.
+    # The weights are positive and sum to 1, so values stay in 0-255 and only need rounding.
     pixels = tf.cast(resized + 0.5, tf.uint8)
     return pixels if image.shape.rank == 4 else pixels[0]
 
 
 @functools.cache
 def decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`decode_and_resize` as one traced function, kept off any accelerator."""
+    """`decode_and_resize` as one traced function that runs on the CPU."""
 
     def decode(encoded: tf.Tensor) -> tf.Tensor:
         with tf.device("/CPU:0"):
@@ -296,7 +294,7 @@ def decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
 
 @functools.cache
 def batch_decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`decoder` for many images at once, string [B] to uint8 [B, S, S, 3]; one bad fails all."""
+    """`decoder` for a batch, string [B] to uint8 [B, S, S, 3]; one bad image fails the batch."""
     decode = decoder(image_size, resize)
 
     def decode_all(encoded: tf.Tensor) -> tf.Tensor:
@@ -310,7 +308,7 @@ def batch_decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tens
 
 @functools.cache
 def resizer(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`resize_pixels` of one uint8 image [H, W, 3] as a traced function, off any accelerator."""
+    """`resize_pixels` of one uint8 image [H, W, 3] as a traced function that runs on the CPU."""
 
     def shrink(pixels: tf.Tensor) -> tf.Tensor:
         with tf.device("/CPU:0"):
@@ -321,7 +319,7 @@ def resizer(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _refuse_palette_bmp(encoded: tf.Tensor) -> tf.Operation:
-    """Fail on BMP files whose palette TensorFlow would ignore, showing wrong colours."""
+    """Fail on BMP files with a palette: TensorFlow ignores it and gives wrong colours."""
     start = tf.strings.substr(encoded, 0, _BMP_HEADER_BYTES)
     padded = tf.strings.join([start, b"\0" * _BMP_HEADER_BYTES])
     header = tf.io.decode_raw(tf.strings.substr(padded, 0, _BMP_HEADER_BYTES), tf.uint8)

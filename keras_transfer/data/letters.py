@@ -53,7 +53,7 @@ def _draw(random: np.random.Generator, letter: str) -> Image.Image:
     files = font_files()
     font = _font(files[random.integers(len(files))], int(random.integers(52, 76)))
     canvas = Image.new("L", (CANVAS, CANVAS), 0)
-    # Strokes from thin to the width of a felt pen: handwriting is seldom a font's own weight.
+    # Strokes from thin to the width of a felt pen, because handwriting varies more than fonts do.
     stroke = int(random.integers(0, 5))
     ImageDraw.Draw(canvas).text(
         (CANVAS / 2, CANVAS / 2), letter, fill=255, font=font, anchor="mm", stroke_width=stroke
@@ -112,9 +112,9 @@ def render_letters(
 def letters_dataset(
     seed: int, *, image_size: int, batch_size: int, first_batch: int, num_batches: int
 ) -> tf.data.Dataset:
-    """Batches of letters never drawn before, rendered while the network trains.
+    """Batches of new letters, rendered while the network trains.
 
-    Batch b holds letters b * batch_size and on, so any stretch can be taken up where it stopped.
+    Batch b starts at letter b * batch_size, so training can resume at any batch.
     Elements: (float32 images [B, S, S, 3] in 0-255, one-hot float32 labels [B, 52]).
     """
 

@@ -8,14 +8,14 @@ import tensorflow as tf
 
 
 def make_plain(batches_of: Callable[[int], tf.data.Dataset]) -> tf.data.Dataset:
-    """A dataset whose n-th pass, from 0, shows the real examples of `batches_of(n)`.
+    """A dataset whose n-th iteration, from 0, gives the real examples of `batches_of(n)`.
 
     Args:
-        batches_of: makes a dataset of (inputs, targets, weights), each of them [B, …], in which
-            copies weigh 0 and the real examples of a filled batch weigh more, to make up for them.
+        batches_of: makes a dataset of (inputs, targets, weights), each [B, …], in which copies
+            have weight 0 and the real examples of a filled batch have larger weights in turn.
 
     Yields:
-        Inputs in float32, targets, and the weights that real examples have without copies.
+        Inputs in float32, targets, and the weights of the real examples as without copies.
     """
     numbers = itertools.count()
 

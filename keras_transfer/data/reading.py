@@ -1,4 +1,4 @@
-"""Many files at once: read, checked, decoded and resized on several threads, in their order."""
+"""Reads, checks, decodes and resizes many files on several threads, in order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ _LOOK_AHEAD = 4 * _NUM_THREADS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """A decoded file: `pixels` is uint8 [S, S, 3], RGB; `encoded` tells what was unusual."""
+    """A decoded file: `pixels` is uint8 [S, S, 3], RGB; `encoded` has the facts about the file."""
 
     file: Path
     pixels: np.ndarray
@@ -32,7 +32,7 @@ class DecodedImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Known:
-    """A file that was read but not decoded, since its pixels are at hand."""
+    """A file that was read but not decoded, because its pixels are already known."""
 
     file: Path
     encoded: Encoded
@@ -50,8 +50,8 @@ def read_pixels(
 ) -> Iterator[DecodedImage | BadFile]:
     """Read, check, decode and resize files, in their order, on several threads.
 
-    A file that cannot be used comes back as a `BadFile`; nothing is raised for it. Files are
-    taken from the iterable only a few ahead of what was consumed, so it may be endless.
+    A file that cannot be used is returned as a `BadFile`, without an error. The iterable is read
+    only a few files ahead, so it may be endless.
     """
     for item in read_new_pixels(
         files,
@@ -74,7 +74,7 @@ def read_new_pixels(
 ) -> Iterator[DecodedImage | Known | BadFile]:
     """As `read_pixels`, but a file whose digest is `known` is read and checked, not decoded.
 
-    `known` is asked once a file, in the caller's thread and in the files' order.
+    `known` is called once per file, in the caller's thread and in the order of the files.
     """
     decode = decoder(image_size, resize)
     pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="read_pixels")

@@ -1,4 +1,4 @@
-"""Records: which images there are, what they show, and which split they belong to.
+"""Records: the images of a source with their targets and splits.
 
 Paths, targets and hashes only; no pixels. A record is always a file: TFDS sources are unpacked
 into files once, so that splits, predictions and mistakes can always name the image.
@@ -15,11 +15,11 @@ from keras_transfer.data.targets import Targets
 class Record:
     """One labelled image.
 
-    `path` is relative to `Records.root` where the file lies below it, absolute otherwise, always
-    with forward slashes. `target` holds the texts of the source: the name of the class folder, or
-    the cells of the label columns. `split` ('train', 'val' or 'test') and `group` are the source's
-    own, None where it has none. `digest` is the SHA-256 of the file's bytes in hex, '' until the
-    audit has read the file.
+    `path` is relative to `Records.root` where the file is below it, else absolute; it always has
+    forward slashes. `target` has the texts of the source: the name of the class folder, or the
+    cells of the label columns. `split` ('train', 'val' or 'test') and `group` come from the
+    source, None where it has none. `digest` is the SHA-256 of the file's bytes in hex, '' until
+    the audit has read the file.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a source lists: `items` in a fixed order, the folder `root`, and notes for the user."""
+    """The content of a source: `items` in a fixed order, the folder `root`, notes for the user."""
 
     items: Sequence[Record]
     root: Path
@@ -58,18 +58,18 @@ class BadFile:
 
 @dataclass(frozen=True)
 class Records:
-    """All images of a source in a fixed order, with their targets row by row."""
+    """All images of a source in a fixed order; row i of `targets` belongs to item i."""
 
     items: tuple[Record, ...]
     targets: Targets
     root: Path
     bad_files: tuple[BadFile, ...] = ()
     notes: tuple[str, ...] = ()
-    """Plain sentences for the user: what was ignored, converted or unusual."""
+    """Sentences for the user: what was ignored, converted or unusual."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What the outputs of a model of these images stand for."""
+        """Names of a model's outputs, in their order."""
         return self.targets.names
 
     def file(self, row: int) -> Path:
@@ -82,5 +82,5 @@ class Records:
 
 
 def counted(number: int, one: str, several: str) -> str:
-    """A number with the words that fit it: '1 file is', '3 files are'."""
+    """A number with the singular or plural: '1 file is', '3 files are'."""
     return f"{number} {one if number == 1 else several}"

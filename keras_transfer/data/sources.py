@@ -1,20 +1,23 @@
-"""Sources: the images that a folder, a CSV file or a TFDS data set lists.
+"""The table of sources: where images and their targets are listed, by the name of `data.source`.
 
 No image is opened here: the audit does that. What the targets mean is decided by the task.
 """
 
-import os
-from collections import Counter
+import importlib
 from collections.abc import Callable
-from pathlib import Path
+from typing import Final
 
-from keras_transfer.data import csv_source
-from keras_transfer.data.images import EXTENSIONS
-from keras_transfer.data.records import Listing, Record, counted
+from keras_transfer.data.records import Listing
 from keras_transfer.errors import DataError, SpecError
+from keras_transfer.fields import nearest
 from keras_transfer.specs import DataSpec
 
-_LAYOUT = "class sub-folders with images in them, or train, val and test folders of such"
+SOURCES: Final = {
+    "folder": "keras_transfer.data.folder_source:read",
+    "csv": "keras_transfer.data.csv_source:read",
+    "tfds": "keras_transfer.data.tfds_source:read",
+}
+"""Import strings of functions from a `DataSpec` to a `Listing`: only the one used is imported."""
 
 
 def read_records(spec: DataSpec) -> Listing:
@@ -22,145 +25,41 @@ def read_records(spec: DataSpec) -> Listing:
 
     Raises:
         DataError: the source is missing or empty, or cannot be read.
-        SpecError: two splits are given the same name.
+        SpecError: the source is unknown, or two splits are given the same name.
     """
     _check_split_names(spec)
+    read = _find(spec.source)
     try:
-        return _reader(spec)(spec)
+        return read(spec)
     except OSError as error:
         raise DataError(
             f"{spec.path or spec.name} cannot be listed",
-            expected="a source whose folders and files may be read",
+            expected="a source whose folders and files can be read",
             received=str(error),
-            fix="correct the permissions, or point data.path elsewhere",
+            fix="correct the permissions, or set data.path to another place",
         ) from error
 
 
-def _reader(spec: DataSpec) -> Callable[[DataSpec], Listing]:
-    if spec.source == "tfds":
-        # Importing TensorFlow Datasets takes a second that the other sources need not pay.
-        from keras_transfer.data import tfds_source
-
-        return tfds_source.read
-    return csv_source.read if spec.source == "csv" else _read_folder
+def _find(name: str) -> Callable[[DataSpec], Listing]:
+    if name not in SOURCES:
+        raise SpecError(
+            f"data.source={name!r} is unknown",
+            expected=f"one of {', '.join(SOURCES)}",
+            received=name,
+            fix=nearest(name, list(SOURCES)),
+        )
+    module, _, function = SOURCES[name].partition(":")
+    read: Callable[[DataSpec], Listing] = getattr(importlib.import_module(module), function)
+    return read
 
 
 def _check_split_names(spec: DataSpec) -> None:
     names = (spec.train_split, spec.val_split, spec.test_split)
     if len(set(names)) < len(names):
         raise SpecError(
-            "data.train_split, data.val_split and data.test_split overlap",
-            expected="three different names; one that the source lacks is split off from training",
+            "data.train_split, data.val_split and data.test_split must differ",
+            expected="three different names",
             received=", ".join(names),
-            fix="give each split a name of its own, such as data.val_split=val",
+            fix="change one of them, such as data.val_split=val; a split that the source does not "
+            "have is split off from the training images",
         )
-
-
-def _read_folder(spec: DataSpec) -> Listing:
-    root = _existing_folder(spec.path)
-    folders = _sub_folders(root)
-    roles = {spec.train_split: "train", spec.val_split: "val", spec.test_split: "test"}
-    stray = sum(1 for entry in root.iterdir() if entry.is_file() and not _is_hidden(entry.name))
-    items: list[Record] = []
-    skipped: Counter[str] = Counter()
-    if roles.keys().isdisjoint(folders):
-        for label in folders:
-            items += _read_class(root, label, None, label, skipped)
-    else:
-        _check_split_folders(root, folders, spec)
-        for name in folders:
-            for label in _sub_folders(root / name):
-                items += _read_class(root, f"{name}/{label}", roles[name], label, skipped)
-    if not items:
-        raise DataError(
-            f"data.path={spec.path} has no class sub-folders",
-            expected=_LAYOUT,
-            received=f"files: {stray}, sub-folders: {len(folders)}, classes: none",
-            fix="put the images of each class into a sub-folder named after the class",
-        )
-    return Listing(items, root, _notes(stray, skipped))
-
-
-def _notes(stray: int, skipped: Counter[str]) -> list[str]:
-    notes = []
-    if stray:
-        notes.append(f"{counted(stray, 'file', 'files')} beside the class folders ignored")
-    if skipped:
-        kinds = ", ".join(f"{suffix} {count}" for suffix, count in skipped.most_common(5))
-        words = counted(skipped.total(), "file", "files")
-        notes.append(f"{words} without an image's suffix ignored ({kinds})")
-    return notes
-
-
-def _existing_folder(path: str) -> Path:
-    root = Path(path).expanduser().absolute()
-    if not path or not root.is_dir():
-        raise DataError(
-            f"data.path={path!r} is not a folder",
-            expected=_LAYOUT,
-            received="a file" if path and root.exists() else "nothing there",
-            fix="set data.path to your folder of images, or data.source=csv for a CSV file",
-        )
-    return root
-
-
-def _sub_folders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name)
-    )
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
-def _check_split_folders(root: Path, folders: list[str], spec: DataSpec) -> None:
-    """A folder cut into splits holds splits only; anything else there is a slip of naming."""
-    known = (spec.train_split, spec.val_split, spec.test_split)
-    others = [name for name in folders if name not in known]
-    free = [
-        field
-        for field, name in zip(("train_split", "val_split", "test_split"), known, strict=True)
-        if name not in folders
-    ]
-    if not others and spec.train_split in folders:
-        return
-    settings = " or ".join(f"data.{field}={name}" for name in others for field in free)
-    raise DataError(
-        f"{root} mixes split folders with other folders"
-        if others
-        else f"{root} has no training split",
-        expected=f"splits named {', '.join(known)}, or class folders alone",
-        received=", ".join(f"{name!r}" for name in folders),
-        fix=f"if one of them is a split, name it by {settings or 'data.train_split=...'}; if they "
-        "are all classes, give data.train_split, val_split and test_split other names",
-    )
-
-
-def _stop(error: OSError) -> None:
-    """Without this a folder that may not be read would pass for an empty one."""
-    raise error
-
-
-def _read_class(
-    root: Path, folder: str, split: str | None, label: str, skipped: Counter[str]
-) -> list[Record]:
-    """The images below one class folder; files with other suffixes are counted in `skipped`."""
-    items: list[Record] = []
-    for parent, names, files in os.walk(root / folder, onerror=_stop):
-        names[:] = sorted(name for name in names if not _is_hidden(name))
-        for name in sorted(file for file in files if not _is_hidden(file)):
-            suffix = Path(name).suffix.lower()
-            if suffix in EXTENSIONS:
-                path = Path(parent, name).relative_to(root).as_posix()
-                items.append(Record(path=path, target=(label,), split=split))
-            else:
-                skipped[suffix or "without suffix"] += 1
-    if not items:
-        raise DataError(
-            f"class folder {root / folder} holds no image",
-            expected=f"files named {', '.join(sorted(EXTENSIONS))}",
-            received="none",
-            fix="add images of the class, or remove the folder",
-        )
-    return items

@@ -1,10 +1,10 @@
-"""Splits: the rows for training, validation and test, drawn once and written down.
+"""Splits and folds: the rows for training, validation and test, drawn once and saved.
 
-A split that the source has is kept as it is. One that it lacks is drawn from its training rows:
+A split that the source has is used unchanged. A missing one is drawn from the training rows:
 stratified, seeded, with groups and exact copies kept together.
 
-Folds: every image outside the test split is held out once. They are drawn like splits:
-scikit-learn's StratifiedGroupKFold may leave a class out of a fold that could have had it.
+With folds, every image outside the test split is held out once. They are drawn by the same code
+as splits, because scikit-learn's StratifiedGroupKFold can leave a class out of a fold needlessly.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ UNUSED = "unused"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Splits:
-    """Rows of `Records` by use: int64, ascending, disjoint; and how they were drawn.
+    """Rows of `Records` in each split (int64, ascending, disjoint), and how they were drawn.
 
-    A fraction of None means that the split is the source's own. Rows that `data.train_size` left
-    over are in none of the three.
+    A fraction of None means that the split comes from the source. Rows that `data.train_size`
+    leaves out are in none of the three.
     """
 
     train: np.ndarray
@@ -46,7 +46,7 @@ class Splits:
 def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
     """Divide audited records into training, validation and test rows.
 
-    Rows without a split in the source count as training rows until something is carved out.
+    Rows without a split in the source count as training rows; missing splits are drawn from these.
 
     Raises:
         DataError: a stratum has too few images to be in every split, a group is in two of the
@@ -73,7 +73,7 @@ def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
 def with_train_size(splits: Splits, records: Records, size: int | None) -> Splits:
     """The same splits with `size` training rows, stratified; None keeps them all.
 
-    Drawn with the splits' seed: of the same splits, smaller choices are part of larger ones.
+    Drawn with the seed of the splits: a smaller choice is a subset of a larger one.
 
     Raises:
         DataError: there are fewer rows, or more strata.
@@ -89,10 +89,10 @@ def with_train_size(splits: Splits, records: Records, size: int | None) -> Split
 
 
 def manifest(splits: Splits, records: Records) -> dict[str, Any]:
-    """The splits as plain JSON values: every row by path, label, group and digest.
+    """The splits as plain JSON values: path, label, group and digest of every row.
 
-    `hash` is the SHA-256 of the sorted (split, label, digest) triples: it tells whether two runs
-    saw the same images in the same roles, wherever the files lay.
+    `hash` is the SHA-256 of the sorted (split, label, digest) triples: two runs with the same
+    images in the same splits have the same hash, whatever the folders are called.
     """
     rows = {name: getattr(splits, name).tolist() for name in NAMES}
     used = {row for part in rows.values() for row in part}
@@ -113,7 +113,7 @@ def manifest(splits: Splits, records: Records) -> dict[str, Any]:
 
 
 def read_manifest(document: dict[str, Any], records: Records) -> Splits:
-    """Find the manifest's rows among audited records, wherever their root lies now.
+    """Find the rows of a manifest among audited records; the root folder may have changed.
 
     Raises:
         DataError: the manifest was edited, or images, labels or classes are not those it lists.
@@ -124,7 +124,7 @@ def read_manifest(document: dict[str, Any], records: Records) -> Splits:
             "the split manifest does not agree with its own hash",
             expected=document["hash"],
             received=_content_hash(entries),
-            fix="restore splits.json as the run wrote it, or start a new run",
+            fix="restore the original splits.json, or start a new run",
         )
     row_of = {_identity(_entry(item)): row for row, item in enumerate(records.items)}
     listed = {_identity(entry) for part in entries.values() for entry in part}
@@ -150,7 +150,7 @@ def read_manifest(document: dict[str, Any], records: Records) -> Splits:
 
 
 def _count(targets: Targets) -> dict[str, int]:
-    """Images of every stratum that occurs, by name."""
+    """Number of images of every stratum that occurs, by name."""
     counts = zip(targets.strata_names, targets.strata.sum(axis=0).tolist(), strict=True)
     return dict(sorted((name, count) for name, count in counts if count))
 
@@ -182,14 +182,14 @@ def carve_pool(
             expected=f"at least {needed} images, one for each of train, "
             f"{', '.join(sorted(fractions))}",
             received=small.describe(),
-            fix=f"add images of the {targets.kind}, or leave it out",
+            fix=f"add images of the {targets.kind}, or remove it",
         )
     shares = stratification.share_out(targets.strata.sum(axis=0), fractions)
     return stratification.carve(targets.strata, units, shares, np.random.default_rng(seed))
 
 
 def _units(records: Records, pool: np.ndarray) -> np.ndarray:
-    """The unit of every pool row: exact copies and groups are kept whole."""
+    """The unit of every pool row: exact copies and groups stay together."""
     items = [records.items[row] for row in pool]
     return stratification.find_units(
         [item.digest for item in items], [item.group for item in items]
@@ -299,10 +299,10 @@ def _describe(what: str, identities: list[tuple[str, str, str]]) -> str:
 def make_folds(
     records: Records, spec: DataSpec, apart: np.ndarray, *, num_folds: int, seed: int
 ) -> tuple[Splits, ...]:
-    """Divide audited records into folds; in each of the results one of them is the test split.
+    """Divide audited records into folds; each result uses another fold as its test split.
 
-    Of the other folds' rows `spec.val_fraction` validate and the rest trains, `spec.train_size` of
-    them if that is set. A validation split of the source counts like any other rows.
+    Of the other folds' rows, a share of `spec.val_fraction` is for validation and the rest for
+    training (`spec.train_size` of them if set). A validation split of the source is not kept.
 
     Args:
         apart: rows of the test split, which are in no fold.
@@ -328,7 +328,7 @@ def make_folds(
 
 
 def draw_folds(records: Records, pool: np.ndarray, num_folds: int, *, seed: int) -> np.ndarray:
-    """The fold of every pool row, int64 from 0; groups and exact copies are kept whole.
+    """The fold of every pool row, int64 from 0; groups and exact copies stay together.
 
     Raises:
         DataError: a stratum has fewer images than there are folds.
@@ -339,7 +339,7 @@ def draw_folds(records: Records, pool: np.ndarray, num_folds: int, *, seed: int)
             f"{targets.kind} {small.name!r} is too small for {num_folds} folds",
             expected=f"at least {num_folds} images outside the test split, one for each fold",
             received=small.describe(),
-            fix=f"lower folds, add images of the {targets.kind}, or leave it out",
+            fix=f"lower folds, add images of the {targets.kind}, or remove it",
         )
     generator = np.random.default_rng([seed, num_folds])
     shares = _deal(targets.strata.sum(axis=0), num_folds)
@@ -349,8 +349,7 @@ def draw_folds(records: Records, pool: np.ndarray, num_folds: int, *, seed: int)
 def _deal(counts: np.ndarray, num_folds: int) -> dict[str, np.ndarray]:
     """How many images of each stratum every fold should get.
 
-    Dealt in turn, one stratum after the other: folds differ by one image at most, in each
-    stratum and in all.
+    Folds differ by one image at most, in each stratum and in total.
     """
     ends = np.cumsum(counts)
     dealt = {}

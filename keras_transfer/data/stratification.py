@@ -1,9 +1,9 @@
-"""Stratified splits: exact shares, every stratum in every split, units kept whole.
+"""Stratified splits: exact shares, every stratum in every split, units kept together.
 
 A stratum is a group of images whose share every split keeps, such as a class; an image may belong
 to several. A unit stays in one split: one image with its exact copies, or a group with all of its
 images. scikit-learn's stratified splitters guarantee no minimum per class with groups, so this is
-a greedy assignment, largest units first; without groups and with one stratum an image its counts
+a greedy assignment, largest units first; without groups and with one stratum per image its counts
 are exact.
 """
 
@@ -17,10 +17,10 @@ TRAIN = "train"
 
 
 def find_units(digests: Sequence[str], groups: Sequence[str | None]) -> np.ndarray:
-    """Number the units: rows that share a digest or a group, also by a chain of both.
+    """Number the units: rows connected by shared digests or shared groups.
 
     Returns:
-        int64 [N], the unit of each row. An empty digest or a group of None joins nothing.
+        int64 [N], the unit of each row. An empty digest or a group of None connects nothing.
     """
     num_rows = len(digests)
     nodes: dict[tuple[str, str], int] = {}
@@ -48,8 +48,8 @@ def count_units(strata: np.ndarray, units: np.ndarray) -> np.ndarray:
 def share_out(counts: np.ndarray, fractions: Mapping[str, float]) -> dict[str, np.ndarray]:
     """How many images of each stratum every split should get.
 
-    The total of a split is its fraction of all images, rounded, handed to strata by largest
-    remainder; no stratum gets less than one anywhere, not even in training, which takes the rest.
+    The total of a split is its fraction of all images, rounded, divided among strata by largest
+    remainder. Every stratum gets at least one image in every split; training gets the rest.
 
     Args:
         counts: images of each stratum, int64 [S], each at least `len(fractions) + 1`.
@@ -77,11 +77,11 @@ def carve(
     shares: Mapping[str, np.ndarray],
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Give every unit to one split.
+    """Assign every unit to one split.
 
-    Largest units come first, in random order among equals. Each goes where it overshoots the
-    shares of its strata least, then where they are emptiest; but once a stratum has no more units
-    to come than splits that lack it, those splits are served first.
+    Largest units come first, in random order among equals. Each goes to the split where it exceeds
+    the shares of its strata least, and among equal ones to the emptiest. But once a stratum has
+    only as many units left as there are splits without it, those splits come first.
 
     Args:
         strata: which strata each row belongs to, bool [N, S].
@@ -127,15 +127,15 @@ def carve(
 def nested_subset(strata: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
     """A stratified choice of `size` rows of bool [N, S], ascending int64 [size].
 
-    With the same generator state a smaller choice is part of every larger one, and each stratum is
-    there once before any is there twice. `size` is at least the number of strata.
+    With the same generator state a smaller choice is a subset of every larger one, and each
+    stratum is chosen once before any is chosen twice. `size` is at least the number of strata.
     """
     shuffled = generator.permutation(len(strata))
     position = np.full(len(strata), np.inf)
     for members in strata.T:
         rows = shuffled[members[shuffled]]
         if len(rows):
-            # The j-th of n images is placed at (j + ½) / n: any beginning is stratified.
+            # The j-th of n images is placed at (j + ½) / n: the first images are then stratified.
             places = (np.arange(len(rows)) + 0.5) / len(rows)
             places[0] = 0
             position[rows] = np.minimum(position[rows], places)

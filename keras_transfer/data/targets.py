@@ -1,4 +1,4 @@
-"""Targets: what a model is trained to predict, one row an image."""
+"""Targets: what a model is trained to predict, one row per image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ class Targets:
     """The targets of N images, and the groups whose shares every split keeps.
 
     `values` is int64 [N] with class indices, or float32 [N, K] with one column an output, where
-    NaN marks a missing value. `names` says what each of the K outputs stands for. `strata` is bool
+    NaN marks a missing value. `names` has a name for each of the K outputs. `strata` is bool
     [N, S]: which images belong to which group; `strata_names` are the groups' names, and `kind` is
-    what one group is called in messages.
+    the word for a group in messages.
     """
 
     values: np.ndarray
@@ -40,7 +40,7 @@ class Targets:
         return replace(self, values=self.values[rows], strata=self.strata[rows])
 
     def check_balanced(self, field: str) -> None:
-        """Raise DataError where a stratum is empty; `field` is the spec's that asks for balance."""
+        """Raise DataError where a stratum is empty; `field` is the field set to 'balanced'."""
         absent = np.flatnonzero(~self.strata.any(axis=0))
         if len(absent):
             raise DataError(

@@ -1,7 +1,7 @@
 """The TFDS source: a TensorFlow Datasets data set, unpacked once into ordinary image files.
 
-Images are taken as they are stored, still encoded, so a JPEG stays the JPEG it was. Afterwards
-such a source behaves like a folder: splits, predictions and mistakes can name a file.
+Images are copied as they are stored, without decoding: a JPEG stays the same JPEG. After that the
+source behaves like a folder: splits, predictions and mistakes can name a file.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ _PROBE_SECONDS = 4
 
 
 def read(spec: DataSpec) -> Listing:
-    """List the images of a data set, prepared and unpacked first where that is still to do.
+    """List the images of a data set; prepare and unpack it first where needed.
 
     Raises:
-        DataError: the name is unknown, the data are neither here nor to be had, the training
+        DataError: the name is unknown, the data are neither on disk nor downloadable, the training
             split is missing, or there is no image or no class label in the data.
     """
-    # One process prepares and unpacks, and others that want the same find it done.
+    # One process at a time prepares and unpacks; the others then find the files.
     home().mkdir(parents=True, exist_ok=True)
     with FileLock(home() / "tfds.lock"):
         builder = _find_builder(spec)
@@ -69,24 +69,24 @@ def _find_builder(spec: DataSpec) -> tfds.core.DatasetBuilder:
     known = tfds.list_builders(with_community_datasets=False)
     try:
         return tfds.builder(spec.name, data_dir=folder)
-    except Exception as error:  # A wrong name, version or configuration: each another type.
+    except Exception as error:  # The type depends on what is wrong: name, version, configuration.
         near = difflib.get_close_matches(spec.name, known, n=3, cutoff=0.5) or ["digits"]
         is_known = spec.name.partition(":")[0].partition("/")[0] in known
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"data.name={spec.name!r} is no data set that TensorFlow Datasets can build",
+            f"data.name={spec.name!r} is not a data set of TensorFlow Datasets",
             expected="a name such as 'digits', 'tf_flowers' or 'mnist:3.0.1'",
-            received=reason[0] if is_known else f"{spec.name!r}, which it does not know",
+            received=reason[0] if is_known else f"{spec.name!r}, an unknown name",
             fix=f"did you mean {', '.join(near)}?",
         ) from error
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, spec: DataSpec) -> None:
-    """Make sure that the data lie on disk, without waiting minutes for a network that is away."""
+    """Download and prepare the data if needed; a missing network is found within seconds."""
     if builder.is_prepared():
         return
     if _is_digits(spec):
-        tfds.disable_progress_bar()  # Below a second: not worth a bar.
+        tfds.disable_progress_bar()  # It takes less than a second.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
         return
@@ -101,24 +101,24 @@ def _prepare(builder: tfds.core.DatasetBuilder, spec: DataSpec) -> None:
         f"data.name={spec.name!r} is not prepared and cannot be downloaded",
         expected=f"prepared data in {builder.data_dir}",
         received=reason,
-        fix=f"run `tfds build {spec.name} --data_dir {builder.data_dir_root}` where there is a "
-        "network, copy that folder here and name it by data.path",
+        fix=f"run `tfds build {spec.name} --data_dir {builder.data_dir_root}` on a machine with a "
+        "network connection, copy that folder here and set data.path to it",
     )
 
 
 def _network_failure() -> str:
-    """Why TFDS's storage cannot be reached within seconds; '' if it answers."""
+    """Why TFDS's storage cannot be reached within seconds; '' if it can."""
     try:
         urllib.request.urlopen(_PROBE_URL, timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
-        return ""  # An answer, whatever it says.
+        return ""  # The server responded, so there is a network.
     except OSError as error:
-        return f"no data there, and no network ({error})"
+        return f"no data on disk, and no network ({error})"
     return ""
 
 
 def _chosen_splits(builder: tfds.core.DatasetBuilder, spec: DataSpec) -> dict[str, str]:
-    """The data set's splits that are used, each with its role."""
+    """The splits of the data set that are used, with their roles: train, val or test."""
     present = sorted(builder.info.splits)
     if spec.train_split not in present:
         raise DataError(
@@ -132,21 +132,21 @@ def _chosen_splits(builder: tfds.core.DatasetBuilder, spec: DataSpec) -> dict[st
 
 
 def _unpack(builder: tfds.core.DatasetBuilder, split: str, folder: Path) -> Path:
-    """Write a split's images below `folder`, one sub-folder a class, unless they are there."""
+    """Write a split's images below `folder`, one sub-folder per class, unless they are there."""
     info = builder.info.splits[split]
     origin = {"num_examples": info.num_examples, "num_bytes": info.num_bytes}
     origin["from"] = str(builder.data_dir)
     if _is_unpacked(folder, origin):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{split}.", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{split}.", dir=folder.parent))
     try:
-        _write_images(builder, split, beside)
-        (beside / _MARKER).write_text(json.dumps(origin))
+        _write_images(builder, split, temporary)
+        (temporary / _MARKER).write_text(json.dumps(origin))
         if folder.exists() and not _is_unpacked(folder, origin):
             shutil.rmtree(folder)
         if not folder.exists():
-            beside.rename(folder)
+            temporary.rename(folder)
     except OSError as error:
         raise DataError(
             f"the images of {builder.info.full_name} cannot be unpacked into {folder}",
@@ -155,7 +155,7 @@ def _unpack(builder: tfds.core.DatasetBuilder, split: str, folder: Path) -> Path
             fix="make room, or set the environment variable KERAS_TRANSFER_HOME to another disk",
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -167,7 +167,7 @@ def _is_unpacked(folder: Path, origin: dict[str, Any]) -> bool:
 def _write_images(builder: tfds.core.DatasetBuilder, split: str, folder: Path) -> None:
     image_key, label_key = _image_and_label(builder)
     names = builder.info.features[label_key].names
-    # A class folder's name is quoted: a class may be called 'and/or'.
+    # A class folder's name is quoted, because a class may have a name such as 'and/or'.
     folders = [folder / urllib.parse.quote(name, safe=" ()',&+") for name in names]
     for class_folder in folders:
         class_folder.mkdir()
@@ -210,7 +210,7 @@ def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     labels = [key for key in labels if key in preferred] or labels
     if len(images) != 1 or len(labels) != 1:
         raise DataError(
-            f"{builder.info.full_name} is no data set of labelled images",
+            f"{builder.info.full_name} is not a data set of labelled images",
             expected="one image and one class label in each example",
             received=", ".join(f"{key}: {type(value).__name__}" for key, value in features.items()),
             fix="choose another data set, or write its images into class folders",

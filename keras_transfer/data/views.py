@@ -1,16 +1,14 @@
-"""Views: augmented images that are pure functions of (image, example, view number, spec).
+"""Views: augmented images that are pure functions of (image, example id, view number, spec).
 
-`draw` turns an example's number and a view's number into a `Plan` of a few plain numbers;
-`view_pixels.apply` carries it out. Nothing else plays a part: no run, no clock, no neighbour in a
-batch, no thread. So a view can be stored, and made again on any day.
+`draw` turns an example id and a view number into a `Plan` of a few numbers; `apply` changes the
+image with OpenCV. The result depends on nothing else: not on the run, the time, the batch or the
+thread. So a view can be cached, and made again later with the same bits.
 
-The pixels of a view: what `views.draw` decided, done to one image by OpenCV.
+Colour is one affine map, geometry one resampling; noise and erasing follow. A step that a plan
+does not use is skipped, so a neutral plan returns the image bit for bit.
 
-Colour as one affine map, geometry as one resampling, then noise and erasing; what a plan leaves
-alone is not touched, so a neutral plan gives back the image bit for bit.
-
-OpenCV is used as it comes. How many threads it may use is a setting of the whole process, and
-beside batches that are made side by side it makes no difference (measured at 96 to 400 px).
+OpenCV's number of threads is a setting of the whole process and is not changed: with batches made
+in parallel it makes no difference (measured at 96 to 400 px).
 """
 
 import cmath
@@ -43,13 +41,13 @@ _NEUTRAL_WARP = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to an image, as plain numbers; the defaults do nothing.
+    """The changes to an image, as numbers; the defaults change nothing.
 
     `chroma` multiplies the colour I + iQ of YIQ, so its length is the saturation and its angle
     the hue; `contrast` is a factor on distances from the mean colour; `brightness`, `noise` (a
-    standard deviation) are in 0-255; `noise_start` (0-1) says which noise. `warp` is the map
-    a, b, c, d, x, y from view to image and `box` the left, top, right and bottom of what is
-    erased, both in sides of the image.
+    standard deviation) are in 0-255; `noise_start` (0-1) selects the noise. `warp` is the map
+    a, b, c, d, x, y from view to image and `box` the left, top, right and bottom of the erased
+    box, both in units of the image's side.
     """
 
     chroma: complex = 1.0
@@ -94,10 +92,10 @@ def _colour_map(plan: Plan, mean: np.ndarray) -> np.ndarray:
 def _warp_pixels(
     pixels: np.ndarray, a: float, b: float, c: float, d: float, x: float, y: float
 ) -> np.ndarray:
-    """Resample once, bilinearly. What lies outside the image is its mirror image.
+    """Resample once, bilinearly. The area outside the image is filled with its reflection.
 
-    A constant would frame it with straight edges that are the strongest in sight, repeating its
-    border would draw streaks; neither saves more than an eighth of the time.
+    A constant colour would add strong straight edges, and repeating the border would add streaks;
+    neither saves more than an eighth of the time.
     """
     size = len(pixels)
     # OpenCV counts from the centre of the first pixel, where the image's centre is at:
@@ -119,25 +117,25 @@ def _normal_sequence(length: int) -> np.ndarray:
 
 
 def _noise(start: float, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal noise: each view reads its own stretch of one long sequence.
+    """Standard normal noise: each view reads its own part of one long sequence.
 
-    Fresh deviates would take as long as everything else a view needs, a stretch takes nothing;
-    and two views hardly ever start at the same of the million places.
+    Drawing new numbers would take as long as the rest of a view, and reading takes no time. Two
+    views hardly ever start at the same of the million places.
     """
     first, length = int(start * _NUM_STARTS), math.prod(shape)
     return _normal_sequence(_NUM_STARTS + length)[first : first + length].reshape(shape)
 
 
 def _erase(pixels: np.ndarray, box: tuple[float, ...], colour: np.ndarray) -> None:
-    """Fill the pixels whose middle lies in the box with a colour [3]."""
+    """Fill the pixels whose centre is in the box with a colour [3]."""
     left, top, right, bottom = (math.ceil(edge * len(pixels) - 0.5) for edge in box)
     pixels[top:bottom, left:right] = np.clip(np.rint(colour), 0, 255)
 
 
 VERSION = f"1, OpenCV {cv2.__version__}"
-"""What a view's pixels depend on beside its arguments, for keys of what is stored for views.
+"""What a view's pixels depend on besides its arguments; it is part of cache keys.
 
-Raise the number whenever the pixels of any view change. OpenCV's releases round differently.
+Increase the number whenever the pixels of any view change. Releases of OpenCV round differently.
 """
 
 _OFF: dict[str, bool | float] = {
@@ -177,7 +175,7 @@ _STRONG: dict[str, bool | float] = {
     "erasing": 0.25,
 }
 POLICIES: dict[str, dict[str, bool | float]] = {"none": _OFF, "light": _LIGHT, "strong": _STRONG}
-"""Default strengths of each policy, for photographs whose mirror image means the same."""
+"""Default strengths of each policy, for photographs that keep their class when mirrored."""
 
 _SMALLEST_BOX = 0.02
 """Smallest share of the image an erased box covers; smaller ones hide nothing."""
@@ -186,8 +184,8 @@ _SMALLEST_BOX = 0.02
 def strengths(spec: ViewSpec) -> ViewSpec:
     """The same spec with every None replaced by its policy's value.
 
-    Warns about a strength that was given but has no effect because the part it belongs to is off
-    (a spec that gives everything, as this function returns, passes in silence).
+    Warns about a strength that was set but has no effect because its part is off (not for a spec
+    that this function returned, which sets all of them).
     """
     given = {name: value for name, value in dataclasses.asdict(spec).items() if value is not None}
     resolved = dataclasses.replace(spec, **{**POLICIES[spec.policy], **given})
@@ -204,8 +202,8 @@ def view(image: np.ndarray, example_id: int, view_index: int, *, strengths: View
         image: uint8 [S, S, 3].
         example_id: 63-bit number of the image (`Record.example_id`).
         view_index: 0 or more.
-        strengths: a spec without open strengths, as the function of that name returns. Its seed
-            counts, its policy's name and its number of views do not.
+        strengths: a spec without None, as `strengths()` returns it. The view depends on its seed,
+            but not on the policy's name or the number of views.
 
     Returns:
         A new uint8 [S, S, 3]; the same bits for the same arguments in any process, thread, batch
@@ -215,10 +213,10 @@ def view(image: np.ndarray, example_id: int, view_index: int, *, strengths: View
 
 
 def draw(example_id: int, view_index: int, *, strengths: ViewSpec) -> Plan:
-    """What will be done to one image; nothing for view 0.
+    """The plan of a view; view 0 is the plain image.
 
-    All random numbers are drawn, always and in the same order, so that changing one strength
-    leaves the other parts of every view as they were.
+    All random numbers are always drawn, in the same order, so that changing one strength does not
+    change the other parts of any view.
     """
     if view_index == 0:
         return Plan()
@@ -239,8 +237,8 @@ def draw(example_id: int, view_index: int, *, strengths: ViewSpec) -> Plan:
 def _bits(example_id: int, view_index: int, seed: int) -> np.random.Philox:
     """Random bits from the 128-bit key of one view, [example_id, hash(seed) + view_index].
 
-    The first half is the example id itself, so all its 63 bits matter; within one seed no two
-    (example, view) share a key. Philox mixes all 128 bits.
+    The first half is the example id, so all its 63 bits matter; for one seed no two (example,
+    view) pairs share a key. Philox mixes all 128 bits.
     """
     key = [int(example_id), _seed_offset(seed) + int(view_index)]
     return np.random.Philox(key=np.array(key, np.uint64))
@@ -248,13 +246,13 @@ def _bits(example_id: int, view_index: int, seed: int) -> np.random.Philox:
 
 @functools.cache
 def _seed_offset(seed: int) -> int:
-    """62 bits that keep the views of neighbouring seeds apart and leave room for a sum."""
+    """A 62-bit hash of the seed; adding a view number cannot overflow 64 bits."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
 @functools.cache
 def _ranges(strengths: ViewSpec) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Names, lower ends and widths of the ranges of all random numbers of a view."""
+    """Names, lower bounds and widths of the ranges of a view's random numbers."""
     s = {name: float(getattr(strengths, name)) for name in _OFF}
     angle, hue = math.radians(s["rotation"]), 2 * math.pi * s["hue"]
     shift, aspect = s["translation"], math.log(s["crop_aspect"])

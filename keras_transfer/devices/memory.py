@@ -55,7 +55,7 @@ def peak_mb() -> float:
     This counts Python, TensorFlow and its arrays, and mapped files as far as they were in memory,
     but no memory of accelerators.
     """
-    # Not `getrusage`: on Linux a child inherits the peak of its parent.
+    # Not `getrusage`: on Linux a subprocess inherits the peak of its parent.
     if fields := _status():
         return _megabytes(fields["VmHWM"])
     import resource

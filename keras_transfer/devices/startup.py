@@ -22,7 +22,7 @@ def use_onednn() -> None:
 
     Warns:
         RuntimeWarning: TensorFlow is imported already and has read the variable. Nothing is
-            changed: other kernels in child processes would give other last digits.
+            changed: other kernels in subprocesses would give other last digits.
     """
     if platform.machine() not in ("x86_64", "AMD64") or ONEDNN in os.environ:
         return

@@ -46,7 +46,7 @@ class SubprocessCall:
         Args:
             function: takes and returns JSON values only.
             title: what the call is, for the error.
-            log: the child's output is added to this file.
+            log: the output of the subprocess is appended to this file.
             environment: variables beside those of this process.
             on_terminal: show its standard output; standard error goes to the log.
         """
@@ -64,7 +64,7 @@ class SubprocessCall:
                 env={**os.environ, **(environment or {})},
             )
         assert self._process.stdin
-        # A child that failed at once has closed its end; `result` raises what ended it.
+        # A subprocess that failed at once has closed its end; `result` raises its error.
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps(arguments).encode())
 
@@ -95,7 +95,7 @@ class SubprocessCall:
 
         Raises:
             KerasTransferError: the error that the function raised.
-            RunError: the child ended without a result; `received` has the end of its traceback.
+            RunError: the subprocess failed; `received` has the end of its traceback.
         """
         status = self._process.wait()
         reply = json.loads(self._reply.read_text()) if status == 0 else None
@@ -123,11 +123,11 @@ def call_in_subprocess(
 
     Arguments, result and errors are those of `SubprocessCall`.
     """
-    child = SubprocessCall(function, title=title, log=log, **arguments)
+    call = SubprocessCall(function, title=title, log=log, **arguments)
     try:
-        return child.result()
+        return call.result()
     finally:
-        child.stop()
+        call.stop()
 
 
 def end_with_parent(parent: int) -> None:
@@ -161,7 +161,7 @@ def _crash(title: str, ended: str, output: bytes) -> RunError:
 
 
 def _run_child() -> None:
-    """The child's side: read the arguments, call the function, write its result."""
+    """Main function of the subprocess: read arguments, call the function, write its result."""
     target, file = sys.argv[1:]
     module, name = target.split(":")
     arguments = json.load(sys.stdin)

@@ -17,8 +17,8 @@ _NUM_CELLS = 4_000_000
 def wilson(successes: int, trials: int) -> Interval:
     """Wilson's score interval of a share, 95 %, without continuity correction.
 
-    Unlike the normal approximation it stays in 0-1 and keeps its width at 0 and 100 %. Without
-    trials nothing is known: (0, 1).
+    Unlike the normal approximation it stays in 0-1 and has a width above 0 at 0 and 100 %. It is
+    (0, 1) without trials.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
     JASA 22 (1927).
@@ -29,7 +29,7 @@ def wilson(successes: int, trials: int) -> Interval:
     centre = share + z2 / (2 * trials)
     half = _Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     scale = 1 + z2 / trials
-    # At the ends the formula is exact, its rounding is not.
+    # The formula is exact at both ends; only rounding errors are removed here.
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == trials else (centre + half) / scale
     return low, high
@@ -45,8 +45,8 @@ def bootstrap(
     """Percentile bootstrap intervals, 95 %, of statistics of resampled examples.
 
     Args:
-        statistic: takes how often each example was drawn, [R, N], and gives K figures a
-            resample, [R, K].
+        statistic: from how often each example was drawn, [R, N], to K figures of each resample,
+            [R, K].
 
     Returns:
         Low and high ends, [2, K].

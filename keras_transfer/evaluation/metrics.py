@@ -19,7 +19,7 @@ _RESAMPLED = ("balanced_accuracy", "log_loss", "expected_calibration_error")
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class against the rest. A share of nothing is 0, as in scikit-learn."""
+    """Figures of one class against the rest. 0 / 0 counts as 0, as in scikit-learn."""
 
     precision: float
     recall: float
@@ -71,7 +71,7 @@ class SingleLabelEvaluation:
         return [Table("Classes", ["class", "precision", "recall", "F1", "images"], rows)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, lists and dicts that JSON can hold; `interval` is the accuracy's."""
+        """The figures as plain JSON values; `interval` is that of the accuracy."""
         return {
             "num_examples": self.num_examples,
             "accuracy": self.accuracy,
@@ -165,7 +165,7 @@ def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndar
 def _resampled_figures(
     labels: np.ndarray, probabilities: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """What the bootstrap needs: counts of examples [R, N] to the figures of `_RESAMPLED`."""
+    """The bootstrap's statistic: from counts of examples [R, N] to the figures of `_RESAMPLED`."""
     num_examples, num_classes = probabilities.shape
     hits = probabilities.argmax(axis=1) == labels
     floor = np.finfo(np.float64).eps
@@ -189,10 +189,10 @@ def _check(
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     if len(labels) == 0 or probabilities.shape != (len(labels), num_classes):
         raise DataError(
-            "labels and probabilities do not belong together",
+            "labels and probabilities do not match",
             expected=f"N ≥ 1 labels and N rows of {num_classes} probabilities",
             received=f"{len(labels)} labels and probabilities of shape {probabilities.shape}",
-            fix="pass the predictions of exactly these examples, one column a class",
+            fix="pass the predictions of exactly these examples, one column per class",
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(

@@ -39,7 +39,7 @@ _MOST_NAMES = 100
 def draw_learning_curves(
     history: Sequence[Mapping[str, Any]], file: Path, *, metric: str = "accuracy"
 ) -> None:
-    """Loss and a metric in training and validation over all epochs, the phases named.
+    """Loss and a metric in training and validation over all epochs, with the names of the phases.
 
     Args:
         history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `val_loss` and the
@@ -93,7 +93,7 @@ def _draw_curves(axes: Axes, history: Sequence[Mapping[str, Any]], name: str) ->
 def _shade_phases(
     axes: Axes, phases: Sequence[tuple[str, float, float]], *, numbered: bool
 ) -> None:
-    """Shade every other phase, and write its name or its number above it."""
+    """Shade every other phase, and write the name or number above each."""
     above = axes.get_xaxis_transform()
     for number, (name, start, end) in enumerate(phases, 1):
         if number % 2:
@@ -104,7 +104,7 @@ def _shade_phases(
 
 @styled
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path) -> None:
-    """The confusion matrix: counts, and in colour the share of the true class.
+    """The confusion matrix: counts as numbers, the share of the true class as colour.
 
     Counts are written for up to 25 classes.
 
@@ -132,7 +132,7 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
-    """Name rows and columns, as many as can be read, in letters that fit the cells."""
+    """Name as many rows and columns as can be read, in a font size that fits the cells."""
     step = -(-len(class_names) // _MOST_NAMES)
     places = range(0, len(class_names), step)
     names = [shortened(class_names[place]) for place in places]
@@ -168,7 +168,7 @@ def _add_scale(figure: Figure, image: AxesImage) -> None:
 
 
 _HEADROOM = 0.25
-"""Share of the height of the data left free above and below it, for numbers."""
+"""Free space above and below the data for numbers, as a share of its height."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Mistake:
 
 @styled
 def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
-    """A row for each image, a column for each view, the plain image first.
+    """A row for each image, a column for each view; the first column is the plain image.
 
     Args:
         views: [R, V, S, S, 3] in 0-255; column v is view v.

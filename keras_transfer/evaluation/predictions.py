@@ -1,4 +1,4 @@
-"""Predictions one by one: the rows of `predictions.csv` and the most confident mistakes."""
+"""Predictions of single images: the rows of `predictions.csv` and the most confident mistakes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -19,7 +19,7 @@ def label_columns(class_names: Sequence[str], *, labelled: bool = False) -> list
 
 
 def probability_columns(class_names: Sequence[str]) -> list[str]:
-    """Column names of the probabilities; prefixed, for a class may be called 'path'."""
+    """Column names of the probabilities; prefixed, because a class may be called 'path'."""
     return [f"probability_{name}" for name in class_names]
 
 

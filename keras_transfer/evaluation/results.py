@@ -1,4 +1,4 @@
-"""What every evaluation has, whatever the task: a headline, text and tables; gains with errors."""
+"""Interface of every task's evaluation: headline, text and tables; gains with standard errors."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +10,7 @@ from keras_transfer.evaluation.intervals import Interval
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure that sums up an evaluation, with its 95 % interval."""
+    """The main figure of an evaluation, with its 95 % interval."""
 
     name: str
     value: float
@@ -30,10 +30,10 @@ class Evaluation(Protocol):
 
     @property
     def headline(self) -> Headline:
-        """The figure to compare by."""
+        """The main figure, by which evaluations are compared."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, lists and dicts that JSON can hold."""
+        """The figures as plain JSON values."""
 
     def describe(self) -> str:
         """The main figures in a sentence."""
@@ -44,7 +44,7 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean score gained from one model to another on the same examples."""
+    """Mean difference of the scores of two models on the same examples."""
 
     difference: float
     standard_error: float

@@ -1,1 +1,1 @@
-"""Features: what frozen layers compute, kept so that it is computed once."""
+"""Features: the cached outputs of frozen layers."""

@@ -1,7 +1,7 @@
-"""A whole classifier's logits for plain images, cached like other features.
+"""The logits of a whole classifier for plain images, cached like other features.
 
 Evaluating the same model on the same images again needs neither pixels nor the network. Logits are
-stored in float32, exactly as the model gave them.
+stored in float32, exactly as the model computed them.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from keras_transfer.storage.entry import CacheKey
 
 
 def logits_key(model: keras.Model, pixels: CacheKey) -> CacheKey:
-    """What a classifier's logits are a function of, beside the image's file."""
+    """Cache key of a classifier's logits: all they depend on besides the image's file."""
     return CacheKey(
         kind="logits",
         title=f"logits of a classifier with {model.output_shape[-1]} outputs",
@@ -36,7 +36,7 @@ def logits_key(model: keras.Model, pixels: CacheKey) -> CacheKey:
 def known_probabilities(
     model: keras.Model, *, pixels: CacheKey, cache: Cache, activation: Activation = "softmax"
 ) -> dict[str, np.ndarray]:
-    """Outputs float32 [K] of all images with cached logits, by digest."""
+    """Activated outputs float32 [K] of all images with cached logits, by digest."""
     with cache.opened(logits_key(model, pixels)) as (entry,):
         entry.check()
         digests = entry.keys
@@ -63,8 +63,8 @@ def predict_cached(
         model: from pixels float32 [B, S, S, 3] in 0-255 to logits.
         digests: of the N images' files.
         pixels: uint8 [M, S, S, 3], read only where logits are not cached.
-        rows: which N of the M pixels are meant; None means all, one after the other.
-        pixels_key: how these pixels were made from their files.
+        rows: indices of the N images in `pixels`; None means all, in order.
+        pixels_key: cache key of the pixels.
 
     Raises:
         RunError: logits cannot be stored.

@@ -1,12 +1,10 @@
-"""Chunks: the work of an extraction in fixed pieces that any process may do, again if need be.
+"""Chunks: fixed parts of an extraction that any process can compute, and the writer of shards.
 
-A chunk says which views go through which layers, and under which numbers their rows are stored.
-All of that is settled before the work starts. So the cache ends up with the same files, bit by
-bit, whoever does which chunk, in whatever order and however often.
+A chunk has the views to compute, the layers, and the numbers of the shards to write. All of this
+is fixed before the work starts. So the files in the cache are the same, bit by bit, whichever
+process computes a chunk, in whatever order and however often.
 
-The feature writer: where chunks of an extraction are computed, and from where their shards come.
-
-views → layers below the cuts → rows as they are stored → shards under their final numbers
+views → layers below the cuts → rows in the cache's type → shards with their final numbers
 """
 
 import dataclasses
@@ -28,15 +26,15 @@ from keras_transfer.storage.entry import CacheKey
 from keras_transfer.storage.shards import Rows, explained, write_shard
 
 CHUNK_VIEWS: Final = 4096
-"""Most views in a chunk: small rows would fill a shard only after hours, for a kill to undo."""
+"""Most views in a chunk: a shard of small rows would take hours, and a killed run would lose it."""
 
 _KEY_BYTES: Final = 90
-"""What a row takes beside its numbers: its key as JSON."""
+"""Bytes of a row's key as JSON, stored besides its values."""
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A shard that a chunk fills with rows of one of its outputs: all, or those at `places`."""
+    """A shard of a chunk: rows of one of its outputs, all or those at the indices `places`."""
 
     output: int
     number: int
@@ -45,11 +43,11 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """What one process does at a time, complete in itself and picklable.
+    """A unit of work for one process; self-contained and picklable.
 
-    `folder` is the cache's. `cache_keys` are those of the activations that the graph gives, in the
-    order of its outputs; `way` is precision and batch size. `pairs` are int64 [N, 2] of (row,
-    view). `targets` are written in their order.
+    `folder` is that of the cache. `cache_keys` are those of the graph's outputs, in their order;
+    `way` is (precision, batch size). `pairs` are int64 [N, 2] of (row, view). `targets` are the
+    shards to write, in order.
     """
 
     folder: Path
@@ -63,18 +61,18 @@ class Chunk:
 
     @property
     def num_bytes(self) -> int:
-        """About what its shards take in the cache."""
+        """Approximate size of its shards."""
         row_bytes = {
             n: cache_key.row_bytes + _KEY_BYTES for n, cache_key in enumerate(self.cache_keys)
         }
         return sum(row_bytes[t.output] * len(self.pairs_of(t)) for t in self.targets)
 
     def pairs_of(self, target: Target) -> np.ndarray:
-        """The pairs whose rows a target holds, in the order of the shard."""
+        """The pairs of a shard's rows, in their order."""
         return self.pairs if target.places is None else self.pairs[target.places]
 
     def alone(self) -> tuple["Chunk", np.ndarray]:
-        """The chunk as it is for a source of its own images only, and which rows these are."""
+        """The chunk with rows renumbered for a source of its images only, and their old rows."""
         rows, places = np.unique(self.pairs[:, 0], return_inverse=True)
         pairs = np.stack([places, self.pairs[:, 1]], axis=1)
         return dataclasses.replace(self, pairs=pairs), rows
@@ -82,7 +80,7 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Gap:
-    """What one entry lacks: `pairs` int64 [N, 2], and numbers of shards that are still free."""
+    """The missing `pairs` of one entry, int64 [N, 2], and free shard numbers for them."""
 
     cache_key: CacheKey
     pairs: np.ndarray
@@ -94,14 +92,14 @@ def split_into_chunks(
 ) -> list[Chunk]:
     """Chunks that fill all gaps in one pass over the images.
 
-    Chunks end where batches do, and pairs are in order. So when a killed extraction goes on, those
-    that are left make up the same batches, and get the same numbers.
+    Chunks end at the ends of batches, and pairs are in order. So when a killed extraction
+    continues, the remaining pairs make up the same batches and give the same numbers.
 
     Args:
-        gaps: in the order of the graph's outputs; one without pairs is an output nobody stores.
-        folder: the cache's.
+        gaps: in the order of the graph's outputs; one without pairs is an output not stored.
+        folder: that of the cache.
         way: precision and batch size.
-        shard_bytes: about how large the largest shard of a chunk may be.
+        shard_bytes: approximate size of a chunk's largest shard.
     """
     batch_size = way[1]
     batch_bytes = batch_size * max(gap.cache_key.row_bytes for gap in gaps)
@@ -123,7 +121,7 @@ def split_into_chunks(
 
 
 def _codes(pairs: np.ndarray) -> np.ndarray:
-    """Pairs as single numbers in the same order, which NumPy can sort and look up at once."""
+    """Pairs as single integers in the same order, which NumPy sorts and searches fast."""
     codes: np.ndarray = pairs[:, 0] << 32 | pairs[:, 1]
     return codes
 
@@ -133,9 +131,9 @@ _NUM_THREADS = 2
 
 @dataclass(frozen=True, eq=False)
 class FeatureWriter:
-    """What chunks are computed with: the cuts of a classifier by their cache keys' digests, images.
+    """Computes chunks from a classifier's cuts, by the digests of their cache keys, and images.
 
-    `prefixes` are the frozen layers compiled so far, by precision and digests: they are built
+    `prefixes` are the frozen layers compiled so far, by precision and digests; they are built
     when a chunk needs them.
     """
 
@@ -144,19 +142,19 @@ class FeatureWriter:
     prefixes: dict[tuple[str, ...], Prefix] = field(default_factory=dict)
 
     def keep(self, cache_keys: Iterable[CacheKey], precision: str, prefix: Prefix) -> None:
-        """Use a prefix that was built already, for the chunks of these cache keys."""
+        """Use a prefix that was already built for the chunks of these cache keys."""
         self.prefixes[precision, *(cache_key.digest for cache_key in cache_keys)] = prefix
 
     def compute(
         self, chunks: Iterable[Chunk], on_views: Callable[[int], None] | None = None
     ) -> Iterator[Chunk]:
-        """Compute chunks in their order and pass each on when its shards are on disk.
+        """Compute chunks in order; yields each one when its shards are on disk.
 
-        Views, layers and files overlap, also from one chunk to the next.
+        Making views, running layers and writing files overlap, also between chunks.
 
         Args:
-            chunks: taken a few batches ahead of what is written.
-            on_views: told of every batch how many views it had.
+            chunks: read a few batches ahead of what is written.
+            on_views: called after every batch with its number of views.
 
         Raises:
             RunError: the disk is full, or activations are too large for their type.
@@ -185,12 +183,12 @@ class FeatureWriter:
                 yield writing.result()
 
     def _batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, int, list[np.ndarray]]]:
-        """Rows as they are stored for every output, batch by batch, and where each starts.
+        """Rows of every output, in the cache's type, batch by batch, with the start of each batch.
 
-        A thread takes a batch all the way: the cores that one batch leaves idle, while its views
-        are made or where a layer is too small to share out, work at another. Measured on two
-        cores, that is up to a quarter faster than a thread for views beside one for the layers;
-        more than two threads gain nothing more, and each holds the activations of a batch.
+        Each thread makes the views of a batch and runs the layers on them: cores that one batch
+        leaves idle work on another. On two cores this was up to a quarter faster than one thread
+        for views and one for layers. More than two threads were not faster, and each needs memory
+        for the activations of a batch.
         """
         views = Views(self.source.examples, self.source.views)
 
@@ -221,7 +219,7 @@ class FeatureWriter:
         return self.prefixes[precision, *digests]
 
     def _rounded(self, output: np.ndarray, cache_key: CacheKey) -> np.ndarray:
-        """Activations as they are stored; RunError where that loses them."""
+        """Activations in the cache's type; RunError where they overflow."""
         with np.errstate(over="ignore"):
             rows = output.astype(cache_key.dtype)
         if not np.isfinite(rows).all():

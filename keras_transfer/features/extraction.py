@@ -1,9 +1,9 @@
-"""Features: what the frozen layers make of images, computed once for each view and stored.
+"""Extraction: the outputs of frozen layers, computed once for each view and cached.
 
 wanted (row, view) pairs → missing ones → chunks → shards in the cache → `Features`
 
-Whoever calls holds the locks of the entries from the first look to the last check; the chunks in
-between may be computed by any number of processes, on any machines that see the cache.
+The calling process locks the cache entries from start to end. Chunks can be computed by any number
+of processes, on all machines that share the cache's folder.
 """
 
 import time
@@ -26,9 +26,9 @@ from keras_transfer.storage.shards import SHARD_BYTES
 
 
 class WorkerPool(Protocol):
-    """Who computes the chunks of an extraction: this process, or many.
+    """Computes the chunks of an extraction, in this process or in many.
 
-    It is called even where there is nothing to do, so that processes can agree on that.
+    It is called even when nothing is missing, so that all processes take the same steps.
     """
 
     def __call__(
@@ -37,27 +37,27 @@ class WorkerPool(Protocol):
         feature_writer: FeatureWriter,
         on_views: Callable[[int], None],
     ) -> Iterator[Chunk]:
-        """Take chunks, compute each once or again, and pass it on when its shards are on disk.
+        """Compute each chunk at least once; yields it when its shards are on disk.
 
-        The cache makes room for a chunk when it is taken. `feature_writer` can compute them in this
-        process; `on_views` is told how many views are done.
+        The cache makes room for a chunk when it is read from `chunks`. `feature_writer` computes
+        chunks in this process; `on_views` is called with the number of views computed.
         """
 
 
 def this_process(
     chunks: Iterable[Chunk], feature_writer: FeatureWriter, on_views: Callable[[int], None]
 ) -> Iterator[Chunk]:
-    """The worker pool of one: this process."""
+    """A worker pool with one worker: this process."""
     return feature_writer.compute(chunks, on_views)
 
 
 @dataclass(frozen=True)
 class ExtractionStats:
-    """What an extraction did.
+    """Counts and times of an extraction.
 
-    `num_computed` views went through the prefix, `num_found` were stored already; `num_bytes` is
-    what all of them take in the cache; `rate` is views per second while they were computed, 0
-    where none was; `choice` is how they are computed, decided now or earlier.
+    `num_computed` views were computed, `num_found` were already cached; `num_bytes` is the size of
+    all of them in the cache; `rate` is computed views per second, 0 where there were none;
+    `choice` is the precision and batch size, chosen now or earlier.
     """
 
     num_computed: int
@@ -86,10 +86,10 @@ def extract(
     shard_bytes: int = SHARD_BYTES,
     worker_pool: WorkerPool = this_process,
 ) -> tuple[list[Features], ExtractionStats]:
-    """Features at several cuts of one classifier; what is stored already is not computed again.
+    """Features at several cuts of one classifier; cached ones are not computed again.
 
-    All cuts are served by one pass over the images. A killed extraction loses at most a chunk
-    in each process.
+    One pass over the images computes all cuts. A killed extraction loses at most one chunk per
+    process.
 
     Raises:
         RunError: no room, activations too large for float16, or rows are missing afterwards.
@@ -116,7 +116,7 @@ def extract(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """An entry, all that is wanted of it, and the places in that which are missing."""
+    """A cache entry, the keys wanted from it, and the indices of the missing keys."""
 
     request: Request
     entry: Entry
@@ -128,7 +128,7 @@ class _Job:
         return len(self.request.cut.variables)
 
     def features(self, request: Request, source: Source) -> Features:
-        """What one request asked for, which may be a part of all that is wanted."""
+        """The features of one request, which may be a part of the job's keys."""
         wanted = request.wanted
         place = np.full((len(source.digests), int(wanted[:, 1].max()) + 1), -1, np.int64)
         place[wanted[:, 0], wanted[:, 1]] = np.arange(len(wanted))
@@ -137,7 +137,7 @@ class _Job:
 
 
 def _jobs(requests: Sequence[Request], entries: Sequence[Entry], source: Source) -> dict[str, _Job]:
-    """One job per entry, by cache-key digest: several phases may read the same entry."""
+    """One job per entry, by the digest of its cache key; several phases may read one entry."""
     jobs: dict[str, _Job] = {}
     for request, entry in zip(requests, entries, strict=True):
         if before := jobs.get(entry.cache_key.digest):
@@ -152,11 +152,11 @@ def _jobs(requests: Sequence[Request], entries: Sequence[Entry], source: Source)
 def _plan(
     jobs: list[_Job], source: Source, cache_spec: CacheSpec, reporter: Reporter, shard_bytes: int
 ) -> tuple[list[Chunk], FeatureWriter]:
-    """Chunks that fill the gaps. Entries go on as they were begun; new ones join them.
+    """Chunks that fill the gaps. Existing entries keep their precision; new ones use the same.
 
-    After a kill features come out bit by bit as if nothing had happened. So the longest job is
-    written last: it lacks all that any other lacks, and batches are made up as they were. And
-    complete jobs stay in the graph on the way to incomplete ones, so that it is compiled alike.
+    After a kill the features must be the same, bit by bit. Therefore the longest job is written
+    last: it lacks all that any other lacks, so batches are composed as before. And complete jobs
+    below incomplete ones stay in the graph, so that it is compiled as before.
     """
     feature_writer = FeatureWriter(
         {job.entry.cache_key.digest: job.request.cut for job in jobs}, source
@@ -207,7 +207,7 @@ def _carry_out(
     worker_pool: WorkerPool,
     reporter: Reporter,
 ) -> float:
-    """Have all chunks computed, take in what they stored, check it, and return the rate."""
+    """Compute all chunks, add their shards to the entries, check them, and return the rate."""
     started, num_views, num_done = time.perf_counter(), sum(map(len, chunks)), 0
     under_way = 0
 
@@ -215,7 +215,7 @@ def _carry_out(
         nonlocal under_way
         for chunk in chunks:
             under_way += chunk.num_bytes
-            # Any entry would do: they share the cache, and are held by this process.
+            # Any entry will do: they share the cache, and this process has locked them.
             jobs[chunk.cache_keys[0].digest].entry.make_room(under_way)
             yield chunk
 
@@ -237,12 +237,12 @@ def _carry_out(
 
 
 def _check_complete(jobs: Iterable[_Job]) -> None:
-    """Raise RunError unless every wanted row is there; `adopt` let nothing else in."""
+    """Raise RunError unless every wanted row is there; `adopt` accepts only valid shards."""
     for job in jobs:
         if lost := job.entry.missing(job.keys):
             raise RunError(
                 f"the stored {job.entry.cache_key.title} are not complete after the work",
                 expected=f"{len(job.keys):,} views",
                 received=f"{len(lost):,} of them missing or damaged",
-                fix="run it again: what is stored and whole is not computed again",
+                fix="run it again: complete rows are kept and not computed again",
             )

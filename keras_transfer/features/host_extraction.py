@@ -1,7 +1,7 @@
-"""Extraction by all hosts of a run: host 0 plans and keeps the cache, and every host computes.
+"""Extraction by all hosts of a run: host 0 plans and locks the cache, and every host computes.
 
-The cache's folder is one that all of them see. A host reads and computes every so-manieth chunk,
-and of the images only those.
+All hosts share the cache's folder. Of n hosts, host h computes chunks h, h + n, … and reads the
+images of these chunks only.
 """
 
 import functools
@@ -25,9 +25,9 @@ def extract_together(
     reporter: Reporter,
     worker_pool: WorkerPool = this_process,
 ) -> tuple[list[Features], ExtractionStats]:
-    """As `extract`, by as many hosts as there are; all of them have to call it alike.
+    """As `extract`, by all hosts; every host must make the same call.
 
-    `worker_pool` computes on a host that is alone; several hosts are a worker pool themselves.
+    With one host, `worker_pool` computes; with several, the hosts are the worker pool.
     """
     host, num_hosts = meet()
     run = functools.partial(
@@ -42,14 +42,14 @@ def extract_together(
     digests = [cache_key.digest for cache_key in cache_keys]
     feature_writer = FeatureWriter(dict(zip(digests, cuts, strict=True)), source)
     _do_share(share_from_first(None), feature_writer)
-    # Host 0 lets go of the cache when it has taken in and checked what all have written.
+    # Host 0 unlocks the cache once it has added and checked the shards of all hosts.
     return run()
 
 
 def _all_hosts(
     chunks: Iterable[Chunk], feature_writer: FeatureWriter, on_views: Callable[[int], None]
 ) -> Iterator[Chunk]:
-    """The worker pool of host 0 and all others."""
+    """The worker pool that consists of all hosts."""
     every = share_from_first(list(chunks))
     mine = _do_share(every, feature_writer, on_views)
     on_views(sum(map(len, every)) - mine)
@@ -61,7 +61,7 @@ def _do_share(
     feature_writer: FeatureWriter,
     on_views: Callable[[int], None] | None = None,
 ) -> int:
-    """Compute this host's chunks and wait for the others; how many views were its own."""
+    """Compute this host's chunks and wait for the others; returns its number of views."""
     host, num_hosts = meet()
     mine = chunks[host::num_hosts]
     for _ in feature_writer.compute(mine, on_views):

@@ -1,13 +1,11 @@
-"""What each phase reads: features stored at its cut where they fit, images where they do not.
+"""The inputs of each phase: cached features at its cut where they fit, else images.
 
 Both feed the same layers. A phase on features fits the tail, which shares its layers with the
 classifier; a phase on images fits the classifier itself.
 
-Which phases train on stored features, at which cut and on how many views, and why.
-
-Bytes are estimated before anything is computed. What does not fit makes do with fewer views, and
-where two do not fit either, with the images themselves: frozen layers then run again in every
-epoch, without gradients.
+The size of the features is estimated before anything is computed. If they do not fit, the phase
+uses fewer views. If fewer than two views fit, it trains on images, and the frozen layers run
+again in every epoch, without gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,14 +46,14 @@ FEWEST_VIEWS = 2
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Rows whose features are stored together: `train` in all views, `plain` in view 0 only."""
+    """Rows whose features are cached together: `train` in all views, `plain` in view 0 only."""
 
     train: np.ndarray
     plain: np.ndarray
 
     @classmethod
     def of(cls, *splits: Splits) -> "Pool":
-        """All that some of the splits train on, and the rest of what they evaluate."""
+        """The training rows of some splits, and all other rows that they evaluate."""
         train = np.unique(np.concatenate([one.train for one in splits]))
         evaluated = [rows for one in splits for rows in (one.val, one.test)]
         return cls(train, np.setdiff1d(np.concatenate(evaluated), train))
@@ -78,10 +76,10 @@ class Plan:
 
 
 def find_cuts(classifier: Classifier, phases: Sequence[PhaseSpec], first: int) -> dict[int, Cut]:
-    """The cuts of phase `first` and of later ones that nothing moves until their turn comes.
+    """The cuts of phase `first` and of later phases whose frozen layers do not change before them.
 
-    Phases without a cut, and those whose frozen layers an earlier phase is still to train, are
-    left out: these come later. Leaves the classifier set up for phase `first`.
+    Phases without a cut are left out, and so are those whose frozen layers an earlier phase still
+    trains: their features are computed later. Sets the classifier up for phase `first`.
     """
     cuts: dict[int, Cut] = {}
     moved: set[int] = set()
@@ -106,40 +104,39 @@ def make_plans(
     item_size: int,
     room: int | None,
 ) -> tuple[dict[int, Plan], list[str]]:
-    """As many phases on features as there is room for, earlier phases first.
+    """Train as many phases on features as there is room for, earlier phases first.
 
     Args:
-        cuts: by the phases' numbers.
-        num_views: distinct views of a training image; a short phase sees fewer.
-        num_train: images with all their views.
-        num_plain: images in view 0 only.
-        item_size: bytes of a stored number.
-        room: bytes that may be taken; None stores whatever it takes.
+        cuts: by phase number.
+        num_views: distinct views of a training image; a phase with fewer epochs uses fewer.
+        num_train: number of images with all their views.
+        num_plain: number of images in view 0 only.
+        item_size: bytes of a stored value.
+        room: bytes available; None means no limit.
 
     Returns:
-        Plans by the phases' numbers, and a sentence on every phase that got less than it asked
-        for.
+        Plans by phase number, and a sentence on every phase with fewer views than wanted.
     """
     plans: dict[int, Plan] = {}
     sentences: list[str] = []
     for number, cut in cuts.items():
         name = phases[number].name
         row_bytes = cut.num_values * item_size
-        asked = min(num_views, phases[number].epochs)
+        wanted = min(num_views, phases[number].epochs)
         if room is None:
-            plans[number] = Plan(cut, asked, row_bytes * (num_train * asked + num_plain))
+            plans[number] = Plan(cut, wanted, row_bytes * (num_train * wanted + num_plain))
             continue
-        views = min(asked, (room // row_bytes - num_plain) // num_train)
-        if views < min(asked, FEWEST_VIEWS):
-            needed = row_bytes * (num_train * min(asked, FEWEST_VIEWS) + num_plain)
+        views = min(wanted, (room // row_bytes - num_plain) // num_train)
+        if views < min(wanted, FEWEST_VIEWS):
+            needed = row_bytes * (num_train * min(wanted, FEWEST_VIEWS) + num_plain)
             sentences.append(
                 f"Phase {name!r} trains on images: features at {cut.name} would take "
                 f"{needed / 1e9:.2g} GB, and there is room for {room / 1e9:.2g} GB."
             )
             continue
-        if views < asked:
+        if views < wanted:
             sentences.append(
-                f"Phase {name!r} shows {views} views of each image instead of {asked}: more "
+                f"Phase {name!r} shows {views} views of each image instead of {wanted}: more "
                 f"features at {cut.name} would not fit into {room / 1e9:.2g} GB."
             )
         plans[number] = Plan(cut, views, row_bytes * (num_train * views + num_plain))
@@ -165,7 +162,7 @@ class SplitData:
     def of_images(
         cls, spec: RunSpec, task: Task, examples: Examples, splits: Splits
     ) -> "SplitData":
-        """Views made when they are read."""
+        """Images: views are computed when they are read."""
         return cls(spec, task, examples, splits, Views(examples, spec.views), spec.views.count)
 
     @property
@@ -174,7 +171,7 @@ class SplitData:
         return steps_per_epoch(len(self.splits.train), self.spec.training.batch_size)
 
     def batching(self, num_parts: int) -> Batching:
-        """Batches of the spec's size, shared among the devices there are."""
+        """Batches of the spec's size, shared among the devices."""
         devices = current()
         return Batching(
             size=self.spec.training.batch_size,
@@ -247,11 +244,11 @@ class _Plain:
 
 
 class PhaseInputs:
-    """Hands every phase its inputs; one pass over the images serves as many phases as it can.
+    """Gives every phase its inputs; one pass over the images computes as many phases as possible.
 
-    `extraction_stats` has an entry for every such pass. `pool` has the rows of this run and of the
-    other trials of a study: features of untrained layers are stored for all of them at once.
-    `worker_pool` computes what is not stored yet.
+    `extraction_stats` has an entry for every pass. `pool` has the rows of this run and of the
+    other trials of a study: features of untrained layers are computed for all of them at once.
+    `worker_pool` computes missing features.
     """
 
     def __init__(
@@ -273,7 +270,7 @@ class PhaseInputs:
         self._extracted: dict[int, tuple[Plan, Features]] = {}
 
     def for_phase(self, classifier: Classifier, number: int) -> tuple[SplitData, keras.Model]:
-        """Data of phase `number`, all before it having been trained, and the part that fits them.
+        """Data of phase `number`, after all earlier ones, and the part of the model to fit on them.
 
         Raises:
             RunError: features cannot be stored.
@@ -305,7 +302,7 @@ class PhaseInputs:
         )
 
     def _extract(self, classifier: Classifier, first: int) -> None:
-        """Features for phase `first` and for all later ones that can have theirs already."""
+        """Features for phase `first` and for all later ones whose frozen layers are final."""
         # Once a phase has trained, what lies below a cut is this run's own.
         pool = Pool.of(self.splits) if first else self._pool
         plans = self._plan(find_cuts(classifier, self.spec.phases, first), pool)

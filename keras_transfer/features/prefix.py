@@ -1,8 +1,8 @@
-"""The frozen part as one compiled function: folded, in the precision that pays, in fixed batches.
+"""The frozen layers as one compiled function: folded, in the fastest precision, in fixed batches.
 
-Rows must not depend on what they are computed beside, or an extraction that was killed and taken
-up again would end with other bits. So every batch has the same size, the last one filled up, and
-what was chosen on the first day (`Choice`) is kept with the features.
+A row must not depend on the other rows of its batch, or a resumed extraction would give other
+bits. So all batches have the same size, the last one is filled, and the first choice of precision
+and batch size (`Choice`) is kept with the features.
 """
 
 import functools
@@ -28,17 +28,17 @@ COMPARED: Final = 16
 """Images that precisions are compared on."""
 
 _USUAL = 1.1
-"""How much faster another batch size must be: rates scatter by as much."""
+"""Speedup at which another batch size is used; smaller differences are noise."""
 
 _TOO_SHORT_TO_MEASURE_SECONDS = 6.0
 _MANY_VIEWS = 40 * sum(BATCH_SIZES)
-"""Fewest views that batch sizes are tried for: each runs twice or more, a twentieth of the job."""
+"""Fewest views for which batch sizes are compared; that takes about a twentieth of the job."""
 
 _PROMISING = 1.2
-"""Least speedup of a plain product of matrices for which networks are compared."""
+"""Least speedup of a matrix product for which the networks are compared."""
 
 _SIDE = 1536
-"""Of the matrices that tell: 7 · 10^9 operations, some 50 ms on two cores."""
+"""Side of the matrices of this comparison: 7 · 10^9 operations, about 50 ms on two cores."""
 
 _MOST_TRIES = 4
 _ENOUGH_SECONDS = 0.5
@@ -46,11 +46,11 @@ _ENOUGH_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Choice:
-    """How a prefix is computed, and why.
+    """Precision and batch size of a prefix, with the reason.
 
-    `rates` are images/s as measured, by 'precision × batch size'; `agreement` is the least cosine
+    `rates` are measured images/s, by 'precision × batch size'; `agreement` is the least cosine
     between an image's features in half precision and in float32, None where not compared;
-    `reason` says in a few words why it is this precision.
+    `reason` is the reason for the precision in a few words.
     """
 
     precision: str
@@ -65,7 +65,7 @@ class Choice:
 
     @property
     def way(self) -> tuple[str, int]:
-        """Precision and batch size: all that results depend on."""
+        """Precision and batch size: the results depend on nothing else."""
         return self.precision, self.batch_size
 
     @property
@@ -103,53 +103,53 @@ class Prefix:
 def choose(
     cuts: Sequence[Cut], pixels: np.ndarray, *, precision: str, num_views: int
 ) -> tuple[Choice, Prefix]:
-    """How to compute a prefix: as told, or the fastest way that agrees with float32.
+    """Choose precision and batch size: as given, or the fastest that agrees with float32.
 
-    A given precision is taken, in batches of `BATCH_SIZE`: nothing depends on the clock. With
-    'auto' half precision (bfloat16 on CPUs, float16 on GPUs) and other batch sizes are measured.
-    Half is taken if it is faster and every image's features keep a cosine of `AGREEMENT` with
-    float32's; a processor without chunks for it is told by a product of matrices, before a network
-    is built twice. A job of a few seconds is done as it stands: measuring would take longer. Batch
-    sizes matter less than precision, and are tried for thousands of views only.
+    A given precision is used in batches of `BATCH_SIZE`, without measuring. With 'auto', half
+    precision (bfloat16 on CPUs, float16 on GPUs) and other batch sizes are measured. Half precision
+    is used if it is faster and every image's features have a cosine of at least `AGREEMENT` with
+    those in float32. A matrix product shows first whether the processor is fast in half precision
+    at all, before the network is built twice. Jobs of a few seconds are not measured. Batch sizes
+    matter less than precision and are compared for thousands of views only.
 
     Args:
         pixels: uint8 [N, S, S, 3], repeated where they do not fill a batch.
         precision: as `cache.precision`; 'auto' measures.
         num_views: how many views are to be computed.
     """
-    bench = _Bench(cuts, pixels)
+    trials = _Trials(cuts, pixels)
     best = "float32" if precision == "auto" else precision
 
     def is_long() -> bool:
-        return num_views / bench.rate(best, COMPARED) > _TOO_SHORT_TO_MEASURE_SECONDS
+        return num_views / trials.rate(best, COMPARED) > _TOO_SHORT_TO_MEASURE_SECONDS
 
     if precision != "auto" or not is_long():
-        bench.rate(best, COMPARED)
-        reason = "as cache.precision says" if precision != "auto" else "too few views to compare"
-        return Choice(best, BATCH_SIZE, bench.rates, reason=reason), bench.prefix(best)
+        trials.rate(best, COMPARED)
+        reason = "set by cache.precision" if precision != "auto" else "too few views to compare"
+        return Choice(best, BATCH_SIZE, trials.rates, reason=reason), trials.prefix(best)
     half = half_precision()
     agreement, speedup = None, _speedup(half)
     reason = f"this machine multiplies matrices {speedup:.1f} times as fast in {half}"
     if speedup > _PROMISING:
-        agreement = bench.agreement(best, half)
+        agreement = trials.agreement(best, half)
         reason = f"{half} agrees to a cosine of {agreement:.5f}"
-        if agreement >= AGREEMENT and bench.rate(half, COMPARED) > bench.rate(best, COMPARED):
+        if agreement >= AGREEMENT and trials.rate(half, COMPARED) > trials.rate(best, COMPARED):
             best = half
     size = BATCH_SIZE
     if is_long() and num_views >= _MANY_VIEWS:
-        fastest = max(BATCH_SIZES, key=lambda other: bench.rate(best, other))
-        size = fastest if bench.rate(best, fastest) > _USUAL * bench.rate(best, size) else size
-    return Choice(best, size, bench.rates, agreement, reason), bench.prefix(best)
+        fastest = max(BATCH_SIZES, key=lambda other: trials.rate(best, other))
+        size = fastest if trials.rate(best, fastest) > _USUAL * trials.rate(best, size) else size
+    return Choice(best, size, trials.rates, agreement, reason), trials.prefix(best)
 
 
 def half_precision() -> str:
-    """The half precision that the machine may have chunks for."""
+    """The half precision that this kind of device may have instructions for."""
     return "float16" if current().kind == "gpu" else "bfloat16"
 
 
 @functools.cache
 def _speedup(half: str) -> float:
-    """How many times as fast as in float32 the product of two matrices is in half precision."""
+    """Speed of a matrix product in half precision, as a multiple of float32's."""
 
     def seconds(precision: str) -> float:
         matrix = keras.ops.ones((_SIDE, _SIDE), precision)
@@ -159,7 +159,7 @@ def _speedup(half: str) -> float:
 
 
 def _least_seconds(call: Callable[[], object]) -> float:
-    """Of some calls, after one to warm up."""
+    """The shortest time of some calls, after one to warm up."""
     call()
     seconds: list[float] = []
     while len(seconds) < _MOST_TRIES and sum(seconds) < _ENOUGH_SECONDS:
@@ -169,8 +169,8 @@ def _least_seconds(call: Callable[[], object]) -> float:
     return min(seconds)
 
 
-class _Bench:
-    """Prefixes of several precisions, built when asked for, and their rates."""
+class _Trials:
+    """Prefixes in several precisions, built when needed, and their measured rates."""
 
     def __init__(self, cuts: Sequence[Cut], pixels: np.ndarray):
         self.rates: dict[str, float] = {}
@@ -203,7 +203,7 @@ class _Bench:
 def _least_cosine(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    # An image that excites nothing has no direction: then both must be zero.
+    # The cosine of a zero vector is undefined: two zero vectors agree.
     cosines = np.sum(a * b, axis=1) / np.where(lengths > 0, lengths, 1)
     both_zero = ~(a.any(axis=1) | b.any(axis=1))
     return float(np.min(np.where(both_zero, 1.0, cosines)))

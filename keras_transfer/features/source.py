@@ -1,8 +1,8 @@
-"""Where features come from and what they are: views of images, requests, stored rows.
+"""Sources, requests and results of an extraction: images and their views, cached rows.
 
-A row's key is the digest of its file, for an augmented view also that of the augmentation; all
-else that it is a function of (layers below the cut with their weights, size and resizing of the
-images, precision, versions) is in the cache key of the entry. So whatever changes is a miss.
+The key of a row is the digest of its file, for an augmented view also that of the augmentation.
+All else that it depends on (layers below the cut with their weights, size and resizing of the
+images, precision, versions) is in the cache key of the entry. So every change is a cache miss.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from keras_transfer.storage.shards import Rows
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Images and their views, as features are made from them.
+    """Images and their views, of which features are computed.
 
     `digests` are those of the files, row by row for `examples`; `pixels` is the cache key of the
     examples' pixels.
@@ -48,7 +48,7 @@ class Source:
         ]
 
     def part(self, rows: np.ndarray) -> "Source":
-        """Some of the images, with nothing of the others: little to send to another process."""
+        """A source of some of the images only, small enough to send to another process."""
         examples = self.examples
         pixels = examples.pixels
         kept = dataclasses.replace(
@@ -70,7 +70,7 @@ class Request:
 
 
 def features_key(cut: Cut, source: Source, cache_spec: CacheSpec) -> CacheKey:
-    """What stored activations are a function of, beside their key."""
+    """Cache key of activations: all they depend on besides the keys of their rows."""
     return CacheKey(
         kind="features",
         title=f"features at {cut.name}, {source.pixels.title}",
@@ -87,10 +87,10 @@ def features_key(cut: Cut, source: Source, cache_spec: CacheSpec) -> CacheKey:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Stored activations at one cut, of the views that were asked for.
+    """Cached activations at one cut, of the requested views.
 
-    `place` is int64 [num_images, num_views]: where in `rows` a view of an image is, -1 where
-    it was not asked for.
+    `place` is int64 [num_images, num_views]: the index in `rows` of a view of an image, -1 where
+    it was not requested.
     """
 
     rows: Rows
@@ -98,16 +98,16 @@ class Features:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one view's activations."""
+        """Shape of one view's activations."""
         return tuple(self.rows.shape[1:])
 
     @property
     def dtype(self) -> np.dtype:
-        """What they are rounded to."""
+        """Data type of the cached values."""
         return self.rows.dtype
 
     def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
-        """Activations [B, …] of images in views, as stored."""
+        """Cached activations [B, …] of the given views of images."""
         places = self.place[rows, view_indices]
         assert (places >= 0).all(), "a view that was not extracted"
         return self.rows[places]

@@ -2,10 +2,8 @@
 
     image [B, S, S, 3] 0-255 → Preprocess → trunk → pooling → (hidden) → dropout → logits [B, K]
 
-Flat, not nested: cutting at a stage, exporting and explaining all use one graph. The head is the
-task's.
-
-Many classifiers over one trunk: the trunk is built once and gets its first weights back.
+The graph is flat, so that cutting at a stage, exporting and explaining all use the same one. The
+task makes the head. `Rebuilder` builds many classifiers on one trunk, whose weights it restores.
 """
 
 import random
@@ -31,7 +29,7 @@ HEAD: Final = "head"
 """Name of the topmost stage: everything above the trunk."""
 
 LAST: Final = "last"
-"""What a phase may call the trunk's highest kept stage, whatever its name."""
+"""Name for the trunk's highest kept stage in `phase.unfreeze`."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Classifier:
         """Names of `lowest` and all stages above it, bottom to top.
 
         Raises:
-            SpecError: the model has no such stage; `field` is the spec's field to blame.
+            SpecError: the model has no such stage; `field` is the spec's field named in the error.
         """
         names = list(self.stages)
         if lowest == LAST:
@@ -68,8 +66,8 @@ class Classifier:
     def save(self, path: Path) -> None:
         """Write the model as a `.keras` file, without the optimizer.
 
-        A fresh model over the same layers: the compiled one would save its optimizer's state as
-        well, three times the weights.
+        It saves a new model over the same layers: the compiled one would include the state of its
+        optimizer, which makes the file three times as large.
         """
         model = undistributed(self.model)
         with on_one_device():
@@ -114,7 +112,7 @@ def put_head(
     task: Task,
     seed: int,
 ) -> Classifier:
-    """A classifier of a new head on a trunk that stands on `inputs`; see `build_classifier`."""
+    """A classifier with a new head on a trunk that reads `inputs`; see `build_classifier`."""
     with scope():
         head = task.head(spec, seed)
         outputs = trunk.output
@@ -126,7 +124,7 @@ def put_head(
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """A trunk on its input as it was built, and where the random numbers then stood."""
+    """A trunk with its initial weights, and the state of the random generator after building it."""
 
     inputs: keras.KerasTensor
     trunk: Trunk
@@ -140,9 +138,9 @@ class _Kept:
         return cls(inputs, trunk, [np.array(v) for v in _variables(trunk)], states)
 
     def restore(self) -> None:
-        """Back to how it was, for the trunk and for the next random number drawn."""
+        """Restore the trunk's weights and the state of the random generator."""
         for variable, value in zip(_variables(self.trunk), self.weights, strict=True):
-            # Comparing is quicker than writing, and most trainings change little of the trunk.
+            # Comparing is faster than writing, and training changes little of the trunk.
             if not np.array_equal(variable, value):
                 variable.assign(value)
         for layers in self.trunk.stages.values():
@@ -156,8 +154,8 @@ class Rebuilder:
     """Builds one classifier after another, each equal to what `build_classifier` returns.
 
     Building a trunk and loading its weights takes seconds. While backbone, last stage, weights,
-    size and seed stay the same, only the head is new, and whatever trained in the trunk is set
-    back. Use one classifier at a time: the next call takes the weights of the one before.
+    size and seed stay the same, only the head is new, and the trunk's weights are restored. Use
+    one classifier at a time: the next call reuses the layers of the one before.
     """
 
     def __init__(self) -> None:
@@ -167,10 +165,10 @@ class Rebuilder:
     def __call__(self, spec: ModelSpec, *, image_size: int, task: Task, seed: int) -> Classifier:
         """See `build_classifier`."""
         policy = keras.config.dtype_policy().name
-        # The seed too: random trunks depend on it, and so does a head, which is drawn after them.
+        # Also the seed: random trunks depend on it, and so do heads, which are drawn after them.
         key = (spec.backbone, spec.last_stage, spec.weights, image_size, seed, policy)
         if self._kept is None or self._key != key:
-            self._kept = None  # Two trunks need not fit into memory.
+            self._kept = None  # Free the old trunk first: two may not fit into memory.
             self._kept = _Kept.built(spec, image_size=image_size, seed=seed)
             self._key = key
         self._kept.restore()

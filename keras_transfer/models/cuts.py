@@ -1,8 +1,8 @@
-"""Cuts: the one tensor below which nothing changes while a phase trains.
+"""Cuts: the tensor below which nothing changes while a phase trains.
 
-Whatever lies below it is a pure function of a view, so its outputs can be computed once and
-stored; whatever lies above it is the tail, which trains. The rule knows no family and no stage
-names: frozen layers go below the cut, anything that learns or is random goes above it.
+Everything below it is a pure function of a view, so its outputs can be computed once and cached;
+everything above it is the tail, which trains. The rule does not depend on families or names of
+stages: frozen layers are below the cut, all that is trained or random is above it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _ONLY_BEFORE_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor of a classifier's graph through which all above it depends on the image.
+    """A tensor of a classifier's graph; all layers above depend on the image through it alone.
 
     `name` is that of the layer it comes from, `shape` that of one image's activations.
     """
@@ -34,22 +34,22 @@ class Cut:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image's activations, without the batch."""
+        """Shape of one image's activations, without the batch."""
         return tuple(self.tensor.shape[1:])
 
     @property
     def num_values(self) -> int:
-        """Numbers to be stored for each view."""
+        """Number of values to store for each view."""
         return int(np.prod(self.shape))
 
     def tail(self) -> keras.Model:
-        """From stored activations to logits, over the layers of the classifier itself."""
+        """A model from cached activations to logits that shares the classifier's layers."""
         with scope():
             return keras.Model(self.tensor, self.model.output, name=self.model.name)
 
     @cached_property
     def variables(self) -> list[keras.Variable]:
-        """All that the activations depend on beside the image."""
+        """The variables that the activations depend on."""
         variables: list[keras.Variable] = self._below.variables
         return variables
 
@@ -59,9 +59,9 @@ class Cut:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything below: graph, settings and weights, but no names of layers.
+        """A hash of everything below the cut: graph, settings and weights, but no names of layers.
 
-        Taken at the first call: ask before anything below the cut may change.
+        It is computed at the first call, which must come before anything below the cut changes.
         """
         return fingerprint(self._below)
 
@@ -69,12 +69,11 @@ class Cut:
 def find_cut(model: keras.Model) -> Cut | None:
     """The best cut for training `model` with its present `trainable` flags.
 
-    Of the tensors that qualify it is one of those above the last frozen weights, so that no
-    frozen layer with weights is left to run again; among these the smallest, and the highest of
-    equally small ones.
+    Only tensors above the last frozen weights are considered, so that no frozen layer with weights
+    runs again. Of these it is the smallest, and of equally small ones the highest.
 
     Returns:
-        None where nothing with weights lies below any cut: then there is nothing to save.
+        None where no weights are below any cut: then there is nothing to save.
     """
     bridges: list[tuple[int, keras.KerasTensor, str]] = []
     weights_at: list[int] = []
@@ -95,7 +94,7 @@ def find_cut(model: keras.Model) -> Cut | None:
 
 
 def _walk(model: keras.Model) -> Iterator[tuple[int, Any, bool]]:
-    """Operations from the input up, and whether all above each hangs on its output alone.
+    """Operations from the input up, and whether all above depend on the output of each alone.
 
     Keras sorts them by depth, so every ancestor of a bridge comes before it.
     """
@@ -117,18 +116,18 @@ def _walk(model: keras.Model) -> Iterator[tuple[int, Any, bool]]:
 
 
 def _changes(operation: Any) -> bool:
-    """Whether it learns, or draws random numbers in training: those are a variable as well."""
+    """Whether it is trained, or draws random numbers in training (their state is a variable)."""
     variables = getattr(operation, "variables", ())
     return any(variable.trainable or is_random_state(variable) for variable in variables)
 
 
 def is_random_state(variable: keras.Variable) -> bool:
-    """Whether it is the state of a random generator, which is set anew every epoch."""
+    """Whether it is the state of a random generator, which is reset in every epoch."""
     return "int" in variable.dtype
 
 
 def fingerprint(model: keras.Model) -> str:
-    """A hash of a flat model's graph, settings and weights, whatever its layers are called."""
+    """A hash of a flat model's graph, settings and weights, without the names of its layers."""
     digest = hashlib.blake2b(digest_size=16)
     number = {id(op.output): n for n, op in enumerate(model.operations)}
     for operation in model.operations:
@@ -145,7 +144,7 @@ def fingerprint(model: keras.Model) -> str:
 
 
 def _settings(operation: Any) -> dict[str, Any]:
-    """What a layer computes, without its name and what only matters before or in training."""
+    """The configuration of a layer, without its name and settings that only affect training."""
     if not isinstance(operation, keras.layers.Layer):
         return {}
     return {

@@ -1,13 +1,13 @@
-"""Folding: a copy of a network for inference, its batch normalisation multiplied into convolutions.
+"""Folding: a copy of a network for inference, with BatchNormalization merged into convolutions.
 
-On its moving statistics a BatchNormalization is x * scale + shift, one pair for each channel. The
-layer before it is linear, so it can do this itself:
+With its moving statistics a BatchNormalization is x * scale + shift, one pair per channel. If the
+layer before it is linear, both can be one layer:
 
     (conv(x, kernel) + bias) * scale + shift  =  conv(x, kernel * scale) + (bias * scale + shift)
 
-Left over are those that follow a sum, a concatenation or a pooling: the first in each block of
-the ResNetV2s and DenseNets, four of NASNet's. They stay where they are, as a product and a sum.
-None of our networks has one right before a convolution, where it could be folded forward.
+Those that follow a sum, a concatenation or a pooling cannot be merged: the first in each block of
+the ResNetV2s and DenseNets, four of NASNet's. They stay in place, as a product and a sum. No
+supported network has one directly before a convolution, into which it could be merged instead.
 """
 
 from collections import Counter
@@ -26,19 +26,19 @@ LINEAR_KINDS: Final = (
     keras.layers.SeparableConv2D,
     keras.layers.Dense,
 )
-"""Layers whose last kernel ends in the channels of their output, depthwise ones in two axes."""
+"""Layers whose last kernel has the output channels as its last axis, or as two if depthwise."""
 
 
 def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
     """Copy a flat network for inference: same inputs, same outputs, its own weights.
 
-    `model` is a classifier or a part of one that starts at its input; each layer is called once.
-    It is left as it was. The copy's layers compute and store their weights in `dtype`, and its
-    outputs have it; `Preprocess` computes in float32, because half precision would round pixels.
-    Folded weights are computed in float64 and then rounded once.
+    `model` is a classifier, or a part of one that starts at its input; each layer is called once.
+    It is not changed. The copy computes, stores its weights and gives its outputs in `dtype`;
+    `Preprocess` computes in float32, because half precision would round pixels. Folded weights are
+    computed in float64 and rounded once.
 
-    The copy is not trainable. Dropout and other layers that only draw random numbers are gone:
-    outside training they hand on what they get.
+    The copy is not trainable. It has no dropout and no other layer that only draws random numbers,
+    because these do nothing outside training.
     """
     absorbed = _absorbed(model)
     passed_by = {norm.name for norm in absorbed.values()}
@@ -48,7 +48,7 @@ def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
         if layer.name in passed_by:
             return inputs
         if isinstance(layer, keras.layers.Rescaling):
-            return layer(inputs)  # a BatchNormalization was given a mask as well
+            return layer(inputs)  # without the mask that a BatchNormalization takes
         outputs = layer(inputs, *args, **kwargs)
         return ops.cast(outputs, dtype) if isinstance(layer, Preprocess) else outputs
 
@@ -56,7 +56,7 @@ def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
         model,
         clone_function=lambda layer: _copy(layer, dtype=dtype, biased=layer.name in absorbed),
         call_function=call,
-        recursive=True,  # the ConvNeXts hold small Sequentials
+        recursive=True,  # the ConvNeXts contain small Sequentials
     )
     for layer in folded.layers:
         if layer.weights:
@@ -67,14 +67,14 @@ def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
 
 
 def _only_draws(layer: keras.layers.Layer) -> bool:
-    """Whether all it holds is the state of a random generator, as a dropout's."""
+    """Whether its only variable is the state of a random generator, as in dropout."""
     return bool(layer.variables) and all(map(is_random_state, layer.variables))
 
 
 def _absorbed(model: keras.Model) -> dict[str, keras.layers.BatchNormalization]:
-    """The BatchNormalization that each linear layer can take over, by the linear layer's name.
+    """The BatchNormalization that can be merged into each linear layer, by that layer's name.
 
-    Nobody else may read the linear layer's own output, neither a layer nor the model's caller.
+    Nothing else may use the linear layer's output: no other layer, and not the model's outputs.
     """
     read = [x for operation in model.operations for x in keras.tree.flatten(operation.input)]
     num_readers = Counter(id(tensor) for tensor in [*read, *model.outputs])
@@ -90,9 +90,9 @@ def _absorbed(model: keras.Model) -> dict[str, keras.layers.BatchNormalization]:
 
 
 def _copy(layer: Any, *, dtype: str, biased: bool) -> Any:
-    """The same layer or operation, in `dtype`, with weights still to be set.
+    """The same layer or operation, in `dtype`; its weights are set later.
 
-    Weights start as zeros: random ones would take longer and move the global random state.
+    Weights start as zeros: random ones would take longer and change the global random state.
     """
     config = layer.get_config()
     if not isinstance(layer, keras.layers.Layer):
@@ -110,7 +110,7 @@ def _copy(layer: Any, *, dtype: str, biased: bool) -> Any:
 def _weights(
     layer: keras.layers.Layer, norm: keras.layers.BatchNormalization | None
 ) -> list[np.ndarray]:
-    """The layer's weights after taking over `norm`, if it does: its bias is then the last."""
+    """The layer's weights with `norm` merged into them, if there is one; the bias is the last."""
     weights = layer.get_weights()
     if norm is None:
         return weights
@@ -123,8 +123,8 @@ def _weights(
 
 
 def _scale_and_shift(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """What a BatchNormalization does to each channel in inference, float64 [C] each."""
-    assert norm.axis in (-1, len(norm.input.shape) - 1), "our networks have their channels last"
+    """Scale and shift of a BatchNormalization in inference, float64 [C] each."""
+    assert norm.axis in (-1, len(norm.input.shape) - 1), "channels must be last"
 
     def value(variable: keras.Variable | None, default: float) -> Any:
         return default if variable is None else ops.convert_to_numpy(variable).astype("float64")

@@ -41,7 +41,7 @@ def forward_pixels(
 
     Args:
         pixels: uint8 [M, S, S, 3], in memory or mapped from a file; read batch by batch.
-        rows: which N of the M images to show, in which order; None shows all.
+        rows: indices of N of the M images, in order; None means all.
         on_progress: called with the number of images done and N.
     """
     rows = np.arange(len(pixels)) if rows is None else rows
@@ -52,7 +52,7 @@ def forward_pixels(
             batch = pixels[rows[start : start + batch_size]].astype(np.float32)
             size = len(batch)
             if size < full:
-                # Filled up: another shape would be traced anew, for longer than it takes to run.
+                # Filled, because tracing another shape takes longer than running it.
                 batch = np.resize(batch, (full, *batch.shape[1:]))
             outputs[start : start + size] = model.predict_on_batch(batch)[:size]
             if on_progress is not None:
@@ -61,8 +61,8 @@ def forward_pixels(
 
 
 def filled_size(size: int) -> int:
-    """How many images a lone batch of `size` is filled up to.
+    """The size to which a single batch of `size` images is filled.
 
-    XLA compiles a program for each size: on the JAX backend only powers of two are shown.
+    XLA compiles a program for each size: on the JAX backend only powers of two are used.
     """
     return 1 << (size - 1).bit_length() if size and keras.backend.backend() == "jax" else size

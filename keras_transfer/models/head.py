@@ -9,7 +9,7 @@ def head_layers(spec: ModelSpec, *, num_outputs: int, seed: int) -> list[keras.l
     """Layers above the trunk, bottom to top; the last is called 'logits'.
 
     Args:
-        seed: of dropout.
+        seed: seed of dropout.
     """
     layers = keras.layers
     pooling = {

@@ -50,7 +50,7 @@ def new_figure(width: float, height: float, *, gap: float = 0.06) -> Figure:
 
 
 def set_headline(figure: Figure, text: str, *, characters: int) -> None:
-    """A sentence above all axes, in lines of so many characters."""
+    """A sentence above all axes, in lines of at most this many characters."""
     figure.suptitle(fill(text, characters), fontsize=9.5, fontweight="normal", x=0.01, ha="left")
 
 

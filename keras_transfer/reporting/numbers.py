@@ -4,7 +4,7 @@ from typing import Any
 
 
 def fixed(value: float, digits: int = 1, *, signed: bool = False) -> str:
-    """A number with so many decimals, a real minus sign, and never a negative zero."""
+    """A number with a fixed number of decimals, a real minus sign, and no negative zero."""
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     if float(text) == 0:
         return ("±" if signed else "") + text.lstrip("+-")

@@ -1,4 +1,4 @@
-"""Reporters: what is shown of a run while it goes on, as sentences, progress bars and tables."""
+"""Reporters: output of a run while it is in progress, as sentences, progress bars and tables."""
 
 import contextlib
 import logging

@@ -57,9 +57,9 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, reporter: Reporter, profile: boo
         }
         reporter.info(f"{num_hosts} processes of this machine train together, like hosts.")
     with contextlib.ExitStack() as held:
-        children = {}
+        processes = {}
         for host, environment in environments.items():
-            child = SubprocessCall(
+            process = SubprocessCall(
                 run_host,
                 title=f"host {host} of {num_hosts}",
                 log=log_of(run, host),
@@ -69,9 +69,9 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, reporter: Reporter, profile: boo
                 parent=os.getpid(),
                 profile=profile and host == 0,
             )
-            held.callback(child.stop)
-            children[host] = child
-        _watch(children, run, num_hosts)
+            held.callback(process.stop)
+            processes[host] = process
+        _watch(processes, run, num_hosts)
 
 
 def log_of(run: RunFolder, host: int) -> Path:
@@ -100,45 +100,45 @@ def run_host(folder: str, parent: int, profile: bool) -> None:
         show_result(result, terminal)
 
 
-def _watch(children: dict[int, SubprocessCall], run: RunFolder, num_hosts: int) -> None:
-    waiting = dict(children)
+def _watch(processes: dict[int, SubprocessCall], run: RunFolder, num_hosts: int) -> None:
+    waiting = dict(processes)
     failed: list[int] = []
     deadline = float("inf")
     while waiting and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        for host, child in list(waiting.items()):
-            if not child.ended:
+        for host, process in list(waiting.items()):
+            if not process.ended:
                 continue
             del waiting[host]
-            if not child.ended_well:
+            if not process.ended_well:
                 failed.append(host)
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
     # A killed host is a cause, and so is the first with an error; hosts that JAX aborts because
     # they lost the connection are consequences.
-    for host in sorted(failed, key=lambda host: _rank_as_cause(children[host])):
-        ending = children[host].ending
-        if _was_aborted(children[host]):
+    for host in sorted(failed, key=lambda host: _rank_as_cause(processes[host])):
+        ending = processes[host].ending
+        if _was_aborted(processes[host]):
             raise _lost(
                 _other_than(host, num_hosts),
                 f"no heartbeat, so JAX ended host {host} ({ending})",
                 run,
             )
-        if children[host].was_killed:
+        if processes[host].was_killed:
             raise _lost(f"host {host} of {num_hosts}", ending, run)
         # On an early error the host has removed the run folder, except for this process's log.
         is_gone = not run.spec_file.exists()
         with vacated_on_refusal(run) if is_gone else contextlib.nullcontext():
-            children[host].result()
+            processes[host].result()
 
 
-def _was_aborted(child: SubprocessCall) -> bool:
-    return child.was_killed and child.ending.endswith("SIGABRT")
+def _was_aborted(process: SubprocessCall) -> bool:
+    return process.was_killed and process.ending.endswith("SIGABRT")
 
 
-def _rank_as_cause(child: SubprocessCall) -> int:
-    if not child.was_killed:
+def _rank_as_cause(process: SubprocessCall) -> int:
+    if not process.was_killed:
         return 1
-    return 2 if _was_aborted(child) else 0
+    return 2 if _was_aborted(process) else 0
 
 
 def _other_than(host: int, num_hosts: int) -> str:

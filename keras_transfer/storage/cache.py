@@ -3,7 +3,7 @@
     3f2a…/          an entry, named by its cache key       3f2a….lock      its lock
     3f2a….removed/  an entry that is being removed
 
-It keeps what outlives a run: decoded images, features and logits. Locks lie beside the entries, so
+It keeps what outlives a run: decoded images, features and logits. Locks are next to the entries, so
 that removing an entry never removes a lock in use. The operating system frees the lock of a killed
 process.
 """

@@ -63,7 +63,7 @@ def write_label_files(folder: Path, class_names: Sequence[str]) -> None:
         ExportError: a name does not fit on one line of UTF-8.
     """
     for name in class_names:
-        # A lone surrogate stands for a byte of a file name that is not Unicode.
+        # A lone surrogate represents a byte of a file name that is not Unicode.
         if any(letter in "\r\n" or "\ud800" <= letter <= "\udfff" for letter in name):
             raise ExportError(
                 f"the class name {name!r} cannot be exported",

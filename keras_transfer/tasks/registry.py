@@ -1,4 +1,4 @@
-"""The table of tasks: kinds of targets by the name that `spec.task` gives."""
+"""The table of tasks: kinds of targets, by the name in `spec.task`."""
 
 import dataclasses
 import importlib

@@ -24,8 +24,8 @@ from keras_transfer.tasks.task import Monitor
 class Accuracy(keras.metrics.CategoricalAccuracy):
     """The share of examples whose most probable class is the true one.
 
-    Weights only tell examples from the copies that fill a batch, which weigh nothing: a class that
-    weighs twice as much in the loss counts once here.
+    Copies that fill a batch have weight 0 and do not count; all other examples count once, also
+    where the loss has class weights.
     """
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -103,7 +103,7 @@ class SingleLabel:
         return encoded
 
     def head(self, spec: ModelSpec, seed: int) -> list[keras.layers.Layer]:
-        """The default head with an output a class."""
+        """The default head with one output per class."""
         return head_layers(spec, num_outputs=len(self.names), seed=seed)
 
     def loss(self, training: TrainingSpec) -> keras.losses.Loss:
@@ -117,7 +117,7 @@ class SingleLabel:
         return [Accuracy(name="accuracy")]
 
     def example_weights(self, values: np.ndarray, training: TrainingSpec) -> np.ndarray:
-        """All alike, or n / (C n_c) for an example of class c where weights are balanced.
+        """1 for every example, or n / (C n_c) for class c where class weights are balanced.
 
         Raises:
             DataError: weights are balanced and a class has no example.
@@ -137,7 +137,7 @@ class SingleLabel:
     def example_losses(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Log losses in nats."""
         of_label = outputs[np.arange(len(values)), values].astype(np.float64)
-        # Outputs are float32: what underflows is at most as large as its smallest number.
+        # Outputs are float32, so a probability of 0 is at most its smallest number.
         losses: np.ndarray = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny))
         return losses
 

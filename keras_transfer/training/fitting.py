@@ -1,7 +1,7 @@
-"""All phases of a run, one after another; a phase without a gain is undone.
+"""Trains all phases of a run, one after another, and undoes a phase without a gain.
 
-After each phase the validation predictions are compared, image by image, with those of the
-phase before. The gain must exceed noise, or the weights are set back.
+After each phase its validation predictions are compared, image by image, with those before it. If
+the gain does not exceed the noise, the weights are restored.
 """
 
 from collections.abc import Callable
@@ -31,12 +31,12 @@ from keras_transfer.training.progress import (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one phase did to the classifier, as `metrics.json` has it.
+    """The result of one phase, as stored in `metrics.json`.
 
     `metric` is the task's monitored metric, and the scores are its values, with 95 % intervals.
-    `gain` is the mean example score gained on validation over the classifier as it was before,
-    `gain_error` its paired standard error; both None for the first phase. Losses are means without
-    label smoothing. Test figures are for the report only: no decision uses them; they are None
+    `gain` is the mean difference of the example scores on validation after and before the phase,
+    `gain_error` its paired standard error; both are None for the first phase. Losses are means
+    without label smoothing. Test figures are for the report only and decide nothing; they are None
     where the test split is empty.
     """
 
@@ -64,7 +64,7 @@ def prepare_classifier(
     *,
     build: Callable[..., Classifier] = build_classifier,
 ) -> Classifier:
-    """The spec's classifier before any training.
+    """Build the spec's classifier, untrained.
 
     `build` is `build_classifier`, or a `Rebuilder` where many are trained.
 
@@ -91,12 +91,12 @@ def fit_phases(
     """Train every phase of the spec and leave the classifier at the best of them.
 
     Args:
-        phase_inputs: what every phase reads.
-        num_epochs: stop when all phases together have trained for so many epochs. A phase that is
-            cut off is evaluated as it stands; called again with more epochs and the same `run`, it
-            goes on as if it had never stopped.
-        save_seconds: between two checkpoints of a phase at least; 0 keeps every epoch.
-        run: where to keep checkpoints; what an interrupted run left there is taken up.
+        phase_inputs: the inputs of every phase.
+        num_epochs: stop after this many epochs of all phases together. A phase that is stopped is
+            evaluated as it is; a second call with more epochs and the same `run` continues it with
+            the same result as without the stop.
+        save_seconds: least time between two checkpoints of a phase; 0 saves after every epoch.
+        run: where checkpoints are saved; those of an interrupted run are resumed.
         profile: whether to trace some steps of every phase, into profile/ of the run.
 
     Raises:
@@ -105,7 +105,7 @@ def fit_phases(
     """
     spec = phase_inputs.spec
     finished = Checkpoint(run, "finished") if run else None
-    outcomes = _take_up(finished, classifier, reporter)
+    outcomes = _resume_finished(finished, classifier, reporter)
     for number in range(len(outcomes), len(spec.phases)):
         left = None if num_epochs is None else num_epochs - sum(o.epochs for o in outcomes)
         if left is not None and left < 1:
@@ -143,7 +143,7 @@ def _fit_one(
     save_seconds: float,
     profiler: Profiler | None,
 ) -> tuple[Outcome, bool]:
-    """Train and evaluate one phase; whether it came to its end."""
+    """Train and evaluate one phase; also returns whether it is finished."""
     phase, task = phase_inputs.spec.phases[number], classifier.task
     data, part = phase_inputs.for_phase(classifier, number)
     predictor = keras.Model(part.input, part.output)
@@ -239,7 +239,7 @@ def _describe(outcome: Outcome, monitor: Monitor, *, pays: bool) -> str:
         return text + "."
     text += f"; gain {monitor.format_gain(outcome.gain, outcome.gain_error)}"
     if pays:
-        return text + ": it pays, so it is kept."
+        return text + ": more than noise, so it is kept."
     if outcome.kept:
         return text + ": within noise, but kept because training.rollback is off."
     return text + ": within noise, so it is undone."
@@ -255,7 +255,7 @@ def _state(classifier: Classifier, spec: RunSpec, outcomes: list[Outcome]) -> St
     return State(numbers, {"weights": read_weights(list(changed.values()))})
 
 
-def _take_up(
+def _resume_finished(
     finished: Checkpoint | None, classifier: Classifier, reporter: Reporter
 ) -> list[Outcome]:
     state = finished.load() if finished else None
@@ -265,5 +265,5 @@ def _take_up(
     by_path = {variable.path: variable for variable in classifier.model.variables}
     kept = state.arrays["weights"]
     assign_weights([by_path[path] for path in kept], kept)
-    reporter.info(f"Going on after phase {outcomes[-1].name!r}.")
+    reporter.info(f"Continuing after phase {outcomes[-1].name!r}.")
     return outcomes

@@ -1,4 +1,4 @@
-"""From a phase's numbers to an optimizer: schedule, weight decay and one rate per stage."""
+"""Optimizers of a phase: schedule, weight decay and one learning rate per stage."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras_transfer.models.classifier import Classifier
 from keras_transfer.specs import PhaseSpec
 
 UNDECAYED = ("bias", "gamma", "beta")
-"""Variables that weight decay leaves alone: shrinking a scale or an offset regularises nothing."""
+"""Variables without weight decay: shrinking a scale or an offset does not regularise."""
 
 
 def stage_rates(phase: PhaseSpec, classifier: Classifier) -> dict[str, float]:
@@ -31,7 +31,7 @@ def make_schedule(
     floor = 0.0 if phase.schedule == "cosine" else 1.0
     if warmup_steps == 0:
         return keras.optimizers.schedules.CosineDecay(rate, decay_steps, alpha=floor)
-    # Starting at rate / warmup_steps, not 0: at 0 the first step would be spent on nothing.
+    # Starts at rate / warmup_steps, not at 0, where the first step would change nothing.
     return keras.optimizers.schedules.CosineDecay(
         rate / warmup_steps, decay_steps, alpha=floor, warmup_target=rate, warmup_steps=warmup_steps
     )
@@ -39,9 +39,9 @@ def make_schedule(
 
 @keras.saving.register_keras_serializable("keras_transfer")
 class PerStep(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule of optimizer steps, for an optimizer that gathers several batches in a step.
+    """A schedule of optimizer steps, for an optimizer that accumulates the gradients of batches.
 
-    Keras hands a schedule the number of batches, not of steps.
+    Keras passes the number of batches to a schedule, not that of optimizer steps.
     """
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, num_batches: int):
@@ -61,10 +61,11 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """An optimizer for the variables that are trainable now; call it after `apply_phase`.
 
-    A step gathers the gradients of `num_parts` equal parts of a batch: their mean is the batch's.
+    A step accumulates the gradients of `num_parts` equal parts of a batch; their mean is the
+    gradient of the batch.
 
-    With `layer_decay` below 1 it is a `MultiOptimizer` with one optimizer per stage. Its map is
-    made of exact variable paths, since its patterns must not overlap.
+    With `layer_decay` below 1 it is a `MultiOptimizer` with one optimizer per stage. It maps exact
+    variable paths, because its patterns must not overlap.
     """
     rates = stage_rates(phase, classifier)
     if phase.layer_decay == 1.0 or len(rates) == 1:

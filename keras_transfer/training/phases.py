@@ -1,6 +1,6 @@
-"""One phase: set what may change, compile, fit, and end on the best weights.
+"""One phase: freeze and unfreeze layers, compile, fit, and restore the best weights.
 
-`fit` trains; nothing here is a training loop. A phase that is interrupted goes on from its last
+Keras's `fit` trains; there is no training loop here. An interrupted phase resumes after its last
 finished epoch with the same order, views, dropout, optimizer state and learning rate.
 """
 
@@ -22,7 +22,7 @@ from keras_transfer.training.progress import Progress, Saver
 
 
 class PhaseData(Protocol):
-    """What a phase trains and validates on."""
+    """The training and validation data of a phase."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -30,18 +30,18 @@ class PhaseData(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Examples of an optimizer step, over all devices."""
+        """Examples per optimizer step, over all devices."""
 
     def training(self, epochs: range, num_parts: int) -> Any:
-        """Batches (inputs, encoded targets, weights) of these epochs, each in so many parts."""
+        """Batches (inputs, encoded targets, weights) of these epochs, each in `num_parts` parts."""
 
     def validation(self, num_parts: int) -> Any:
-        """Batches (inputs, encoded targets, weights) in a fixed order, of the size of the parts."""
+        """Batches (inputs, encoded targets, weights) in fixed order, each in `num_parts` parts."""
 
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """What one phase did. `history` has a row an epoch; `best_epoch` counts from 1."""
+    """The result of `train_phase`. `history` has a row per epoch; `best_epoch` counts from 1."""
 
     name: str
     epochs: int
@@ -53,11 +53,11 @@ class PhaseResult:
 
 
 def apply_phase(classifier: Classifier, phase: PhaseSpec) -> int:
-    """Mark what may train in this phase and return the number of trainable parameters.
+    """Set `trainable` of all layers for this phase; returns the number of trainable parameters.
 
-    BatchNormalization stays frozen in every trunk stage unless the phase says otherwise: a layer
-    whose `trainable` is False runs in inference mode, which `training=False` at call time does
-    not achieve under `fit`. Takes effect at the next `compile`.
+    BatchNormalization stays frozen in every trunk stage unless the phase sets `train_batchnorm`: a
+    layer whose `trainable` is False runs in inference mode, which `training=False` at call time
+    does not achieve under `fit`. Takes effect at the next `compile`.
 
     Raises:
         SpecError: the model has no stage called `phase.unfreeze`.
@@ -83,11 +83,11 @@ def compile_phase(
     part: keras.Model | None = None,
     num_parts: int = 1,
 ) -> None:
-    """Compile for one phase, with a new optimizer: an old one cannot take other variables.
+    """Compile for one phase with a new optimizer, because an old one cannot change its variables.
 
-    `loss` is of encoded targets and logits. `part` is compiled in the classifier's place where the
-    phase does not train all of its graph. A step gathers the gradients of `num_parts` parts of a
-    batch.
+    `loss` is a function of encoded targets and logits. `part` is compiled instead of the classifier
+    where the phase trains only that part of the graph. A step accumulates the gradients of
+    `num_parts` parts of a batch.
     """
     model = part or classifier.model
     with scope():
@@ -99,8 +99,8 @@ def compile_phase(
             weighted_metrics=classifier.task.metrics(),
             jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
         )
-        # In its first step it would create variables inside the graph: TensorFlow then traces
-        # that graph twice, and keeps something of it for good.
+        # Otherwise the first step would create variables inside the graph: TensorFlow then traces
+        # that graph twice, and never frees some of its memory.
         model.optimizer.build(model.trainable_variables)
 
 
@@ -120,19 +120,19 @@ def train_phase(
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
 
-    The best epoch has the best value of the task's monitor; ties go to the lower loss.
+    The best epoch has the best value of the task's monitored metric, then the lowest loss.
 
     Args:
         part: the part of the classifier, over its own layers, that maps `data` to logits; None
             for all of it.
         loss: of encoded targets and logits; None for the task's own with default settings.
-        num_epochs: stop after this many of the phase's epochs, its schedule left as it is; None
-            trains them all.
-        saver: keeps the state and hands back that of an interrupted phase.
-        save_seconds: between two saves at least; 0 saves after every epoch.
-        num_parts: into which a batch is cut for the devices to take one after another.
-        callbacks: for display; they see epochs counted from 0 within the phase.
-        say: called with a sentence where memory ran out.
+        num_epochs: stop after this many of the phase's epochs, without changing its schedule; None
+            trains all of them.
+        saver: saves the state and returns that of an interrupted phase.
+        save_seconds: least time between two saves; 0 saves after every epoch.
+        num_parts: number of parts of a batch that the devices process one after another.
+        callbacks: for display; they count epochs from 0 within the phase.
+        say: called with a message when memory runs out.
 
     Raises:
         OutOfMemoryError: memory runs out on the smallest part of a batch that devices can share.
@@ -191,9 +191,9 @@ def _result(progress: Progress, *, seconds: float, num_trainable: int) -> PhaseR
 def _in_memory(
     fit: Callable[[], None], progress: Progress, batch_size: int, say: Callable[[str], None]
 ) -> None:
-    """Fit, and where memory runs out, go back to the last epoch's end with smaller parts.
+    """Fit; if memory runs out, go back to the end of the last epoch and use smaller parts.
 
-    Not to the last step: what a step had changed when it failed is not known.
+    It cannot go back to the last step, because a failed step may have changed some variables.
     """
     while True:
         try:
@@ -208,9 +208,9 @@ def _in_memory(
                 raise _too_little(at_once, batch_size) from error
             progress.num_parts = batch_size // smaller
             say(
-                f"Memory ran out on {at_once} images at once: phase {progress.phase.name!r} goes "
-                f"on from the end of its epoch {len(progress.history)} with {smaller}, gathering "
-                f"gradients, so that a step still sees {batch_size}."
+                f"Memory ran out on {at_once} images at once: phase {progress.phase.name!r} "
+                f"continues after its epoch {len(progress.history)} with {smaller} at once. "
+                f"Gradients are accumulated, so a step still has {batch_size} images."
             )
 
 

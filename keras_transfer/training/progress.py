@@ -1,6 +1,6 @@
-"""The state of a phase between two epochs: best weights, patience, how to go on after a kill.
+"""The state of a phase after each epoch: best weights, patience, checkpoints to resume from.
 
-The files that an interrupted run goes on from, each written whole or not at all.
+Checkpoint files are written atomically.
 """
 
 import json
@@ -26,24 +26,24 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class State:
-    """What an interrupted run goes on from: JSON values, and arrays by section and name."""
+    """The state that an interrupted run resumes from: JSON values, arrays by section and name."""
 
     numbers: dict[str, Any]
     arrays: dict[str, Arrays]
 
 
 class Saver(Protocol):
-    """Keeps one state."""
+    """Saves and loads one state."""
 
     def save(self, state: State) -> None:
-        """Replace the kept state by this one, whole or not at all."""
+        """Replace the saved state, atomically."""
 
     def load(self) -> State | None:
-        """The kept state, None where there is none yet."""
+        """The saved state, None where there is none."""
 
 
 def changing_variables(classifier: Classifier, phase: PhaseSpec) -> list[keras.Variable]:
-    """Every variable that the phase may move, BatchNormalization's statistics included."""
+    """Every variable that the phase can change, including statistics of BatchNormalization."""
     return [
         variable
         for stage in classifier.from_stage(phase.unfreeze)
@@ -75,7 +75,7 @@ def _check_finite(row: dict[str, float], phase: PhaseSpec, epoch: int) -> None:
 
 
 class Progress(keras.callbacks.Callback):
-    """Watches the epochs of one phase; knows the best of them and when to stop."""
+    """Callback of one phase: keeps the best weights, stops early, saves checkpoints."""
 
     def __init__(
         self,
@@ -86,10 +86,10 @@ class Progress(keras.callbacks.Callback):
         saver: Saver | None,
         save_seconds: float = 0.0,
     ):
-        """`model` is the compiled part of the classifier that is about to be fitted.
+        """`model` is the compiled part of the classifier that will be fitted.
 
-        The state is saved after the last epoch, and after any other that ends `save_seconds` or
-        more after the save before it.
+        The state is saved after the last epoch, and after every epoch that ends at least
+        `save_seconds` after the previous save.
         """
         super().__init__()
         self.phase, self.saver = phase, saver
@@ -109,20 +109,20 @@ class Progress(keras.callbacks.Callback):
 
     @property
     def first_weights(self) -> Arrays:
-        """What the phase began with, as long as no epoch has ended."""
+        """Keep the initial state of the phase, if no epoch has ended."""
         assert not self.history
         return self.best
 
     def load(self) -> None:
-        """Take up what was kept of an interrupted phase, if anything; `resume` goes on from it."""
+        """Load the saved state of an interrupted phase, if any; `resume` continues from it."""
         self._last = self.saver.load() if self.saver else None
         if self._last:
             self.num_parts = self._last.numbers.get("num_parts", 1)
 
     def resume(self) -> int:
-        """Set the compiled model back to the end of the last epoch; the next, counted from 0.
+        """Restore the compiled model after the last epoch; returns the next epoch, from 0.
 
-        Before the first epoch that is how the phase began.
+        Before the first epoch it restores the initial state.
         """
         state = self._last
         if state is None:
@@ -139,7 +139,7 @@ class Progress(keras.callbacks.Callback):
         return len(self.history)
 
     def _restore_optimizer(self, values: Arrays, num_parts: int) -> None:
-        """Set the optimizer to a state from when it gathered `num_parts` batches in a step."""
+        """Restore the state of an optimizer that accumulated `num_parts` batches per step."""
         for number, variable in enumerate(self._optimizer_variables()):
             value = values[str(number)]
             if variable.name == "iteration":  # Keras counts batches, not steps.
@@ -147,18 +147,18 @@ class Progress(keras.callbacks.Callback):
             variable.assign(value)
 
     def _optimizer_variables(self) -> list[keras.Variable]:
-        """All but those that gather gradients: between two steps these are zeros."""
+        """All variables but the accumulated gradients, which are zero between two steps."""
         return [v for v in self.model.optimizer.variables if _GATHERING not in v.name]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Give dropout a state that depends on the epoch alone, so that resuming is exact."""
+        """Set the random state of dropout from the epoch alone, so that resuming is exact."""
         self._epoch_started = time.perf_counter()
         for layer in self.model.layers:
             if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
                 layer.seed_generator.state.assign([layer.seed or 0, epoch])
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Note the epoch, keep it if it is the best so far, and save."""
+        """Record the epoch, keep its weights if they are the best so far, and save."""
         row = {name: float(value) for name, value in (logs or {}).items()}
         _check_finite(row, self.phase, epoch)
         row["learning_rate"] = self._learning_rate()
@@ -214,11 +214,11 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """The file, which may not exist."""
+        """Path of the file, which may not exist."""
         return self.run.checkpoint_folder / f"{self.name}.npz"
 
     def save(self, state: State) -> None:
-        """Replace the file; a kill in the middle leaves the old one. Host 0 writes for all."""
+        """Replace the file atomically. Only host 0 writes."""
         if current().host:
             return
         arrays: Arrays = {"numbers": np.array(json.dumps(state.numbers))}

@@ -136,9 +136,9 @@ def test_to_dict_survives_json():
 @pytest.mark.parametrize(
     ("labels", "probabilities", "message"),
     [
-        ([0, 1], [[0.5, 0.5]], "do not belong together"),
-        ([], np.zeros((0, 2)), "do not belong together"),
-        ([0], [[0.2, 0.3, 0.5]], "do not belong together"),
+        ([0, 1], [[0.5, 0.5]], "do not match"),
+        ([], np.zeros((0, 2)), "do not match"),
+        ([0], [[0.2, 0.3, 0.5]], "do not match"),
         ([2], [[0.5, 0.5]], "not a class index"),
         ([0], [[np.nan, np.nan]], "training has diverged"),
         ([0], [[3.0, -2.0]], "not probabilities"),

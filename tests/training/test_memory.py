@@ -88,8 +88,8 @@ def test_a_phase_goes_on_with_smaller_parts_where_memory_runs_out(split_data, ep
     result_of, result = train(data, phase, callbacks=[full], say=said.append, saver=saver)
     assert_close(whole, result_of)
     assert full.times == len(said) == 2
-    assert f"end of its epoch {epoch} with 8" in said[1]
-    assert "a step still sees 32" in said[1]
+    assert f"after its epoch {epoch} with 8" in said[1]
+    assert "a step still has 32 images" in said[1]
     assert [row["loss"] for row in result.history] == pytest.approx(
         [row["loss"] for row in expected.history], rel=1e-4
     )
