@@ -67,7 +67,7 @@ def differences(one: Classifier, other: Classifier) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("backbone", ["small", "vgg16"])
+@pytest.mark.parametrize("backbone", ["small", "mobilenet_0.25"])
 def test_a_head_trained_on_features_is_the_head_trained_on_images(backbone, tmp_path):
     on_features, outcomes, phase_inputs, _ = train(SPEC, tmp_path, backbone)
     off = override(SPEC, {"cache.mode": "off"})
@@ -97,8 +97,8 @@ def test_a_tail_trained_on_features_is_the_tail_trained_on_images(backbone, tmp_
 def test_predictions_from_the_float16_store_differ_by_less_than_two_hundredths(tmp_path):
     spec = RunSpec(**{**vars(SPEC), "phases": (HEAD, TAIL)})
     rounded = override(spec, {"cache.dtype": "float16"})
-    exact, _, phase_inputs, _ = train(spec, tmp_path, "vgg16")
-    coarse, _, _, _ = train(rounded, tmp_path, "vgg16")
+    exact, _, phase_inputs, _ = train(spec, tmp_path, "mobilenet_0.25")
+    coarse, _, _, _ = train(rounded, tmp_path, "mobilenet_0.25")
     rows = phase_inputs.splits.test
     expected, found = (phase_inputs.predict(classifier, rows) for classifier in (exact, coarse))
     assert np.abs(found - expected).max() < 0.02
