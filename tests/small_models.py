@@ -9,9 +9,7 @@ from keras_transfer.tasks.single_label import SingleLabel
 CLASS_NAMES = tuple("0123456789")
 
 
-def make_classifier(
-    backbone: str = "small", *, seed: int = 0, dropout: float = 0.3
-) -> Classifier:
+def make_classifier(backbone: str = "small", *, seed: int = 0, dropout: float = 0.3) -> Classifier:
     """A trunk of random weights through its stage2, at 32 px; `small` where its kind does not matter."""
     model = ModelSpec(backbone=backbone, last_stage="stage2", weights="none", dropout=dropout)
     return build_classifier(model, image_size=32, task=SingleLabel(CLASS_NAMES), seed=seed)

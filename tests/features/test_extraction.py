@@ -137,7 +137,12 @@ def test_two_cuts_share_one_pass_and_equal_two_passes(tmp_path):
 def test_a_full_disk_is_told_and_the_next_extraction_goes_on(tmp_path):
     cut, source = cut_at(make_classifier(), "stage2"), make_source(64)
     request, cache = Request(cut, wanted(64, 1)), Cache(tmp_path)
-    arguments = {"cache_spec": EXACT, "cache": cache, "reporter": SilentReporter(), "shard_bytes": 1}
+    arguments = {
+        "cache_spec": EXACT,
+        "cache": cache,
+        "reporter": SilentReporter(),
+        "shard_bytes": 1,
+    }
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
