@@ -8,8 +8,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
 from feature_sources import EXACT, PIXELS, cut_at, make_source, wanted
+from small_backbone import SMALL
 from small_models import make_classifier
 
+from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.targets import Targets
 from keras_transfer.devices.memory import peak_mb
@@ -20,13 +22,15 @@ from keras_transfer.specs import CacheSpec, ViewSpec
 from keras_transfer.storage.cache import Cache
 
 NUM_IMAGES = 320
-SHARD_BYTES = 300_000
+SHARD_BYTES = 75_000
 """Of small shards, so that there are many moments between two of them."""
+
+BACKBONES[SMALL.name] = SMALL
 
 
 def run(folder: str, result: str) -> None:
     """Extract at two cuts of one network; with views of every image at one of them."""
-    classifier, source = make_classifier("mobilenet_0.25"), make_source(NUM_IMAGES)
+    classifier, source = make_classifier(), make_source(NUM_IMAGES)
     cuts = [cut_at(classifier, "head"), cut_at(classifier, "stage2")]
     pairs = [wanted(NUM_IMAGES, 1), wanted(NUM_IMAGES, 3)]
     requests = [Request(cut, rows) for cut, rows in zip(cuts, pairs, strict=True)]

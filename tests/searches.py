@@ -36,7 +36,7 @@ def make_spec(folder, cache, **changes) -> RunSpec:
         name="small",
         data=DataSpec(path=str(folder), image_size=32, resize="squash"),
         views=ViewSpec(count=2),
-        model=ModelSpec(backbone="vgg16", last_stage="stage1", weights="none"),
+        model=ModelSpec(backbone="small", last_stage="stage1", weights="none"),
         phases=(PhaseSpec(name="frozen", epochs=2),),
         training=TrainingSpec(rollback=False),
         cache=CacheSpec(folder=str(cache), precision="float32"),

@@ -36,7 +36,7 @@ def train(tmp_path, run=None, num_epochs=None, splits=None):
         cache=Cache(tmp_path / "store"),
         reporter=reporter,
     )
-    classifier = make_classifier("mobilenet_0.25", seed=SPEC.seed)
+    classifier = make_classifier(seed=SPEC.seed)
     outcomes = fit_phases(
         classifier, phase_inputs, reporter=reporter, run=run, num_epochs=num_epochs
     )
@@ -51,9 +51,14 @@ def without_times(outcome):
     return values
 
 
+@pytest.fixture(scope="module")
+def trained_at_once(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("once"))
+
+
 @pytest.mark.parametrize("steps", [(2, 3, 99), (4, 5, 6)])
-def test_a_training_in_steps_of_epochs_is_the_training_at_once(steps, tmp_path):
-    whole, expected = train(tmp_path)
+def test_a_training_in_steps_of_epochs_is_the_training_at_once(steps, trained_at_once, tmp_path):
+    whole, expected = trained_at_once
     run = RunFolder.create(tmp_path / "run")
     run.checkpoint_folder.mkdir()
     for number, num_epochs in enumerate(steps):

@@ -34,7 +34,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def requests():
-    classifier = make_classifier("mobilenet_0.25")
+    classifier = make_classifier()
     cuts = [cut_at(classifier, "head"), cut_at(classifier, "stage2")]
     pairs = [wanted(NUM_IMAGES, 1), wanted(NUM_IMAGES, 3)]
     return [Request(cut, rows) for cut, rows in zip(cuts, pairs, strict=True)]
@@ -47,7 +47,7 @@ def run(requests, folder: Path, worker_pool=this_process, source=None):
         cache_spec=EXACT,
         cache=Cache(folder),
         reporter=SilentReporter(),
-        shard_bytes=200_000,
+        shard_bytes=50_000,
         worker_pool=worker_pool,
     )
 

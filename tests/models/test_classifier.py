@@ -33,7 +33,7 @@ def test_head_has_the_parameters_its_spec_says(fields, parameters):
 
 
 def test_graph_is_flat_and_every_variable_in_one_stage():
-    classifier = make_classifier()
+    classifier = make_classifier("resnet50")
     assert not any(isinstance(layer, keras.Model) for layer in classifier.model.layers)
     in_stages = [v.path for stage in classifier.stages for v in classifier.variables_of(stage)]
     assert sorted(in_stages) == sorted(v.path for v in classifier.model.variables)

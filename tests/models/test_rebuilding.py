@@ -11,7 +11,7 @@ from keras_transfer.models.classifier import Rebuilder, build_classifier
 from keras_transfer.specs import ModelSpec
 from keras_transfer.tasks.single_label import SingleLabel
 
-SPEC = ModelSpec(backbone="mobilenet_0.25", last_stage="stage2", weights="none")
+SPEC = ModelSpec(backbone="small", last_stage="stage2", weights="none")
 OTHER_HEAD = ModelSpec(**{**vars(SPEC), "head": "mlp", "dropout": 0.0})
 GIVEN = {"image_size": 32, "task": SingleLabel(CLASS_NAMES)}
 

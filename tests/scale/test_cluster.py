@@ -1,4 +1,4 @@
-"""Joining a cluster: whoever cannot is told why, and soon."""
+"""Joining a cluster: where there is none, the error says why, and soon."""
 
 import importlib.util
 import os
@@ -10,9 +10,9 @@ import pytest
 JOIN = """
 from keras_transfer.errors import RunError
 from keras_transfer.scale.cluster import joined
-from keras_transfer.reporting.reporter import Silent
+from keras_transfer.reporting.reporter import SilentReporter
 try:
-    with joined(2, reporter=Silent()):
+    with joined(2, reporter=SilentReporter()):
         print("joined")
 except RunError as error:
     print(error)

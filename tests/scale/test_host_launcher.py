@@ -97,6 +97,7 @@ def child_of(parent: int, host: int) -> int | None:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes as Linux lists them")
 def test_a_killed_host_ends_the_run_with_a_sentence_that_names_it(tmp_path: Path):
     run, words = tmp_path / "run", "views.count=1 phases.0.epochs=1 phases.1.epochs=300"
+    words += " model.backbone=vgg16 model.last_stage=stage1 model.weights=none"
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.train", "quickstart", "data.train_size=40"]
         + ["devices.hosts=2", *words.split(), "--output", str(run)],

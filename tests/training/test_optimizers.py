@@ -40,7 +40,7 @@ def test_rates_fall_by_the_decay_from_the_head_down():
 
 
 def test_step_over_gradient_is_the_rate_of_the_stage_for_every_variable_under_sgd():
-    classifier = make_classifier(dropout=0.0)
+    classifier = make_classifier("resnet50", dropout=0.0)
     phase = PhaseSpec(
         unfreeze="stem",
         learning_rate=0.1,
@@ -67,7 +67,7 @@ def test_step_over_gradient_is_the_rate_of_the_stage_for_every_variable_under_sg
 
 
 def test_weight_decay_spares_offsets_and_shrinks_kernels():
-    classifier = make_classifier("mobilenet_0.25", dropout=0.0)
+    classifier = make_classifier(dropout=0.0)
     phase = PhaseSpec(learning_rate=0.1, weight_decay=0.5, warmup_epochs=0, schedule="constant")
     apply_phase(classifier, phase)
     kernel, bias = classifier.stages["head"][-1].trainable_variables

@@ -9,8 +9,8 @@ from keras_transfer.errors import RunError, SpecError
 from keras_transfer.specs import PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.training.phases import apply_phase, compile_phase, train_phase
 
-TINY = "mobilenet_0.25"
-"""A family with BatchNormalization that builds and trains fast."""
+TINY = "small"
+"""With BatchNormalization, and fast to build and to train."""
 
 FROZEN = PhaseSpec(name="frozen", epochs=2, unfreeze="head", learning_rate=1e-2)
 TUNED = PhaseSpec(
@@ -23,7 +23,7 @@ def _same(before: list[np.ndarray], after: list[np.ndarray]) -> list[bool]:
     return [np.array_equal(old, new) for old, new in zip(before, after, strict=True)]
 
 
-@pytest.mark.parametrize("backbone", [TINY, "vgg16"])
+@pytest.mark.parametrize("backbone", ["mobilenet_0.25", "vgg16"])
 def test_two_phases_change_exactly_their_stages(backbone, split_data):
     classifier, data = make_classifier(backbone), split_data(SPEC)
     start = weights_by_stage(classifier)
@@ -54,7 +54,7 @@ def test_batchnorm_learns_where_the_phase_says_so(split_data):
     train_phase(classifier, phase, data)
     after = weights_by_stage(classifier)
     assert not any(_same(before["stage2"], after["stage2"]))
-    assert all(_same(before["stem"], after["stem"]))
+    assert all(_same(before["stage1"], after["stage1"]))
 
 
 def test_number_of_trainable_parameters_equals_the_table():
@@ -64,7 +64,7 @@ def test_number_of_trainable_parameters_equals_the_table():
     middle = 3 * 3 * 64 * 64 + 64
     first = (64 * 64 + 64) + middle + (64 * 256 + 256) + (64 * 256 + 256)
     other = (256 * 64 + 64) + middle + (64 * 256 + 256)
-    classifier = make_classifier()
+    classifier = make_classifier("resnet50")
     assert apply_phase(classifier, FROZEN) == head
     assert apply_phase(classifier, TUNED) == head + first + 2 * other
 
@@ -72,7 +72,7 @@ def test_number_of_trainable_parameters_equals_the_table():
 def test_gradual_unfreezing_only_ever_adds_stages():
     classifier = make_classifier(TINY)
     seen: set[str] = set()
-    for unfreeze in ("head", "stage2", "stage1", "stem"):
+    for unfreeze in ("head", "stage2", "stage1"):
         apply_phase(classifier, PhaseSpec(unfreeze=unfreeze))
         now = {variable.path for variable in classifier.model.trainable_variables}
         assert seen < now

@@ -36,17 +36,22 @@ def export(model: keras.Model, folder: Path, class_names, *, resize: str = "crop
     return folder
 
 
+@pytest.fixture(scope="module")
+def exported(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of `classifier`; tests must leave it as it is."""
+    return export(classifier, tmp_path_factory.mktemp("exported") / "1", class_names)
+
+
 def test_parity_holds_for_the_model_itself_where_keras_cannot_be_imported(
-    classifier, class_names, files, pixels, tmp_path: Path, capfd, monkeypatch
+    classifier, class_names, files, pixels, exported: Path, tmp_path: Path, capfd, monkeypatch
 ):
     for name in ("keras", "tf_keras", "keras_transfer"):
         (tmp_path / "traps" / name).mkdir(parents=True)
         (tmp_path / "traps" / name / "__init__.py").write_text(f"raise SystemExit('{name}!')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
-    folder = export(classifier, tmp_path / "1", class_names)
     capfd.readouterr()
     expected = predict_pixels(classifier, pixels)
-    parity = check_parity(folder, files, expected, class_names, max_megapixels=1)
+    parity = check_parity(exported, files, expected, class_names, max_megapixels=1)
     assert parity.num_files == len(files) == 36
     assert parity.label_agreement == 1.0
     assert parity.max_abs_difference <= 1e-6
@@ -114,9 +119,9 @@ def test_parity_does_not_fail_for_an_exact_tie(
 
 
 def test_parity_fails_with_the_traceback_of_what_cannot_be_run(
-    classifier, class_names, files, pixels, tmp_path: Path
+    classifier, class_names, files, pixels, exported: Path, tmp_path: Path
 ):
-    folder = export(classifier, tmp_path / "1", class_names)
+    folder = shutil.copytree(exported, tmp_path / "1")
     shutil.rmtree(folder / "variables")
     expected = predict_pixels(classifier, pixels)
     with pytest.raises(ExportError, match="cannot be run by tensorflow alone") as failure:
@@ -124,13 +129,12 @@ def test_parity_fails_with_the_traceback_of_what_cannot_be_run(
     assert "variables" in str(failure.value).split("Received")[1]
 
 
-def test_parity_refuses_files_it_cannot_compare(classifier, class_names, tmp_path: Path, files):
-    folder = export(classifier, tmp_path / "1", class_names)
+def test_parity_refuses_files_it_cannot_compare(class_names, exported: Path, tmp_path, files):
     with pytest.raises(ExportError, match="0 files"):
-        check_parity(folder, [], np.empty((0, 3)), class_names, max_megapixels=1)
+        check_parity(exported, [], np.empty((0, 3)), class_names, max_megapixels=1)
     some = [*files[:2], tmp_path / "gone.jpg"]
     with pytest.raises(DataError, match=r"gone\.jpg"):
-        check_parity(folder, some, np.full((3, 3), 1 / 3), class_names, max_megapixels=1)
+        check_parity(exported, some, np.full((3, 3), 1 / 3), class_names, max_megapixels=1)
 
 
 def test_the_policy_is_that_of_the_least_precise_layer(classifier):

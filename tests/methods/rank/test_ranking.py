@@ -33,9 +33,11 @@ from keras_transfer.specs import (
     TrainingSpec,
     ViewSpec,
 )
+from keras_transfer.tasks.single_label import SingleLabel
 from pipelines import rank as verb
 from pipelines.arguments import USER_ERROR
 
+TASK = SingleLabel(("a", "b"))
 BACKBONES = (
     CandidateSpec(backbone="vgg16", last_stage="stage3", weights="embedded"),
     CandidateSpec(backbone="mobilenet_0.25", last_stage="stage1"),
@@ -228,7 +230,7 @@ def test_source_answers_are_those_of_the_whole_network(shared_weights):
     )
     ranking = RankSpec(backbones=(sourced, "vgg16"))
     candidate = make_candidates(RunSpec(), ranking)[0]
-    (built,) = build_candidates([candidate], ["a", "b"], race=False)
+    (built,) = build_candidates([candidate], TASK, race=False)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.float32)
     pixels[0] = np.linspace(0, 255, 224)[:, None, None]
     features = keras.Model(built.cut.model.input, built.cut.tensor)(pixels)
@@ -264,14 +266,14 @@ def test_a_source_that_cannot_be_asked_is_refused(changes, error, part, source_f
     ranking = RankSpec(backbones=(make_sourced(source_file, **changes), "vgg16"))
     candidate = make_candidates(RunSpec(), ranking)[0]
     with pytest.raises(error, match=part):
-        build_candidates([candidate], ["a", "b"], race=False)
+        build_candidates([candidate], TASK, race=False)
 
 
 def test_a_top_without_a_global_mean_is_refused(source_file):
     table = CandidateSpec(backbone="vgg16", weights="none", source_weights="x.h5")
     candidate = make_candidates(RunSpec(), RankSpec(backbones=(table, "vgg19")))[0]
     with pytest.raises(SpecError, match="does not start with a global mean"):
-        build_candidates([candidate], ["a", "b"], race=False)
+        build_candidates([candidate], TASK, race=False)
 
 
 @pytest.mark.parametrize(

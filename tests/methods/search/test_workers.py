@@ -32,8 +32,9 @@ def processes(name: str) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
 def test_two_workers_try_everything_once_though_one_is_killed(small_spec, tmp_path):
-    # Long enough to be killed in the middle.
-    spec = override(small_spec, {"phases.0.epochs": 30, "search.space": SPACE})
+    # Long enough to be killed in the middle; other processes do not know the backbone `small`.
+    network = {"model.backbone": "vgg16", "phases.0.epochs": 30}
+    spec = override(small_spec, {**network, "search.space": SPACE})
     trial_log, listener, killed = TrialLog(RunFolder(tmp_path / "s")), Listener(), []
 
     def kill_in_mid_trial():

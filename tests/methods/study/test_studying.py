@@ -60,7 +60,7 @@ def make_spec(folder, cache, **changes) -> RunSpec:
         name="small",
         data=DataSpec(path=str(folder), image_size=32, resize="squash"),
         views=ViewSpec(count=NUM_VIEWS),
-        model=ModelSpec(backbone="vgg16", last_stage="stage1", weights="none"),
+        model=ModelSpec(backbone="small", last_stage="stage1", weights="none"),
         phases=(HEAD,),
         training=TrainingSpec(rollback=False),
         # What 'auto' measures may differ from run to run, and with it the last bits.
