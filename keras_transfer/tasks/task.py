@@ -162,6 +162,10 @@ class Task(Protocol):
         Without a true value numbers are float32, and the last K are the outputs.
         """
 
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether `fitted` chooses anything, so that a run has to predict its validation split."""
+
     def decided(self, outputs: np.ndarray) -> tuple[str, ...]:
         """The names that outputs [K] decide on: one class, some labels, or nothing."""
 
@@ -224,6 +228,7 @@ class TaskDefaults:
     names: tuple[str, ...]
     activation: ClassVar[Activation]
     output_scale: np.ndarray | float = 1.0
+    needs_fitting: ClassVar[bool] = False
 
     @property
     def output_name(self) -> str:
