@@ -59,6 +59,10 @@ class Monitor:
         """What `format_interval` shows: the metric, in % where it is a share."""
         return f"{self.metric} in %" if self.is_share else self.metric
 
+    def format_difference(self, difference: float) -> str:
+        """A difference of two values, or a deviation, as text."""
+        return f"{100 * difference:.1f} points" if self.is_share else f"{difference:.3g}"
+
     def format_gain(self, gain: float, error: float) -> str:
         """A gain in the mean of `Task.example_scores` with its standard error, as text."""
         if self.is_share:
