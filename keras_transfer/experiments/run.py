@@ -17,7 +17,7 @@ from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
-from keras_transfer.experiments.session import Session, open_session
+from keras_transfer.experiments.session import Data, Session, open_session
 from keras_transfer.experiments.summary import Result, describe_cache, describe_saving
 from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
@@ -72,8 +72,7 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
         outcomes = fit_phases(classifier, phase_inputs, reporter=reporter, run=run, profile=profile)
         task = _fitted(session.task, classifier, phase_inputs)
         outputs = phase_inputs.predict(classifier, data.splits.test)
-        values = data.examples.targets.values[data.splits.test]
-        test = task.evaluate(values, outputs, seed=spec.seed)
+        test = evaluate_test(task, data, outputs, seed=spec.seed)
         proof = None
         if writes:
             # Other hosts take no part in building the networks that are exported.
@@ -108,6 +107,12 @@ def _check_single(spec: RunSpec) -> None:
             received=f"devices.hosts={num_hosts}",
             fix="leave it out, or start the run with `python -m pipelines.train`",
         )
+
+
+def evaluate_test(task: Task, data: Data, outputs: np.ndarray, *, seed: int) -> Evaluation:
+    """All figures of the test split, with intervals."""
+    values = data.examples.targets.values[data.splits.test]
+    return task.evaluate(values, outputs, seed=seed)
 
 
 def _fitted(task: Task, classifier: Classifier, phase_inputs: PhaseInputs) -> Task:

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
 from keras_transfer.data.targets import Targets
@@ -33,7 +31,7 @@ class Result:
     run: RunFolder
     classifier: Classifier
     outcomes: list[Outcome]
-    test: Any
+    test: Evaluation
     proof: Proof | None
     seconds: float
 
@@ -72,9 +70,7 @@ def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[s
 
 def describe_images(targets: Targets) -> str:
     """How many images there are, of how many classes or other strata."""
-    return (
-        f"{len(targets):,} images of {len(targets.strata_names)} {plural_of(targets.kind)}"
-    )
+    return f"{len(targets):,} images of {len(targets.strata_names)} {plural_of(targets.kind)}"
 
 
 def plural_of(kind: str) -> str:
@@ -255,4 +251,3 @@ def describe_proof(proof: Proof) -> str:
             "write a faster one."
         )
     return " ".join(sentences)
-

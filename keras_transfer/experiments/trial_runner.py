@@ -39,8 +39,8 @@ class TrialResult:
     """How well one spec did on images that it was not trained on, after its last kept phase.
 
     These are the held-out images of all folds, or of a single split. `val_score` is the task's
-    monitored metric, `val_loss` the mean loss, `epochs` those of all phases, the most of any fold. `outcomes`
-    are the phases of all folds. `views` has the VIEW_COUNTS, counted as in cache.json.
+    monitored metric, `val_loss` the mean loss, `epochs` those of all phases, the most of any fold.
+    `outcomes` are the phases of all folds. `views` has the VIEW_COUNTS, counted as in cache.json.
     `outputs` float32 [N, K] and `scores` float64 [N], the task's of each image, are None unless
     predictions were wanted.
     """

@@ -159,8 +159,11 @@ def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
     )
     pixels = np.empty((len(entries), data.image_size, data.image_size, 3), np.uint8)
     for row, (entry, image) in enumerate(zip(entries, images, strict=True)):
-        unchanged = isinstance(image, DecodedImage) and image.digest == entry["digest"]
-        if not unchanged or entry["path"] not in by_path:
+        if (
+            not isinstance(image, DecodedImage)
+            or image.digest != entry["digest"]
+            or entry["path"] not in by_path
+        ):
             raise DataError(
                 f"images of the run's {name} split changed since the run",
                 expected="the files that the run was trained and evaluated on",

@@ -28,7 +28,6 @@ from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.registry import restore_task
 from keras_transfer.tasks.task import Task
 
-
 TASK_FILE: Final = "task.json"
 """In a run folder: the content of `tasks.registry.describe_task`."""
 

@@ -50,9 +50,12 @@ class Monitor:
 
     def format_interval(self, value: float, interval: tuple[float, float]) -> str:
         """The value, in % where it is a share, with its interval on the line below."""
-        numbers = [value, *interval]
-        shown = [f"{100 * x:.1f}" if self.is_share else f"{x:.4g}" for x in numbers]
-        return f"{shown[0]}\n{shown[1]}–{shown[2]}"
+        number, low, high = map(self.format_number, (value, *interval))
+        return f"{number}\n{low}–{high}"
+
+    def format_number(self, value: float) -> str:
+        """The value as text, in % without the sign where it is a share."""
+        return f"{100 * value:.1f}" if self.is_share else f"{value:.4g}"
 
     @property
     def label(self) -> str:
@@ -232,7 +235,11 @@ class TaskDefaults:
     names: tuple[str, ...]
     activation: ClassVar[Activation]
     output_scale: np.ndarray | float = 1.0
-    needs_fitting: ClassVar[bool] = False
+
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether the task has a `fitted` of its own."""
+        return type(self).fitted is not TaskDefaults.fitted
 
     @property
     def output_name(self) -> str:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.data.images import load_encoded
@@ -16,7 +17,6 @@ from keras_transfer.errors import DataError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained, frozen, grad_cam, heat_map
 from keras_transfer.export.saved_model.writer import export_saved_model
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import LIKELIEST, Explanation, explain_files, explainer
 from keras_transfer.inference.prediction import LoadedRun, predict_files
 from keras_transfer.models.classifier import build_classifier

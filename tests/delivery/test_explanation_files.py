@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from PIL import Image
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import RunError
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference import explanation_files
 from keras_transfer.inference.explanation import Explanation, explain_files
 from keras_transfer.inference.explanation_files import COLUMNS, draw_overlay, write_explanations

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from keras_transfer.export.task_outputs import SingleLabelOutputs
+
 from keras_transfer.inference.explanation import Explanation
 from keras_transfer.inference.explanation_files import (
     SIDE,

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import RunError
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.prediction import Prediction
 from keras_transfer.inference.writers import write_predictions
 

@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import keras
 import numpy as np
 import pytest
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from PIL import Image
 
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import explainer
 from keras_transfer.inference.explanation_files import percent
 

@@ -28,8 +28,8 @@ from keras_transfer.export.formats.registry import (
 )
 from keras_transfer.export.formats.report import PLAIN, Row
 from keras_transfer.export.formats.runtimes import check_class_hash
-from keras_transfer.models.activations import activate
 from keras_transfer.export.verification import IsolatedArtefact, IsolatedProcess
+from keras_transfer.models.activations import activate
 from keras_transfer.reporting.reporter import Reporter
 
 _ONEDNN: Final = "TF_ENABLE_ONEDNN_OPTS"

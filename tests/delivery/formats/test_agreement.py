@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 import pytest
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 
 from keras_transfer.export.formats import agreement
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 
 agree = functools.partial(agreement.agree, task=SingleLabelOutputs(("a", "b", "c", "d")))
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.export.formats.source import inference_graph
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.storage.class_names import model_name
 

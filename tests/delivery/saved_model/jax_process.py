@@ -14,13 +14,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import jax
 import keras
 import numpy as np
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import export_proven
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import LIKELIEST, explainer
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec

@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_transfer.export.task_outputs import SingleLabelOutputs
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_transfer.data.images import load_encoded
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import LIKELIEST, explainer
 from keras_transfer.models.forward import predict_pixels
 
