@@ -207,7 +207,7 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
             predict,
             files,
             tmp_path / name,
-            task=run.contract.task_outputs,
+            task=run.contract.restored_task,
             target=identify(run),
         )
         assert (summary.num_predicted, summary.num_bad) == (228, 3)

@@ -12,7 +12,6 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.data.audit import audit
 from keras_transfer.data.splits import make_splits, manifest
 from keras_transfer.errors import DataError, ExportError
-from keras_transfer.export.contract import Contract
 from keras_transfer.export.conversion import convert_run, read_split
 from keras_transfer.export.formats.registry import FORMATS, check_libraries
 from keras_transfer.export.formats.runtimes import open_runtime
@@ -85,7 +84,7 @@ def test_export_writes_formats_beside_the_export_and_compares_them(run: RunFolde
         assert row["megabytes"] > 0
     table = (folder / "formats.md").read_text(encoding="utf-8")
     assert all(f"| {name} " in table for name in rows)
-    run_contract = Contract.of(load_run(run.path).spec, run.read_class_names())
+    run_contract = load_run(run.path).contract
     runtime = open_runtime(folder / "model_float32.tflite")
     assert runtime.contract == run_contract
     images = read_split(load_run(run.path), "test", 40)
