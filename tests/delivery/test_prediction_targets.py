@@ -23,6 +23,7 @@ from keras_transfer.inference.prediction import (
 from keras_transfer.inference.writers import write_predictions
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.single_label import SingleLabel
 from pipelines import arguments, predict
 
@@ -36,6 +37,7 @@ def folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) ->
     spec = RunSpec(data=DataSpec(image_size=32, resize="pad", max_megapixels=1.0))
     run.write_json("spec.json", spec_to_dict(spec))
     run.write_class_names(class_names)
+    run.write_json("task.json", describe_task(SingleLabel(tuple(class_names))))
     with run.replacing("model.keras") as path:
         classifier.save(path)
     contract = Contract.of(spec, SingleLabel(tuple(class_names)))

@@ -21,6 +21,7 @@ from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, RunSpec
 from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.single_label import SingleLabel
 from pipelines import arguments, export
 
@@ -48,6 +49,7 @@ def run(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     made = RunFolder.create(folder / "run")
     made.write_json("spec.json", spec_to_dict(spec))
     made.write_class_names(names)
+    made.write_json("task.json", describe_task(SingleLabel(tuple(names))))
     made.write_json("splits.json", manifest(make_splits(records, spec.data, seed=0), records))
     classifier = build_classifier(spec.model, image_size=32, task=SingleLabel(tuple(names)), seed=0)
     with made.replacing("model.keras") as path:
