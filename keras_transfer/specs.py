@@ -46,8 +46,8 @@ class SearchSpec:
         "bayesian", "which of KerasTuner's tuners proposes values"
     )
     trials: int = option(20, "trials at most; 'hyperband' counts its own", low=1)
-    objective: Literal["val_accuracy", "val_loss"] = option(
-        "val_accuracy", "what is compared; log loss breaks ties of accuracy"
+    objective: Literal["val_score", "val_loss"] = option(
+        "val_score", "what is compared: the task's metric, whose ties the loss breaks, or the loss"
     )
     seed: int = option(0, "seed of the proposals alone", low=0)
     time_budget: str = option(
@@ -66,11 +66,6 @@ class SearchSpec:
         default_factory=dict,
         metadata={"help": "a table: dotted field = {values = [...]} or {low = ..., high = ...}"},
     )
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Which way the objective goes."""
-        return self.objective == "val_accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         "--class",
         metavar="NAME",
         dest="class_name",
-        help="class to explain (default: the predicted one)",
+        help="class or other output to explain (default: the highest)",
     )
     return parser
 
@@ -51,10 +51,14 @@ def _run(argv: Sequence[str] | None) -> None:
                 terminal.counted(rows, count),
                 output,
                 name=loaded.spec.name,
-                class_names=loaded.class_names,
+                task=loaded.task,
             )
         labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
-        terminal.table(f"Images: {summary.num_explained:,}", ["label", "images"], labels)
+        title = f"Images: {summary.num_explained:,}"
+        if any(summary.num_by_label.values()) or not summary.num_explained:
+            terminal.table(title, ["label", "images"], labels)
+        else:
+            terminal.info(f"{title}.")
         if summary.num_bad:
             terminal.info(f"{summary.num_bad:,} files could not be read: see the error column.")
         terminal.info(f"Report: {output / PAGE}")

@@ -74,7 +74,7 @@ def _run(argv: Sequence[str] | None) -> None:
                 lambda remaining: terminal.counted(predict(remaining), count),
                 files,
                 Path(arguments.output),
-                task=target.contract.task_outputs,
+                task=target.contract.restored_task,
                 target=identity,
                 resume=arguments.resume,
             )
@@ -109,20 +109,30 @@ def _predictor(
 
 
 def _known(run: "LoadedRun", terminal: "TerminalReporter") -> "dict[str, np.ndarray]":
-    """Probabilities that the cache holds for images of the run's data, by file digest."""
+    """Outputs that the cache holds for images of the run's data, by file digest."""
     from keras_transfer.data.audit import pixels_key
-    from keras_transfer.features.cached_logits import known_probabilities
+    from keras_transfer.features.cached_logits import known_outputs
     from keras_transfer.storage.cache import open_cache
 
     with open_cache(run.spec, reporter=terminal) as cache:
-        return known_probabilities(run.model, pixels=pixels_key(run.spec.data), cache=cache)
+        return known_outputs(
+            run.model,
+            pixels=pixels_key(run.spec.data),
+            cache=cache,
+            activation=run.task.activation,
+        )
 
 
 def _show(summary: "PredictionSummary", output: str, terminal: "TerminalReporter") -> None:
     if summary.num_kept:
         terminal.info(f"{summary.num_kept:,} rows had been predicted before.")
-    labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
-    terminal.table(f"Images: {summary.num_predicted:,}", ["label", "images"], labels)
+    title = f"Images: {summary.num_predicted:,}"
+    if any(summary.num_by_label.values()) or not summary.num_predicted:
+        labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
+        terminal.table(title, ["label", "images"], labels)
+    else:
+        # Nothing is decided on: values, or no label is likely enough.
+        terminal.info(f"{title}.")
     if summary.num_bad:
         terminal.info(f"{summary.num_bad:,} files could not be read: see the error column.")
     terminal.info(f"Predictions: {output}")

@@ -110,7 +110,7 @@ def fit(job: Fit) -> dict:
     if job.image_size != 32:
         repeats = job.image_size // 32
         pixels = source.examples.pixels.repeat(repeats, axis=1).repeat(repeats, axis=2)
-        source = source_of(pixels, source.examples.labels, spec.views)
+        source = source_of(pixels, source.examples.targets.values, spec.views)
     rows = np.arange(NUM_TRAIN + NUM_VAL)
     none = np.array([], np.int64)
     splits = Splits(

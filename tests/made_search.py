@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 from keras_transfer.experiments.tune.record import Search, SearchTrial, ranked
+from keras_transfer.tasks.task import Monitor
 
 RATE, DROPOUT, STAGE = "phases.0.learning_rate", "model.dropout", "phases.1.unfreeze"
 SCALES = {RATE: "log", DROPOUT: "linear", STAGE: "choice"}
@@ -17,7 +18,7 @@ def made_trial(number: int, values: dict[str, Any], score: float | None, **chang
         "values": values,
         "status": "failed" if score is None else "completed",
         "score": score,
-        "val_accuracy": score,
+        "val_score": score,
         "val_loss": None if score is None else 1 - score,
         "epochs": 5,
         "seconds": 30.0,
@@ -33,11 +34,12 @@ def made_values(draw: random.Random) -> dict[str, Any]:
     return {RATE: rate, DROPOUT: dropout, STAGE: draw.choice(CHOICES[STAGE])}
 
 
-def made_search(trials, *, scales=SCALES, choices=CHOICES, objective="val_accuracy") -> Search:
+def made_search(trials, *, scales=SCALES, choices=CHOICES, objective="val_score") -> Search:
     """A search whose winner is the best of its trials."""
-    higher = objective == "val_accuracy"
+    monitor = Monitor("accuracy", "max", is_share=True)
+    higher = objective == "val_score"
     best = ranked(trials, higher_is_better=higher)[0].name
-    return Search(trials, scales, choices, objective, higher, best)
+    return Search(trials, scales, choices, objective, monitor, best)
 
 
 def stage_decides(count: int) -> list[SearchTrial]:

@@ -43,6 +43,7 @@ TENSORFLOW = (
     "keras_transfer.export.",
     "keras_transfer.inference.",
     "keras_transfer.serving.",
+    "keras_transfer.tasks.",
     "pipelines.benchmarks.",
 )
 

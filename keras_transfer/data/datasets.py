@@ -172,16 +172,6 @@ class Examples:
     targets: Targets
     example_ids: np.ndarray
 
-    @property
-    def labels(self) -> np.ndarray:
-        """Class indices int64 [N]; for single labels."""
-        return self.targets.values
-
-    @property
-    def num_classes(self) -> int:
-        """How many outputs a model of these images has."""
-        return len(self.targets.names)
-
 
 class Inputs(Protocol):
     """What batches are read from: images, or cached features of their views."""

@@ -76,10 +76,6 @@ class Records:
         """The file of one record, absolute."""
         return self.root / self.items[row].path
 
-    def labels(self) -> list[int]:
-        """Class index of every row; for single labels."""
-        return self.targets.values.tolist()
-
 
 def counted(number: int, one: str, several: str) -> str:
     """A number with the singular or plural: '1 file is', '3 files are'."""

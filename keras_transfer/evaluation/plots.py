@@ -1,4 +1,4 @@
-"""Figures of runs and studies: learning curves, confusion, views, mistakes, accuracy by size."""
+"""Figures of runs and studies: learning curves, confusion, views, mistakes, scores by size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ _MOST_NAMES = 100
 
 @styled
 def draw_learning_curves(
-    history: Sequence[Mapping[str, Any]], file: Path, *, metric: str = "accuracy"
+    history: Sequence[Mapping[str, Any]], file: Path, *, metric: str, is_share: bool
 ) -> None:
     """Loss and a metric in training and validation over all epochs, with the names of the phases.
 
@@ -45,7 +45,7 @@ def draw_learning_curves(
         history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `val_loss` and the
             same of the metric.
         file: PNG to write.
-        metric: an accuracy is drawn in %.
+        metric: drawn in % if `is_share`.
     """
     figure = new_figure(11, 4.4)
     panels = figure.subplots(1, 2)
@@ -58,7 +58,7 @@ def draw_learning_curves(
         _draw_curves(axes, history, name)
         _shade_phases(axes, phases, numbered=crowded)
         axes.set_title(name.replace("_", " ").capitalize(), pad=24)
-    if "accuracy" in metric:
+    if is_share:
         panels[1].yaxis.set_major_formatter(percent_axis())
     panels[0].legend()
     if crowded:
@@ -173,49 +173,54 @@ _HEADROOM = 0.25
 
 @dataclass(frozen=True)
 class SizePoint:
-    """Accuracy with one number of training images; `trials` are the accuracies of single seeds."""
+    """The score with one number of training images; `trials` are the scores of single seeds."""
 
     size: int
-    accuracy: float
+    score: float
     interval: Interval
     trials: tuple[float, ...]
 
 
 @styled
-def draw_accuracy_by_size(points: Sequence[SizePoint], file: Path, *, caption: str) -> None:
-    """Accuracy over the number of training images, on a logarithmic axis.
+def draw_score_by_size(
+    points: Sequence[SizePoint], file: Path, *, metric: str, is_share: bool, caption: str
+) -> None:
+    """A metric over the number of training images, on a logarithmic axis.
 
     Args:
+        metric: what the scores are; drawn in % if `is_share`.
         caption: the meaning of points and bars.
         file: PNG to write.
     """
     points = sorted(points, key=lambda point: point.size)
     figure = new_figure(max(5.5, 2.2 + 0.9 * len(points)), 4.4)
     axes = figure.subplots()
-    _draw_points(axes, points)
-    _set_axes(axes, points)
-    axes.set_title("Accuracy by number of labels")
+    _draw_points(axes, points, is_share=is_share)
+    _set_axes(axes, points, is_share=is_share)
+    name = metric.replace("_", " ")
+    axes.set_ylabel(f"test {name}")
+    axes.set_title(f"{name[:1].upper()}{name[1:]} by number of labels")
     figure.supxlabel(caption, color=FAINT, fontsize=9)
     save(figure, file)
 
 
-def _draw_points(axes: Axes, points: Sequence[SizePoint]) -> None:
+def _draw_points(axes: Axes, points: Sequence[SizePoint], *, is_share: bool) -> None:
     sizes = [point.size for point in points]
-    accuracies = [point.accuracy for point in points]
+    scores = [point.score for point in points]
     lows, highs = zip(*(point.interval for point in points), strict=True)
     axes.fill_between(sizes, lows, highs, color=TRAIN, alpha=0.12, linewidth=0)
     axes.vlines(sizes, lows, highs, color=TRAIN, linewidth=1.2, alpha=0.6)
-    axes.plot(sizes, accuracies, color=TRAIN, marker="o", markersize=6, zorder=3)
+    axes.plot(sizes, scores, color=TRAIN, marker="o", markersize=6, zorder=3)
     for point in points:
         if len(point.trials) > 1:
             each = [point.size] * len(point.trials)
             axes.scatter(each, point.trials, color="white", edgecolor=TRAIN, s=14, zorder=2)
         place: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
-        text = f"{100 * point.accuracy:.1f}"
+        text = f"{100 * point.score:.1f}" if is_share else f"{point.score:.3g}"
         axes.annotate(text, (point.size, point.interval[1]), fontsize=9, **place)
 
 
-def _set_axes(axes: Axes, points: Sequence[SizePoint]) -> None:
+def _set_axes(axes: Axes, points: Sequence[SizePoint], *, is_share: bool) -> None:
     axes.set_xscale("log", base=2)
     sizes = [point.size for point in points]
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -223,11 +228,12 @@ def _set_axes(axes: Axes, points: Sequence[SizePoint]) -> None:
     axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
     low = min(point.interval[0] for point in points)
     high = max(point.interval[1] for point in points)
-    margin = _HEADROOM * max(high - low, 0.02)
-    axes.set_ylim(max(0.0, low - margin), high + margin)
-    axes.yaxis.set_major_formatter(percent_axis())
+    least = 0.02 if is_share else 0.02 * max(abs(low), abs(high))
+    margin = _HEADROOM * max(high - low, least)
+    axes.set_ylim(max(min(0.0, low), low - margin), high + margin)
+    if is_share:
+        axes.yaxis.set_major_formatter(percent_axis())
     axes.set_xlabel("training images")
-    axes.set_ylabel("test accuracy")
     axes.grid(axis="y")
 
 

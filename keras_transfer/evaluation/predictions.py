@@ -1,13 +1,9 @@
 """Predictions of single images: the rows of `predictions.csv` and the most confident mistakes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-
-
-def prediction_columns(class_names: Sequence[str]) -> list[str]:
-    """The header of `prediction_rows`."""
-    return ["path", *label_columns(class_names, labelled=True)]
 
 
 def label_columns(class_names: Sequence[str], *, labelled: bool = False) -> list[str]:
@@ -15,7 +11,7 @@ def label_columns(class_names: Sequence[str], *, labelled: bool = False) -> list
     figures = probability_columns(class_names)
     if labelled:
         return ["label", "prediction", "confidence", "correct", *figures]
-    return ["prediction", "confidence", *figures]
+    return ["label", "confidence", *figures]
 
 
 def probability_columns(class_names: Sequence[str]) -> list[str]:
@@ -25,31 +21,19 @@ def probability_columns(class_names: Sequence[str]) -> list[str]:
 
 def label_row(
     probabilities: np.ndarray, class_names: Sequence[str], label: int | None = None
-) -> list[str | float]:
+) -> list[Any]:
     """Prediction, confidence and all probabilities [C] of one image.
 
     `confidence` is the predicted class's probability. With a true label the row begins with it,
-    and `correct`, 1 or 0, follows the confidence. Probabilities have as many digits as it takes
-    to read the same float32 back.
+    and `correct`, 1 or 0, follows the confidence. Probabilities are float32, which print with as
+    many digits as it takes to read the same value back.
     """
     values = probabilities.astype(np.float32)
     prediction = int(values.argmax())
-    shortest = [float(str(value)) for value in values]
-    predicted: list[str | float] = [class_names[prediction], shortest[prediction]]
+    predicted: list[Any] = [class_names[prediction], values[prediction]]
     if label is None:
-        return [*predicted, *shortest]
-    return [class_names[label], *predicted, int(prediction == label), *shortest]
-
-
-def prediction_rows(
-    paths: Iterable[str],
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    class_names: Sequence[str],
-) -> Iterator[list[str | float]]:
-    """One row an image: its path, label and prediction, see `label_row`."""
-    for path, label, row in zip(paths, labels, probabilities, strict=True):
-        yield [path, *label_row(row, class_names, int(label))]
+        return [*predicted, *values]
+    return [class_names[label], *predicted, int(prediction == label), *values]
 
 
 def most_confident_mistakes(

@@ -13,31 +13,31 @@ from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.session import open_session
+from keras_transfer.experiments.summary import describe_images
 from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
 from keras_transfer.export.contract import next_version
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.cached_logits import predict_cached
-from keras_transfer.inference.prediction import LoadedRun, labels_in_order, load_run
+from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.tasks.registry import read_task
-from keras_transfer.tasks.single_label import SingleLabel
 
 
 def evaluate_run(run_path: str | Path, data_path: str | None, *, reporter: Reporter) -> Evaluation:
     """Evaluate a run on its own test split, or on all images of a folder or CSV file.
 
     Args:
-        data_path: classes are matched by name, so there may be only some of the run's classes.
+        data_path: targets are matched by name, so there may be only some of the run's classes.
 
     Raises:
         RunError: the folder holds no finished run.
         DataError: the images cannot be used, changed since the run, or have unknown classes.
     """
     run = load_run(run_path)
-    records, labels, probabilities = _predict_labelled(run, data_path, reporter)
-    reporter.info(f"{len(labels):,} images of {len(records.class_names)} classes.")
-    return SingleLabel(run.class_names).evaluate(labels, probabilities, seed=run.spec.seed)
+    records, values, outputs = _predict_labelled(run, data_path, reporter)
+    reporter.info(f"{describe_images(records.targets)}.")
+    return run.task.evaluate(values, outputs, seed=run.spec.seed)
 
 
 def export_run(
@@ -54,8 +54,8 @@ def export_run(
     """
     run = load_run(run_path)
     spec = override(run.spec, {"export.precision": precision}) if precision else run.spec
-    records, labels, probabilities = _predict_labelled(run, None, reporter)
-    test = SingleLabel(run.class_names).evaluate(labels, probabilities, seed=run.spec.seed)
+    records, values, outputs = _predict_labelled(run, None, reporter)
+    test = run.task.evaluate(values, outputs, seed=run.spec.seed)
     rows = run.folder.read_json("splits.json")["rows"]
     counts = {name: len(entries) for name, entries in rows.items()}
     export_folder = run.folder.export_folder
@@ -67,9 +67,10 @@ def export_run(
             run.model,
             folder,
             spec=spec,
-            card=make_card(spec, run.model, run.class_names, test, counts),
+            task=run.task,
+            card=make_card(spec, run.model, run.task, test, counts),
             files=[records.file(row) for row in range(len(records.items))],
-            probabilities=probabilities,
+            outputs=outputs,
         )
     return folder, proof
 
@@ -77,23 +78,24 @@ def export_run(
 def _predict_labelled(
     run: LoadedRun, data_path: str | None, reporter: Reporter
 ) -> tuple[Records, np.ndarray, np.ndarray]:
-    """The images to evaluate on, their classes in the run's order, and their probabilities."""
+    """The images to evaluate on, the run's targets of them, and the outputs."""
     listed = _test_split(run) if data_path is None else _other_images(run, data_path)
     # A finished run predicts on one device, as it was loaded: the spec's are not set up.
     with open_session(run.spec, reporter=reporter, devices=current(), records=listed) as session:
         records, pixels, _ = session.read_images()
         if data_path is None:
             _check_unchanged(records, run)
-        labels = labels_in_order(run, records)
-        probabilities = predict_cached(
+        values = run.task.targets(records.items).values
+        outputs = predict_cached(
             run.model,
             [record.digest for record in records.items],
             pixels,
             pixels_key=pixels_key(run.spec.data),
             cache=session.cache,
             reporter=reporter,
+            activation=run.task.activation,
         )
-    return records, labels, probabilities
+    return records, values, outputs
 
 
 def _test_split(run: LoadedRun) -> Records:

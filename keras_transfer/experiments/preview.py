@@ -1,6 +1,5 @@
 """Preview: what the images are like before any training: readable files, splits and views."""
 
-from collections import Counter
 from pathlib import Path
 
 from keras_transfer.data.splits import NAMES
@@ -32,11 +31,12 @@ def preview(spec: RunSpec, figure: Path, *, reporter: Reporter | None = None) ->
 
 
 def show_data(data: Data, terminal: TerminalReporter) -> None:
-    """Print how many images of each class are in each split."""
-    counts = [
-        Counter(data.records.items[row].label for row in getattr(data.splits, name))
-        for name in NAMES
+    """Print how many images of each class, or other stratum, are in each split."""
+    targets, splits = data.records.targets, [getattr(data.splits, name) for name in NAMES]
+    counts = [targets.strata[rows].sum(axis=0) for rows in splits]
+    cells = [
+        [name, *(f"{count[number]:,}" for count in counts)]
+        for number, name in enumerate(targets.strata_names)
     ]
-    rows = [[name, *(f"{count[name]:,}" for count in counts)] for name in data.records.class_names]
-    rows.append(["all", *(f"{count.total():,}" for count in counts)])
-    terminal.table("Images", ["class", "train", "validation", "test"], rows)
+    cells.append(["all", *(f"{len(rows):,}" for rows in splits)])
+    terminal.table("Images", [targets.kind, "train", "validation", "test"], cells)

@@ -1,12 +1,12 @@
 """One run: a spec becomes a trained, evaluated and exported classifier in a run folder.
 
-open_session → build_classifier → fit_phases → evaluate_test → export
+open_session → build_classifier → fit_phases → evaluate → export
 """
 
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,19 @@ from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
-from keras_transfer.experiments.session import Data, open_session
+from keras_transfer.experiments.session import Data, Session, open_session
 from keras_transfer.experiments.summary import Result, describe_cache, describe_saving
 from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
 from keras_transfer.export.saved_model.proof import Proof
+from keras_transfer.features.phase_inputs import PhaseInputs
+from keras_transfer.inference.prediction import TASK_FILE
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import Outcome, fit_phases
 
@@ -67,13 +70,15 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
         if writes:
             session.write_splits()
         outcomes = fit_phases(classifier, phase_inputs, reporter=reporter, run=run, profile=profile)
-        probabilities = phase_inputs.predict(classifier, data.splits.test)
-        test = evaluate_test(session.task, data, probabilities, seed=spec.seed)
+        task = _fitted(session.task, classifier, phase_inputs)
+        outputs = phase_inputs.predict(classifier, data.splits.test)
+        test = evaluate_test(task, data, outputs, seed=spec.seed)
         proof = None
         if writes:
             # Other hosts take no part in building the networks that are exported.
             with on_one_device():
-                proof = _write(run, spec, classifier, data, outcomes, test, probabilities)
+                finished = replace(classifier, task=task)
+                proof = _write(session, finished, outcomes, test, outputs)
             cache_use = describe_cache(
                 data.num_decoded, phase_inputs.extraction_stats, outcomes, data.splits
             )
@@ -104,26 +109,36 @@ def _check_single(spec: RunSpec) -> None:
         )
 
 
-def evaluate_test(task: Task, data: Data, probabilities: np.ndarray, *, seed: int) -> Any:
+def evaluate_test(task: Task, data: Data, outputs: np.ndarray, *, seed: int) -> Evaluation:
     """All figures of the test split, with intervals."""
     values = data.examples.targets.values[data.splits.test]
-    return task.evaluate(values, probabilities, seed=seed)
+    return task.evaluate(values, outputs, seed=seed)
+
+
+def _fitted(task: Task, classifier: Classifier, phase_inputs: PhaseInputs) -> Task:
+    """The task with what it takes from the training split, and chooses on validation."""
+    values, splits = phase_inputs.source.examples.targets.values, phase_inputs.splits
+    task = task.scaled(values[splits.train])
+    if not task.needs_fitting:
+        return task
+    return task.fitted(values[splits.val], phase_inputs.predict(classifier, splits.val))
 
 
 def _write(
-    run: RunFolder,
-    spec: RunSpec,
+    session: Session,
     classifier: Classifier,
-    data: Data,
     outcomes: Sequence[Outcome],
-    test: Any,
-    probabilities: np.ndarray,
+    test: Evaluation,
+    outputs: np.ndarray,
 ) -> Proof:
     """Write all files of a run but metrics.json, which says that it is complete."""
-    rows = data.splits.test
-    write_history(run, outcomes)
+    run, spec, data = session.run, session.spec, session.data
+    assert run
+    rows, task = data.splits.test, classifier.task
+    write_history(run, outcomes, task.monitor)
     write_views(run, spec, data.records, data.splits, data.examples)
-    write_test(run, data.records, rows, data.examples, test=test, probabilities=probabilities)
+    write_test(run, task, data.records, rows, data.examples, test=test, outputs=outputs)
+    run.write_json(TASK_FILE, describe_task(task))
     model = undistributed(classifier.model)
     with run.replacing("model.keras") as path:
         classifier.save(path)
@@ -132,9 +147,10 @@ def _write(
         model,
         run.export_folder / "1",
         spec=spec,
-        card=make_card(spec, model, data.records.class_names, test, counts),
+        task=task,
+        card=make_card(spec, model, task, test, counts),
         files=[data.records.file(row) for row in rows],
-        probabilities=probabilities,
+        outputs=outputs,
     )
 
 
@@ -147,7 +163,7 @@ def _metrics(outcomes: Sequence[Outcome], test: Evaluation, proof: Proof) -> dic
         "phases": phases,
         "test": test.to_dict(),
         "export": {
-            # The largest difference of probabilities depends on which network was fastest, so
+            # The largest difference of outputs depends on which network was fastest, so
             # it is in proof.json alone.
             "num_files": proof.parity.num_files,
             "label_agreement": proof.parity.label_agreement,

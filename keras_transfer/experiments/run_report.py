@@ -2,54 +2,41 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from keras_transfer.data.datasets import Examples, Views
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
-from keras_transfer.evaluation.metrics import SingleLabelEvaluation
-from keras_transfer.evaluation.plots import (
-    Mistake,
-    draw_confusion,
-    draw_learning_curves,
-    draw_mistakes,
-    draw_views,
-)
-from keras_transfer.evaluation.predictions import (
-    most_confident_mistakes,
-    prediction_columns,
-    prediction_rows,
-)
+from keras_transfer.evaluation.plots import draw_learning_curves, draw_views
+from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.task import Monitor, Task
 from keras_transfer.training.fitting import Outcome
 
-HISTORY_COLUMNS: Final = (
-    "phase",
-    "epoch",
-    "loss",
-    "accuracy",
-    "val_loss",
-    "val_accuracy",
-    "learning_rate",
-    "seconds",
-)
 NUM_IMAGES, NUM_VIEWS = 6, 6
 """Rows and columns of views.png at most, the plain image included."""
 
 
-def write_history(run: RunFolder, outcomes: Sequence[Outcome]) -> None:
+def write_history(run: RunFolder, outcomes: Sequence[Outcome], monitor: Monitor) -> None:
     """Write history.csv, a row for each epoch, and the learning curves; epochs count from 1."""
     history: list[dict[str, Any]] = []
     for outcome in outcomes:
         for row in outcome.history:
             history.append({"phase": outcome.name, "epoch": len(history) + 1, **row})
-    rows = ([row[name] for name in HISTORY_COLUMNS] for row in history)
-    run.write_rows("history.csv", HISTORY_COLUMNS, rows)
+    columns = history_columns(monitor)
+    rows = ([row[name] for name in columns] for row in history)
+    run.write_rows("history.csv", columns, rows)
     with run.replacing("figures/learning_curves.png") as path:
-        draw_learning_curves(history, path)
+        draw_learning_curves(history, path, metric=monitor.metric, is_share=monitor.is_share)
+
+
+def history_columns(monitor: Monitor) -> list[str]:
+    """The header of history.csv."""
+    metrics = ["loss", monitor.metric, "val_loss", monitor.log_name]
+    return ["phase", "epoch", *metrics, "learning_rate", "seconds"]
 
 
 def write_views(
@@ -71,42 +58,33 @@ def draw_some_views(
         np.repeat(rows, len(numbers)), np.tile(numbers, len(rows))
     )
     views = views.reshape(len(rows), len(numbers), *views.shape[1:])
-    draw_views(views, [records.items[row].label for row in rows], file)
+    draw_views(views, [", ".join(records.items[row].target) for row in rows], file)
 
 
 def write_test(
     run: RunFolder,
+    task: Task,
     records: Records,
     rows: np.ndarray,
     examples: Examples,
     *,
-    test: SingleLabelEvaluation,
-    probabilities: np.ndarray,
+    test: Evaluation,
+    outputs: np.ndarray,
 ) -> None:
-    """Write predictions.csv, the confusion matrix and the most confident mistakes.
+    """Write predictions.csv and the task's figures of the test split.
 
     Args:
         rows: the test split's.
-        probabilities: [len(rows), C].
+        test: their evaluation.
+        outputs: [len(rows), K].
     """
-    labels, names = examples.labels[rows], records.class_names
-    paths = (records.items[row].path for row in rows)
-    run.write_rows(
-        "predictions.csv",
-        prediction_columns(names),
-        prediction_rows(paths, labels, probabilities, names),
+    values = examples.targets.values[rows]
+    predictions = (
+        [records.items[row].path, *task.row(output, value)]
+        for row, output, value in zip(rows, outputs, values, strict=True)
     )
-    with run.replacing("figures/confusion.png") as path:
-        draw_confusion(test.confusion, names, path)
-    mistakes = [
-        Mistake(
-            pixels=examples.pixels[rows[place]],
-            label=names[labels[place]],
-            prediction=names[int(probabilities[place].argmax())],
-            confidence=float(probabilities[place].max()),
-        )
-        for place in most_confident_mistakes(labels, probabilities)
-    ]
-    num_wrong = int(np.sum(probabilities.argmax(axis=1) != labels))
-    with run.replacing("figures/mistakes.png") as path:
-        draw_mistakes(mistakes, path, num_wrong=num_wrong, num_examples=len(rows))
+    run.write_rows("predictions.csv", ["path", *task.columns(labelled=True)], predictions)
+    figures = task.figures(values, outputs, test, image=lambda place: examples.pixels[rows[place]])
+    for name, draw in figures.items():
+        with run.replacing(f"figures/{name}") as path:
+            draw(path)

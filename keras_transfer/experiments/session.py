@@ -64,7 +64,7 @@ class Data:
 
     @property
     def examples(self) -> Examples:
-        """Decoded images, labels and ids, row by row."""
+        """Decoded images, targets and ids, row by row."""
         return self.source.examples
 
 
@@ -204,7 +204,7 @@ class Dataset:
     """Images of a source as Keras's `fit` and `evaluate` take them.
 
     `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, 3] in
-    0-255, one-hot labels float32 [B, C], sample weights float32 [B], which are 1 unless
+    0-255, targets float32 [B, K] (one-hot labels), sample weights float32 [B], which are 1 unless
     `training.class_weights` says otherwise. Every pass over `train` is a new epoch: another order,
     and the next view of each image; call `fit(dataset.train, shuffle=False)`, or Keras warns that
     it does not shuffle. Those of `val` and `test` are plain images in a fixed order.
@@ -217,9 +217,9 @@ class Dataset:
     data: Data
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Plain images uint8 [N, S, S, 3] and class indices int64 [N] of a split."""
+        """Plain images uint8 [N, S, S, 3] of a split and their targets, see `Targets.values`."""
         rows, examples = getattr(self.data.splits, split), self.data.examples
-        return np.asarray(examples.pixels[rows]), examples.labels[rows]
+        return np.asarray(examples.pixels[rows]), examples.targets.values[rows]
 
 
 def load_dataset(

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
+from keras_transfer.data.targets import Targets
 from keras_transfer.data.views import strengths
 from keras_transfer.devices.strategy import current
 from keras_transfer.evaluation.results import Evaluation
@@ -18,6 +17,7 @@ from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.task import Monitor
 from keras_transfer.training.fitting import Outcome
 
 _MOST_NAMED: Final = 5
@@ -31,16 +31,16 @@ class Result:
     run: RunFolder
     classifier: Classifier
     outcomes: list[Outcome]
-    test: Any
+    test: Evaluation
     proof: Proof | None
     seconds: float
 
 
 def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
     """Images, unreadable files, splits, resizing and augmentation."""
-    names = records.class_names
+    names = records.targets.strata_names
     shown = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
-    yield f"{len(records.items):,} images of {len(names)} classes: {shown}."
+    yield f"{describe_images(records.targets)}: {shown}."
     if records.bad_files:
         named = "; ".join(f"{bad.path} ({bad.reason})" for bad in records.bad_files[:_MOST_NAMED])
         more = len(records.bad_files) - _MOST_NAMED
@@ -66,6 +66,16 @@ def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[s
         yield _describe_views(spec)
     yield from (f"Ignored: {warning.message}." for warning in ignored)
     yield from _describe_balance(spec, records, splits)
+
+
+def describe_images(targets: Targets) -> str:
+    """How many images there are, of how many classes or other strata."""
+    return f"{len(targets):,} images of {len(targets.strata_names)} {plural_of(targets.kind)}"
+
+
+def plural_of(kind: str) -> str:
+    """The plural of what a stratum is called."""
+    return "classes" if kind == "class" else f"{kind}s"
 
 
 def _describe_views(spec: RunSpec) -> str:
@@ -95,14 +105,15 @@ def _describe_views(spec: RunSpec) -> str:
 
 
 def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
-    counts = np.bincount(np.asarray(records.labels())[splits.train])
+    counts = records.targets.strata[splits.train].sum(axis=0)
+    kind, plural = records.targets.kind, plural_of(records.targets.kind)
     if spec.training.class_weights == "balanced":
-        yield "The loss weighs classes by inverse frequency."
+        yield f"The loss weighs {plural} by inverse frequency."
     elif spec.training.sampling == "balanced":
-        yield "Every class is drawn equally often."
+        yield f"Every {kind} is drawn equally often."
     elif counts.max() >= 3 * counts.min():
         yield (
-            f"The classes are imbalanced ({counts.min()} to {counts.max()} training images); "
+            f"The {plural} are imbalanced ({counts.min()} to {counts.max()} training images); "
             "training.class_weights=balanced or training.sampling=balanced would correct it."
         )
 
@@ -171,19 +182,20 @@ def describe_saving(cache: dict[str, Any]) -> str:
 
 def show_result(result: Result, terminal: TerminalReporter) -> None:
     """Print phases, test figures, how well the export agrees, and where everything is."""
+    monitor = result.classifier.task.monitor
     rows = [
         [
             outcome.name + ("" if outcome.kept else " (undone)"),
             f"{outcome.epochs}",
             f"{outcome.seconds:.0f}",
             f"{outcome.num_trainable:,}",
-            with_interval(outcome.val_score, outcome.val_interval),
-            _test_cell(outcome),
+            monitor.format_interval(outcome.val_score, outcome.val_interval),
+            _test_cell(outcome, monitor),
         ]
         for outcome in result.outcomes
     ]
     header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
-    caption = "accuracy in %, with its 95 % interval below"
+    caption = f"{monitor.label}, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
     terminal.info(result.test.describe())
     if result.proof:
@@ -194,11 +206,11 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
     terminal.info(f"{result.seconds:.0f} seconds in all.")
 
 
-def _test_cell(outcome: Outcome) -> str:
-    """Test accuracy after a phase; the trials of a search are not evaluated on the test split."""
+def _test_cell(outcome: Outcome, monitor: Monitor) -> str:
+    """Test score after a phase; the trials of a search are not evaluated on the test split."""
     if outcome.test_score is None or outcome.test_interval is None:
         return "–"
-    return with_interval(outcome.test_score, outcome.test_interval)
+    return monitor.format_interval(outcome.test_score, outcome.test_interval)
 
 
 def show_evaluation(evaluation: Evaluation, terminal: TerminalReporter) -> None:
@@ -213,7 +225,7 @@ def describe_proof(proof: Proof) -> str:
     parity = proof.parity
     sentences = [
         f"Export verified in a process without Keras: on {parity.num_files} test files "
-        f"{parity.label_agreement:.0%} of the labels agree, probabilities within "
+        f"{parity.label_agreement:.0%} of the predictions agree, outputs within "
         f"{parity.max_abs_difference:.1e}."
     ]
     trained = proof.variants[0]
@@ -239,8 +251,3 @@ def describe_proof(proof: Proof) -> str:
             "write a faster one."
         )
     return " ".join(sentences)
-
-
-def with_interval(value: float, interval: tuple[float, float]) -> str:
-    """A share in %, its interval on the line below."""
-    return f"{100 * value:.1f}\n{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"

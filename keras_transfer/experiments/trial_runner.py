@@ -38,26 +38,26 @@ _SAVE_SECONDS: Final = 10.0
 class TrialResult:
     """How well one spec did on images that it was not trained on, after its last kept phase.
 
-    These are the held-out images of all folds, or of a single split. `val_accuracy` is a share,
-    `val_loss` the log loss in nats, `epochs` those of all phases, the most of any fold. `outcomes`
-    are the phases of all folds. `views` has the VIEW_COUNTS, counted as in cache.json.
-    `probabilities` float32 [N, C] and `hits` bool [N], whether each image was classified
-    correctly, are None unless predictions were wanted.
+    These are the held-out images of all folds, or of a single split. `val_score` is the task's
+    monitored metric, `val_loss` the mean loss, `epochs` those of all phases, the most of any fold.
+    `outcomes` are the phases of all folds. `views` has the VIEW_COUNTS, counted as in cache.json.
+    `outputs` float32 [N, K] and `scores` float64 [N], the task's of each image, are None unless
+    predictions were wanted.
     """
 
-    val_accuracy: float
+    val_score: float
     val_loss: float
     epochs: int
     seconds: float
     outcomes: tuple[Outcome, ...]
     views: dict[str, int]
-    probabilities: np.ndarray | None = None
-    hits: np.ndarray | None = None
+    outputs: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     @property
     def figures(self) -> dict[str, float]:
         """What is compared, by the names that objectives have."""
-        return {"val_accuracy": self.val_accuracy, "val_loss": self.val_loss}
+        return {"val_score": self.val_score, "val_loss": self.val_loss}
 
 
 def single_run(spec: RunSpec) -> RunSpec:
@@ -139,7 +139,7 @@ class TrialRunner:
             splits: by default the runner's.
             pool: rows whose features are stored together, by default those of all splits.
             num_epochs: where to stop, counted over all phases; by default after the last one.
-            predict: whether to fill in `probabilities` and `hits`.
+            predict: whether to fill in `outputs` and `scores`.
 
         Raises:
             DivergedError: a loss is not finite.
@@ -207,34 +207,35 @@ def _fit(
             num_epochs=num_epochs,
             save_seconds=_SAVE_SECONDS,
         )
-    accuracy, loss = _figures(outcomes)
+    score, loss = _figures(outcomes)
     if not math.isfinite(loss):
         raise DivergedError(
             "training diverged",
-            expected="finite probabilities",
-            received=f"a log loss of {loss}",
+            expected="finite outputs",
+            received=f"a loss of {loss}",
             fix="lower the learning rates",
         )
-    probabilities = hits = None
+    outputs = scores = None
     if predict:
-        rows = held_out(inputs.splits)
-        probabilities = inputs.predict(classifier, rows)
-        hits = probabilities.argmax(axis=1) == inputs.source.examples.targets.values[rows]
+        rows, targets = held_out(inputs.splits), inputs.source.examples.targets
+        outputs = inputs.predict(classifier, rows)
+        task = classifier.task.scaled(targets.values[inputs.splits.train])
+        scores = task.example_scores(targets.values[rows], outputs)
     usage = describe_cache(0, inputs.extraction_stats, outcomes, inputs.splits)
     return TrialResult(
-        val_accuracy=accuracy,
+        val_score=score,
         val_loss=loss,
         epochs=sum(outcome.epochs for outcome in outcomes),
         seconds=time.perf_counter() - started,
         outcomes=tuple(outcomes),
         views={name: usage[name] for name in VIEW_COUNTS},
-        probabilities=probabilities,
-        hits=hits,
+        outputs=outputs,
+        scores=scores,
     )
 
 
 def _figures(outcomes: Sequence[Outcome]) -> tuple[float, float]:
-    """Accuracy and log loss on the held-out rows, by the classifier as the phases left it."""
+    """Score and loss on the held-out rows, by the classifier as the phases left it."""
     last = [outcome for outcome in outcomes if outcome.kept][-1]
     if last.test_score is not None and last.test_loss is not None:
         return last.test_score, last.test_loss
@@ -243,17 +244,17 @@ def _figures(outcomes: Sequence[Outcome]) -> tuple[float, float]:
 
 def _merge(results: Sequence[TrialResult], sizes: Sequence[int], *, seconds: float) -> TrialResult:
     """One result of all folds, which held out `sizes` images."""
-    figures = [(result.val_accuracy, result.val_loss) for result in results]
-    accuracy, loss = np.average(figures, axis=0, weights=sizes)
-    probabilities = [one.probabilities for one in results if one.probabilities is not None]
-    hits = [one.hits for one in results if one.hits is not None]
+    figures = [(result.val_score, result.val_loss) for result in results]
+    score, loss = np.average(figures, axis=0, weights=sizes)
+    outputs = [one.outputs for one in results if one.outputs is not None]
+    scores = [one.scores for one in results if one.scores is not None]
     return TrialResult(
-        val_accuracy=float(accuracy),
+        val_score=float(score),
         val_loss=float(loss),
         epochs=max(result.epochs for result in results),
         seconds=seconds,
         outcomes=tuple(outcome for result in results for outcome in result.outcomes),
         views={name: sum(result.views[name] for result in results) for name in VIEW_COUNTS},
-        probabilities=np.concatenate(probabilities) if probabilities else None,
-        hits=np.concatenate(hits) if hits else None,
+        outputs=np.concatenate(outputs) if outputs else None,
+        scores=np.concatenate(scores) if scores else None,
     )

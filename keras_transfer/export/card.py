@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,17 +16,18 @@ import keras
 import numpy as np
 
 from keras_transfer.backbones.registry import get_backbone
-from keras_transfer.evaluation.metrics import SingleLabelEvaluation
+from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.export.contract import CARD_FILE
 from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names
 from keras_transfer.storage.run_folder import describe_environment
+from keras_transfer.tasks.task import Task
 
-FEW_IMAGES: Final = 20
-"""Figures of a class with fewer test images are imprecise."""
-
-_MUCH_OFF: Final = 0.05
+_IMAGES_AS_STORED: Final = (
+    "Images are used as their pixels are stored: EXIF rotation is ignored, transparency is "
+    "dropped, and only the first frame of an animation is used."
+)
 _PREPROCESSING: Final = {
     "caffe": "channels in the order BGR, minus ImageNet's mean of each",
     "tf": "scaled to −1…1",
@@ -39,10 +40,17 @@ _PREPROCESSING: Final = {
 class Card:
     """Plain values, as card.json holds them; shares are 0-1, intervals 95 %.
 
-    `version` and `precision` are the artefact's and set when it is written.
+    `version` and `precision` are the artefact's and set when it is written. `figures` are those of
+    the task's evaluation, and fields of their own in card.json. `predicts`, `purpose`, `quality`,
+    `tables` and `limits` are the text of the task's `CardText`.
     """
 
     name: str
+    task: str
+    predicts: str
+    purpose: str
+    quality: list[str]
+    tables: list[dict[str, Any]]
     version: int = 0
     created: str
     backbone: str
@@ -56,14 +64,7 @@ class Card:
     resize: str
     preprocessing: str
     precision: str = "float32"
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    num_test: int
-    balanced_accuracy: float
-    log_loss: float
-    calibration_error: float
-    calibration_interval: tuple[float, float]
-    per_class: dict[str, dict[str, Any]]
+    figures: dict[str, Any]
     data: dict[str, Any]
     phases: list[dict[str, Any]]
     limits: list[str]
@@ -72,53 +73,63 @@ class Card:
     @classmethod
     def read(cls, folder: Path) -> "Card":
         """The card that `write` left in a folder."""
-        return cls(**json.loads((folder / CARD_FILE).read_text(encoding="utf-8")))
+        content = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        own = {entry.name for entry in dataclasses.fields(cls)} - {"figures"}
+        figures = {name: value for name, value in content.items() if name not in own}
+        return cls(**{name: content[name] for name in own}, figures=figures)
 
     def write(self, folder: Path) -> None:
         """Write card.json."""
-        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        content = dataclasses.asdict(self)
+        figures = content.pop("figures")
+        text = json.dumps(figures | content, indent=2) + "\n"
         (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
 def make_card(
     spec: RunSpec,
     model: keras.Model,
-    class_names: Sequence[str],
-    test: SingleLabelEvaluation,
+    task: Task,
+    test: Evaluation,
     counts: Mapping[str, int],
 ) -> Card:
     """The card of a trained model.
 
     Args:
-        class_names: in the order of the outputs.
+        task: the model's, after training.
         test: the evaluation on the test split.
         counts: number of images by split: 'train', 'val' and 'test'.
     """
     backbone = get_backbone(spec.model.backbone)
     source = backbone.weights.get(spec.model.weights)
-    environment = describe_environment()
+    environment, text = describe_environment(), task.card(test)
     return Card(
         name=spec.name,
+        task=task.name,
+        predicts=text.predicts,
+        purpose=text.purpose,
+        quality=text.quality,
+        tables=[table._asdict() for table in text.tables],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         backbone=spec.model.backbone,
         last_stage=spec.model.last_stage or backbone.stage_names[-1],
         # Names only: no paths of the machine that trained.
         weights=Path(spec.model.weights).name,
         licence=source.origin if source else "",
-        class_names=tuple(class_names),
-        class_hash=hash_class_names(class_names),
+        class_names=task.names,
+        class_hash=hash_class_names(task.names),
         weights_hash=hash_weights(model),
         image_size=spec.data.image_size,
         resize=spec.data.resize,
         preprocessing=_PREPROCESSING[backbone.preprocessing],
-        **_figures(test),
+        figures=text.figures,
         data={
             "source": spec.data.source,
             "path": Path(spec.data.path).name if spec.data.path else spec.data.name,
             **{f"num_{split}": counts[split] for split in ("train", "val", "test")},
         },
         phases=[dataclasses.asdict(phase) for phase in spec.phases],
-        limits=_limits(test, class_names),
+        limits=[*text.limits, _IMAGES_AS_STORED],
         environment={name: environment[name] for name in ("python", "packages")},
     )
 
@@ -130,42 +141,3 @@ def hash_weights(model: keras.Model) -> str:
         if not is_random_state(weight):
             digest.update(np.ascontiguousarray(weight).data)
     return digest.hexdigest()
-
-
-def _figures(test: SingleLabelEvaluation) -> dict[str, Any]:
-    return {
-        "accuracy": test.accuracy,
-        "accuracy_interval": test.intervals["accuracy"],
-        "num_test": test.num_examples,
-        "balanced_accuracy": test.balanced_accuracy,
-        "log_loss": test.log_loss,
-        "calibration_error": test.expected_calibration_error,
-        "calibration_interval": test.intervals["expected_calibration_error"],
-        "per_class": test.to_dict()["per_class"],
-    }
-
-
-def _limits(test: SingleLabelEvaluation, class_names: Sequence[str]) -> list[str]:
-    sentences = [
-        f"It always predicts one of its {len(class_names)} classes, also for images of anything "
-        "else.",
-        "It was evaluated on images from the same source as its training images; accuracy may be "
-        "lower on images taken elsewhere, or later.",
-    ]
-    few = [name for name in class_names if test.per_class[name].support < FEW_IMAGES]
-    if few:
-        named = ", ".join(few[:10]) + (" …" if len(few) > 10 else "")
-        sentences.append(
-            f"Fewer than {FEW_IMAGES} test images show {named}: the figures of "
-            f"{'this class' if len(few) == 1 else 'these classes'} are imprecise."
-        )
-    if test.expected_calibration_error > _MUCH_OFF:
-        sentences.append(
-            "Its probabilities are not calibrated: they differ from its accuracy by "
-            f"{100 * test.expected_calibration_error:.0f} percentage points on average."
-        )
-    sentences.append(
-        "Images are used as their pixels are stored: EXIF rotation is ignored, transparency is "
-        "dropped, and only the first frame of an animation is used."
-    )
-    return sentences

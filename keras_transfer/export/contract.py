@@ -11,13 +11,15 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.errors import ExportError
-from keras_transfer.export.task_outputs import TaskOutputs, outputs_of
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names, read_label_files, write_label_files
+from keras_transfer.tasks.registry import describe_task, restore_task
+from keras_transfer.tasks.task import Task
 
 FILE_NAME: Final = "contract.json"
 CARD_FILE: Final = "card.json"
@@ -43,24 +45,25 @@ class Contract:
     max_megapixels: float
     precision: str = "float32"
     task: dict[str, Any] = field(
-        default_factory=lambda: {"task": "single_label", "options": {}, "state": {}}
+        default_factory=lambda: {"task": RunSpec().task, "options": {}, "state": {}}
     )
 
-    @property
-    def task_outputs(self) -> TaskOutputs:
+    @cached_property
+    def restored_task(self) -> Task:
         """What the artefact's outputs stand for.
 
         Raises:
-            ExportError: this version does not know the task.
+            SpecError: this version does not know the task.
         """
-        return outputs_of(self.task, self.class_names)
+        return restore_task(self.task, self.class_names)
 
     @classmethod
-    def of(cls, spec: RunSpec, class_names: tuple[str, ...]) -> "Contract":
-        """The contract of a run's artefacts."""
+    def of(cls, spec: RunSpec, task: Task) -> "Contract":
+        """The contract of a run's artefacts; `task` is the one after training."""
         return cls(
             name=_NOT_IN_URLS.sub("-", spec.name).strip("-.") or "model",
-            class_names=class_names,
+            class_names=task.names,
+            task=describe_task(task),
             image_size=spec.data.image_size,
             resize=spec.data.resize,
             max_megapixels=spec.data.max_megapixels,

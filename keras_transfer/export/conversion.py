@@ -19,7 +19,7 @@ from keras_transfer.export.formats.making import Job, make_formats
 from keras_transfer.export.formats.registry import Format, check_libraries, files_of
 from keras_transfer.export.formats.report import Row, write_comparison
 from keras_transfer.export.saved_model.proof import policy_of
-from keras_transfer.features.cached_logits import known_probabilities
+from keras_transfer.features.cached_logits import known_outputs
 from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.reporting.reporter import Reporter
@@ -35,10 +35,10 @@ MAX_TEST_IMAGES: Final = 1024
 
 @dataclass(frozen=True, eq=False)
 class SplitImages:
-    """Images of one split: pixels uint8 [N, S, S, 3], labels int64 [N], digests of the files."""
+    """Images of one split: pixels uint8 [N, S, S, 3], true values, digests of the files."""
 
     pixels: np.ndarray
-    labels: np.ndarray
+    values: np.ndarray
     digests: list[str]
 
 
@@ -86,7 +86,7 @@ def convert_run(
             tried = [variant for variant in others if variant.name not in names] + tried
             tried += variants.in_bfloat16(formats, path)
         reference = _reference(run, test, scratch / "test.npy", reporter)
-        reporter.info(f"Running each format on {len(test.labels):,} test images …")
+        reporter.info(f"Running each format on {len(test.values):,} test images …")
         rows = variants.compare(tried, reference, failed=failed, timed=compare, reporter=reporter)
         _drop_refused(rows, formats, path)
         notes = variants.notes([row.name for row in rows], timed=compare)
@@ -123,14 +123,19 @@ def _reference(
     """The model's own outputs: as the run stored them, computed where it did not."""
     cache_key = pixels_key(run.spec.data)
     with open_cache(run.spec, reporter=reporter) as cache:
-        known = known_probabilities(run.model, pixels=cache_key, cache=cache)
+        known = known_outputs(
+            run.model, pixels=cache_key, cache=cache, activation=run.task.activation
+        )
     missing = [row for row, digest in enumerate(test.digests) if digest not in known]
-    computed = iter(predict_pixels(run.model, test.pixels, rows=np.array(missing, np.int64)))
+    rows = np.array(missing, np.int64)
+    computed = iter(
+        predict_pixels(run.model, test.pixels, rows=rows, activation=run.task.activation)
+    )
     return variants.Reference(
         contract=run.contract,
         pixels_file=pixels_file,
         outputs=np.stack([known[d] if d in known else next(computed) for d in test.digests]),
-        labels=test.labels,
+        values=test.values,
         trained_in=policy_of(run.model),
     )
 
@@ -144,16 +149,21 @@ def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
     listed = run.folder.read_json("splits.json")["rows"][name]
     chosen = np.linspace(0, len(listed) - 1, min(limit, len(listed))).round().astype(int)
     entries = [listed[row] for row in chosen]
-    data, root = run.spec.data, read_records(run.spec.data).root
+    data, listing = run.spec.data, read_records(run.spec.data)
+    by_path = {record.path: record for record in listing.items}
     images = read_pixels(
-        [root / entry["path"] for entry in entries],
+        [listing.root / entry["path"] for entry in entries],
         image_size=data.image_size,
         resize=data.resize,
         max_megapixels=data.max_megapixels,
     )
     pixels = np.empty((len(entries), data.image_size, data.image_size, 3), np.uint8)
     for row, (entry, image) in enumerate(zip(entries, images, strict=True)):
-        if not isinstance(image, DecodedImage) or image.digest != entry["digest"]:
+        if (
+            not isinstance(image, DecodedImage)
+            or image.digest != entry["digest"]
+            or entry["path"] not in by_path
+        ):
             raise DataError(
                 f"images of the run's {name} split changed since the run",
                 expected="the files that the run was trained and evaluated on",
@@ -163,9 +173,9 @@ def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
                 fix="restore the images, or export without --formats",
             )
         pixels[row] = image.pixels
-    column = {label: number for number, label in enumerate(run.class_names)}
-    labels = np.array([column[entry["label"]] for entry in entries], np.int64)
-    return SplitImages(pixels, labels, [entry["digest"] for entry in entries])
+    records = [by_path[entry["path"]] for entry in entries]
+    values = run.task.targets(records).values
+    return SplitImages(pixels, values, [entry["digest"] for entry in entries])
 
 
 def _drop_refused(rows: Sequence[Row], formats: Sequence[Format], folder: Path) -> None:

@@ -33,8 +33,8 @@ def logits_key(model: keras.Model, pixels: CacheKey) -> CacheKey:
     )
 
 
-def known_probabilities(
-    model: keras.Model, *, pixels: CacheKey, cache: Cache, activation: Activation = "softmax"
+def known_outputs(
+    model: keras.Model, *, pixels: CacheKey, cache: Cache, activation: Activation
 ) -> dict[str, np.ndarray]:
     """Activated outputs float32 [K] of all images with cached logits, by digest."""
     with cache.opened(logits_key(model, pixels)) as (entry,):
@@ -55,7 +55,7 @@ def predict_cached(
     pixels_key: CacheKey,
     cache: Cache,
     reporter: Reporter,
-    activation: Activation = "softmax",
+    activation: Activation,
 ) -> np.ndarray:
     """Activated outputs float32 [N, K] of N images.
 

@@ -14,16 +14,17 @@ from keras_transfer.data.records import BadFile
 from keras_transfer.devices.graphs import full_float32
 from keras_transfer.errors import DataError
 from keras_transfer.export.saved_model.network import as_trained, grad_cam, heat_map
-from keras_transfer.export.task_outputs import TaskOutputs, activate_in_graph
 from keras_transfer.fields import nearest
 from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.models.activations import activate_in_graph
 from keras_transfer.models.forward import filled_size
+from keras_transfer.tasks.task import Task
 
 BATCH_SIZE = 8
 """Small, because gradients need memory, and the first images are to appear soon."""
 
-LIKELIEST = -1
-"""In place of a class's column: each image's most probable class."""
+HIGHEST = -1
+"""In place of an output's column: each image's highest one, such as the most probable class."""
 
 Explain = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -38,39 +39,44 @@ class Explanation:
     """
 
     path: str
-    task: TaskOutputs
+    task: Task
     outputs: np.ndarray
     class_index: int
     heat: np.ndarray
     pixels: np.ndarray
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The names that the outputs decide on: one class, some labels, or nothing."""
+        return self.task.decided(self.outputs)
+
+    @property
     def label(self) -> str:
-        """Name of the most probable class."""
-        return str(self.task.row(self.outputs)[0])
+        """The `labels` as text; where there are none, the name of the output that is explained."""
+        return ", ".join(self.labels) or self.explained
 
     @property
     def confidence(self) -> float:
-        """Probability of the most probable class."""
-        return float(self.task.row(self.outputs)[1])
+        """The highest output; without labels the one that is explained."""
+        return float(self.outputs.max()) if self.labels else self.explained_output
 
     @property
     def explained(self) -> str:
-        """Name of the class that the heat map is of."""
+        """Name of the output that the heat map is of."""
         return self.task.names[self.class_index]
 
     @property
-    def explained_probability(self) -> float:
-        """Probability of the class that the heat map is of."""
+    def explained_output(self) -> float:
+        """The output that the heat map is of."""
         return float(self.outputs[self.class_index])
 
     @property
     def is_blank(self) -> bool:
-        """Whether the heat map is zero everywhere: nothing is evidence for the class."""
+        """Whether the heat map is zero everywhere: nothing is evidence for the output."""
         return not self.heat.any()
 
     def top(self, count: int) -> list[tuple[str, float]]:
-        """The `count` most probable classes with their probabilities, best first."""
+        """The `count` highest outputs with their names, highest first."""
         best = np.argsort(-self.outputs, kind="stable")[:count]
         return [(self.task.names[column], float(self.outputs[column])) for column in best]
 
@@ -87,18 +93,19 @@ def explain_files(
     Only a batch and the files that are read ahead are in memory, and `files` may be endless.
 
     Args:
-        class_name: the class to explain in every image; None is each image's most probable one.
+        class_name: the output to explain in every image, such as a class; None is each image's
+            highest one.
         batch_size: images in one call of the network.
 
     Raises:
-        DataError: at once, if the run has no such class.
+        DataError: at once, if the run has no such output.
     """
     index = _column(run, class_name)
     data = run.spec.data
     images = read_pixels(
         files, image_size=data.image_size, resize=data.resize, max_megapixels=data.max_megapixels
     )
-    task = run.contract.task_outputs
+    task = run.task
     explain = explainer(run.model, task)
 
     def explanations() -> Iterator[Explanation | BadFile]:
@@ -114,8 +121,8 @@ def explain_files(
     return explanations()
 
 
-def explainer(model: keras.Model, task: TaskOutputs) -> Explain:
-    """A function of pixels uint8 [B, S, S, 3] and a class's column, or `LIKELIEST`.
+def explainer(model: keras.Model, task: Task) -> Explain:
+    """A function of pixels uint8 [B, S, S, 3] and a column of the outputs, or `HIGHEST`.
 
     It returns outputs float32 [B, K] and Grad-CAM heat maps float32 [B, h, w] in 0-1. The trunk
     runs once an image, and one trace is used for batches of any size.
@@ -130,7 +137,7 @@ def explainer(model: keras.Model, task: TaskOutputs) -> Explain:
         chosen = tf.fill(tf.shape(features)[:1], index)
         logits = network.head(features)
         signed = grad_cam(network, features, logits, chosen)
-        return activate_in_graph(task, logits), heat_map(signed)
+        return activate_in_graph(logits, task.activation), heat_map(signed)
 
     def run(pixels: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
         size = len(pixels)
@@ -143,13 +150,13 @@ def explainer(model: keras.Model, task: TaskOutputs) -> Explain:
 
 
 def _explanation(
-    task: TaskOutputs, image: DecodedImage, index: int, outputs: np.ndarray, heat: np.ndarray
+    task: Task, image: DecodedImage, index: int, outputs: np.ndarray, heat: np.ndarray
 ) -> Explanation:
     return Explanation(
         path=image.file.as_posix(),
         task=task,
         outputs=outputs,
-        class_index=int(outputs.argmax()) if index == LIKELIEST else index,
+        class_index=int(outputs.argmax()) if index == HIGHEST else index,
         heat=heat,
         pixels=image.pixels,
     )
@@ -157,11 +164,11 @@ def _explanation(
 
 def _column(run: LoadedRun, class_name: str | None) -> int:
     if class_name is None:
-        return LIKELIEST
+        return HIGHEST
     if class_name not in run.class_names:
         raise DataError(
-            f"the run in {run.folder.path} has no class {class_name!r}",
-            expected="one of its classes",
+            f"the run in {run.folder.path} has no output {class_name!r}",
+            expected="one of its classes, or of its other outputs",
             received=repr(class_name),
             fix=nearest(class_name, run.class_names),
         )

@@ -1,8 +1,8 @@
 """Files of explanations: an overlay for every image, a table of all, and an HTML page.
 
 overlays/       000001_rose.png …, one for each image that could be read
-explain.csv     one row a file: path, label, confidence, class explained, overlay, error
-explain.html    the first images with their heat maps and most probable classes, in one file
+explain.csv     one row a file: path, prediction, output explained, overlay, error
+explain.html    the first images with their heat maps and highest outputs, in one file
 
 Heat maps are drawn in matplotlib's inferno over a darkened grey image: hotter is lighter, whatever
 the colours of the image, also for colour-blind readers.
@@ -13,7 +13,6 @@ import csv
 import dataclasses
 import functools
 import io
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -31,18 +30,9 @@ from keras_transfer.data.records import BadFile
 from keras_transfer.inference.explanation import Explanation
 from keras_transfer.reporting.figures import FAINT, INK
 from keras_transfer.storage.atomic import check_vacant, replacing
+from keras_transfer.tasks.task import Task
 
 PAGE, TABLE, OVERLAYS = "explain.html", "explain.csv", "overlays"
-COLUMNS: Final = (
-    "path",
-    "label",
-    "confidence",
-    "explained",
-    "explained_probability",
-    "overlay",
-    "error",
-)
-
 MOST_SHOWN: Final = 300
 """Images on the page, which is kept in memory and in one file; the CSV has all."""
 
@@ -70,25 +60,22 @@ _Font = ImageFont.FreeTypeFont
 
 @dataclass(frozen=True)
 class ExplanationSummary:
-    """How many images were explained, by label, and how many files could not be read."""
+    """How many images were explained, also by label, and how many files could not be read."""
 
     num_by_label: dict[str, int]
+    num_explained: int
     num_bad: int
-
-    @property
-    def num_explained(self) -> int:
-        return sum(self.num_by_label.values())
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """One image on the page: `image` is a data URI, `top` names with percentages and widths."""
+    """One image on the page: `image` is a data URI, `top` names with outputs and widths."""
 
     path: str
     label: str
     confidence: str
     explained: str
-    explained_probability: str
+    explained_output: str
     explained_is_shown: bool
     is_blank: bool
     overlay: str
@@ -116,7 +103,7 @@ def write_explanations(
     output: Path,
     *,
     name: str,
-    class_names: Sequence[str],
+    task: Task,
 ) -> ExplanationSummary:
     """Write overlays, table and page into the new folder `output`, as the rows come.
 
@@ -125,44 +112,52 @@ def write_explanations(
 
     Args:
         name: of the run, for the page's title.
+        task: what the outputs stand for.
 
     Raises:
         RunError: `output` exists already or cannot be written, or the disk is full.
     """
     check_vacant(output)
     counts: Counter[str] = Counter()
-    kept, num_bad = _Kept(), 0
+    kept, num_bad, num_explained = _Kept(), 0, 0
     with replacing(output) as folder:
         (folder / OVERLAYS).mkdir(parents=True)
         with (folder / TABLE).open(
             "w", newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            numbers = itertools.count(1)
+            writer.writerow(table_columns(task))
             for row in rows:
                 overlay = ""
                 if isinstance(row, BadFile):
                     num_bad += 1
                 else:
-                    counts[row.label] += 1
-                    overlay = f"{OVERLAYS}/{next(numbers):06d}_{_plain(row.path)}.png"
+                    counts.update(row.labels)
+                    num_explained += 1
+                    overlay = f"{OVERLAYS}/{num_explained:06d}_{_plain(row.path)}.png"
                     # Stronger compression would take longer than everything else.
                     draw_overlay(row).save(folder / overlay, compress_level=1)
-                writer.writerow(_table_row(row, overlay))
+                writer.writerow(_table_row(row, overlay, task))
                 kept.add(row, overlay)
-        summary = ExplanationSummary({label: counts[label] for label in class_names}, num_bad)
+        num_by_label = {label: counts[label] for label in task.names}
+        summary = ExplanationSummary(num_by_label, num_explained, num_bad)
         _write_page(folder / PAGE, kept, summary, name=name)
     return summary
 
 
-def _table_row(row: Explanation | BadFile, overlay: str) -> list[Any]:
+def table_columns(task: Task) -> list[str]:
+    """Columns of explain.csv; those of the prediction are the task's without its K outputs."""
+    explained = "explained_value" if task.activation == "linear" else "explained_probability"
+    predicted = task.columns()[: -len(task.names)]
+    return ["path", *predicted, "explained", explained, "overlay", "error"]
+
+
+def _table_row(row: Explanation | BadFile, overlay: str, task: Task) -> list[Any]:
     if isinstance(row, BadFile):
-        return [row.path, "", "", "", "", "", row.reason]
+        return [row.path, *[""] * (len(table_columns(task)) - 2), row.reason]
     # float32 prints with as few digits as it takes to read the same value back.
-    label, confidence = row.task.row(row.outputs)[:2]
-    explained = row.outputs[row.class_index]
-    return [row.path, label, confidence, row.explained, explained, overlay, ""]
+    predicted = task.row(row.outputs)[: -len(task.names)]
+    return [row.path, *predicted, row.explained, row.outputs[row.class_index], overlay, ""]
 
 
 def _write_page(file: Path, kept: _Kept, summary: ExplanationSummary, *, name: str) -> None:
@@ -198,18 +193,20 @@ def _to_show(explanation: Explanation, overlay: str) -> _Shown:
     buffer = io.BytesIO()
     draw_panels(explanation, side=_SHOWN_SIDE).save(buffer, "WEBP", quality=80)
     image = base64.b64encode(buffer.getvalue()).decode()
-    top = explanation.top(_NUM_TOP)
+    top, show = explanation.top(_NUM_TOP), explanation.task.format_output
+    # Bars show probabilities; values have no end of their scale.
+    longest = 0 if explanation.task.activation == "linear" else 100
     return _Shown(
         path=printable(explanation.path),
         label=printable(explanation.label),
-        confidence=percent(explanation.confidence),
+        confidence=show(explanation.confidence),
         explained=printable(explanation.explained),
-        explained_probability=percent(explanation.explained_probability),
+        explained_output=show(explanation.explained_output),
         explained_is_shown=explanation.explained in dict(top),
         is_blank=explanation.is_blank,
         overlay=overlay,
         image=f"data:image/webp;base64,{image}",
-        top=[(printable(name), percent(share), f"{100 * share:.2f}") for name, share in top],
+        top=[(printable(name), show(share), f"{longest * share:.2f}") for name, share in top],
     )
 
 
@@ -245,31 +242,24 @@ def draw_panels(
 
 
 def draw_overlay(explanation: Explanation) -> Image.Image:
-    """Both panels with a caption: most probable class, explained class, their probabilities."""
+    """Both panels with a caption: prediction, explained output, and their numbers."""
     size = (2 * (_MARGIN + SIDE) + _GAP, _HEAD + SIDE + _FOOT)
     card = Image.new("RGB", size, "white")
     left, right = _MARGIN, _MARGIN + SIDE + _GAP
     card.paste(draw_panels(explanation, side=SIDE, gap=_GAP, ground="white"), (left, _HEAD))
     pen = ImageDraw.Draw(card)
     head, foot = _HEAD - 14, _HEAD + SIDE + 22
-    _write(pen, (left, head), explanation.label, explanation.confidence, font=_BOLD)
+    show = explanation.task.format_output
+    _write(pen, (left, head), explanation.label, show(explanation.confidence), font=_BOLD)
     where = "no evidence for" if explanation.is_blank else "evidence for"
-    # The most probable class's probability is on the left already.
-    share = (
-        None if explanation.explained == explanation.label else explanation.explained_probability
-    )
+    # The prediction's number is on the left already.
+    is_label = explanation.explained == explanation.label
+    share = "" if is_label else show(explanation.explained_output)
     _write(pen, (right, head), f"{where} {explanation.explained}", share)
     name = Path(explanation.path).name
     _write(pen, (left, foot), name, colour=FAINT)
     _draw_scale(card, pen, right, foot)
     return card
-
-
-def percent(probability: float) -> str:
-    """A probability as text, such as 98.1 %; never rounded to 0 % or 100 %."""
-    if 0 < probability < 0.0005:
-        return "< 0.1 %"
-    return "> 99.9 %" if 0.9995 <= probability < 1 else f"{100 * probability:.1f} %"
 
 
 def printable(text: str) -> str:
@@ -292,14 +282,14 @@ def _write(
     pen: ImageDraw.ImageDraw,
     place: tuple[int, int],
     text: str,
-    probability: float | None = None,
+    number: str = "",
     *,
     font: tuple[str, int] = _PLAIN,
     colour: str = INK,
 ) -> None:
     """One line on the baseline `place`, as wide as a panel: long names lose their middle."""
     face = _font(*font)
-    after = "" if probability is None else f"  {percent(probability)}"
+    after = f"  {number}" if number else ""
     fitted = _fitted(printable(text), face, SIDE - face.getlength(after))
     pen.text(place, fitted + after, fill=colour, font=face, anchor="ls")
 

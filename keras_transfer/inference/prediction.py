@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Final, Protocol, TextIO
 
 import keras
 import numpy as np
@@ -16,17 +16,20 @@ import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer wi
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import EXTENSIONS
 from keras_transfer.data.reading import DecodedImage, Known, read_new_pixels
-from keras_transfer.data.records import BadFile, Records
+from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import SUFFIXES, files_of, kind_of
 from keras_transfer.export.formats.runtimes import Runtime, open_runtime
-from keras_transfer.export.task_outputs import TaskOutputs
-from keras_transfer.fields import nearest
 from keras_transfer.models.forward import BATCH_SIZE, predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import check_class_order
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import restore_task
+from keras_transfer.tasks.task import Task
+
+TASK_FILE: Final = "task.json"
+"""In a run folder: the content of `tasks.registry.describe_task`."""
 
 
 class Target(Protocol):
@@ -44,47 +47,58 @@ class Target(Protocol):
 class LoadedRun:
     """A run's model with all that is needed to predict new images.
 
-    `model` maps float32 [B, S, S, 3] in 0-255 to logits in the order of `class_names`.
+    `model` maps float32 [B, S, S, 3] in 0-255 to logits in the order of `class_names`, which are
+    the names of the outputs of the `task`.
     """
 
     model: keras.Model
-    class_names: tuple[str, ...]
+    task: Task
     spec: RunSpec
     folder: RunFolder
 
     @property
     def contract(self) -> Contract:
         """The contract that the run's artefacts have, too."""
-        return Contract.of(self.spec, self.class_names)
+        return Contract.of(self.spec, self.task)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the task's outputs."""
+        return self.task.names
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Outputs float32 [B, K] for pixels uint8 [B, S, S, 3]."""
-        return predict_pixels(self.model, pixels, batch_size=max(len(pixels), 1))
+        return predict_pixels(
+            self.model,
+            pixels,
+            activation=self.task.activation,
+            batch_size=max(len(pixels), 1),
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prediction:
     """The prediction for one image: `outputs` is float32 [K], and `task` says what they are.
 
-    `label`, `confidence` (the probability of the label) and `probabilities` are those of a single
-    label.
+    `labels` are the names that they decide on: one class, some labels, or nothing. `label` is all
+    of them as text, `confidence` the highest output.
     """
 
     path: str
     outputs: np.ndarray
-    task: TaskOutputs
+    task: Task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.task.decided(self.outputs)
 
     @property
     def label(self) -> str:
-        return str(self.task.row(self.outputs)[0])
+        return ", ".join(self.labels)
 
     @property
     def confidence(self) -> float:
-        return float(self.task.row(self.outputs)[1])
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        return self.outputs
+        return float(self.outputs.max())
 
 
 def load_run(path: str | Path) -> LoadedRun:
@@ -116,7 +130,8 @@ def load_run(path: str | Path) -> LoadedRun:
             received=f"an input of {model.input_shape}",
             fix="restore the two files of one and the same run",
         )
-    return LoadedRun(model, class_names, spec, folder)
+    task = restore_task(folder.read_json(TASK_FILE), class_names)
+    return LoadedRun(model, task, spec, folder)
 
 
 def open_target(path: str | Path) -> LoadedRun | Runtime:
@@ -170,11 +185,11 @@ def predict_files(
     Args:
         target: from `load_run`, `open_target` or `formats.runtimes.open_runtime`.
         known: outputs float32 [K] by the digests of files that need not be decoded, from
-            `cached_logits.known_probabilities`.
+            `cached_logits.known_outputs`.
         batch_size: images in one call of the target.
     """
     contract, known = target.contract, known or {}
-    task = contract.task_outputs
+    task = contract.restored_task
     images = read_new_pixels(
         files,
         known=known.__contains__,
@@ -192,26 +207,6 @@ def predict_files(
                 is_known = isinstance(item, Known)
                 outputs = known[item.encoded.digest] if is_known else next(predicted)
                 yield Prediction(item.file.as_posix(), outputs, task)
-
-
-def labels_in_order(run: LoadedRun, records: Records) -> np.ndarray:
-    """True classes int64 [N] of a labelled set in the run's order of classes.
-
-    The set may list its classes in another order, or only some of the run's: names are matched.
-
-    Raises:
-        DataError: the set has a class the run was not trained on.
-    """
-    column = {name: number for number, name in enumerate(run.class_names)}
-    unknown = [name for name in records.class_names if name not in column]
-    if unknown:
-        raise DataError(
-            f"{records.root} has classes that the run in {run.folder.path} was not trained on",
-            expected=f"classes out of {', '.join(run.class_names)}",
-            received=", ".join(repr(name) for name in unknown),
-            fix=nearest(unknown[0], run.class_names),
-        )
-    return np.array([column[record.label] for record in records.items], np.int64)
 
 
 def _load_model(folder: RunFolder) -> keras.Model:

@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import KerasTransferError, RunError
-from keras_transfer.export.task_outputs import TaskOutputs
 from keras_transfer.inference.prediction import Prediction
 from keras_transfer.storage.atomic import check_vacant, full, put_in_place, replacing, storage_error
+from keras_transfer.tasks.task import Task
 
 Row = Prediction | BadFile
 
@@ -37,10 +37,10 @@ _PARTS_IN_A_ROW_GROUP: Final = 64
 
 
 class KeptRow(NamedTuple):
-    """A row of an earlier process; `label` is the first column of the task, '' for a bad file."""
+    """A row of an earlier process; `labels` are the names that its outputs decide on."""
 
     path: str
-    label: str
+    labels: tuple[str, ...]
     is_bad: bool
 
 
@@ -62,7 +62,7 @@ class Rows(Protocol):
         """Put the finished file in its place and remove all others."""
 
 
-def open_rows(output: Path, partial: Path, task: TaskOutputs) -> Rows:
+def open_rows(output: Path, partial: Path, task: Task) -> Rows:
     """Rows for an output named .csv or .parquet.
 
     Raises:
@@ -84,7 +84,8 @@ def open_rows(output: Path, partial: Path, task: TaskOutputs) -> Rows:
 class _Table:
     """Columns and cells: path, the task's columns, and 'error' before its numbers."""
 
-    def __init__(self, task: TaskOutputs):
+    def __init__(self, task: Task):
+        self._task = task
         columns = task.columns()
         # Columns of a single label: path, label, confidence, error, probability_…
         self.error = 1 + len(columns) - len(task.names)
@@ -96,6 +97,17 @@ class _Table:
             return self._with_error(row.path, [None] * (len(self.header) - 2), row.reason)
         return self._with_error(row.path, row.task.row(row.outputs), None)
 
+    def kept(self, path: str, error: str | None, outputs: Sequence[Any]) -> KeptRow:
+        """A row that was read back; `outputs` are its last K cells."""
+        if error:
+            return KeptRow(path, (), is_bad=True)
+        numbers = np.asarray(outputs, np.float32)
+        return KeptRow(path, self._task.decided(numbers), is_bad=False)
+
+    def outputs(self, row: Sequence[Any]) -> Sequence[Any]:
+        """The last K cells of a row."""
+        return row[-len(self._task.names) :]
+
     def _with_error(self, path: str, values: list[Any], error: str | None) -> list[Any]:
         before = self.error - 1
         return [path, *values[:before], error, *values[before:]]
@@ -106,7 +118,7 @@ class CsvRows:
 
     chunk = _CSV_CHUNK
 
-    def __init__(self, partial: Path, task: TaskOutputs):
+    def __init__(self, partial: Path, task: Task):
         self._partial, self._table = partial, _Table(task)
 
     def kept(self) -> Iterator[KeptRow]:
@@ -120,7 +132,8 @@ class CsvRows:
                         break
                     end = lines.num_bytes
                     if number > 0:
-                        yield KeptRow(row[0], row[1], bool(row[self._table.error]))
+                        error = row[self._table.error]
+                        yield self._table.kept(row[0], error, self._table.outputs(row))
             with self._partial.open("r+b") as file:
                 file.truncate(end)
         if end == 0:
@@ -158,7 +171,7 @@ class ParquetRows:
 
     chunk = _PARQUET_CHUNK
 
-    def __init__(self, partial: Path, task: TaskOutputs):
+    def __init__(self, partial: Path, task: Task):
         try:
             import pyarrow
         except ImportError as error:
@@ -179,11 +192,11 @@ class ParquetRows:
 
     def kept(self) -> Iterator[KeptRow]:
         self._partial.mkdir(parents=True, exist_ok=True)
-        first = self._table.header[1]
+        names = ["path", "error", *self._table.outputs(self._table.header)]
         for part in self._parts():
-            columns = self._dataset([part]).to_table(columns=["path", first, "error"]).columns
-            for path, label, error in zip(*(c.to_pylist() for c in columns), strict=True):
-                yield KeptRow(path, label or "", error is not None)
+            columns = self._dataset([part]).to_table(columns=names).columns
+            for path, error, *outputs in zip(*(c.to_pylist() for c in columns), strict=True):
+                yield self._table.kept(path, error, outputs)
 
     def write(self, rows: Sequence[Row]) -> None:
         import pyarrow.parquet
@@ -228,18 +241,16 @@ def _escaped(path: str) -> str:
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """How many files were predicted, by label, and how many could not be read.
+    """How many files were predicted, also by label, and how many could not be read.
 
-    `num_kept` of them were there already, from an earlier process.
+    An image counts once for each label that it was given. `num_kept` of the files were there
+    already, from an earlier process.
     """
 
     num_by_label: dict[str, int]
+    num_predicted: int
     num_bad: int
     num_kept: int = 0
-
-    @property
-    def num_predicted(self) -> int:
-        return sum(self.num_by_label.values())
 
 
 def write_predictions(
@@ -247,7 +258,7 @@ def write_predictions(
     files: Iterable[Path],
     output: Path,
     *,
-    task: TaskOutputs,
+    task: Task,
     target: str = "",
     resume: bool = False,
 ) -> PredictionSummary:
@@ -259,7 +270,7 @@ def write_predictions(
     Args:
         predict: returns a row for each file, such as `predict_files`.
         output: named .csv or .parquet.
-        task: what the outputs stand for, such as `target.contract.task_outputs`.
+        task: what the outputs stand for, such as `target.contract.restored_task`.
         target: a text that identifies the model, such as `prediction.identify` returns.
         resume: continue after the rows of an earlier process, if it left any.
 
@@ -295,23 +306,25 @@ def _write(
     predict: Callable[[Iterator[Path]], Iterable[Row]],
     files: Iterator[Path],
     partial: Path,
-    task: TaskOutputs,
+    task: Task,
 ) -> PredictionSummary:
     counts: Counter[str] = Counter()
-    num_kept = 0
-    num_bad = 0
+    num_kept = num_bad = num_predicted = 0
     for row in rows.kept():
         _check_same(partial, num_kept, row.path, next(files, None))
-        counts[row.label] += 1
+        counts.update(row.labels)
         num_bad += row.is_bad
+        num_predicted += not row.is_bad
         num_kept += 1
     predictions = iter(predict(files))
     while chunk := list(itertools.islice(predictions, rows.chunk)):
         rows.write(chunk)
         good = [row for row in chunk if isinstance(row, Prediction)]
-        counts.update(row.label for row in good)
+        counts.update(label for row in good for label in row.labels)
         num_bad += len(chunk) - len(good)
-    return PredictionSummary({name: counts[name] for name in task.names}, num_bad, num_kept)
+        num_predicted += len(good)
+    num_by_label = {name: counts[name] for name in task.names}
+    return PredictionSummary(num_by_label, num_predicted, num_bad, num_kept)
 
 
 def _check_place(output: Path, partial: Path, *, resume: bool) -> None:

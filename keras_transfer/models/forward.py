@@ -17,10 +17,10 @@ def predict_pixels(
     model: keras.Model,
     pixels: Pixels,
     *,
+    activation: Activation,
     rows: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int, int], None] | None = None,
-    activation: Activation = "softmax",
 ) -> np.ndarray:
     """The classifier's activated outputs, float32 [N, K]; arguments as for `forward_pixels`."""
     logits = forward_pixels(

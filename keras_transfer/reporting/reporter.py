@@ -192,8 +192,6 @@ class TerminalReporter:
 def _validation(logs: dict[str, float]) -> str:
     """The first metric of the validation split, besides the loss."""
     for name, value in logs.items():
-        if name == "val_accuracy":
-            return f"  validation {value:.1%}"
         if name.startswith("val_") and name != "val_loss":
             return f"  {name} {value:.3g}"
     return ""

@@ -75,10 +75,10 @@ class ImageRows:
         return pixels
 
     def class_index(self, value: Any) -> int:
-        """The index of a class; a negative one selects the most probable class."""
-        num_classes = len(self.contract.class_names)
-        if type(value) is not int or not _INT32.min <= value < num_classes:
-            raise RowError(f"class_index must be an integer below {num_classes}, or -1")
+        """The index of an output, such as a class; a negative one selects the highest output."""
+        num_outputs = len(self.contract.class_names)
+        if type(value) is not int or not _INT32.min <= value < num_outputs:
+            raise RowError(f"class_index must be an integer below {num_outputs}, or -1")
         return value
 
     def decode(self, encoded: bytes) -> np.ndarray:

@@ -18,8 +18,8 @@ from typing import Any, Final, NoReturn
 from starlette.exceptions import HTTPException
 
 DEFAULT_SIGNATURE: Final = "serving_default"
-PER_CLASS: Final = ("probabilities",)
-"""Outputs with one number per class name."""
+PER_OUTPUT: Final = ("probabilities", "values")
+"""What the signatures return with one number for each name of the contract."""
 _MAX_SHOWN: Final = 80
 
 

@@ -15,7 +15,6 @@ from keras_transfer.serving.images import RowError
 from keras_transfer.serving.metrics import Metrics
 from keras_transfer.serving.protocol import (
     RefusedError,
-    add_class_names,
     parse_request,
     write_json,
     write_response,
@@ -160,7 +159,7 @@ async def _predict(version: Version, request: PredictRequest) -> dict[str, list[
     columns = {name: [row[name].tolist() for row in rows] for name in rows[0]}
     if request.signature == RESIZED:
         return columns
-    return add_class_names(columns, version.contract.class_names)
+    return version.named(columns)
 
 
 def _explain(version: Version, request: PredictRequest) -> dict[str, list[Any]]:

@@ -25,7 +25,12 @@ from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS,
 from keras_transfer.export.saved_model.writer import MODEL_FILE
 from keras_transfer.serving.batching import Batcher, batch_sizes
 from keras_transfer.serving.images import ImageRows, Input
-from keras_transfer.serving.protocol import PER_CLASS, RefusedError, version_status
+from keras_transfer.serving.protocol import (
+    PER_OUTPUT,
+    RefusedError,
+    add_class_names,
+    version_status,
+)
 from keras_transfer.serving.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -90,11 +95,18 @@ class Version:
                     class_index=tf.constant(class_index[rows], tf.int32),
                 )
             for name, tensor in served.items():
-                values = tensor.numpy().tolist()
-                if tensor.dtype == tf.string and not name.endswith("_bytes"):
-                    values = [value.decode() for value in values]
-                columns.setdefault(name, []).extend(values)
+                columns.setdefault(name, []).extend(_as_lists(name, tensor))
         return columns
+
+    def named(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Outputs of `serving_default` and `serving_pixels` from those of `serving_resized`."""
+        task = self.contract.restored_task
+        if task.name == "single_label":
+            # Most requests: faster than through tensors.
+            return add_class_names(columns, task.names)
+        served = {name: tf.constant(values) for name, values in columns.items()}
+        named = task.served_names(served)
+        return {name: _as_lists(name, tensor) for name, tensor in named.items()}
 
     def close(self) -> None:
         """Finish the running batches and release the network."""
@@ -121,7 +133,7 @@ class Version:
         if RESIZED in self._loaded.signatures:
             signature = self._loaded.signatures[RESIZED]
             outputs = signature.structured_outputs
-            expected |= {name: (None, num_classes) for name in PER_CLASS if name in outputs}
+            expected |= {name: (None, num_classes) for name in PER_OUTPUT if name in outputs}
             tensors = signature.structured_input_signature[1] | outputs
             found = {name: tuple(tensors[name].shape) for name in expected if name in tensors}
         if found != expected:
@@ -177,6 +189,14 @@ def _describe(signature: meta_graph_pb2.SignatureDef) -> dict[str, Any]:
             info["tensor_shape"] = dict(sorted(info["tensor_shape"].items()))
             content[side][name] = {key: info[key] for key in ("dtype", "tensor_shape", "name")}
     return {key: content[key] for key in ("inputs", "outputs", "method_name")}
+
+
+def _as_lists(name: str, tensor: tf.Tensor) -> list[Any]:
+    """Plain values; texts are decoded, but not outputs of bytes."""
+    values = tensor.numpy()
+    if tensor.dtype == tf.string and not name.endswith("_bytes"):
+        values = np.char.decode(values.astype(bytes), "utf-8")
+    return values.tolist()
 
 
 def _read_card(folder: Path, number: int, contract: Contract) -> dict[str, Any]:

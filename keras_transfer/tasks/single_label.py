@@ -1,8 +1,8 @@
 """Single-label classification: every image belongs to exactly one class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import keras
 import numpy as np
@@ -12,13 +12,31 @@ from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.evaluation.metrics import SingleLabelEvaluation, evaluate
-from keras_transfer.evaluation.predictions import label_columns, label_row
-from keras_transfer.evaluation.results import Headline
+from keras_transfer.evaluation.predictions import (
+    label_columns,
+    label_row,
+    most_confident_mistakes,
+)
+from keras_transfer.evaluation.results import Headline, Table
 from keras_transfer.fields import nearest
 from keras_transfer.models.activations import Activation
 from keras_transfer.models.head import head_layers
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
-from keras_transfer.tasks.task import Monitor
+from keras_transfer.tasks.task import CardText, Draw, Monitor, TaskDefaults
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+NUM_TOP: Final = 5
+"""How many of the most probable classes are served by name."""
+
+FEW_IMAGES: Final = 20
+"""Figures of a class with fewer test images are imprecise."""
+
+_MOST_NAMED: Final = 20
+_MUCH_OFF: Final = 0.05
+_SUM_TOLERANCE: Final = 0.02
+"""How far sums of quantised probabilities, multiples of 1/256, may be from 1."""
 
 
 class Accuracy(keras.metrics.CategoricalAccuracy):
@@ -41,7 +59,7 @@ class SingleLabelOptions:
 
 
 @dataclass(frozen=True)
-class SingleLabel:
+class SingleLabel(TaskDefaults):
     """The task of naming one of C classes; `names` are the classes in the order of the outputs.
 
     Values are class indices int64 [N], outputs probabilities float32 [N, C].
@@ -54,11 +72,6 @@ class SingleLabel:
     name: ClassVar[str] = "single_label"
     activation: ClassVar[Activation] = "softmax"
     monitor: ClassVar[Monitor] = Monitor("accuracy", "max", is_share=True)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Nothing: all is known before training."""
-        return {}
 
     @classmethod
     def of(
@@ -152,17 +165,182 @@ class SingleLabel:
         """See `evaluation.metrics.evaluate`."""
         return evaluate(values, outputs, self.names, seed=seed)
 
-    def fitted(self, values: np.ndarray, outputs: np.ndarray) -> "SingleLabel":  # noqa: ARG002
-        """The same: nothing is chosen after training."""
-        return self
-
     def columns(self, *, labelled: bool = False) -> list[str]:
-        """Prediction, confidence and all probabilities; label and correctness where labelled."""
+        """Label, confidence and all probabilities; also prediction and correctness where labelled.
+
+        Without a true value `label` is the predicted class.
+        """
         return label_columns(self.names, labelled=labelled)
 
-    def row(self, outputs: np.ndarray, value: int | None = None) -> list[str | float]:
+    def row(self, outputs: np.ndarray, value: int | None = None) -> list[Any]:
         """The cells of `columns`."""
         return label_row(outputs, self.names, value)
+
+    def decided(self, outputs: np.ndarray) -> tuple[str, ...]:
+        """The most probable class."""
+        return (self.names[outputs.argmax()],)
+
+    def figures(
+        self,
+        values: np.ndarray,
+        outputs: np.ndarray,
+        evaluation: SingleLabelEvaluation,
+        *,
+        image: Callable[[int], np.ndarray],
+    ) -> dict[str, Draw]:
+        """The confusion matrix and the most confident mistakes."""
+        # Drawing loads matplotlib, which training alone does not need.
+        from keras_transfer.evaluation.plots import Mistake, draw_confusion, draw_mistakes
+
+        mistakes = [
+            Mistake(
+                pixels=image(row),
+                label=self.names[values[row]],
+                prediction=self.names[int(outputs[row].argmax())],
+                confidence=float(outputs[row].max()),
+            )
+            for row in most_confident_mistakes(values, outputs)
+        ]
+        num_wrong = int(np.sum(outputs.argmax(axis=1) != values))
+        return {
+            "confusion.png": lambda file: draw_confusion(evaluation.confusion, self.names, file),
+            "mistakes.png": lambda file: draw_mistakes(
+                mistakes, file, num_wrong=num_wrong, num_examples=len(values)
+            ),
+        }
+
+    def card(self, evaluation: SingleLabelEvaluation) -> CardText:
+        """Accuracy, figures by class, calibration, and the limits that follow from them."""
+        few = len(self.names) <= _MOST_NAMED
+        return CardText(
+            predicts="one of " + (", ".join(self.names) if few else f"{len(self.names)} classes"),
+            purpose="Classifying images that show one of its classes.",
+            quality=_card_quality(evaluation),
+            tables=[_card_table(evaluation)],
+            limits=_card_limits(evaluation, self.names),
+            figures=_card_figures(evaluation),
+        )
+
+    def served(self, outputs: "tf.Tensor") -> "dict[str, tf.Tensor]":
+        """Probabilities, and the highest ones with their columns."""
+        import tensorflow as tf
+
+        best, indices = tf.math.top_k(outputs, k=min(NUM_TOP, len(self.names)))
+        return {"probabilities": outputs, "top_class_indices": indices, "top_probabilities": best}
+
+    def served_names(self, served: "dict[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Label, all names, and the most probable classes by name."""
+        import tensorflow as tf
+
+        names, top = tf.constant(list(self.names)), served["top_class_indices"]
+        return {
+            "label": tf.gather(names, top[:, 0]),
+            "class_names": tf.tile(names[tf.newaxis], [tf.shape(top)[0], 1]),
+            "probabilities": served["probabilities"],
+            "top_class_names": tf.gather(names, top),
+            "top_probabilities": served["top_probabilities"],
+        }
+
+    def decision(self, outputs: "tf.Tensor") -> "tf.Tensor":
+        """The most probable class."""
+        import tensorflow as tf
+
+        return tf.gather(tf.constant(list(self.names)), tf.argmax(outputs, axis=-1))
+
+    def agrees(self, outputs: np.ndarray, expected: np.ndarray, *, margin: float) -> np.ndarray:
+        """Whether the most probable classes are the same, or a tie."""
+        chosen = expected[np.arange(len(expected)), outputs.argmax(axis=1)]
+        result: np.ndarray = expected.max(axis=1) - chosen <= margin
+        return result
+
+    def inconsistency(self, outputs: np.ndarray) -> str:
+        """Probabilities must sum to 1."""
+        off = float(np.abs(outputs.sum(axis=1) - 1).max())
+        if off > _SUM_TOLERANCE:
+            return f"its probabilities sum to something {off:.2g} away from 1"
+        return ""
+
+    def contradictions(self, served: Mapping[str, np.ndarray]) -> list[str]:
+        """Names, label and top classes must follow from the probabilities."""
+        probabilities, top = served["probabilities"], served["top_probabilities"]
+        column = {name: number for number, name in enumerate(self.names)}
+        labels = [column.get(label, 0) for label in served["label"]]
+        best = np.sort(probabilities, axis=1)[:, ::-1][:, : top.shape[1]]
+        found = []
+        if any(list(row) != list(self.names) for row in served["class_names"]):
+            found.append("class_names are not those of the model")
+        if not np.array_equal(best, top):
+            found.append("top_probabilities are not the highest ones")
+        if not np.array_equal(served["top_class_names"][:, 0], served["label"]):
+            found.append("top_class_names do not begin with the label")
+        if not np.array_equal(probabilities[np.arange(len(labels)), labels], best[:, 0]):
+            found.append("label is not the most probable class")
+        return found
+
+
+def _card_figures(test: SingleLabelEvaluation) -> dict[str, Any]:
+    return {
+        "accuracy": test.accuracy,
+        "accuracy_interval": test.intervals["accuracy"],
+        "num_test": test.num_examples,
+        "balanced_accuracy": test.balanced_accuracy,
+        "log_loss": test.log_loss,
+        "calibration_error": test.expected_calibration_error,
+        "calibration_interval": test.intervals["expected_calibration_error"],
+        "per_class": test.to_dict()["per_class"],
+    }
+
+
+def _card_quality(test: SingleLabelEvaluation) -> list[str]:
+    low, high = test.intervals["accuracy"]
+    lowest, highest = test.intervals["expected_calibration_error"]
+    return [
+        f"On {test.num_examples} test images that were not used for training or for any choice, "
+        f"its accuracy is **{100 * test.accuracy:.1f} %** (95 % interval {100 * low:.1f}–"
+        f"{100 * high:.1f}); the mean over classes is {100 * test.balanced_accuracy:.1f} %, the "
+        f"log loss {test.log_loss:.3f}.",
+        "Calibration: its confidence differs from its accuracy by "
+        f"{test.expected_calibration_error:.3f} on average ({lowest:.3f}–{highest:.3f}; expected "
+        "calibration error, 15 bins).",
+    ]
+
+
+def _card_table(test: SingleLabelEvaluation) -> Table:
+    header = ["class", "recall, % (95 % interval)", "precision, %", "F1, %", "test images"]
+    rows = [
+        [
+            name,
+            f"{100 * of.recall:.1f} ({100 * of.recall_interval[0]:.1f}–"
+            f"{100 * of.recall_interval[1]:.1f})",
+            f"{100 * of.precision:.1f}",
+            f"{100 * of.f1:.1f}",
+            f"{of.support}",
+        ]
+        for name, of in test.per_class.items()
+    ]
+    return Table("By class", header, rows)
+
+
+def _card_limits(test: SingleLabelEvaluation, class_names: Sequence[str]) -> list[str]:
+    sentences = [
+        f"It always predicts one of its {len(class_names)} classes, also for images of anything "
+        "else.",
+        "It was evaluated on images from the same source as its training images; accuracy may be "
+        "lower on images taken elsewhere, or later.",
+    ]
+    few = [name for name in class_names if test.per_class[name].support < FEW_IMAGES]
+    if few:
+        named = ", ".join(few[:10]) + (" …" if len(few) > 10 else "")
+        sentences.append(
+            f"Fewer than {FEW_IMAGES} test images show {named}: the figures of "
+            f"{'this class' if len(few) == 1 else 'these classes'} are imprecise."
+        )
+    if test.expected_calibration_error > _MUCH_OFF:
+        sentences.append(
+            "Its probabilities are not calibrated: they differ from its accuracy by "
+            f"{100 * test.expected_calibration_error:.0f} percentage points on average."
+        )
+    return sentences
 
 
 def _check_label(record: Record) -> None:

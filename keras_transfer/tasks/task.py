@@ -3,18 +3,25 @@
 A new kind of target is one module with one class and one row in `tasks.registry`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import keras
 import numpy as np
 
 from keras_transfer.data.records import Record
 from keras_transfer.data.targets import Targets
-from keras_transfer.evaluation.results import Evaluation, Headline
+from keras_transfer.evaluation.results import Evaluation, Headline, Table
 from keras_transfer.models.activations import Activation
 from keras_transfer.specs import ModelSpec, TrainingSpec
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Draw = Callable[[Path], None]
+"""Draws one figure into a PNG file."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,45 @@ class Monitor:
         """The value as text."""
         return f"{value:.1%}" if self.is_share else f"{value:.4g}"
 
+    def format_interval(self, value: float, interval: tuple[float, float]) -> str:
+        """The value, in % where it is a share, with its interval on the line below."""
+        number, low, high = map(self.format_number, (value, *interval))
+        return f"{number}\n{low}–{high}"
+
+    def format_number(self, value: float) -> str:
+        """The value as text, in % without the sign where it is a share."""
+        return f"{100 * value:.1f}" if self.is_share else f"{value:.4g}"
+
+    @property
+    def label(self) -> str:
+        """What `format_interval` shows: the metric, in % where it is a share."""
+        return f"{self.metric} in %" if self.is_share else self.metric
+
+    def format_difference(self, difference: float) -> str:
+        """A difference of two values, or a deviation, as text."""
+        return f"{100 * difference:.1f} points" if self.is_share else f"{difference:.3g}"
+
     def format_gain(self, gain: float, error: float) -> str:
         """A gain in the mean of `Task.example_scores` with its standard error, as text."""
         if self.is_share:
             return f"{100 * gain:+.1f} ± {100 * error:.1f} points"
         return f"{gain:+.3g} ± {error:.2g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardText:
+    """What the card of an exported model says about its task.
+
+    `predicts` completes "Predicts … for an image."; `purpose`, `quality` and `limits` are
+    sentences; `figures` are JSON values that become fields of card.json.
+    """
+
+    predicts: str
+    purpose: str
+    quality: list[str]
+    tables: list[Table]
+    limits: list[str]
+    figures: dict[str, Any]
 
 
 class Task(Protocol):
@@ -117,7 +158,164 @@ class Task(Protocol):
         """The task after training, with what is chosen on validation, such as thresholds."""
 
     def columns(self, *, labelled: bool = False) -> list[str]:
-        """CSV columns of a prediction; with `labelled` those of the true value as well."""
+        """CSV columns of a prediction; with `labelled` those of the true value as well.
 
-    def row(self, outputs: np.ndarray, value: Any = None) -> list[str | float]:
-        """The cells of one prediction, outputs [K]; labelled where the true value is given."""
+        The last K are numbers, one an output.
+        """
+
+    def row(self, outputs: np.ndarray, value: Any = None) -> list[Any]:
+        """The cells of one prediction, outputs [K]; labelled where the true value is given.
+
+        Without a true value numbers are float32, and the last K are the outputs.
+        """
+
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether `fitted` chooses anything, so that a run has to predict its validation split."""
+
+    def decided(self, outputs: np.ndarray) -> tuple[str, ...]:
+        """The names that outputs [K] decide on: one class, some labels, or nothing."""
+
+    def format_output(self, output: float) -> str:
+        """One output as text."""
+
+    @property
+    def output_name(self) -> str:
+        """What the outputs are called where they are served: 'probabilities' or 'values'."""
+
+    @property
+    def output_scale(self) -> np.ndarray | float:
+        """Size of the outputs, [K] or one number: differences of outputs are divided by it."""
+
+    def scaled(self, values: np.ndarray) -> "Task":
+        """The task with what it takes from the values of the training split before training."""
+
+    def initialise(self, model: keras.Model) -> None:
+        """Set weights of a new model that depend on `scaled`."""
+
+    def figures(
+        self,
+        values: np.ndarray,
+        outputs: np.ndarray,
+        evaluation: Any,
+        *,
+        image: Callable[[int], np.ndarray],
+    ) -> dict[str, Draw]:
+        """Figures of predictions by file name; `image` gives uint8 [S, S, 3] of a row."""
+
+    def card(self, evaluation: Any) -> CardText:
+        """What the card of an exported model says, given the evaluation on the test split."""
+
+    def served(self, outputs: "tf.Tensor") -> "dict[str, tf.Tensor]":
+        """What serving_resized returns for outputs [B, K]: numbers only, the outputs first."""
+
+    def served_names(self, served: "dict[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """What serving_default and serving_pixels return: `served` with names and decisions."""
+
+    def decision(self, outputs: "tf.Tensor") -> "tf.Tensor":
+        """What serving_explain calls label, string [B], for outputs [B, K]."""
+
+    def agrees(self, outputs: np.ndarray, expected: np.ndarray, *, margin: float) -> np.ndarray:
+        """Bool [N]: whether two sets of outputs [N, K] lead to the same decision.
+
+        Where the expected outputs of two decisions differ by at most `margin`, in units of
+        `output_scale`, either is right.
+        """
+
+    def inconsistency(self, outputs: np.ndarray) -> str:
+        """Why outputs [N, K] of a quantised model cannot be used, '' if they can."""
+
+    def contradictions(self, served: Mapping[str, np.ndarray]) -> list[str]:
+        """In what the outputs of serving_default contradict each other; nothing if they do not."""
+
+
+class TaskDefaults:
+    """Members of `Task` that most tasks share; a task inherits them and replaces some."""
+
+    names: tuple[str, ...]
+    activation: ClassVar[Activation]
+    output_scale: np.ndarray | float = 1.0
+
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether the task has a `fitted` of its own."""
+        return type(self).fitted is not TaskDefaults.fitted
+
+    @property
+    def output_name(self) -> str:
+        """'values' of a linear activation, 'probabilities' of others."""
+        return "values" if self.activation == "linear" else "probabilities"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Nothing: all is known before training."""
+        return {}
+
+    def scaled(self, values: np.ndarray) -> Any:  # noqa: ARG002
+        """The same."""
+        return self
+
+    def initialise(self, model: keras.Model) -> None:
+        """Nothing to set."""
+
+    def fitted(self, values: np.ndarray, outputs: np.ndarray) -> Any:  # noqa: ARG002
+        """The same: nothing is chosen after training."""
+        return self
+
+    def decided(self, outputs: np.ndarray) -> tuple[str, ...]:  # noqa: ARG002
+        """Nothing."""
+        return ()
+
+    def format_output(self, output: float) -> str:
+        """A probability in %, never rounded to 0 % or 100 %; a value with four digits."""
+        if self.activation == "linear":
+            return f"{output:.4g}"
+        if 0 < output < 0.0005:
+            return "< 0.1 %"
+        return "> 99.9 %" if 0.9995 <= output < 1 else f"{100 * output:.1f} %"
+
+    def figures(
+        self,
+        values: np.ndarray,  # noqa: ARG002
+        outputs: np.ndarray,  # noqa: ARG002
+        evaluation: Any,  # noqa: ARG002
+        *,
+        image: Callable[[int], np.ndarray],  # noqa: ARG002
+    ) -> dict[str, Draw]:
+        """None."""
+        return {}
+
+    def card(self, evaluation: Any) -> CardText:
+        """The evaluation's sentence, tables and figures."""
+        return CardText(
+            predicts=", ".join(self.names),
+            purpose="Images like those it was trained on.",
+            quality=[evaluation.describe()],
+            tables=evaluation.tables(),
+            limits=[
+                "It was evaluated on images from the same source as its training images; its "
+                "predictions may be worse on images taken elsewhere, or later."
+            ],
+            figures=evaluation.to_dict(),
+        )
+
+    def served(self, outputs: "tf.Tensor") -> "dict[str, tf.Tensor]":
+        """The outputs alone."""
+        return {self.output_name: outputs}
+
+    def served_names(self, served: "dict[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """The outputs, and output_names string [B, K]."""
+        import tensorflow as tf
+
+        outputs = served[self.output_name]
+        names = tf.tile(tf.constant([list(self.names)]), [tf.shape(outputs)[0], 1])
+        return {**served, "output_names": names}
+
+    def inconsistency(self, outputs: np.ndarray) -> str:  # noqa: ARG002
+        """Any finite outputs can be used."""
+        return ""
+
+    def contradictions(self, served: Mapping[str, np.ndarray]) -> list[str]:
+        """Names that are not those of the model."""
+        wrong = any(list(row) != list(self.names) for row in served["output_names"])
+        return ["output_names are not those of the model"] if wrong else []

@@ -5,7 +5,7 @@ the gain does not exceed the noise, the weights are restored.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import keras
@@ -104,6 +104,9 @@ def fit_phases(
         RunError: training diverged, or the disk is full.
     """
     spec = phase_inputs.spec
+    training = phase_inputs.source.examples.targets.values[phase_inputs.splits.train]
+    classifier = replace(classifier, task=classifier.task.scaled(training))
+    classifier.task.initialise(classifier.model)
     finished = Checkpoint(run, "finished") if run else None
     outcomes = _resume_finished(finished, classifier, reporter)
     for number in range(len(outcomes), len(spec.phases)):

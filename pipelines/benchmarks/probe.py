@@ -47,7 +47,7 @@ def probe(
     """
     with open_session(spec, reporter=reporter) as session:
         records, pixels, _ = session.read_images()
-        labels = np.asarray(records.labels())
+        labels = np.asarray(records.targets.values)
         fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
         if spec.model.weights != "none":
             features = _features(spec, session.task, pixels)

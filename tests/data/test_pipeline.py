@@ -75,12 +75,12 @@ def test_training_dataset_shows_the_promised_views_in_the_promised_order(example
     spec = strengths(STRONG)
     expected_images, expected_labels = [], []
     for epoch in range(1, 5):
-        places, _ = order(examples.labels[rows], epoch)
+        places, _ = order(examples.targets.values[rows], epoch)
         index = epoch + 1 if num_views is None else epoch % 3
         for row in rows[places]:
             image, example_id = examples.pixels[row], examples.example_ids[row]
             expected_images.append(view(image, example_id, index, strengths=spec))
-            expected_labels.append(examples.labels[row])
+            expected_labels.append(examples.targets.values[row])
     images, labels, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
     np.testing.assert_array_equal(images, np.stack(expected_images))
     np.testing.assert_array_equal(labels, np.eye(3, dtype=np.float32)[expected_labels])
@@ -94,11 +94,13 @@ def test_training_dataset_reads_stored_features_in_the_same_order(examples):
     batches = read(training(examples, rows, Stored(), num_views=2))
     features, labels, _ = (np.concatenate(part) for part in zip(*batches, strict=True))
     assert features.dtype == (np.float16 if keras.backend.backend() == "jax" else np.float32)
-    expected = [order(examples.labels[rows], epoch, num_views=2) for epoch in range(3)]
+    expected = [order(examples.targets.values[rows], epoch, num_views=2) for epoch in range(3)]
     np.testing.assert_array_equal(features[:, 0], np.concatenate([rows[p] for p, _ in expected]))
     np.testing.assert_array_equal(features[:, 1], np.concatenate([v for _, v in expected]))
     np.testing.assert_array_equal(features[:, 2:], np.tile([1, 2, 3], (75, 1)))
-    np.testing.assert_array_equal(labels.argmax(1), examples.labels[np.int64(features[:, 0])])
+    np.testing.assert_array_equal(
+        labels.argmax(1), examples.targets.values[np.int64(features[:, 0])]
+    )
 
 
 def test_views_read_the_same_whatever_is_read_with_them(examples):
@@ -190,7 +192,7 @@ def test_training_dataset_shows_plain_images_when_views_are_off(examples):
     rows = np.arange(29)
     plain = Views(examples, ViewSpec(policy="none"))
     images = np.concatenate([batch[0] for batch in read(training(examples, rows, plain))])
-    places = [order(examples.labels, epoch)[0] for epoch in range(3)]
+    places = [order(examples.targets.values, epoch)[0] for epoch in range(3)]
     np.testing.assert_array_equal(images, examples.pixels[np.concatenate(places)])
 
 
@@ -252,22 +254,24 @@ def test_balanced_sampling_reaches_the_batches(examples):
 def test_class_weights_equal_those_of_scikit_learn(examples):
     rows = np.arange(1, 29)
     balanced = TrainingSpec(class_weights="balanced")
-    weights = TASK.example_weights(examples.labels[rows], balanced)
+    weights = TASK.example_weights(examples.targets.values[rows], balanced)
     batches = read(training(examples, rows, example_weights=weights, epochs=range(1)))
     labels = np.concatenate([labels for _, labels, _ in batches]).argmax(axis=1)
     weights = np.concatenate([weights for _, _, weights in batches])
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=examples.labels[rows])
+    expected = compute_class_weight(
+        "balanced", classes=np.arange(3), y=examples.targets.values[rows]
+    )
     expected = expected[labels] * np.repeat([1, 2], [24, 4])  # A last batch of four.
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 def test_nothing_is_balanced_when_a_class_has_no_image(examples):
-    rows = np.flatnonzero(examples.labels != 2)
+    rows = np.flatnonzero(examples.targets.values != 2)
     with pytest.raises(DataError, match=r"sampling=balanced needs images of every class") as raised:
         training(examples, rows, sampling="balanced")
     assert raised.value.received == "none of c"
     with pytest.raises(DataError, match="class_weights=balanced needs images of every class"):
-        TASK.example_weights(examples.labels[rows], TrainingSpec(class_weights="balanced"))
+        TASK.example_weights(examples.targets.values[rows], TrainingSpec(class_weights="balanced"))
 
 
 def test_evaluation_dataset_gives_plain_images_in_order(examples):
@@ -280,7 +284,7 @@ def test_evaluation_dataset_gives_plain_images_in_order(examples):
     assert images.dtype == (np.uint8 if keras.backend.backend() == "jax" else np.float32)
     np.testing.assert_allclose(weights, 6 / 5)
     np.testing.assert_array_equal(images, examples.pixels[rows])
-    np.testing.assert_array_equal(labels.argmax(axis=1), examples.labels[rows])
+    np.testing.assert_array_equal(labels.argmax(axis=1), examples.targets.values[rows])
 
 
 def test_evaluation_dataset_reads_view_zero_of_stored_features(examples):

@@ -332,7 +332,7 @@ def test_read_manifest_refuses_other_classes():
     with pytest.raises(DataError, match="not those that were split"):
         read_manifest(
             document,
-            dataclasses.replace(records, targets=Targets.of_classes(records.labels(), "ba")),
+            dataclasses.replace(records, targets=Targets.of_classes(records.targets.values, "ba")),
         )
 
 

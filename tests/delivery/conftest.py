@@ -14,6 +14,8 @@ from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.class_names import model_name
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import describe_task
+from keras_transfer.tasks.single_label import SingleLabel
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +108,7 @@ def finished(
     spec = RunSpec(data=DataSpec(image_size=32, resize="pad", max_megapixels=1.0))
     folder.write_json("spec.json", spec_to_dict(spec))
     folder.write_class_names(class_names)
+    folder.write_json("task.json", describe_task(SingleLabel(tuple(class_names))))
     with folder.replacing("model.keras") as path:
         classifier.save(path)
     return folder.path

@@ -16,8 +16,7 @@ from keras_transfer.errors import DataError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained, frozen, grad_cam, heat_map
 from keras_transfer.export.saved_model.writer import export_saved_model
-from keras_transfer.export.task_outputs import SingleLabelOutputs
-from keras_transfer.inference.explanation import LIKELIEST, Explanation, explain_files, explainer
+from keras_transfer.inference.explanation import HIGHEST, Explanation, explain_files, explainer
 from keras_transfer.inference.prediction import LoadedRun, predict_files
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.specs import ModelSpec
@@ -43,7 +42,7 @@ FAMILIES = [
 """One of each: deeper relatives have the same layers, and a map begins at the last of them."""
 
 
-TASK = SingleLabelOutputs(("a", "b", "c"))
+TASK = SingleLabel(("a", "b", "c"))
 
 
 def build(backbone: str, *, size: int, **model) -> keras.Model:
@@ -109,9 +108,7 @@ def test_every_family_of_backbones_gives_a_finite_map_of_its_last_places(name):
     model = build(name, size=size)
     network = as_trained(model)
     features = network.trunk(tf.cast(noise(2, size, size, 3), tf.float32))
-    signed = grad_cam(
-        network, features, network.head(features), tf.constant([LIKELIEST, 0])
-    ).numpy()
+    signed = grad_cam(network, features, network.head(features), tf.constant([HIGHEST, 0])).numpy()
     assert signed.shape == (2, *model.get_layer("pooling").input.shape[1:3])
     assert np.isfinite(signed).all()
     heat = heat_map(signed).numpy()
@@ -121,7 +118,7 @@ def test_every_family_of_backbones_gives_a_finite_map_of_its_last_places(name):
 
 def test_mixed_precision_gives_a_finite_map(make_classifier, class_names):
     model = make_classifier(class_names, dtype="mixed_bfloat16")
-    probabilities, heat = explainer(model, TASK)(noise(3, 32, 32, 3), LIKELIEST)
+    probabilities, heat = explainer(model, TASK)(noise(3, 32, 32, 3), HIGHEST)
     assert probabilities.dtype == heat.dtype == np.float32
     assert np.isfinite(heat).all()
 
@@ -190,7 +187,7 @@ def test_heat_is_highest_where_the_object_of_the_class_is(patch_model):
 
 def test_explainer_gives_every_image_the_same_map_alone_and_in_company(patch_model):
     explain, images = explainer(patch_model, TASK), noise(5, SIDE, SIDE, 3)
-    probabilities, heat = explain(images, LIKELIEST)
+    probabilities, heat = explain(images, HIGHEST)
     for row in range(5):
         alone = explain(images[row : row + 1], int(probabilities[row].argmax()))
         np.testing.assert_allclose(alone[0][0], probabilities[row], rtol=0, atol=1e-6)
@@ -209,7 +206,7 @@ def test_explain_files_agrees_with_predict_files_and_keeps_bad_files_in_their_pl
     for row, truth in zip(found, predicted, strict=True):
         if isinstance(row, Explanation):
             assert row.label == row.explained == truth.label
-            assert row.confidence == row.explained_probability
+            assert row.confidence == row.explained_output
             np.testing.assert_allclose(row.outputs, truth.outputs, atol=1e-6)
             assert row.heat.shape == (8, 8)
             assert row.pixels.shape == (32, 32, 3)
@@ -224,7 +221,7 @@ def test_explain_files_explains_the_class_that_is_asked_for(run: LoadedRun, phot
     assert [row.label for row in named] == [row.label for row in likeliest]
     column = run.class_names.index("path")
     for row, first in zip(named, likeliest, strict=True):
-        assert row.explained_probability == pytest.approx(float(first.outputs[column]))
+        assert row.explained_output == pytest.approx(float(first.outputs[column]))
         assert np.array_equal(row.heat, first.heat) == (first.label == "path")
 
 
@@ -257,11 +254,11 @@ def test_served_explanations_equal_the_library_s(
     network = (
         as_trained(run.model) if variant == "as trained" else frozen(run.model, precision="float32")
     )
-    contract = Contract.of(run.spec, run.class_names)
+    contract = Contract.of(run.spec, run.task)
     export_saved_model(network, tmp_path / "1", contract)
     serve = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_explain"]
     encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files])
-    for name, index in ((None, LIKELIEST), ("temple", 0)):
+    for name, index in ((None, HIGHEST), ("temple", 0)):
         served = serve(image_bytes=encoded, class_index=tf.fill([len(files)], index))
         own = list(explain_files(run, files, class_name=name))
         heat = np.stack([row.heat for row in own])

@@ -13,11 +13,15 @@ from PIL import Image
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import RunError
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference import explanation_files
 from keras_transfer.inference.explanation import Explanation, explain_files
-from keras_transfer.inference.explanation_files import COLUMNS, draw_overlay, write_explanations
+from keras_transfer.inference.explanation_files import (
+    draw_overlay,
+    table_columns,
+    write_explanations,
+)
 from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.tasks.single_label import SingleLabel
 from pipelines import explain as explain_verb
 from pipelines.arguments import USER_ERROR
 
@@ -52,7 +56,7 @@ def read_table(folder: Path) -> list[dict[str, str]]:
 def made(number: int, *, names=('<b>a</b> & "b"', "c")) -> Explanation:
     return Explanation(
         path=f"<i>{number}</i>.jpg",
-        task=SingleLabelOutputs(names),
+        task=SingleLabel(names),
         outputs=np.float32([0.6, 0.4]),
         class_index=1,
         heat=np.zeros((2, 2), np.float32),
@@ -66,11 +70,11 @@ def test_write_explanations_leaves_an_overlay_a_row_and_a_card_for_each_image(
     files = [*sorted(photos.iterdir())[:9], tmp_path / "gone, really.jpg"]
     rows = list(explain_files(run, files))
     output = tmp_path / "deep" / "explanations"
-    summary = write_explanations(rows, output, name="flowers", class_names=run.class_names)
+    summary = write_explanations(rows, output, name="flowers", task=run.task)
     assert (summary.num_explained, summary.num_bad) == (9, 1)
     assert tuple(summary.num_by_label) == run.class_names
     table = read_table(output)
-    assert tuple(table[0]) == COLUMNS
+    assert table[0].keys() == dict.fromkeys(table_columns(run.task)).keys()
     assert [row["path"] for row in table] == [file.as_posix() for file in files]
     for row, explanation in zip(table[:9], rows, strict=False):
         assert (row["label"], row["explained"], row["error"]) == (
@@ -96,7 +100,7 @@ def test_page_is_one_file_and_shows_names_as_they_are(tmp_path: Path):
         [made(1), BadFile("<script>x</script>", "truncated")],
         tmp_path / "out",
         name="<u>run</u>",
-        class_names=made(1).task.names,
+        task=made(1).task,
     )
     page = Page(tmp_path / "out" / "explain.html")
     for text in (
@@ -120,13 +124,13 @@ def test_class_that_is_not_among_the_likeliest_is_shown_below_them(tmp_path: Pat
     probabilities = np.float32([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.06, 0.04])
     row = Explanation(
         path="x.jpg",
-        task=SingleLabelOutputs(names),
+        task=SingleLabel(names),
         outputs=probabilities,
         class_index=7,
         heat=np.eye(2, dtype=np.float32),
         pixels=made(1).pixels,
     )
-    write_explanations([row], tmp_path / "out", name="run", class_names=names)
+    write_explanations([row], tmp_path / "out", name="run", task=row.task)
     page = Page(tmp_path / "out" / "explain.html")
     bars = [
         values["class"] for tag, values in page.tags if tag == "li" and "bar" in values["class"]
@@ -139,7 +143,7 @@ def test_page_and_memory_are_bounded_and_the_table_is_not(tmp_path: Path, monkey
     monkeypatch.setattr(explanation_files, "MOST_SHOWN", 3)
     rows = (made(n) if n % 2 else BadFile(f"{n}.jpg", "empty file") for n in range(40))
     tracemalloc.start()
-    write_explanations(rows, tmp_path / "out", name="run", class_names=made(1).task.names)
+    write_explanations(rows, tmp_path / "out", name="run", task=made(1).task)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     page = Page(tmp_path / "out" / "explain.html")
@@ -157,7 +161,7 @@ def test_overlays_have_names_that_any_file_system_can_hold(tmp_path: Path):
         )
         for path in ("photos/" + "x" * 200 + ".jpg", "äöü日本.png", "a b?*:.jpg", "a\udcff.jpg")
     ]
-    write_explanations(rows, tmp_path / "out", name="run", class_names=("a",))
+    write_explanations(rows, tmp_path / "out", name="run", task=made(1).task)
     names = sorted(file.name for file in (tmp_path / "out" / "overlays").iterdir())
     tails = ["x" * 60, "image", "a-b", "a"]
     assert names == [f"{n:06d}_{tail}.png" for n, tail in enumerate(tails, start=1)]
@@ -170,17 +174,17 @@ def test_write_explanations_never_overwrites_and_leaves_nothing_half_done(
 ):
     (tmp_path / "out").mkdir()
     with pytest.raises(RunError, match="exists already"):
-        write_explanations([made(1)], tmp_path / "out", name="run", class_names=("a",))
+        write_explanations([made(1)], tmp_path / "out", name="run", task=made(1).task)
 
     def broken():
         yield made(1)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_explanations(broken(), tmp_path / "new", name="run", class_names=("a",))
+        write_explanations(broken(), tmp_path / "new", name="run", task=made(1).task)
     assert not (tmp_path / "new").exists()
     with full_disk(), pytest.raises(RunError, match="disk is full"):
-        write_explanations([made(1)], tmp_path / "other", name="run", class_names=("a",))
+        write_explanations([made(1)], tmp_path / "other", name="run", task=made(1).task)
     assert not list(tmp_path.glob("other*"))
 
 

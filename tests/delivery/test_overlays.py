@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import Explanation
 from keras_transfer.inference.explanation_files import (
     SIDE,
     blend,
     draw_overlay,
-    percent,
     printable,
 )
+from keras_transfer.tasks.single_label import SingleLabel
 
 LUMA = [0.299, 0.587, 0.114]
 
@@ -19,7 +18,7 @@ LUMA = [0.299, 0.587, 0.114]
 def explanation(*, label: str = "daisy", path: str = "a.jpg", size: int = 64, **changes):
     fields = {
         "path": path,
-        "task": SingleLabelOutputs((label, "tulips")),
+        "task": SingleLabel((label, "tulips")),
         "outputs": np.float32([0.75, 0.25]),
         "class_index": 0,
         "heat": np.float32([[0, 0.5], [0.25, 1]]),
@@ -78,7 +77,10 @@ def test_overlay_keeps_captions_within_their_panels(name):
 
 
 def test_percent_never_rounds_to_certainty():
-    shown = [percent(value) for value in (0.0, 0.0001, 0.5, 0.98149, 0.99949, 0.9996, 1.0)]
+    shown = [
+        SingleLabel(("a", "b")).format_output(value)
+        for value in (0.0, 0.0001, 0.5, 0.98149, 0.99949, 0.9996, 1.0)
+    ]
     assert shown == ["0.0 %", "< 0.1 %", "50.0 %", "98.1 %", "99.9 %", "> 99.9 %", "100.0 %"]
 
 

@@ -13,12 +13,12 @@ from filelock import FileLock
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import RunError
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.prediction import Prediction
 from keras_transfer.inference.writers import write_predictions
+from keras_transfer.tasks.single_label import SingleLabel
 
 NAMES = ("temple", "naïve flower")
-TASK = SingleLabelOutputs(NAMES)
+TASK = SingleLabel(NAMES)
 NUM_FILES = 2500
 KINDS = pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 
@@ -152,7 +152,7 @@ def test_another_target_other_columns_and_other_files_are_refused(suffix: str, t
     with pytest.raises(RunError, match="was started with another target"):
         go_on(target="b")
     with pytest.raises(RunError, match="was started with another classes"):
-        go_on(task=SingleLabelOutputs((*NAMES, "third")))
+        go_on(task=SingleLabel((*NAMES, "third")))
     with pytest.raises(RunError, match="its row 1 differs"):
         go_on(files(start=1))
     with pytest.raises(RunError, match="other files") as failure:

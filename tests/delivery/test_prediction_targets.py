@@ -23,6 +23,8 @@ from keras_transfer.inference.prediction import (
 from keras_transfer.inference.writers import write_predictions
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import describe_task
+from keras_transfer.tasks.single_label import SingleLabel
 from pipelines import arguments, predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -35,9 +37,10 @@ def folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) ->
     spec = RunSpec(data=DataSpec(image_size=32, resize="pad", max_megapixels=1.0))
     run.write_json("spec.json", spec_to_dict(spec))
     run.write_class_names(class_names)
+    run.write_json("task.json", describe_task(SingleLabel(tuple(class_names))))
     with run.replacing("model.keras") as path:
         classifier.save(path)
-    contract = Contract.of(spec, class_names)
+    contract = Contract.of(spec, SingleLabel(tuple(class_names)))
     export_saved_model(as_trained(classifier), run.path / "export" / "1", contract)
     (run.path / "formats" / "1").mkdir(parents=True)
     contract.write(run.path / "formats" / "1")
@@ -55,7 +58,7 @@ def test_runs_and_artefacts_predict_alike(folder: Path, photos: Path):
     for other in others:
         assert [row.label for row in other] == [row.label for row in run]
         for row, truth in zip(other, run, strict=True):
-            np.testing.assert_allclose(row.probabilities, truth.probabilities, atol=1e-5)
+            np.testing.assert_allclose(row.outputs, truth.outputs, atol=1e-5)
 
 
 def test_targets_are_told_apart_by_their_weights_and_their_contract(folder: Path, tmp_path: Path):
@@ -95,7 +98,7 @@ def test_predict_runs_an_artefact_and_resumes_after_a_kill(
             _interrupted,
             sorted(photos.iterdir()),
             tmp_path / "b.csv",
-            task=target.contract.task_outputs,
+            task=target.contract.restored_task,
             target=identify(target),
         )
     lines = whole.splitlines(keepends=True)
@@ -142,7 +145,7 @@ def test_memory_does_not_grow_with_the_number_of_files(folder: Path, tmp_path: P
         lambda paths: predict_files(target, paths),
         many(),
         tmp_path / "out.parquet",
-        task=target.contract.task_outputs,
+        task=target.contract.restored_task,
     )
     assert (summary.num_predicted, summary.num_bad) == (16_000, 4_000)
     # 18,000 rows of plain Python objects would be more than this.

@@ -1,5 +1,6 @@
 """Figures of runs and studies: what can be measured in their pixels."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ from PIL import Image
 from keras_transfer.evaluation.plots import (
     Mistake,
     SizePoint,
-    draw_accuracy_by_size,
     draw_confusion,
     draw_learning_curves,
     draw_mistakes,
+    draw_score_by_size,
     draw_views,
 )
 from keras_transfer.reporting.figures import SHADE, TRAIN, VALIDATION
@@ -64,10 +65,13 @@ def history(*phases: tuple[str, int]) -> list[dict]:
     ]
 
 
+draw_curves = functools.partial(draw_learning_curves, metric="accuracy", is_share=True)
+
+
 def test_learning_curves_shade_phases_by_their_length(tmp_path):
     shaded = []
     for epochs in (3, 9):
-        draw_learning_curves(history(("frozen", epochs), ("tune", 12 - epochs)), tmp_path / "c.png")
+        draw_curves(history(("frozen", epochs), ("tune", 12 - epochs)), tmp_path / "c.png")
         pixels = read(tmp_path / "c.png")
         assert count(pixels, TRAIN) > 100
         assert count(pixels, VALIDATION) > 100
@@ -79,14 +83,14 @@ def test_learning_curves_shade_phases_by_their_length(tmp_path):
     "phases", [[("frozen", 1)], [("a long name", 1), ("another name", 1), ("$x_", 30), ("y", 1)]]
 )
 def test_learning_curves_are_drawn_when_phases_are_short_or_many(tmp_path, phases):
-    draw_learning_curves(history(*phases), tmp_path / "curves.png")
+    draw_curves(history(*phases), tmp_path / "curves.png")
     assert read(tmp_path / "curves.png").std() > 5
 
 
 def test_learning_curves_leave_out_what_is_not_finite(tmp_path):
     rows = history(("frozen", 4))
     rows[2]["loss"] = rows[2]["val_loss"] = float("nan")
-    draw_learning_curves(rows, tmp_path / "curves.png")
+    draw_curves(rows, tmp_path / "curves.png")
     assert count(read(tmp_path / "curves.png"), TRAIN) > 100
 
 
@@ -154,10 +158,8 @@ def test_mistakes_say_so_when_there_are_none(tmp_path):
 @pytest.mark.parametrize("points", [SEVERAL, PERFECT], ids=["several", "one, without spread"])
 def test_curve_is_drawn_and_repeats(points, tmp_path):
     files = [tmp_path / "one.png", tmp_path / "two.png"]
-    draw_accuracy_by_size(points, files[0], caption="median, minimum and maximum over 2 seeds")
-    draw_accuracy_by_size(
-        points[::-1], files[1], caption="median, minimum and maximum over 2 seeds"
-    )
+    for order, file in ((points, files[0]), (points[::-1], files[1])):
+        draw_score_by_size(order, file, metric="accuracy", is_share=True, caption="over 2 seeds")
     assert files[0].read_bytes() == files[1].read_bytes()
     with Image.open(files[0]) as image:
         assert min(image.size) > 400

@@ -1,12 +1,11 @@
 """Rows of predictions, and which mistakes come first."""
 
 import numpy as np
-import pytest
 
 from keras_transfer.evaluation.predictions import (
+    label_columns,
+    label_row,
     most_confident_mistakes,
-    prediction_columns,
-    prediction_rows,
 )
 
 NAMES = ["ant", "bee", "cat"]
@@ -15,32 +14,27 @@ PROBABILITIES = np.float32(
 )
 
 
-def test_prediction_rows_fit_their_columns():
-    rows = list(prediction_rows("abcde", np.array([0, 1, 1, 1, 0]), PROBABILITIES, NAMES))
-    assert prediction_columns(NAMES) == [
-        "path",
-        "label",
-        "prediction",
-        "confidence",
-        "correct",
-        "probability_ant",
-        "probability_bee",
-        "probability_cat",
-    ]
-    assert rows[0] == ["a", "ant", "ant", 0.7, 1, 0.7, 0.2, 0.1]
-    assert rows[2] == ["c", "bee", "cat", 0.9, 0, 0.1, 0.0, 0.9]
-    assert [row[4] for row in rows] == [1, 0, 0, 1, 0]
+def test_rows_fit_their_columns():
+    labels = [0, 1, 1, 1, 0]
+    rows = [label_row(*pair) for pair in zip(PROBABILITIES, [NAMES] * 5, labels, strict=True)]
+    columns = label_columns(NAMES, labelled=True)
+    assert columns[:4] == ["label", "prediction", "confidence", "correct"]
+    assert columns[4:] == ["probability_ant", "probability_bee", "probability_cat"]
+    assert rows[0][:2] == ["ant", "ant"]
+    assert [str(cell) for cell in rows[2]] == ["bee", "cat", "0.9", "0", "0.1", "0.0", "0.9"]
+    assert [row[3] for row in rows] == [1, 0, 0, 1, 0]
 
 
-def test_prediction_rows_read_back_as_the_same_float32():
-    exact = np.float32([[1 / 3, 2 / 3]])
-    row = next(prediction_rows(["x"], np.array([0]), exact, ["a", "b"]))
-    np.testing.assert_array_equal(np.float32(row[5:]), exact[0])
+def test_a_row_without_a_label_begins_with_the_prediction():
+    row = label_row(PROBABILITIES[2], NAMES)
+    assert dict(zip(label_columns(NAMES), row, strict=True))["label"] == "cat"
+    assert len(row) == 5
 
 
-def test_prediction_rows_refuse_lists_of_different_length():
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
-        list(prediction_rows("ab", np.array([0]), PROBABILITIES, NAMES))
+def test_rows_read_back_as_the_same_float32():
+    exact = np.float32([1 / 3, 2 / 3])
+    row = label_row(exact, ["a", "b"], 0)
+    np.testing.assert_array_equal(np.float32([str(cell) for cell in row[4:]]), exact)
 
 
 def test_most_confident_mistakes_come_first():

@@ -69,7 +69,7 @@ def test_one_changed_pixel_is_a_miss(tmp_path):
     extract_all(cut, source, tmp_path)
     pixels = source.examples.pixels.copy()
     pixels[7, 3, 3, 1] ^= 1
-    changed = source_of(pixels, source.examples.labels, source.views)
+    changed = source_of(pixels, source.examples.targets.values, source.views)
     _, stats = extract_all(cut, changed, tmp_path)
     assert (stats.num_computed, stats.num_found) == (2, 78)
 

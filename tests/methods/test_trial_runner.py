@@ -37,9 +37,9 @@ def test_a_training_after_others_is_the_training_of_a_run(runner, tmp_path):
     training = runner.train(spec, predict=True)
     run = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     assert training.val_loss == run.outcomes[-1].val_loss
-    assert training.val_accuracy == run.outcomes[-1].val_score
-    assert training.hits is not None
-    assert training.hits.mean() == pytest.approx(training.val_accuracy)
+    assert training.val_score == run.outcomes[-1].val_score
+    assert training.scores is not None
+    assert training.scores.mean() == pytest.approx(training.val_score)
     assert run.outcomes[-1].test_score is not None
 
 

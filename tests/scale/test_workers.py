@@ -22,7 +22,7 @@ from keras_transfer.scale.prediction import predict_with_workers
 from keras_transfer.scale.workers import Extractor, Predictor
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.registry import describe_task, read_task
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
@@ -165,6 +165,7 @@ def run_folder(tmp_path) -> str:
     )
     folder.write_json("spec.json", spec_to_dict(spec))
     folder.write_class_names(names)
+    folder.write_json("task.json", describe_task(SingleLabel(tuple(names))))
     with folder.replacing("model.keras") as path:
         prepare_classifier(spec, SingleLabel(names)).save(path)
     return str(folder.path)
@@ -207,7 +208,7 @@ def test_two_workers_predict_what_one_process_does_row_by_row(
             predict,
             files,
             tmp_path / name,
-            task=run.contract.task_outputs,
+            task=run.contract.restored_task,
             target=identify(run),
         )
         assert (summary.num_predicted, summary.num_bad) == (228, 3)

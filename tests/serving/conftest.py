@@ -19,6 +19,7 @@ from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.single_label import SingleLabel
 
 # Fixtures of the export's tests.
 class_names, make_classifier = shared.class_names, shared.make_classifier
@@ -36,7 +37,9 @@ def run_folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory
     with folder.replacing("model.keras") as path:
         classifier.save(path)
     version = folder.export_folder / "1"
-    export_saved_model(as_trained(classifier), version, Contract.of(SPEC, class_names))
+    export_saved_model(
+        as_trained(classifier), version, Contract.of(SPEC, SingleLabel(tuple(class_names)))
+    )
     return folder.path
 
 
@@ -48,7 +51,9 @@ def export_another(make_classifier, class_names) -> Callable[[Path, float], None
         model = make_classifier(class_names)
         bias = model.get_layer("logits").bias
         bias.assign(bias + [offset, 0.0, 0.0])
-        export_saved_model(as_trained(model), folder, Contract.of(SPEC, class_names))
+        export_saved_model(
+            as_trained(model), folder, Contract.of(SPEC, SingleLabel(tuple(class_names)))
+        )
 
     return export
 

@@ -66,7 +66,7 @@ def test_every_kind_of_image_is_predicted_like_predict_files(
     for row, answer in zip(rows, expected, strict=True):
         assert isinstance(answer, Prediction), answer
         np.testing.assert_allclose(
-            row["probabilities"], answer.probabilities, rtol=0, atol=1e-5, err_msg=answer.path
+            row["probabilities"], answer.outputs, rtol=0, atol=1e-5, err_msg=answer.path
         )
         assert row["label"] == answer.label
 

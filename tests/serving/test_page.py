@@ -18,9 +18,8 @@ from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
-from keras_transfer.export.task_outputs import SingleLabelOutputs
 from keras_transfer.inference.explanation import explainer
-from keras_transfer.inference.explanation_files import percent
+from keras_transfer.tasks.single_label import SingleLabel
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("uvicorn", reason="the server's packages are not installed")
@@ -164,9 +163,7 @@ def square_of(file: Path) -> np.ndarray:
 
 def expected(model: keras.Model, file: Path, column: int) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [C] and heat [h, w] by the library."""
-    probabilities, heat = explainer(model, SingleLabelOutputs(()))(
-        square_of(file)[np.newaxis], column
-    )
+    probabilities, heat = explainer(model, SingleLabel(()))(square_of(file)[np.newaxis], column)
     return probabilities[0], heat[0]
 
 
@@ -202,7 +199,9 @@ def test_chosen_image_gets_the_model_s_classes_and_heat(watched, address, model,
     bars = page.locator(".bar")
     assert bars.locator(".name").all_inner_texts() == [NAMES[column].strip() for column in order]
     shares = bars.locator(".share").all_inner_texts()
-    assert shares == [percent(float(probabilities[column])) for column in order]
+    assert shares == [
+        SingleLabel(()).format_output(float(probabilities[column])) for column in order
+    ]
     assert page.locator(".result h2").inner_text() == NAMES[order[0]].strip()
     assert "Predicted in" in page.locator(".last").inner_text()
     assert page.locator("#told").inner_text().startswith("00.jpg: ")

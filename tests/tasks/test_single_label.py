@@ -69,7 +69,15 @@ def test_accuracy_counts_examples_whatever_they_weigh():
 
 
 def test_rows_hold_the_prediction_and_what_is_true():
-    assert TASK.row(OUTPUTS[1]) == ["ant", 0.5, 0.5, 0.3, 0.2]
-    assert TASK.row(OUTPUTS[1], 2) == ["cat", "ant", 0.5, 0, 0.5, 0.3, 0.2]
-    assert TASK.columns()[:2] == ["prediction", "confidence"]
+    assert [str(x) for x in TASK.row(OUTPUTS[1])] == ["ant", "0.5", "0.5", "0.3", "0.2"]
+    assert [str(x) for x in TASK.row(OUTPUTS[1], 2)] == [
+        "cat",
+        "ant",
+        "0.5",
+        "0",
+        "0.5",
+        "0.3",
+        "0.2",
+    ]
+    assert TASK.columns()[:2] == ["label", "confidence"]
     assert TASK.columns(labelled=True)[:4] == ["label", "prediction", "confidence", "correct"]

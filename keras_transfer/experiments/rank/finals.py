@@ -73,12 +73,12 @@ def run_finals(chosen: Sequence[tuple[str, RunSpec]], session: Session) -> tuple
                     name,
                     rung,
                     result.epochs,
-                    result.val_accuracy,
-                    wilson(round(result.val_accuracy * num_val), num_val),
+                    result.val_score,
+                    wilson(round(result.val_score * num_val), num_val),
                     before + result.seconds,
                 )
                 session.reporter.info(
-                    f"Rung {rung}, {name}: validation accuracy {result.val_accuracy:.1%} after "
+                    f"Rung {rung}, {name}: validation accuracy {result.val_score:.1%} after "
                     f"{result.epochs} of {total} epochs, {result.seconds:.0f} s."
                 )
             left.sort(key=lambda name: -reached[name].val_accuracy)

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from keras_transfer.config import override
 from keras_transfer.data.splits import draw_folds
+from keras_transfer.errors import SpecError
 from keras_transfer.experiments.rank.candidates import (
     BuiltCandidate,
     build_candidates,
@@ -100,10 +101,12 @@ def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
     are scaled. All other metrics are shown beside it.
 
     Raises:
+        SpecError: the task is not single_label; raised before images are listed.
         SpecError, WeightsError: a candidate cannot be built; raised before images are decoded.
         DataError: the images cannot be used, or a class has fewer than there are folds.
         RunError: features cannot be stored, or training of a finalist diverged.
     """
+    _check_task(spec)
     seconds: dict[str, float] = {}
     if spec.num_trials > 1:
         reporter.info("A ranking ignores the spec's own folds, seeds and halvings.")
@@ -141,6 +144,16 @@ def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
         seconds=seconds,
         finals=finals,
     )
+
+
+def _check_task(spec: RunSpec) -> None:
+    if spec.task != "single_label":
+        raise SpecError(
+            "a ranking compares trunks for images of one class each",
+            expected="task=single_label: the linear probe and the other metrics need classes",
+            received=f"task={spec.task}",
+            fix="search over model.backbone with `python -m pipelines.tune` instead",
+        )
 
 
 def _with_cache(entries: Sequence[RankedCandidate], session: Session) -> list[tuple[str, RunSpec]]:

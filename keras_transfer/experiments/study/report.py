@@ -2,12 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
-from keras_transfer.evaluation.plots import draw_accuracy_by_size
-from keras_transfer.evaluation.predictions import prediction_columns, prediction_rows
-from keras_transfer.experiments.study.study import Group, Study, summary_statistics
-from keras_transfer.experiments.summary import with_interval
+from keras_transfer.evaluation.plots import draw_score_by_size
+from keras_transfer.experiments.study.study import Study, summary_statistics
 from keras_transfer.reporting.reporter import TerminalReporter
 
 
@@ -18,9 +14,17 @@ def write_study(study: Study) -> None:
     if study.spec.halvings:
         with study.run.replacing("learning_curve.png") as path:
             points = [group.point for group in study.groups]
-            draw_accuracy_by_size(points, path, caption=_describe_accuracy(study))
+            monitor = study.task.monitor
+            draw_score_by_size(
+                points,
+                path,
+                metric=monitor.metric,
+                is_share=monitor.is_share,
+                caption=_describe_score(study),
+            )
     content = {
         "kind": study.kind,
+        "metric": study.task.monitor.metric,
         "summary": _summarise(study),
         "cost": _cost(study),
         "trials": [trial.to_dict() for trial in study.trials],
@@ -30,17 +34,16 @@ def write_study(study: Study) -> None:
 
 def _write_out_of_fold(study: Study) -> None:
     """Write a row for each seed and image, as in predictions.csv, in the order of the records."""
-    names = study.records.class_names
-    labels = np.asarray(study.records.labels())
+    task, values = study.task, study.records.targets.values
     rows: list[tuple[tuple[int, int], list[Any]]] = []
     for trial in study.trials:
         seed = trial.seed
-        paths = (study.records.items[row].path for row in trial.rows)
-        predictions = prediction_rows(paths, labels[trial.rows], trial.probabilities, names)
-        for row, prediction in zip(trial.rows.tolist(), predictions, strict=True):
-            rows.append(((seed, row), [seed, trial.fold, *prediction]))
+        for row, outputs in zip(trial.rows.tolist(), trial.outputs, strict=True):
+            path = study.records.items[row].path
+            cells = [seed, trial.fold, path, *task.row(outputs, values[row])]
+            rows.append(((seed, row), cells))
     rows.sort(key=lambda pair: pair[0])
-    header = ["seed", "fold", *prediction_columns(names)]
+    header = ["seed", "fold", "path", *task.columns(labelled=True)]
     study.run.write_rows("out_of_fold.csv", header, (row for _, row in rows))
 
 
@@ -53,7 +56,7 @@ def _summarise(study: Study) -> dict[str, Any]:
                 study.by: group.value,
                 "num_trials": len(group.trials),
                 "num_held_out": group.num_held_out,
-                "accuracy": group.accuracy,
+                "score": group.score,
                 "interval": group.interval if group.is_of_one_seed else None,
                 **group.statistics,
             }
@@ -61,10 +64,10 @@ def _summarise(study: Study) -> dict[str, Any]:
         ],
     }
     if not study.spec.halvings:
-        summary["over_groups"] = summary_statistics([group.accuracy for group in groups])
+        summary["over_groups"] = summary_statistics([group.score for group in groups])
     if study.by == "fold":
-        whole = Group(0, study.trials)
-        summary["out_of_fold"] = {"accuracy": whole.accuracy, "interval": whole.interval}
+        whole = study.group(0, study.trials)
+        summary["out_of_fold"] = {"score": whole.score, "interval": whole.interval}
     return summary
 
 
@@ -75,20 +78,20 @@ def _cost(study: Study) -> dict[str, Any]:
 
 def show_study(study: Study, terminal: TerminalReporter) -> None:
     """Print a row for each group, a summary, and what the cache saved."""
-    groups = study.groups
+    groups, monitor = study.groups, study.task.monitor
     rows = [
         [
             f"{group.value:,}",
             f"{len(group.trials)}",
             f"{group.num_held_out:,}",
             f"{sum(trial.seconds for trial in group.trials):.0f}",
-            with_interval(group.accuracy, group.interval),
+            monitor.format_interval(group.score, group.interval),
         ]
         for group in groups
     ]
     title = {"train_size": "training images"}.get(study.by, study.by)
-    header = [title, "trials", "held out", "seconds", "accuracy"]
-    caption = f"{_describe_accuracy(study)}, in %"
+    header = [title, "trials", "held out", "seconds", monitor.metric.replace("_", " ")]
+    caption = f"{_describe_score(study)}{', in %' if monitor.is_share else ''}"
     terminal.table(f"Study {study.run.path}", header, rows, caption=caption)
     for sentence in (_describe_result(study), _describe_cost(study)):
         terminal.info(sentence)
@@ -99,36 +102,39 @@ def show_study(study: Study, terminal: TerminalReporter) -> None:
     terminal.info(f"All figures {study.run.study_file}")
 
 
-def _describe_accuracy(study: Study) -> str:
-    """What accuracy and interval of a group mean."""
+def _describe_score(study: Study) -> str:
+    """What score and interval of a group mean."""
+    name = study.task.monitor.metric.replace("_", " ")
     if all(group.is_of_one_seed for group in study.groups):
-        return "accuracy with its 95 % interval"
-    return f"accuracy: median, minimum and maximum over {study.spec.seeds} seeds"
+        return f"{name} with its 95 % interval"
+    return f"{name}: median, minimum and maximum over {study.spec.seeds} seeds"
 
 
 def _describe_result(study: Study) -> str:
-    groups = study.groups
+    groups, monitor = study.groups, study.task.monitor
+    show = monitor.format
     if study.spec.halvings:
         many, few = groups[0], groups[-1]
         return (
-            f"{few.accuracy:.1%} with {few.value:,} training images, {many.accuracy:.1%} with "
+            f"{show(few.score)} with {few.value:,} training images, {show(many.score)} with "
             f"{many.value:,}."
         )
-    over = summary_statistics([group.accuracy for group in groups])
+    over = summary_statistics([group.score for group in groups])
     text = (
-        f"over {len(groups)} {study.by}s minimum {over['minimum']:.1%}, median "
-        f"{over['median']:.1%}, maximum {over['maximum']:.1%}, mean {over['mean']:.1%}"
+        f"over {len(groups)} {study.by}s minimum {show(over['minimum'])}, median "
+        f"{show(over['median'])}, maximum {show(over['maximum'])}, mean {show(over['mean'])}"
     )
     if over["standard_deviation"] is not None:
-        text += f", standard deviation {100 * over['standard_deviation']:.1f} points"
+        text += f", standard deviation {monitor.format_difference(over['standard_deviation'])}"
     if study.by == "fold":
-        whole = Group(0, study.trials)
-        low, high = whole.interval
+        whole = study.group(0, study.trials)
+        low, high = map(show, whole.interval)
         return (
-            f"Out of fold {whole.accuracy:.1%} ({low:.1%} to {high:.1%}) of "
+            f"Out of fold {show(whole.score)} ({low} to {high}) of "
             f"{whole.num_held_out:,} images; {text}."
         )
-    what = "Out-of-fold accuracy" if study.spec.folds > 1 else "Test accuracy"
+    name = monitor.metric.replace("_", " ")
+    what = f"Out-of-fold {name}" if study.spec.folds > 1 else f"Test {name}"
     return f"{what} {text}."
 
 

@@ -13,14 +13,17 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from keras_transfer.config import override
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits, make_folds, make_splits, with_train_size
 from keras_transfer.devices.hosts import check_one_host
-from keras_transfer.evaluation.intervals import wilson
+from keras_transfer.evaluation.results import Headline
 from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.experiments.study.report import write_study
 from keras_transfer.experiments.study.study import Study, StudyTrial
+from keras_transfer.experiments.summary import plural_of
 from keras_transfer.experiments.trial_runner import (
     TrialResult,
     TrialRunner,
@@ -59,7 +62,7 @@ def run_study(
             # Only now: a study of too many folds is refused without leaving anything.
             session.write_splits()
             done = _run_trials(trials, session, run)
-            study = Study(spec, run, session.data.records, tuple(done))
+            study = Study(spec, run, session.task, session.data.records, tuple(done))
             write_study(study)
     shutil.rmtree(run.checkpoint_folder)
     return study
@@ -117,14 +120,15 @@ def _trial(spec: RunSpec, splits: Splits, *, fold: int | None = None) -> _Trial:
 
 
 def _halve(size: int, spec: RunSpec, records: Records, reporter: Reporter) -> list[int]:
-    """Numbers of training images, the largest first, with at least one image of each class."""
+    """Numbers of training images, the largest first, with at least one image of each stratum."""
     wanted = [size // 2**number for number in range(spec.halvings + 1)]
-    sizes = [size for size in wanted if size >= len(records.class_names)]
+    targets = records.targets
+    sizes = [size for size in wanted if size >= len(targets.strata_names)]
     if len(sizes) < len(wanted):
         reporter.info(
             f"The learning curve ends at {sizes[-1]:,} training images, after "
             f"{len(sizes) - 1} of {spec.halvings} halvings: half of them would be too few for "
-            f"{len(records.class_names)} classes."
+            f"{len(targets.strata_names)} {plural_of(targets.kind)}."
         )
     return sizes
 
@@ -160,28 +164,33 @@ def _run_trials(trials: Sequence[_Trial], session: Session, run: RunFolder) -> l
                 reporter=PrefixedReporter(reporter, trial.name) if number else reporter,
                 predict=True,
             )
-            finished = _study_trial(trial, result)
-            arrays = {"probabilities": finished.probabilities}
+            finished = _study_trial(trial, result, session)
+            arrays = {"outputs": finished.outputs}
             checkpoint.save(State({"result": finished.to_dict()}, {"held_out": arrays}))
         else:
-            probabilities = state.arrays["held_out"]["probabilities"]
+            outputs = state.arrays["held_out"]["outputs"]
             rows = trial.splits.test
-            finished = StudyTrial(**state.numbers["result"], rows=rows, probabilities=probabilities)
-        low, high = wilson(finished.num_right, finished.num_held_out)
+            finished = StudyTrial(**state.numbers["result"], rows=rows, outputs=outputs)
+        show = session.task.monitor.format
+        low, high = map(show, _headline(trial, finished.outputs, session).interval)
         reporter.info(
-            f"Trial {number + 1} of {len(trials)}, {trial.name}: {finished.accuracy:.1%} "
-            f"({low:.1%} to {high:.1%}) of {finished.num_held_out:,} images, "
+            f"Trial {number + 1} of {len(trials)}, {trial.name}: {show(finished.score)} "
+            f"({low} to {high}) of {finished.num_held_out:,} images, "
             f"{finished.seconds:.0f} s."
         )
         done.append(finished)
     return done
 
 
-def _study_trial(trial: _Trial, result: TrialResult) -> StudyTrial:
-    assert result.hits is not None
-    assert result.probabilities is not None
-    num_right = int(result.hits.sum())
-    kept = ("name", "epochs", "seconds", "val_accuracy", "kept")
+def _headline(trial: _Trial, outputs: np.ndarray, session: Session) -> Headline:
+    values = session.data.records.targets.values
+    task = session.task.scaled(values[trial.splits.train])
+    return task.headline(values[trial.splits.test], outputs)
+
+
+def _study_trial(trial: _Trial, result: TrialResult, session: Session) -> StudyTrial:
+    assert result.outputs is not None
+    kept = ("name", "epochs", "seconds", "val_score", "kept")
     phases = [dataclasses.asdict(outcome) for outcome in result.outcomes]
     return StudyTrial(
         name=trial.name,
@@ -189,11 +198,10 @@ def _study_trial(trial: _Trial, result: TrialResult) -> StudyTrial:
         fold=trial.fold,
         train_size=len(trial.splits.train),
         num_held_out=len(trial.splits.test),
-        num_right=num_right,
-        accuracy=num_right / len(trial.splits.test),
+        score=_headline(trial, result.outputs, session).value,
         seconds=result.seconds,
         **result.views,
         phases=[{name: phase[name] for name in kept} for phase in phases],
         rows=trial.splits.test,
-        probabilities=result.probabilities,
+        outputs=result.outputs,
     )

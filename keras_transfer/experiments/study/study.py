@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.data.records import Records
-from keras_transfer.evaluation.intervals import Interval, wilson
+from keras_transfer.evaluation.intervals import Interval
 from keras_transfer.evaluation.plots import SizePoint
+from keras_transfer.evaluation.results import Headline
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)
 class StudyTrial:
     """One finished training of a study, evaluated on held-out images that it never used.
 
-    `fold` counts from 1 and is None without folds. `num_right` of the `num_held_out` images were
-    classified correctly. Views are counted as in cache.json. `phases` have name, epochs, seconds,
-    val_accuracy and kept. `rows` int64 [N] are the held-out images, `probabilities` float32
-    [N, C] their predictions.
+    `fold` counts from 1 and is None without folds. `score` is the task's headline over the
+    `num_held_out` images. Views are counted as in cache.json. `phases` have name, epochs, seconds,
+    val_score and kept. `rows` int64 [N] are the held-out images, `outputs` float32 [N, K] their
+    predictions.
     """
 
     name: str
@@ -30,22 +32,19 @@ class StudyTrial:
     fold: int | None
     train_size: int
     num_held_out: int
-    num_right: int
-    accuracy: float
+    score: float
     seconds: float
     views_computed: int
     views_found: int
     views_trained_on: int
     phases: list[dict[str, Any]]
     rows: np.ndarray
-    probabilities: np.ndarray
+    outputs: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
-        """The trial's entry in study.json: everything but rows and probabilities."""
+        """The trial's entry in study.json: everything but rows and outputs."""
         names = [field.name for field in dataclasses.fields(self)]
-        return {
-            name: getattr(self, name) for name in names if name not in ("rows", "probabilities")
-        }
+        return {name: getattr(self, name) for name in names if name not in ("rows", "outputs")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +53,7 @@ class Study:
 
     spec: RunSpec
     run: RunFolder
+    task: Task
     records: Records
     trials: tuple[StudyTrial, ...]
 
@@ -77,37 +77,45 @@ class Study:
         members: dict[int, list[StudyTrial]] = {}
         for trial in self.trials:
             members.setdefault(getattr(trial, self.by), []).append(trial)
-        return [Group(value, tuple(trials)) for value, trials in members.items()]
+        return [self.group(value, trials) for value, trials in members.items()]
+
+    def group(self, value: int, trials: Sequence[StudyTrial]) -> "Group":
+        """Some of the trials, evaluated together."""
+        headline = None
+        if len({trial.seed for trial in trials}) == 1:
+            # Every image is held out at most once: they are evaluated as one split.
+            rows = np.concatenate([trial.rows for trial in trials])
+            outputs = np.concatenate([trial.outputs for trial in trials])
+            headline = self.task.headline(self.records.targets.values[rows], outputs)
+        return Group(value, tuple(trials), headline)
 
 
 @dataclass(frozen=True)
 class Group:
     """Trials in one row of the table: a fold, a seed with all its folds, or a training size.
 
-    `value` is that of the field they share.
+    `value` is that of the field they share; `headline` that of all their held-out images, None
+    for trials of several seeds.
     """
 
     value: int
     trials: tuple[StudyTrial, ...]
+    headline: Headline | None
 
     @property
     def is_of_one_seed(self) -> bool:
         """Whether every image was held out at most once."""
-        return len({trial.seed for trial in self.trials}) == 1
+        return self.headline is not None
 
     @property
-    def accuracy(self) -> float:
+    def score(self) -> float:
         """Over all held-out images; the median over trials if these are of several seeds."""
-        if self.is_of_one_seed:
-            return self._num_right / self.num_held_out
-        return median(self._accuracies)
+        return self.headline.value if self.headline else median(self._scores)
 
     @property
     def interval(self) -> Interval:
-        """95 %, Wilson's; minimum and maximum over trials if these are of several seeds."""
-        if self.is_of_one_seed:
-            return wilson(self._num_right, self.num_held_out)
-        return min(self._accuracies), max(self._accuracies)
+        """95 %; minimum and maximum over trials if these are of several seeds."""
+        return self.headline.interval if self.headline else (min(self._scores), max(self._scores))
 
     @property
     def num_held_out(self) -> int:
@@ -115,25 +123,21 @@ class Group:
         return sum(trial.num_held_out for trial in self.trials)
 
     @property
-    def statistics(self) -> dict[str, float | None]:
-        """Summary statistics of the trials' accuracies."""
-        return summary_statistics(self._accuracies)
+    def statistics(self) -> dict[str, Any]:
+        """Summary statistics of the trials' scores."""
+        return summary_statistics(self._scores)
 
     @property
     def point(self) -> SizePoint:
         """As the learning curve shows it."""
-        return SizePoint(self.value, self.accuracy, self.interval, tuple(self._accuracies))
+        return SizePoint(self.value, self.score, self.interval, tuple(self._scores))
 
     @property
-    def _num_right(self) -> int:
-        return sum(trial.num_right for trial in self.trials)
-
-    @property
-    def _accuracies(self) -> list[float]:
-        return [trial.accuracy for trial in self.trials]
+    def _scores(self) -> list[float]:
+        return [trial.score for trial in self.trials]
 
 
-def summary_statistics(values: Sequence[float]) -> dict[str, float | None]:
+def summary_statistics(values: Sequence[float]) -> dict[str, Any]:
     """Minimum, median, maximum, mean and sample standard deviation, None for a single value."""
     return {
         "minimum": min(values),

@@ -113,12 +113,12 @@ def score_axis(search: Search) -> Axis:
     if middle != best:
         worst = max(worst, limit) if search.higher_is_better else min(worst, limit)
     return Axis(
-        search.objective,
+        search.names[search.objective],
         LOG if is_wide else LINEAR,
         min(best, worst),
         max(best, worst),
         is_upwards=search.higher_is_better,
-        is_percent="accuracy" in search.objective,
+        is_percent=search.is_share,
     )
 
 

@@ -20,11 +20,12 @@ from keras_transfer.evaluation.intervals import Interval
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.summary import Result
 from keras_transfer.experiments.trial_runner import TrialResult, TrialRunner
-from keras_transfer.experiments.tune.record import SearchTrial, ranked
+from keras_transfer.experiments.tune.record import SearchTrial, higher_is_better, ranked
 from keras_transfer.reporting.reporter import PrefixedReporter, Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
+from keras_transfer.tasks.task import Monitor
 
 BEST_SPEC, WINNER = "best.toml", "winner"
 
@@ -33,8 +34,8 @@ BEST_SPEC, WINNER = "best.toml", "winner"
 class Comparison:
     """The winner and the spec as it was, trained with the same other seeds.
 
-    Accuracies are on validation, one a seed; `difference` is the mean gain, `interval` its 95 %
-    interval over images, each of which is compared with itself.
+    Scores are on validation, one a seed; `difference` is the mean gain in the task's
+    `example_scores`, `interval` its 95 % interval over images, each compared with itself.
     """
 
     seeds: tuple[int, ...]
@@ -88,7 +89,9 @@ def select_best(
         RunError, ExportError: as a run would.
     """
     original = runner.session.spec
-    trial = choose(trials, higher_is_better=original.search.higher_is_better)
+    objective = original.search.objective
+    is_upwards = higher_is_better(objective, runner.session.task.monitor)
+    trial = choose(trials, higher_is_better=is_upwards)
     spec = runner.vary(trial.values)
     reporter.info(f"Trial {trial.name} is the best.")
     aside = PrefixedReporter(reporter, f"trial {trial.name}")
@@ -100,10 +103,7 @@ def select_best(
     best = override(spec, {"name": f"{original.name}-{WINNER}"})
     write_best_spec(run, best, trial=trial.name)
     result = _make_run(best, runner.state(spec), run, aside)
-    sign = 1 if original.search.higher_is_better else -1
-    gain = sign * (
-        training.figures[original.search.objective] - default.figures[original.search.objective]
-    )
+    gain = training.figures[objective] - default.figures[objective]
     return Winner(
         trial,
         best,
@@ -112,7 +112,7 @@ def select_best(
         comparison,
         result,
         keeps_weights=original.folds == 1,
-        is_better_than_default=gain > 0,
+        is_better_than_default=gain > 0 if is_upwards else gain < 0,
     )
 
 
@@ -130,21 +130,21 @@ def _compare(spec: RunSpec, runner: TrialRunner, refits: int, reporter: Reporter
         ]
 
     best, default = refit(spec, "the winner"), refit(runner.spec, "the spec as it was")
-    gains = _hit_rates(best) - _hit_rates(default)
+    gains = _mean_scores(best) - _mean_scores(default)
     half = 1.96 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
     centre = float(gains.mean())
     return Comparison(
         seeds=tuple(seeds),
-        winner=tuple(result.val_accuracy for result in best),
-        default=tuple(result.val_accuracy for result in default),
+        winner=tuple(result.val_score for result in best),
+        default=tuple(result.val_score for result in default),
         difference=centre,
         interval=(centre - half, centre + half),
     )
 
 
-def _hit_rates(results: Sequence[TrialResult]) -> np.ndarray:
-    """The share of trainings that classify each image correctly, [N]."""
-    return np.mean([result.hits for result in results if result.hits is not None], axis=0)
+def _mean_scores(results: Sequence[TrialResult]) -> np.ndarray:
+    """The mean score of each image over some trainings, [N]; for a label how often it is right."""
+    return np.mean([result.scores for result in results if result.scores is not None], axis=0)
 
 
 def write_best_spec(run: RunFolder, best: RunSpec, *, trial: str) -> None:
@@ -188,6 +188,7 @@ def _make_run(best: RunSpec, state: RunFolder | None, run: RunFolder, reporter: 
     return run_transfer(best, winner, reporter=reporter)
 
 
-def format_range(values: Sequence[float]) -> str:
-    """Mean, minimum and maximum of shares, in %."""
-    return f"{mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
+def format_range(values: Sequence[float], monitor: Monitor) -> str:
+    """Mean, minimum and maximum of scores."""
+    centre, low, high = map(monitor.format, (mean(values), min(values), max(values)))
+    return f"{centre} ({low} to {high})"

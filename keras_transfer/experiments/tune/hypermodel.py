@@ -36,10 +36,10 @@ class TransferHyperModel(keras_tuner.HyperModel):
     """Builds and trains the classifiers of a tuner's values for the fields in `spec.search.space`.
 
     `build` gives the whole classifier, float32 pixels [B, S, S, 3] in 0-255 to logits, before any
-    training. `fit` trains it through the spec's phases and returns `val_accuracy` and `val_loss`
-    (log loss), either of which can be the tuner's objective. Epochs that the tuner sets
-    (Hyperband's `epochs` and `initial_epoch`) count over all phases; a trial that goes on has the
-    right phase, optimizer state and learning rate.
+    training. `fit` trains it through the spec's phases and returns `val_loss` and the task's
+    metric, such as `val_accuracy`, either of which can be the tuner's objective. Epochs that the
+    tuner sets (Hyperband's `epochs` and `initial_epoch`) count over all phases; a trial that goes
+    on has the right phase, optimizer state and learning rate.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class TransferHyperModel(keras_tuner.HyperModel):
             if isinstance(error, DivergedError) or is_out_of_memory(error):
                 kind = keras_tuner.errors.FailedTrialError
             raise kind(str(error)) from error
-        figures = result.figures
+        figures = {classifier.task.monitor.log_name: result.val_score, "val_loss": result.val_loss}
         listeners = keras.callbacks.CallbackList(list(callbacks), model=model)
         listeners.on_train_begin()
         listeners.on_epoch_end(max(result.epochs - 1, 0), dict(figures))

@@ -43,7 +43,7 @@ def write_page(
     if search.winner not in scored:
         raise ValueError(f"the winner {search.winner!r} is not a scored trial: {sorted(scored)}")
     winner = scored[search.winner]
-    values = [(search.objective, score_axis(search).text(winner.result))]
+    values = [(search.names[search.objective], score_axis(search).text(winner.result))]
     values += [(name, short(winner.values.get(name))) for name in search.scales]
     sections = [
         Section("", facts(run_facts)),
@@ -75,8 +75,8 @@ def _figures(search: Search) -> list[Section]:
         Section(
             "Score by parameter",
             figure(draw_panels(search)),
-            "Higher is better. Smaller, paler dots trained for fewer epochs; large and orange: the "
-            "winner; crosses: failed.",
+            "Upwards is better. Smaller, paler dots trained for fewer epochs; large and orange: "
+            "the winner; crosses: failed.",
         ),
         of_importance,
         Section(
@@ -89,12 +89,18 @@ def _figures(search: Search) -> list[Section]:
 
 
 def _trials(search: Search) -> Section:
-    metrics = ["val_accuracy", "val_loss"]
-    if search.objective == "val_loss":
-        metrics.reverse()
-    header = ["trial", "status", *metrics, *search.scales, "epochs", "seconds", "worker", "cause"]
+    header = [
+        "trial",
+        "status",
+        *search.names.values(),
+        *search.scales,
+        "epochs",
+        "seconds",
+        "worker",
+        "cause",
+    ]
     trials = [*search.scored, *search.unscored]
-    rows = [[_cell(name, trial) for name in header] for trial in trials]
+    rows = [[_cell(name, trial, search) for name in header] for trial in trials]
     classes = [
         "best" if trial.name == search.winner else "" if trial.is_scored else "failed"
         for trial in trials
@@ -104,14 +110,15 @@ def _trials(search: Search) -> Section:
     return Section(title, body, "Click a heading to sort; the best come first.")
 
 
-def _cell(column: str, trial: SearchTrial) -> str:
+def _cell(column: str, trial: SearchTrial, search: Search) -> str:
     value: Any = trial.values.get(column)
     if column not in trial.values:
-        value = getattr(trial, "name" if column == "trial" else column, None)
+        names = {name: key for key, name in search.names.items()} | {"trial": "name"}
+        value = getattr(trial, names.get(column, column), None)
     if value is None:
         return "–"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if column == "val_accuracy":
+    if column == search.monitor.log_name and search.monitor.is_share:
         return f"{100 * value:.2f} %"
     return f"{value:.0f}" if column == "seconds" else short(value)

@@ -13,10 +13,17 @@ from typing import Any, Final
 
 import keras
 
-from keras_transfer.experiments.tune.record import SearchTrial, StartedTrial, TrialLog, ranked
+from keras_transfer.experiments.tune.record import (
+    SearchTrial,
+    StartedTrial,
+    TrialLog,
+    higher_is_better,
+    ranked,
+)
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.reporting.tables import Table
 from keras_transfer.specs import RunSpec
+from keras_transfer.tasks.task import Monitor
 
 _NUM_BEST: Final = 3
 _SECONDS: Final = 1.0
@@ -24,7 +31,9 @@ _SECONDS: Final = 1.0
 
 
 @contextlib.contextmanager
-def live_progress_table(trial_log: TrialLog, spec: RunSpec, reporter: Reporter) -> Iterator[None]:
+def live_progress_table(
+    trial_log: TrialLog, spec: RunSpec, monitor: Monitor, reporter: Reporter
+) -> Iterator[None]:
     """Report every trial that ends while the block runs, and show the state of the search."""
     known = {trial.name for trial in trial_log.ended()}
     stopped = threading.Event()
@@ -33,14 +42,14 @@ def live_progress_table(trial_log: TrialLog, spec: RunSpec, reporter: Reporter) 
         for trial in trial_log.ended():
             if trial.name not in known:
                 known.add(trial.name)
-                reporter.info(describe_trial(trial))
+                reporter.info(describe_trial(trial, monitor))
 
     def keep_reporting() -> None:
         while not stopped.wait(_SECONDS):
             report()
 
     thread = threading.Thread(target=keep_reporting, daemon=True)
-    with reporter.live_table(lambda: _read(trial_log, spec)):
+    with reporter.live_table(lambda: _read(trial_log, spec, monitor)):
         thread.start()
         try:
             yield
@@ -50,14 +59,15 @@ def live_progress_table(trial_log: TrialLog, spec: RunSpec, reporter: Reporter) 
             report()
 
 
-def describe_trial(trial: SearchTrial) -> str:
+def describe_trial(trial: SearchTrial, monitor: Monitor) -> str:
     """How one trial ended, in one sentence."""
     values = describe_values(trial)
-    if not trial.is_scored or trial.val_accuracy is None:
+    if not trial.is_scored or trial.val_score is None:
         return f"Trial {trial.name} failed ({values}): {trial.cause.splitlines()[0]}"
     return (
-        f"Trial {trial.name}: validation accuracy {trial.val_accuracy:.1%}, log loss "
-        f"{trial.val_loss:.3f}, {trial.epochs} epochs in {trial.seconds:.1f} s ({values})."
+        f"Trial {trial.name}: validation {monitor.metric.replace('_', ' ')} "
+        f"{monitor.format(trial.val_score)}, loss {trial.val_loss:.3f}, {trial.epochs} epochs "
+        f"in {trial.seconds:.1f} s ({values})."
     )
 
 
@@ -77,13 +87,14 @@ def progress_table(
     best: Sequence[SearchTrial],
     running: Sequence[tuple[StartedTrial, str]] = (),
     *,
+    monitor: Monitor,
     caption: str,
 ) -> Table:
     """A column for each trial, and a row for each parameter and metric."""
     columns = [
         [
             *_cells(trial.values, names),
-            f"{100 * (trial.val_accuracy or 0):.1f}",
+            monitor.format_number(trial.val_score or 0),
             f"{trial.val_loss:.3f}",
             f"{trial.epochs}",
             f"{trial.seconds:.1f}",
@@ -94,19 +105,21 @@ def progress_table(
         [*_cells(started.values, names), "…", "…", progress or "building", "…"]
         for started, progress in running
     ]
-    labels = [*names, "validation, %", "log loss", "epochs", "seconds"]
+    labels = [*names, f"validation{', %' if monitor.is_share else ''}", "loss", "epochs", "seconds"]
     rows = [[label, *cells] for label, *cells in zip(labels, *columns, strict=True)]
     header = ["trial", *(trial.name for trial in best), *(started.name for started, _ in running)]
     return Table(title, header, rows, caption)
 
 
-def _read(trial_log: TrialLog, spec: RunSpec) -> Table:
+def _read(trial_log: TrialLog, spec: RunSpec, monitor: Monitor) -> Table:
     ended, running = trial_log.ended(), trial_log.running()
-    best = ranked(ended, higher_is_better=spec.search.higher_is_better)[:_NUM_BEST]
+    is_upwards = higher_is_better(spec.search.objective, monitor)
+    best = ranked(ended, higher_is_better=is_upwards)[:_NUM_BEST]
     failed = sum(not trial.is_scored for trial in ended)
     caption = f"{len(ended)} trials done, {failed} of them failed; shown: the best and the running"
     names = list(spec.search.space)
-    return progress_table(f"Search {trial_log.folder.path}", names, best, running, caption=caption)
+    title = f"Search {trial_log.folder.path}"
+    return progress_table(title, names, best, running, monitor=monitor, caption=caption)
 
 
 def _cells(values: dict[str, Any], names: Sequence[str]) -> list[str]:

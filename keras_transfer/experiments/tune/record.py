@@ -19,6 +19,7 @@ from typing import Any, Final
 from keras_transfer.config import spec_to_dict
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.task import Monitor
 
 COMPLETED, FAILED = "completed", "failed"
 LINEAR, LOG, CHOICE = "linear", "log", "choice"
@@ -41,7 +42,7 @@ class SearchTrial:
     values: dict[str, Any]
     status: str
     score: float | None
-    val_accuracy: float | None
+    val_score: float | None
     val_loss: float | None
     epochs: int
     seconds: float
@@ -77,7 +78,8 @@ class Search:
         trials: at least one of them is scored.
         scales: "linear", "log" or "choice" of every parameter, in the order of the axes.
         choices: the values to choose from, of every parameter whose scale is "choice".
-        objective: name of the score, "val_accuracy" or "val_loss".
+        objective: "val_score" or "val_loss".
+        monitor: the task's metric, which "val_score" is.
         winner: name of the best trial.
     """
 
@@ -85,8 +87,24 @@ class Search:
     scales: Mapping[str, str]
     choices: Mapping[str, Sequence[Any]]
     objective: str
-    higher_is_better: bool
+    monitor: Monitor
     winner: str
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the objective goes."""
+        return higher_is_better(self.objective, self.monitor)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the objective is a share of 1."""
+        return self.objective == "val_score" and self.monitor.is_share
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What `val_score` and `val_loss` of a trial are called; the objective first."""
+        named = {"val_score": self.monitor.log_name, "val_loss": "val_loss"}
+        return {key: named[key] for key in sorted(named, key=lambda key: key != self.objective)}
 
     @property
     def scored(self) -> list[SearchTrial]:
@@ -99,8 +117,13 @@ class Search:
         return [trial for trial in self.trials if not trial.is_scored]
 
 
+def higher_is_better(objective: str, monitor: Monitor) -> bool:
+    """Which way the objective of a search goes."""
+    return objective == "val_score" and monitor.mode == "max"
+
+
 def ranked(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> list[SearchTrial]:
-    """Trials with a score, the best first; equal ones by their log loss, then the earlier first."""
+    """Trials with a score, the best first; equal ones by their loss, then the earlier first."""
     sign = -1 if higher_is_better else 1
     scored = [trial for trial in trials if trial.is_scored]
     return sorted(

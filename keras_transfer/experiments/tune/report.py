@@ -8,12 +8,13 @@ from keras_transfer.experiments.summary import describe_proof
 from keras_transfer.experiments.tune.best import BEST_SPEC, WINNER, Comparison, format_range
 from keras_transfer.experiments.tune.page import write_page
 from keras_transfer.experiments.tune.progress_table import describe_values, progress_table
-from keras_transfer.experiments.tune.record import Search, ranked
+from keras_transfer.experiments.tune.record import Search, higher_is_better, ranked
 from keras_transfer.experiments.tune.search import SearchResult
 from keras_transfer.experiments.tune.space import choices, scales
 from keras_transfer.experiments.tune.tensorboard import write_logs
 from keras_transfer.reporting.numbers import percent
 from keras_transfer.reporting.reporter import TerminalReporter
+from keras_transfer.tasks.task import Monitor
 
 _NUM_SHOWN = 5
 _WARM = 10
@@ -33,7 +34,7 @@ def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = 
         scales=scales(spec),
         choices=choices(spec),
         objective=spec.search.objective,
-        higher_is_better=spec.search.higher_is_better,
+        monitor=found.task.monitor,
         winner=found.winner.trial.name,
     )
     sentences = describe_winner(found)
@@ -49,7 +50,7 @@ def _facts(found: SearchResult) -> list[tuple[str, str]]:
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items() if rows)
     return [
         ("images", sizes),
-        ("classes", f"{len(found.records.class_names)}"),
+        ("outputs", f"{len(found.task.names)}"),
         ("backbone", f"{spec.model.backbone} at {spec.data.image_size} px"),
         ("tuner", spec.search.tuner),
         ("trials", f"{len(found.trials)}"),
@@ -60,10 +61,11 @@ def _facts(found: SearchResult) -> list[tuple[str, str]]:
 def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -> dict[str, Any]:
     """The content of search.json: trials, cost, winner, comparison. Seconds are wall time."""
     winner, search = found.winner, found.spec.search
-    test = winner.result.test
+    test, monitor = winner.result.test.headline, found.task.monitor
     content: dict[str, Any] = {
         "tuner": search.tuner,
         "objective": search.objective,
+        "metric": monitor.metric,
         "folds": found.spec.folds,
         "seconds": {
             "search": found.search_seconds,
@@ -80,7 +82,7 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
             "trial_score": winner.trial.score,
             **winner.training.figures,
             "keeps_weights": winner.keeps_weights,
-            "test": {"accuracy": test.accuracy, "interval": list(test.intervals["accuracy"])},
+            "test": {"score": test.value, "interval": list(test.interval)},
         },
         "default": winner.default.figures,
         "refits": None,
@@ -120,12 +122,14 @@ def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
 
 def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
     """Print the best trials, how the winner compares with the original spec, and all paths."""
-    best = ranked(found.trials, higher_is_better=found.spec.search.higher_is_better)
+    monitor = found.task.monitor
+    is_upwards = higher_is_better(found.spec.search.objective, monitor)
+    best = ranked(found.trials, higher_is_better=is_upwards)
     num_trials, num_failed = len(found.trials), len(found.trials) - len(best)
     caption = f"the best of {num_trials} trials, {num_failed} of which failed"
     names = list(found.spec.search.space)
     title = f"Search {found.run.path}"
-    terminal.show(progress_table(title, names, best[:_NUM_SHOWN], caption=caption))
+    terminal.show(progress_table(title, names, best[:_NUM_SHOWN], monitor=monitor, caption=caption))
     for sentence in describe_winner(found):
         terminal.info(sentence)
     if found.winner.result.proof:
@@ -140,17 +144,18 @@ def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
 def describe_winner(found: SearchResult) -> list[str]:
     """The winner, whether its gain exceeds noise, and the cost, in sentences."""
     winner = found.winner
-    test = winner.result.test
-    low, high = test.intervals["accuracy"]
+    monitor, test = found.task.monitor, winner.result.test.headline
+    name, show = monitor.metric.replace("_", " "), monitor.format
+    low, high = map(show, test.interval)
     sentences = [
         f"The winner is trial {winner.trial.name} ({describe_values(winner.trial)}): validation "
-        f"accuracy {winner.training.val_accuracy:.1%}, with the original spec "
-        f"{winner.default.val_accuracy:.1%}.",
-        f"On the test split, which no trial used, its accuracy is {test.accuracy:.1%} "
-        f"({low:.1%} to {high:.1%}).",
+        f"{name} {show(winner.training.val_score)}, with the original spec "
+        f"{show(winner.default.val_score)}.",
+        f"On the test split, which no trial used, its {name} is {show(test.value)} "
+        f"({low} to {high}).",
     ]
     if winner.comparison:
-        sentences.insert(1, _describe_comparison(winner.comparison))
+        sentences.insert(1, _describe_comparison(winner.comparison, monitor))
     if winner.trial.share < 1:
         sentences.append(
             f"The search ended before any trial had completed its training; the best, at "
@@ -187,12 +192,15 @@ def _describe_cost(found: SearchResult) -> str:
     return f"{text}."
 
 
-def _describe_comparison(comparison: Comparison) -> str:
-    low, high = (percent(end, signed=True) for end in comparison.interval)
-    gain = percent(comparison.difference, signed=True)
+def _describe_comparison(comparison: Comparison, monitor: Monitor) -> str:
+    gain, low, high = (
+        percent(value, signed=True) if monitor.is_share else f"{value:+.3g}"
+        for value in (comparison.difference, *comparison.interval)
+    )
+    what = "points" if monitor.is_share else "mean score of an image"
     verdict = "more than noise" if comparison.exceeds_noise else "within noise"
     return (
         f"Trained with {len(comparison.seeds)} other seeds it reaches "
-        f"{format_range(comparison.winner)}, the original spec "
-        f"{format_range(comparison.default)}: {gain} points ({low} to {high}), {verdict}."
+        f"{format_range(comparison.winner, monitor)}, the original spec "
+        f"{format_range(comparison.default, monitor)}: {gain} {what} ({low} to {high}), {verdict}."
     )

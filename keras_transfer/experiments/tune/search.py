@@ -27,6 +27,7 @@ from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+from keras_transfer.tasks.task import Task
 
 SUFFIX: Final = "-search"
 
@@ -41,6 +42,7 @@ class SearchResult:
 
     spec: RunSpec
     run: RunFolder
+    task: Task
     records: Records
     trials: tuple[SearchTrial, ...]
     winner: Winner
@@ -92,7 +94,7 @@ def run_search(
         runner = held.enter_context(open_trial_runner(spec, run, reporter=reporter))
         trial_log = TrialLog(run)
         num_before = len(trial_log.ended())
-        with live_progress_table(trial_log, spec, reporter):
+        with live_progress_table(trial_log, spec, runner.session.task.monitor, reporter):
             if num_workers > 1:
                 run_workers(run, num_workers, reporter=reporter)
             else:
@@ -103,9 +105,9 @@ def run_search(
         winner = select_best(trials, runner, run, reporter=reporter)
     shutil.rmtree(run.checkpoint_folder)
     seconds = time.perf_counter() - started
-    records = runner.session.data.records
+    task, records = runner.session.task, runner.session.data.records
     return SearchResult(
-        spec, run, records, tuple(trials), winner, num_before, search_seconds, seconds
+        spec, run, task, records, tuple(trials), winner, num_before, search_seconds, seconds
     )
 
 

@@ -30,8 +30,6 @@ from keras_transfer.experiments.tune.record import CHOICE, COMPLETED, Search, Se
 from keras_transfer.storage.run_folder import RunFolder
 
 FOLDER = "tensorboard"
-METRICS = ("val_accuracy", "val_loss", "epochs", "seconds")
-"""Tags of a session's metrics; those that a failed trial lacks are left out."""
 
 
 def write_logs(folder: RunFolder, search: Search) -> Path:
@@ -54,17 +52,26 @@ def write_logs(folder: RunFolder, search: Search) -> Path:
         for name, scale in scales.items()
     }
     hparams = [HParam(name, domain) for name, domain in domains.items()]
-    metrics = [Metric(tag) for tag in sorted(METRICS, key=lambda tag: tag != search.objective)]
+    tags = tags_of(search)
+    metrics = [Metric(tag) for tag in tags]
     created = min(trial.started for trial in trials)
     experiment = hparams_config_pb(hparams, metrics, time_created_secs=created)
     with folder.replacing(FOLDER) as partial:
         _write_events(partial, [(created, 0, experiment)])
         for trial in trials:
-            _write_events(partial / trial.name, _session(trial, kinds))
+            _write_events(partial / trial.name, _session(trial, kinds, tags))
     return folder.path / FOLDER
 
 
-def _session(trial: SearchTrial, kinds: Mapping[str, type]) -> list[tuple[float, int, Summary]]:
+def tags_of(search: Search) -> dict[str, str]:
+    """Tags of a session's metrics, and the fields of a trial that they show."""
+    shown = {name: key for key, name in search.names.items()}
+    return shown | {"epochs": "epochs", "seconds": "seconds"}
+
+
+def _session(
+    trial: SearchTrial, kinds: Mapping[str, type], tags: Mapping[str, str]
+) -> list[tuple[float, int, Summary]]:
     """The summaries of a trial, each with its time and step."""
     values = {
         name: _plain(trial.values[name], kind)
@@ -73,8 +80,9 @@ def _session(trial: SearchTrial, kinds: Mapping[str, type]) -> list[tuple[float,
     }
     start = hparams_pb(values, trial_id=trial.name, start_time_secs=trial.started)
     events = [(trial.started, 0, start)]
-    for tag in METRICS:
-        if (value := getattr(trial, tag)) is not None:
+    for tag, name in tags.items():
+        # What a failed trial lacks is left out.
+        if (value := getattr(trial, name)) is not None:
             events.append((trial.ended, trial.epochs, scalar_pb(tag, value)))
     return [*events, (trial.ended, trial.epochs, _end(trial))]
 

@@ -24,10 +24,12 @@ from keras_transfer.experiments.tune.record import (
     SearchTrial,
     StartedTrial,
     TrialLog,
+    higher_is_better,
 )
 from keras_transfer.experiments.tune.space import declare, values_of
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.tasks.task import Monitor
 
 _MOST_ATTEMPTS: Final = 3
 """A trial whose process was killed this often has failed: memory may have run out."""
@@ -38,12 +40,12 @@ _NO_LIMIT: Final = 10**9
 MakeReporter = Callable[[StartedTrial], Reporter]
 
 
-def make_oracle(spec: RunSpec, *, num_epochs: int) -> keras_tuner.Oracle:
+def make_oracle(spec: RunSpec, monitor: Monitor, *, num_epochs: int) -> keras_tuner.Oracle:
     """The oracle of `spec.search.tuner`; `num_epochs` are those of a whole training."""
     search = spec.search
     parameters = keras_tuner.HyperParameters()
     declare(parameters, spec)
-    direction = "max" if search.higher_is_better else "min"
+    direction = "max" if higher_is_better(search.objective, monitor) else "min"
     common: dict[str, Any] = {
         "objective": keras_tuner.Objective(search.objective, direction),
         "hyperparameters": parameters,
@@ -139,9 +141,9 @@ def _fails_its_trial(error: BaseException) -> bool:
 
 def _figures(ended: SearchTrial) -> dict[str, float]:
     """The figures of a trial for KerasTuner, whether it ended now or before an interruption."""
-    if ended.val_accuracy is None or ended.val_loss is None:
+    if ended.val_score is None or ended.val_loss is None:
         raise keras_tuner.errors.FailedTrialError(ended.cause)
-    return {"val_accuracy": ended.val_accuracy, "val_loss": ended.val_loss}
+    return {"val_score": ended.val_score, "val_loss": ended.val_loss}
 
 
 class _KilledError(RunError):
@@ -172,7 +174,7 @@ def _ended(
         values=begun.values,
         status=COMPLETED if result else FAILED,
         score=result.figures[objective] if result else None,
-        val_accuracy=result.val_accuracy if result else None,
+        val_score=result.val_score if result else None,
         val_loss=result.val_loss if result else None,
         epochs=result.epochs if result else 0,
         seconds=time.time() - begun.started,

@@ -114,7 +114,9 @@ def run_trials(runner: TrialRunner, trial_log: TrialLog) -> None:
         # KerasTuner 1.4.8 cannot resume a grid (its issue 1055). Begun anew it proposes the same
         # trials in the same order, and the results of those that ended are read from the log.
         shutil.rmtree(trial_log.folder.path / "oracle", ignore_errors=True)
-    oracle = make_oracle(runner.session.spec, num_epochs=runner.spec.num_epochs)
+    oracle = make_oracle(
+        runner.session.spec, runner.session.task.monitor, num_epochs=runner.spec.num_epochs
+    )
     tuner = SearchTuner(
         oracle, runner, trial_log, make_reporter=lambda begun: TrialReporter(trial_log, begun)
     )

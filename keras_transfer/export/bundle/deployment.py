@@ -26,6 +26,7 @@ from keras_transfer.export.saved_model.proof import Proof, export_proven
 from keras_transfer.export.saved_model.writer import BATCH_SIZES
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
+from keras_transfer.tasks.task import Task
 
 FILES: Final = (
     "models.config",
@@ -81,16 +82,18 @@ def deliver(
     version_folder: Path,
     *,
     spec: RunSpec,
+    task: Task,
     card: Card,
     files: Sequence[Path],
-    probabilities: np.ndarray,
+    outputs: np.ndarray,
 ) -> Proof:
     """Export a verified SavedModel, and write what servers need beside the numbered version.
 
     Args:
         version_folder: such as export/2; its parent gets configuration, clients and card.
+        task: the model's, after training.
         files: images of the test split.
-        probabilities: the model's outputs for `files`, float32 [N, K].
+        outputs: the model's outputs for `files`, float32 [N, K].
 
     Raises:
         ExportError: the SavedModel does not run without Keras, or its outputs differ.
@@ -100,9 +103,9 @@ def deliver(
         model,
         version_folder,
         spec=spec,
-        class_names=card.class_names,
+        task=task,
         files=files,
-        probabilities=probabilities,
+        outputs=outputs,
         card=card,
     )
     write_bundle(version_folder, proof)

@@ -9,13 +9,15 @@ from typing import Final
 import numpy as np
 
 from keras_transfer.evaluation.intervals import Interval, wilson
+from keras_transfer.evaluation.results import Headline
 from keras_transfer.export.saved_model.proof import TOLERANCES
-from keras_transfer.export.task_outputs import TaskOutputs
 from keras_transfer.export.verification import IsolatedArtefact, Timing, time_in_turns
 from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.tasks.task import Monitor, Task
 
 LEAST_AGREEMENT: Final = 0.9
-"""A quantised artefact is refused if the upper end (95 %) of its share of equal labels is lower."""
+"""A quantised artefact is refused if the upper end (95 %) of its share of equal decisions is lower.
+"""
 
 _ROUNDING: Final = {"float32": TOLERANCES["float32"], "float16": TOLERANCES["bfloat16"]}
 """Largest accepted |Δ output| of formats that are not quantised.
@@ -25,40 +27,41 @@ MLAS and OpenVINO sum in different orders; 2e-4 and 2.5e-2 with weights in float
 digits than bfloat16 and so need not do better than that.
 """
 
-_SUM_TOLERANCE: Final = 0.02
-"""How far sums of quantised probabilities, multiples of 1/256, may be from 1."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
     """An artefact compared with the model on the same N test images; shares are 0-1.
 
-    `refusal` is the reason not to use it, '' if there is none.
+    `metric` is the task's monitored metric, `score` its value and `is_share` whether that is a
+    share. `max_abs_difference` is in units of the task's `output_scale`. `refusal` is the reason
+    not to use the artefact, '' if there is none.
     """
 
     num_images: int
     label_agreement: float
     max_abs_difference: float
-    accuracy: float
-    accuracy_interval: Interval
+    metric: str
+    is_share: bool
+    score: float
+    score_interval: Interval
     refusal: str = ""
 
 
 def agree(
     outputs: np.ndarray,
     expected: np.ndarray,
-    labels: np.ndarray,
+    values: np.ndarray,
     *,
-    task: TaskOutputs,
+    task: Task,
     precision: str,
     trained_in: str = "float32",
 ) -> Agreement:
-    """Compare an artefact's outputs float32 [N, C] with the model's, both with labels int64 [N].
+    """Compare an artefact's outputs float32 [N, K] with the model's, given the true values.
 
-    'float32' and 'float16' are refused if an output differs by more than rounding does, or a label
-    that is no tie. 'dynamic' and 'int8' have no such bound: they are refused if their accuracy
-    falls below the 95 % interval of the model's, or if it is certain (95 %) that more than one
-    label in ten changes.
+    'float32' and 'float16' are refused if an output differs by more than rounding does, or a
+    decision that is no tie. 'dynamic' and 'int8' have no such bound: they are refused if their
+    score leaves the 95 % interval of the model's for the worse, or if it is certain (95 %) that
+    more than one decision in ten changes.
 
     Args:
         task: what the outputs stand for.
@@ -67,28 +70,30 @@ def agree(
     """
     if outputs.shape != expected.shape or not np.isfinite(outputs).all():
         # Nothing below can be computed.
-        return _nothing(len(labels), f"outputs {outputs.shape} contain NaN or Inf, or are too few")
-    difference = float(np.abs(outputs - expected).max())
-    num_right, num_right_before = (
-        int(task.example_scores(labels, values).sum()) for values in (outputs, expected)
-    )
+        refusal = f"outputs {outputs.shape} contain NaN or Inf, or are too few"
+        return _nothing(len(values), task.monitor, refusal)
+    difference = float((np.abs(outputs - expected) / task.output_scale).max())
+    score, before = (task.headline(values, each) for each in (outputs, expected))
     if precision in _ROUNDING:
         tolerance = max(_ROUNDING[precision], TOLERANCES[trained_in])
         # A tie, which rounding decides, cannot be a disagreement.
         num_agreeing = int(task.agrees(outputs, expected, margin=2 * tolerance).sum())
-        refusal = _refuse_rounding(difference, tolerance, len(labels) - num_agreeing)
+        refusal = _refuse_rounding(difference, tolerance, len(values) - num_agreeing)
     else:
         num_agreeing = int(task.agrees(outputs, expected, margin=0).sum())
-        refusal = _refuse_quantised(num_right, num_right_before, num_agreeing, len(labels))
-        off = float(np.abs(outputs.sum(axis=1) - 1).max())
-        if task.activation == "softmax" and off > _SUM_TOLERANCE:
-            refusal = refusal or f"its probabilities sum to something {off:.2g} away from 1"
+        refusal = (
+            _refuse_score(task.monitor, score.value, before)
+            or _refuse_decisions(num_agreeing, len(values))
+            or task.inconsistency(outputs)
+        )
     return Agreement(
-        num_images=len(labels),
-        label_agreement=num_agreeing / len(labels),
+        num_images=len(values),
+        label_agreement=num_agreeing / len(values),
         max_abs_difference=difference,
-        accuracy=num_right / len(labels),
-        accuracy_interval=wilson(num_right, len(labels)),
+        metric=task.monitor.metric,
+        is_share=task.monitor.is_share,
+        score=score.value,
+        score_interval=score.interval,
         refusal=refusal,
     )
 
@@ -99,31 +104,34 @@ def _refuse_rounding(difference: float, tolerance: float, num_other: int) -> str
     return f"{num_other} labels differ that are not ties" if num_other else ""
 
 
-def _refuse_quantised(
-    num_right: int, num_right_before: int, num_agreeing: int, num_images: int
-) -> str:
-    low, high = wilson(num_right_before, num_images)
-    if num_right / num_images < low:
-        return (
-            f"accuracy falls from {num_right_before / num_images:.1%} "
-            f"({low:.1%} to {high:.1%}) to {num_right / num_images:.1%}, out of its interval"
-        )
-    reach = wilson(num_agreeing, num_images)[1]
-    if reach < LEAST_AGREEMENT:
-        return (
-            f"{num_agreeing / num_images:.1%} of the labels agree, with 95 % certainty less than "
-            f"{LEAST_AGREEMENT:.0%}"
-        )
-    return ""
+def _refuse_score(monitor: Monitor, score: float, before: Headline) -> str:
+    worst = min(before.interval, key=monitor.rank)
+    if monitor.rank(score) >= monitor.rank(worst):
+        return ""
+    low, high, was, now = map(monitor.format, (*before.interval, before.value, score))
+    falls = "falls" if monitor.mode == "max" else "rises"
+    name = monitor.metric.replace("_", " ")
+    return f"{name} {falls} from {was} ({low} to {high}) to {now}, out of its interval"
 
 
-def _nothing(num_images: int, refusal: str) -> Agreement:
+def _refuse_decisions(num_agreeing: int, num_images: int) -> str:
+    if wilson(num_agreeing, num_images)[1] >= LEAST_AGREEMENT:
+        return ""
+    return (
+        f"{num_agreeing / num_images:.1%} of the labels agree, with 95 % certainty less than "
+        f"{LEAST_AGREEMENT:.0%}"
+    )
+
+
+def _nothing(num_images: int, monitor: Monitor, refusal: str) -> Agreement:
     return Agreement(
         num_images=num_images,
         label_agreement=0.0,
         max_abs_difference=float("inf"),
-        accuracy=0.0,
-        accuracy_interval=(0.0, 1.0),
+        metric=monitor.metric,
+        is_share=monitor.is_share,
+        score=0.0,
+        score_interval=(0.0, 1.0),
         refusal=refusal,
     )
 

@@ -58,14 +58,15 @@ def tabulate(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Table:
     """The table for a terminal of 80 columns; the files have more columns."""
     timed = any(row.latencies for row in rows)
     sizes = (BATCH_SIZES[0], BATCH_SIZES[-1])
-    header = ["format", "MB", "agree", "accuracy"]
+    header = ["format", "MB", "agree", _metric(rows)]
     if timed:
         header += [*(f"ms of {size}" for size in sizes), "img/s"]
     cells = [
         _folded(_cells(row, sizes if timed else ()), refused=bool(row.refusal)) for row in rows
     ]
     legend = (
-        "Labels that agree in %, largest |Δp| below; accuracy in %, its 95 % interval below; "
+        "Predictions that agree in %, largest |Δ output| below; "
+        f"{_metric(rows)}{' in %' if _is_share(rows) else ''}, its 95 % interval below; "
         "milliseconds: median, 95th percentile below."
     )
     return Table(title, header, cells, " ".join([legend, *notes] if timed else notes))
@@ -100,14 +101,14 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row, sizes: Sequence[int]) -> list[str]:
-    """Name, size, agreement and accuracy; where variants were timed, latencies and images/s."""
+    """Name, size, agreement and score; where variants were timed, latencies and images/s."""
     found = row.agreement
     cells = [row.name, f"{row.megabytes:.1f}", *["–"] * 3]
     if found is not None:
         cells[2:] = [
             percent(found.label_agreement),
             f"{found.max_abs_difference:.1e}",
-            f"{percent(found.accuracy)} ({percent_range(*found.accuracy_interval)})",
+            _score(found),
         ]
     for size in sizes:
         latency = row.latencies.get(size)
@@ -116,6 +117,23 @@ def _cells(row: Row, sizes: Sequence[int]) -> list[str]:
         rates = row.per_second()
         cells.append(f"{rates[sizes[-1]]:.0f}" if rates else "–")
     return cells
+
+
+def _score(found: Agreement) -> str:
+    if found.is_share:
+        return f"{percent(found.score)} ({percent_range(*found.score_interval)})"
+    low, high = found.score_interval
+    return f"{found.score:.4g} ({low:.4g}–{high:.4g})"
+
+
+def _metric(rows: Sequence[Row]) -> str:
+    """The metric of the task, as in the first row that was compared."""
+    found = next((row.agreement for row in rows if row.agreement), None)
+    return found.metric.replace("_", " ") if found else "score"
+
+
+def _is_share(rows: Sequence[Row]) -> bool:
+    return any(row.agreement and row.agreement.is_share for row in rows)
 
 
 def _folded(cells: list[str], *, refused: bool) -> list[str]:
@@ -128,7 +146,8 @@ def _folded(cells: list[str], *, refused: bool) -> list[str]:
 
 
 def _markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
-    header = ["format", "MB", "labels that agree, %", "max abs Δp", "accuracy, %"]
+    metric = f"{_metric(rows)}, %" if _is_share(rows) else _metric(rows)
+    header = ["format", "MB", "predictions that agree, %", "max abs Δ output", metric]
     header += [f"ms for {size}, p50 / p95" for size in BATCH_SIZES]
     header.append(f"images/s in batches of {BATCH_SIZES[-1]}")
     table = Table("Formats", header, [_cells(row, BATCH_SIZES) for row in rows])

@@ -10,7 +10,7 @@ import numpy as np
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import SUFFIXES, Kind, kind_of, missing_library
-from keras_transfer.export.task_outputs import activate
+from keras_transfer.models.activations import activate
 
 
 @final
@@ -44,7 +44,9 @@ class Runtime:
                 fix="resize images with `data.images.resize_pixels` as the contract says",
             )
         outputs = np.asarray(self._opened.predict(np.ascontiguousarray(pixels)), np.float32)
-        return activate(self.contract.task_outputs, outputs) if self._kind.gives_logits else outputs
+        if self._kind.gives_logits:
+            return activate(outputs, self.contract.restored_task.activation)
+        return outputs
 
 
 def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime:

@@ -12,8 +12,9 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.task_outputs import TaskOutputs, activate_in_graph
+from keras_transfer.models.activations import activate_in_graph
 from keras_transfer.models.folding import fold
+from keras_transfer.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +37,15 @@ class Source:
     @property
     def output_name(self) -> str:
         """Name of the output in files that name outputs."""
-        return self.contract.task_outputs.output_name
+        return self.contract.restored_task.output_name
 
     @cached_property
     def graph(self) -> Any:
         """The function of `inference_graph`."""
-        return inference_graph(self.model, self.contract.task_outputs)
+        return inference_graph(self.model, self.contract.restored_task)
 
 
-def inference_graph(model: keras.Model, outputs: TaskOutputs) -> Any:
+def inference_graph(model: keras.Model, task: Task) -> Any:
     """The model as one concrete function of constants, in a shape that converters handle best.
 
     It maps uint8 [B, S, S, 3] to activated outputs float32 [B, K], B open. Batch normalisation is
@@ -60,7 +61,7 @@ def inference_graph(model: keras.Model, outputs: TaskOutputs) -> Any:
     def predict(pixels: tf.Tensor) -> tf.Tensor:
         scaled = tf.nn.conv2d(tf.cast(pixels, tf.float32), kernel, 1, "VALID") + bias
         logits = tf.cast(network(scaled, training=False), tf.float32)
-        return tf.identity(activate_in_graph(outputs, logits), name=outputs.output_name)
+        return tf.identity(activate_in_graph(logits, task.activation), name=task.output_name)
 
     signature = tf.TensorSpec([None, size, size, 3], tf.uint8, name="pixels")
     traced = tf.function(predict, autograph=False).get_concrete_function(signature)

@@ -28,8 +28,8 @@ from keras_transfer.export.formats.registry import (
 )
 from keras_transfer.export.formats.report import PLAIN, Row
 from keras_transfer.export.formats.runtimes import check_class_hash
-from keras_transfer.export.task_outputs import activate
 from keras_transfer.export.verification import IsolatedArtefact, IsolatedProcess
+from keras_transfer.models.activations import activate
 from keras_transfer.reporting.reporter import Reporter
 
 _ONEDNN: Final = "TF_ENABLE_ONEDNN_OPTS"
@@ -54,7 +54,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
-    """What variants are compared with: the model's `outputs` [N, K], and `labels` int64 [N].
+    """What variants are compared with: the model's `outputs` [N, K], and the true `values`.
 
     `pixels_file` has the N test images; `trained_in` is the dtype policy of the model.
     """
@@ -62,7 +62,7 @@ class Reference:
     contract: Contract
     pixels_file: Path
     outputs: np.ndarray
-    labels: np.ndarray
+    values: np.ndarray
     trained_in: str
 
 
@@ -186,14 +186,14 @@ def _open(process: IsolatedProcess, variant: Variant, image_size: int) -> Isolat
 
 
 def _agreement(variant: Variant, artefact: IsolatedArtefact, reference: Reference) -> Agreement:
-    task = reference.contract.task_outputs
+    task = reference.contract.restored_task
     if variant.kind != KERAS_EXPORT:
         check_class_hash(variant.path, artefact.class_hash, reference.contract)
     outputs = artefact.predict(reference.pixels_file)
     return agree(
-        activate(task, outputs) if variant.kind.gives_logits else outputs,
+        activate(outputs, task.activation) if variant.kind.gives_logits else outputs,
         reference.outputs,
-        reference.labels,
+        reference.values,
         task=task,
         precision=variant.precision,
         trained_in=reference.trained_in,

@@ -26,7 +26,6 @@ from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import SAVED_MODEL
 from keras_transfer.export.saved_model.network import Network, as_trained, frozen
 from keras_transfer.export.saved_model.writer import export_saved_model, write_warmup
-from keras_transfer.export.task_outputs import TaskOutputs
 from keras_transfer.export.verification import (
     IsolatedArtefact,
     IsolatedProcess,
@@ -37,6 +36,7 @@ from keras_transfer.export.verification import (
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
 from keras_transfer.storage.class_names import check_class_order
+from keras_transfer.tasks.task import Task
 
 TOLERANCES: Final = {
     "float32": 1e-5,
@@ -44,7 +44,7 @@ TOLERANCES: Final = {
     "mixed_float16": 1e-2,
     "bfloat16": 5e-2,
 }
-"""Largest accepted |Δ output| by dtype policy.
+"""Largest accepted |Δ output| by dtype policy, in units of the task's `output_scale`.
 
 Batches of another size run other kernels, which sum in another order. On ResNet50 and MobileNet,
 with logits of standard deviation 4, that alone moved a Keras model's own probabilities by up to
@@ -153,7 +153,7 @@ class _Reference:
 def check_parity(
     export_folder: Path,
     files: Sequence[Path],
-    probabilities: np.ndarray,
+    outputs: np.ndarray,
     class_names: Sequence[str],
     *,
     max_megapixels: float,
@@ -165,7 +165,7 @@ def check_parity(
     them, so either agrees; an exact tie cannot fail the check.
 
     Args:
-        probabilities: the model's outputs for `files`, float32 [N, K].
+        outputs: the model's outputs for `files`, float32 [N, K].
         class_names: the model's, in the order of the columns.
         tolerance: largest accepted |Δ output|, from `TOLERANCES`.
 
@@ -173,14 +173,14 @@ def check_parity(
         ExportError: the SavedModel does not run without Keras, or differs; names the worst file.
         DataError: a file cannot be read.
     """
-    reference = _Reference(files, probabilities, tuple(class_names))
+    reference = _Reference(files, outputs, tuple(class_names))
     contract = Contract.read(export_folder)
     with tempfile.TemporaryDirectory() as scratch, IsolatedProcess(SAVED_MODEL) as process:
         images = Path(scratch, "images.bin")
         write_images(files, images, max_megapixels=max_megapixels)
         _check_class_names(export_folder, contract, reference)
         served = process.open(export_folder, image_size=contract.image_size).serve(images)
-    return _compare(contract.task_outputs, served, reference, tolerance=tolerance)
+    return _compare(contract.restored_task, served, reference, tolerance=tolerance)
 
 
 def export_proven(
@@ -188,17 +188,18 @@ def export_proven(
     folder: Path,
     *,
     spec: RunSpec,
-    class_names: Sequence[str],
+    task: Task,
     files: Sequence[Path],
-    probabilities: np.ndarray,
+    outputs: np.ndarray,
     card: Card | None = None,
 ) -> Proof:
     """Write a SavedModel, compare it with the model on test files, and only then let it appear.
 
     Args:
         folder: its last part is the version, such as export/1; an earlier export is replaced.
+        task: the model's, after training.
         files: images of the test split.
-        probabilities: the model's outputs for `files`, float32 [N, K].
+        outputs: the model's outputs for `files`, float32 [N, K].
         card: written beside the SavedModel, with its version and precision.
 
     Raises:
@@ -207,9 +208,9 @@ def export_proven(
             read.
         RunError: the disk is full, or the folder cannot be written.
     """
-    check_class_order(model.name, class_names, "the export")
-    reference = _Reference(files, probabilities, tuple(class_names)).spread(MAX_FILES)
-    contract = Contract.of(spec, reference.class_names)
+    check_class_order(model.name, task.names, "the export")
+    reference = _Reference(files, outputs, task.names).spread(MAX_FILES)
+    contract = Contract.of(spec, task)
     candidates = _candidates(model, spec.export.precision)
     with replacing(folder) as path:
         folders = [path / f"variant-{number}" for number in range(len(candidates))]
@@ -271,7 +272,7 @@ def _try(
                 artefact = process.open(at, image_size=contract.image_size)
                 served = artefact.serve(images)
                 timed[at.name] = artefact
-                parity = _compare(contract.task_outputs, served, reference, tolerance=tolerance)
+                parity = _compare(contract.restored_task, served, reference, tolerance=tolerance)
                 parities.append(parity)
             except ExportError as error:
                 if candidate is candidates[0]:
@@ -301,7 +302,7 @@ def _check_class_names(folder: Path, contract: Contract, reference: _Reference) 
 
 
 def _compare(
-    task: TaskOutputs,
+    task: Task,
     served: Mapping[str, np.ndarray],
     reference: _Reference,
     *,
@@ -309,18 +310,21 @@ def _compare(
 ) -> Parity:
     """Compare what a SavedModel returned with the model's outputs; as `check_parity`."""
     outputs = served[task.output_name]
-    differences = _differences(served, outputs, reference.outputs)
+    differences = _differences(task, served, outputs, reference.outputs)
     agrees = task.agrees(outputs, reference.outputs, margin=2 * tolerance)
     parity = Parity(len(reference.files), float(agrees.mean()), float(differences.max()))
     # Written so that NaN fails.
     if not (agrees.all() and parity.max_abs_difference <= tolerance):
         worst = int(np.argmax(np.where(agrees, differences, np.inf)))
-        found, expected = (task.row(rows[worst])[0] for rows in (outputs, reference.outputs))
+        found, expected = (
+            ", ".join(task.decided(rows[worst])) or rows[worst].tolist()
+            for rows in (outputs, reference.outputs)
+        )
         raise ExportError(
             f"the exported model and the model disagree, most of all on {reference.files[worst]}",
-            expected=f"equal labels, and outputs within {tolerance:g}",
+            expected=f"equal decisions, and outputs within {tolerance:g}",
             received=f"{found!r} for the model's {expected!r}; over {parity.num_files} files "
-            f"{parity.label_agreement:.2%} of the labels agree and outputs differ by up to "
+            f"{parity.label_agreement:.2%} agree and outputs differ by up to "
             f"{parity.max_abs_difference:.2g}",
             fix="do not deploy this export: export again from the run's model.keras",
         )
@@ -338,12 +342,12 @@ def _compare(
 
 
 def _differences(
-    served: Mapping[str, np.ndarray], outputs: np.ndarray, expected: np.ndarray
+    task: Task, served: Mapping[str, np.ndarray], outputs: np.ndarray, expected: np.ndarray
 ) -> np.ndarray:
-    """Largest |Δ output| of each file, over all signatures."""
-    differences: np.ndarray = np.abs(outputs - expected).max(axis=1)
+    """Largest |Δ output| of each file, over all signatures, in units of the outputs' scale."""
+    differences: np.ndarray = (np.abs(outputs - expected) / task.output_scale).max(axis=1)
     for few in (served["pixel_outputs"], served["square_outputs"]):
-        other = np.abs(few - expected[: len(few)]).max(axis=1)
+        other = (np.abs(few - expected[: len(few)]) / task.output_scale).max(axis=1)
         differences[: len(few)] = np.maximum(differences[: len(few)], other)
     return differences
 

@@ -3,7 +3,7 @@
     serving_default    image_bytes: string [B]         encoded images, any mix of JPEG, PNG …
     serving_pixels     pixels:      uint8 [B, H, W, 3] RGB 0-255 of any size, one size a batch
     serving_resized    pixels:      uint8 [B, S, S, 3] the square the network sees
-    serving_explain    image_bytes: string [B], class_index: int32 [B], -1 for the likeliest class
+    serving_explain    image_bytes: string [B], class_index: int32 [B], -1 for the highest output
 
 For single labels the first two return, row by row, as TensorFlow Serving's row format needs it:
 
@@ -20,7 +20,8 @@ square_bytes string [B], the square the network sees as a PNG.
 
 Pixels are uint8 because the range of integers is unambiguous: floats of 0-1, the most common
 mistake of clients, are refused instead of giving wrong predictions. One image that cannot be
-decoded fails its whole batch. Other tasks return what their `TaskOutputs` say.
+decoded fails its whole batch. Other tasks return what their
+`served` and `served_names` say.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ import tensorflow as tf
 from keras_transfer.data.images import decode_and_resize, resize_pixels
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import Network, grad_cam, heat_map
-from keras_transfer.export.task_outputs import activate_in_graph
+from keras_transfer.models.activations import activate_in_graph
 
 Served = dict[str, tf.Tensor]
 
@@ -53,7 +54,7 @@ class Signatures(tf.Module):
         super().__init__()
         self.weights = network.variables
         self.classify = tf.function(self._classify, autograph=False)
-        self._network, self._contract, self._outputs = network, contract, contract.task_outputs
+        self._network, self._contract, self._task = network, contract, contract.restored_task
 
     def concrete(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """By name, as `tf.saved_model.save` takes them."""
@@ -74,26 +75,26 @@ class Signatures(tf.Module):
 
     def _classify(self, pixels: tf.Tensor) -> Served:
         logits = self._network.logits(pixels)
-        return self._outputs.served(activate_in_graph(self._outputs, logits))
+        return self._task.served(activate_in_graph(logits, self._task.activation))
 
     def _serve_bytes(self, image_bytes: tf.Tensor) -> Served:
-        return self._outputs.served_names(self.classify(self._squares(image_bytes)))
+        return self._task.served_names(self.classify(self._squares(image_bytes)))
 
     def _serve_pixels(self, pixels: tf.Tensor) -> Served:
         size, resize = self._contract.image_size, self._contract.resize
         squares = resize_pixels(pixels, image_size=size, resize=resize)
-        return self._outputs.served_names(self.classify(squares))
+        return self._task.served_names(self.classify(squares))
 
     def _serve_explain(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Served:
         squares = self._squares(image_bytes)
         # Mixed precision makes half-precision features, whose gradient would have few digits.
         features = tf.cast(self._network.trunk(tf.cast(squares, tf.float32)), tf.float32)
         logits = self._network.head(features)
-        outputs = activate_in_graph(self._outputs, logits)
+        outputs = activate_in_graph(logits, self._task.activation)
         signed = grad_cam(self._network, features, logits, class_index)
         return {
-            "label": self._outputs.decision(outputs),
-            self._outputs.output_name: outputs,
+            "label": self._task.decision(outputs),
+            self._task.output_name: outputs,
             "heat_map": heat_map(signed),
             "square_bytes": tf.map_fn(tf.io.encode_png, squares, fn_output_signature=tf.string),
         }

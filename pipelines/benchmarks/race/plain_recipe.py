@@ -51,7 +51,7 @@ def link_splits(records: Records, splits: Splits, folder: Path, *, max_megapixel
     Links, except for the few files that TensorFlow would misread, which become PNG. Folders of
     classes are padded indices: Keras sorts them by name, which keeps the order of the logits.
     """
-    labels = records.labels()
+    labels = records.targets.values
     for split in NAMES:
         for row in getattr(splits, split):
             file = records.file(row).resolve()

@@ -166,7 +166,7 @@ def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Timi
         seconds = time.perf_counter() - started
         stored = sum(info.num_bytes for info in session.cache.entries())
     stages |= _split_seconds(seconds, outcomes, phase_inputs.extraction_stats)
-    right = probabilities.argmax(axis=1) == data.examples.labels[data.splits.test]
+    right = probabilities.argmax(axis=1) == data.examples.targets.values[data.splits.test]
     return Timing(
         name,
         spec.seed,

@@ -13,13 +13,13 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
-from keras_transfer.evaluation.metrics import evaluate
 from keras_transfer.export.bundle.deployment import FILES, deliver, dns_name
 from keras_transfer.export.card import Card, hash_weights, make_card
 from keras_transfer.export.contract import CARD_FILE, next_version
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names
+from keras_transfer.tasks.single_label import SingleLabel
 
 NAME = "Photos_of 2 things"
 
@@ -28,17 +28,28 @@ NAME = "Photos_of 2 things"
 def delivered(classifier, class_names, photos: Path, tmp_path_factory) -> Path:
     files = sorted(photos.iterdir())
     images = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
-    probabilities = predict_pixels(classifier, np.stack([p.pixels for p in images]))
+    probabilities = predict_pixels(
+        classifier, np.stack([p.pixels for p in images]), activation="softmax"
+    )
     labels = np.arange(len(files)) % 2
     spec = override(
         RunSpec(), {"name": NAME, "data.image_size": 32, "data.path": "secret/my_photos"}
     )
-    test = evaluate(labels, probabilities, class_names)
-    card = make_card(spec, classifier, class_names, test, {"train": 5, "val": 6, "test": 36})
+    task = SingleLabel(tuple(class_names))
+    test = task.evaluate(labels, probabilities)
+    card = make_card(spec, classifier, task, test, {"train": 5, "val": 6, "test": 36})
     folder = tmp_path_factory.mktemp("delivered") / "export"
     for _ in range(2):
         version = next_version(folder)
-        deliver(classifier, version, spec=spec, card=card, files=files, probabilities=probabilities)
+        deliver(
+            classifier,
+            version,
+            spec=spec,
+            task=task,
+            card=card,
+            files=files,
+            outputs=probabilities,
+        )
     return folder
 
 
@@ -96,7 +107,7 @@ def test_the_card_says_what_was_measured(delivered: Path, classifier, class_name
     assert content["data"]["path"] == "my_photos"
     assert content["class_hash"] == hash_class_names(class_names)
     assert content["weights_hash"] == hash_weights(classifier)
-    assert Card.read(delivered / "2").accuracy == content["accuracy"]
+    assert Card.read(delivered / "2").figures["accuracy"] == content["accuracy"]
     assert any("path" in limit for limit in content["limits"])  # the class without test images
     words = (delivered / "README.md").read_text(encoding="utf-8")
     low, high = content["accuracy_interval"]

@@ -22,7 +22,7 @@ def pixels(photos: Path) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def expected(classifier, pixels: np.ndarray) -> np.ndarray:
-    return predict_pixels(classifier, pixels)
+    return predict_pixels(classifier, pixels, activation="softmax")
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from keras_transfer.export.formats import agreement
-from keras_transfer.export.task_outputs import SingleLabelOutputs
+from keras_transfer.tasks.single_label import SingleLabel
 
-agree = functools.partial(agreement.agree, task=SingleLabelOutputs(("a", "b", "c", "d")))
+agree = functools.partial(agreement.agree, task=SingleLabel(("a", "b", "c", "d")))
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def test_the_model_itself_agrees_in_every_precision(precision, model):
     found = agree(*model[:1], *model, precision=precision)
     assert found.refusal == ""
     assert (found.label_agreement, found.max_abs_difference) == (1.0, 0.0)
-    assert found.accuracy == 0.8
-    assert found.accuracy_interval[0] < 0.8 < found.accuracy_interval[1]
+    assert found.score == 0.8
+    assert found.score_interval[0] < 0.8 < found.score_interval[1]
 
 
 def test_rounding_is_bounded_by_the_precision_of_the_format_and_of_the_training(model):
@@ -58,7 +58,7 @@ def test_labels_that_change_without_loss_of_accuracy_are_refused_too(model):
     wrong = np.arange(160, 200)
     outputs[wrong] = np.roll(outputs[wrong], 1, axis=1)  # wrong before, wrong or right now
     found = agree(outputs, probabilities, labels, precision="dynamic")
-    assert found.accuracy >= 0.8
+    assert found.score >= 0.8
     assert "with 95 % certainty less than 90%" in found.refusal
 
 

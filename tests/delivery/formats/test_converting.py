@@ -12,7 +12,6 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.data.audit import audit
 from keras_transfer.data.splits import make_splits, manifest
 from keras_transfer.errors import DataError, ExportError
-from keras_transfer.export.contract import Contract
 from keras_transfer.export.conversion import convert_run, read_split
 from keras_transfer.export.formats.registry import FORMATS, check_libraries
 from keras_transfer.export.formats.runtimes import open_runtime
@@ -22,6 +21,7 @@ from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, RunSpec
 from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.single_label import SingleLabel
 from pipelines import arguments, export
 
@@ -49,6 +49,7 @@ def run(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     made = RunFolder.create(folder / "run")
     made.write_json("spec.json", spec_to_dict(spec))
     made.write_class_names(names)
+    made.write_json("task.json", describe_task(SingleLabel(tuple(names))))
     made.write_json("splits.json", manifest(make_splits(records, spec.data, seed=0), records))
     classifier = build_classifier(spec.model, image_size=32, task=SingleLabel(tuple(names)), seed=0)
     with made.replacing("model.keras") as path:
@@ -85,7 +86,7 @@ def test_export_writes_formats_beside_the_export_and_compares_them(run: RunFolde
         assert row["megabytes"] > 0
     table = (folder / "formats.md").read_text(encoding="utf-8")
     assert all(f"| {name} " in table for name in rows)
-    run_contract = Contract.of(load_run(run.path).spec, run.read_class_names())
+    run_contract = load_run(run.path).contract
     runtime = open_runtime(folder / "model_float32.tflite")
     assert runtime.contract == run_contract
     images = read_split(load_run(run.path), "test", 40)

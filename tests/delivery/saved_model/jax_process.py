@@ -20,11 +20,11 @@ from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import export_proven
-from keras_transfer.export.task_outputs import SingleLabelOutputs
-from keras_transfer.inference.explanation import LIKELIEST, explainer
+from keras_transfer.inference.explanation import HIGHEST, explainer
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import model_name
+from keras_transfer.tasks.single_label import SingleLabel
 
 CLASS_NAMES = ("temple", "flower", "path")
 SIZE = 32
@@ -69,7 +69,7 @@ def hear() -> list[str | None]:
     pixels = np.zeros((1, 2, 2, 3), np.uint8)
     layer.heard.clear()
     model.predict_on_batch(pixels.astype(np.float32))
-    predict_pixels(model, pixels)
+    predict_pixels(model, pixels, activation="softmax")
     return layer.heard
 
 
@@ -79,16 +79,16 @@ def main(folder: str, *names: str) -> None:
     pixels = np.stack([image.pixels for image in images])
     model = build()
     model.save(Path(folder, "model.keras"))
-    probabilities = predict_pixels(model, pixels)
+    probabilities = predict_pixels(model, pixels, activation="softmax")
     export_proven(
         model,
         Path(folder, "export", "1"),
         spec=override(RunSpec(), {"name": "photos", "data.image_size": SIZE}),
-        class_names=CLASS_NAMES,
+        task=SingleLabel(tuple(CLASS_NAMES)),
         files=files,
-        probabilities=probabilities,
+        outputs=probabilities,
     )
-    explained, heat = explainer(model, SingleLabelOutputs(()))(pixels, LIKELIEST)
+    explained, heat = explainer(model, SingleLabel(()))(pixels, HIGHEST)
     np.savez(
         Path(folder, "recorded.npz"),
         backend=keras.backend.backend(),

@@ -16,9 +16,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_transfer.data.images import load_encoded
 from keras_transfer.export.card import hash_weights
 from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED
-from keras_transfer.export.task_outputs import SingleLabelOutputs
-from keras_transfer.inference.explanation import LIKELIEST, explainer
+from keras_transfer.inference.explanation import HIGHEST, explainer
 from keras_transfer.models.forward import predict_pixels
+from keras_transfer.tasks.single_label import SingleLabel
 
 pytestmark = [
     pytest.mark.slow,
@@ -69,7 +69,7 @@ def test_saved_model_and_keras_file_of_jax_answer_alike_on_tensorflow(
     assert expected.std() > 0.01
     encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files[:size]])
     received = [
-        predict_pixels(model, pixels),
+        predict_pixels(model, pixels, activation="softmax"),
         signatures["serving_resized"](pixels=tf.constant(pixels))["probabilities"],
         signatures["serving_pixels"](pixels=tf.constant(pixels))["probabilities"],
         signatures["serving_default"](image_bytes=encoded)["probabilities"],
@@ -80,8 +80,8 @@ def test_saved_model_and_keras_file_of_jax_answer_alike_on_tensorflow(
 
 def test_heat_maps_of_jax_are_those_of_tensorflow(recorded, model, signatures, files):
     encoded = tf.constant([load_encoded(file, max_megapixels=1) for file in files])
-    served = signatures["serving_explain"](image_bytes=encoded, class_index=tf.fill([5], LIKELIEST))
-    probabilities, heat = explainer(model, SingleLabelOutputs(()))(recorded["pixels"], LIKELIEST)
+    served = signatures["serving_explain"](image_bytes=encoded, class_index=tf.fill([5], HIGHEST))
+    probabilities, heat = explainer(model, SingleLabel(()))(recorded["pixels"], HIGHEST)
     assert heat.max() == 1
     for received in (heat, served["heat_map"]):
         np.testing.assert_allclose(received, recorded["heat"], rtol=0, atol=1e-4)

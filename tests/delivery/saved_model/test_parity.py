@@ -50,7 +50,7 @@ def test_parity_holds_for_the_model_itself_where_keras_cannot_be_imported(
         (tmp_path / "traps" / name / "__init__.py").write_text(f"raise SystemExit('{name}!')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
     capfd.readouterr()
-    expected = predict_pixels(classifier, pixels)
+    expected = predict_pixels(classifier, pixels, activation="softmax")
     parity = check_parity(exported, files, expected, class_names, max_megapixels=1)
     assert parity.num_files == len(files) == 36
     assert parity.label_agreement == 1.0
@@ -64,7 +64,9 @@ def test_parity_holds_for_every_kind_of_file(
 ):
     files = sorted(odd_photos.iterdir())
     images = list(read_pixels(files, image_size=32, resize=resize, max_megapixels=1))
-    expected = predict_pixels(classifier, np.stack([image.pixels for image in images]))
+    expected = predict_pixels(
+        classifier, np.stack([image.pixels for image in images]), activation="softmax"
+    )
     folder = export(classifier, tmp_path / "1", class_names, resize=resize)
     parity = check_parity(folder, files, expected, class_names, max_megapixels=1)
     assert (parity.num_files, parity.label_agreement) == (15, 1.0)
@@ -74,13 +76,13 @@ def test_parity_holds_for_every_kind_of_file(
 def test_parity_fails_and_names_the_file_for_another_weight(
     classifier, class_names, files, pixels, tmp_path: Path
 ):
-    expected = predict_pixels(classifier, pixels)
+    expected = predict_pixels(classifier, pixels, activation="softmax")
     tampered = keras.models.clone_model(classifier)
     tampered.set_weights(classifier.get_weights())
     bias = tampered.get_layer("logits").bias
     bias.assign(bias + [0.0, 1e-3, 0.0])
     folder = export(tampered, tmp_path / "1", class_names)
-    shift = np.abs(predict_pixels(tampered, pixels) - expected).max(axis=1)
+    shift = np.abs(predict_pixels(tampered, pixels, activation="softmax") - expected).max(axis=1)
     with pytest.raises(ExportError, match="disagree") as failure:
         check_parity(folder, files, expected, class_names, max_megapixels=1)
     # Rounding decides between files that are equally far off.
@@ -94,7 +96,7 @@ def test_parity_fails_for_classes_in_another_order(
 ):
     turned = make_classifier(class_names[::-1])
     folder = export(turned, tmp_path / "1", class_names[::-1])
-    expected = predict_pixels(turned, pixels)
+    expected = predict_pixels(turned, pixels, activation="softmax")
     with pytest.raises(ExportError, match=r"labels\.txt in .* lists other classes"):
         check_parity(folder, files, expected, class_names, max_megapixels=1)
     # The same once more with label files that hide it.
@@ -110,7 +112,7 @@ def test_parity_does_not_fail_for_an_exact_tie(
     kernel, bias = model.get_layer("logits").get_weights()
     model.get_layer("logits").set_weights([np.repeat(kernel[:, :1], 3, axis=1), bias])
     folder = export(model, tmp_path / "1", class_names)
-    expected = predict_pixels(model, pixels)
+    expected = predict_pixels(model, pixels, activation="softmax")
     assert np.ptp(expected) < 1e-6
     # The last rounding error decides each label; let it decide otherwise.
     expected[:, 2] += 1e-7
@@ -123,7 +125,7 @@ def test_parity_fails_with_the_traceback_of_what_cannot_be_run(
 ):
     folder = shutil.copytree(exported, tmp_path / "1")
     shutil.rmtree(folder / "variables")
-    expected = predict_pixels(classifier, pixels)
+    expected = predict_pixels(classifier, pixels, activation="softmax")
     with pytest.raises(ExportError, match="cannot be run by tensorflow alone") as failure:
         check_parity(folder, files, expected, class_names, max_megapixels=1)
     assert "variables" in str(failure.value).split("Received")[1]

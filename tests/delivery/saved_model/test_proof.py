@@ -16,6 +16,7 @@ from keras_transfer.export.saved_model.network import frozen
 from keras_transfer.export.saved_model.proof import AS_TRAINED, FOLDED, FROZEN, export_proven
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +32,18 @@ def spec() -> RunSpec:
 @pytest.fixture
 def prove(classifier, class_names, files, spec, tmp_path: Path):
     images = read_pixels(files, image_size=32, resize="crop", max_megapixels=1)
-    probabilities = predict_pixels(classifier, np.stack([p.pixels for p in images]))
+    probabilities = predict_pixels(
+        classifier, np.stack([p.pixels for p in images]), activation="softmax"
+    )
 
     def run(precision: str = "float32", *, shift: float = 0.0) -> module.Proof:
         return export_proven(
             classifier,
             tmp_path / "export" / "7",
             spec=override(spec, {"export.precision": precision}),
-            class_names=class_names,
+            task=SingleLabel(tuple(class_names)),
             files=files,
-            probabilities=probabilities + np.float32([shift, -shift, 0]),
+            outputs=probabilities + np.float32([shift, -shift, 0]),
         )
 
     return run

@@ -59,7 +59,7 @@ def linked(digits_folder, tmp_path_factory) -> tuple[Records, Splits, Path]:
 
 def test_datasets_hold_the_files_of_our_splits_with_our_labels(linked):
     records, splits, folder = linked
-    labels = np.array(records.labels())
+    labels = np.array(records.targets.values)
     for split in NAMES:
         rows = getattr(splits, split)
         dataset = read_split(folder, split, SPEC)
@@ -136,7 +136,7 @@ def _changed(before: dict, after: dict) -> set[str]:
 def test_classes_are_weighed_as_scikit_learn_does(linked):
     records, splits, folder = linked
     training = read_split(folder, "train", SPEC)
-    labels = np.array(records.labels())[splits.train]
+    labels = np.array(records.targets.values)[splits.train]
     expected = compute_class_weight("balanced", classes=np.arange(10), y=labels)
     assert class_weight(training, SPEC) == pytest.approx(dict(enumerate(expected)))
     assert class_weight(training, RunSpec()) is None

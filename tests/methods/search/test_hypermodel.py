@@ -40,7 +40,7 @@ def test_a_stock_hyperband_searches_and_its_best_models_have_their_scores(
     assert {trial.status for trial in trials} == {"COMPLETED"}
     data = hypermodel.data
     pixels = np.asarray(data.examples.pixels)[data.splits.val].astype(np.float32)
-    labels = data.examples.labels[data.splits.val]
+    labels = data.examples.targets.values[data.splits.val]
     best = tuner.oracle.get_best_trials(2)
     for model, trial in zip(tuner.get_best_models(2), best, strict=True):
         answers = model.predict(pixels, verbose=0).argmax(axis=1)

@@ -13,6 +13,7 @@ from keras_transfer.errors import RunError
 from keras_transfer.experiments.tune.record import Search, SearchTrial
 from keras_transfer.experiments.tune.tensorboard import write_logs
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.task import Monitor
 
 SCALES = {
     "phases.0.learning_rate": "log",
@@ -42,7 +43,7 @@ def _trial(number: int, **changes) -> SearchTrial:
         "training.class_weights": CHOICES["training.class_weights"][number % 3],
         "views.flip": number > 1,
     }
-    entries = {"status": "completed", "score": 0.9, "val_accuracy": 0.9, "val_loss": 0.25}
+    entries = {"status": "completed", "score": 0.9, "val_score": 0.9, "val_loss": 0.25}
     entries |= {"epochs": 3 + number, "seconds": 20.0, "started": 1e9 + 100 * number}
     return SearchTrial(
         name=f"{number:04}", values=values, worker="tuner0", **{**entries, **changes}
@@ -51,8 +52,8 @@ def _trial(number: int, **changes) -> SearchTrial:
 
 TRIALS = [
     _trial(1),
-    _trial(2, score=0.75, val_accuracy=0.75),
-    _trial(3, status="failed", score=None, val_accuracy=None, val_loss=None, cause="no memory"),
+    _trial(2, score=0.75, val_score=0.75),
+    _trial(3, status="failed", score=None, val_score=None, val_loss=None, cause="no memory"),
 ]
 
 
@@ -61,8 +62,8 @@ def _write(folder, trials=TRIALS):
         trials,
         scales=SCALES,
         choices=CHOICES,
-        objective="val_accuracy",
-        higher_is_better=True,
+        objective="val_score",
+        monitor=Monitor("accuracy", "max", is_share=True),
         winner="0001",
     )
     return write_logs(folder, search)
@@ -115,7 +116,7 @@ def test_every_trial_is_a_session_with_values_metrics_and_status(tmp_path):
         metrics = {value.name.tag: value for value in session.metric_values}
         assert metrics["epochs"].value == metrics["epochs"].training_step == trial.epochs
         if succeeded:
-            assert metrics["val_accuracy"].value == pytest.approx(trial.val_accuracy)
+            assert metrics["val_accuracy"].value == pytest.approx(trial.val_score)
             assert metrics["val_loss"].value == pytest.approx(0.25)
         else:
             assert not {"val_accuracy", "val_loss"} & set(metrics)

@@ -9,6 +9,7 @@ from made_search import CHOICES, SCALES, made_trial, stage_decides
 from keras_transfer.experiments.tune.page import write_page
 from keras_transfer.experiments.tune.record import Search
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.task import Monitor
 
 VOID = {"meta", "wbr", "br", "link", "input"}
 NASTY = '<script>alert("&amp;")</script>'
@@ -52,8 +53,8 @@ def _write(folder, trials, **changes) -> tuple[str, _Reader]:
     of_search = {
         "scales": SCALES,
         "choices": CHOICES,
-        "objective": "val_accuracy",
-        "higher_is_better": True,
+        "objective": "val_score",
+        "monitor": Monitor("accuracy", "max", is_share=True),
         "winner": max((t for t in trials if t.score), key=lambda trial: trial.score).name,
     }
     search = Search(trials, **{**of_search, **changes})

@@ -85,7 +85,7 @@ def test_the_winner_is_a_run_with_the_weights_of_its_trial(found):
     winner = found.winner.result.run
     assert winner.is_complete
     metrics = read_json(winner.metrics_file)
-    assert metrics["phases"][-1]["val_score"] == found.winner.trial.val_accuracy
+    assert metrics["phases"][-1]["val_score"] == found.winner.trial.val_score
     assert metrics["phases"][-1]["val_loss"] == found.winner.trial.val_loss
     assert metrics["phases"][-1]["test_accuracy"] is None
     rows = read_json(winner.path / "splits.json")["rows"]
@@ -142,8 +142,8 @@ def test_folds_are_evaluated_on_the_images_that_each_held_out(small_spec, tmp_pa
     trained = override(spec, found.winner.trial.values)
     run = start_run(trained, output=tmp_path / "study")
     study = run_study(trained, run, reporter=SilentReporter())
-    right = sum(trial.num_right for trial in study.trials)
-    assert found.winner.trial.val_accuracy == pytest.approx(
+    right = sum(trial.score * trial.num_held_out for trial in study.trials)
+    assert found.winner.trial.val_score == pytest.approx(
         right / sum(trial.num_held_out for trial in study.trials)
     )
     assert not found.winner.keeps_weights
@@ -297,7 +297,7 @@ def make_two_phases(spec):
 # With the same score everywhere there is no length to fit.
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
-    ("tuner", "objective"), [("random", "val_loss"), ("bayesian", "val_accuracy")]
+    ("tuner", "objective"), [("random", "val_loss"), ("bayesian", "val_score")]
 )
 def test_other_tuners_propose_as_many_trials_as_asked_for(tuner, objective, small_spec, tmp_path):
     space = {RATE: {"low": 1e-3, "high": 1e-1, "sampling": "log"}}

@@ -222,7 +222,7 @@ def test_learning_curve_halves_down_to_a_image_a_class_on_shared_views(
     groups = read_json(study.run.study_file)["summary"]["groups"]
     assert [group["train_size"] for group in groups] == [21, 10]
     for group, (one, other) in zip(groups, ((0, 2), (1, 3)), strict=True):
-        accuracies = [study.trials[number].accuracy for number in (one, other)]
+        accuracies = [study.trials[number].score for number in (one, other)]
         assert group["median"] == group["accuracy"] == pytest.approx(np.mean(accuracies))
         assert [group["minimum"], group["maximum"]] == sorted(accuracies)
         assert group["interval"] is None
