@@ -5,7 +5,7 @@ phase before. The gain must exceed noise, or the weights are set back.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import keras
@@ -19,6 +19,7 @@ from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor, Task
+from keras_transfer.training.objective import PhaseContext
 from keras_transfer.training.phases import PhaseResult, train_phase
 from keras_transfer.training.progress import (
     Checkpoint,
@@ -91,7 +92,7 @@ def fit_phases(
     """Train every phase of the spec and leave the classifier at the best of them.
 
     Args:
-        phase_inputs: what every phase reads.
+        phase_inputs: what every phase reads, and the method by which it trains.
         num_epochs: stop when all phases together have trained for so many epochs. A phase that is
             cut off is evaluated as it stands; called again with more epochs and the same `run`, it
             goes on as if it had never stopped.
@@ -145,7 +146,11 @@ def _fit_one(
 ) -> tuple[Outcome, bool]:
     """Train and evaluate one phase; whether it came to its end."""
     phase, task = phase_inputs.spec.phases[number], classifier.task
+    method = phase_inputs.methods[number]
     data, part = phase_inputs.for_phase(classifier, number)
+    on_features = part is not classifier.model
+    context = PhaseContext(data.spec, task, on_features, reporter)
+    objective = method.prepare(context, phase, part)
     predictor = keras.Model(part.input, part.output)
     variables = changing_variables(classifier, phase)
     weights_before = read_weights(variables)
@@ -154,9 +159,9 @@ def _fit_one(
         result = train_phase(
             classifier,
             phase,
-            data,
-            part=part,
-            loss=task.loss(data.spec.training),
+            replace(data, transform=objective.batch_transform),
+            part=objective.model,
+            loss=objective.loss,
             num_epochs=num_epochs,
             saver=saver,
             save_seconds=save_seconds,
@@ -164,6 +169,7 @@ def _fit_one(
             callbacks=[*callbacks, *([profiler] if profiler else [])],
             say=reporter.info,
         )
+    method.finish(classifier.model)
     val = _Predictions.of(data, data.splits.val, predictor)
     test = _Predictions.of(data, data.splits.test, predictor) if len(data.splits.test) else None
     gain = _gain(task, val, val_before)
