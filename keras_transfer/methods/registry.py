@@ -9,7 +9,10 @@ from keras_transfer.fields import build, nearest
 from keras_transfer.methods.method import Method
 from keras_transfer.specs import PhaseSpec, RunSpec
 
-METHODS: Final = {"supervised": "keras_transfer.methods.supervised:Supervised"}
+METHODS: Final = {
+    "supervised": "keras_transfer.methods.supervised:Supervised",
+    "mixup": "keras_transfer.methods.mixup:Mixup",
+}
 """Import strings, so that reading the table imports no method."""
 
 
