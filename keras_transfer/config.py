@@ -4,6 +4,7 @@ Command lines, notebooks and trials all call `override(spec, {"phases.1.epochs":
 name is an error that suggests the nearest known one; types and ranges are checked here.
 """
 
+import copy
 import dataclasses
 import json
 import tomllib
@@ -18,9 +19,6 @@ from keras_transfer.specs import PretrainSpec, RunSpec
 
 _SPACE = "search.space"
 """The one field whose own names have dots."""
-
-_OPEN = (_SPACE, "task_options")
-"""Tables that take any name."""
 
 Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 
@@ -108,11 +106,11 @@ def override(spec: Spec, changes: Mapping[str, Any]) -> Spec:
     """
     values = spec_to_dict(spec)
     for dotted, value in changes.items():
-        _assign(values, dotted, value)
+        _assign(type(spec), values, dotted, value)
     return build_spec(type(spec), values, where="the overrides")
 
 
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+def _assign(kind: type, values: dict[str, Any], dotted: str, value: Any) -> None:
     target: Any = values
     *parents, last = _split(dotted)
     for depth, name in enumerate(parents):
@@ -124,10 +122,19 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
             received=f"{dotted}={value!r}",
             fix="set its fields one by one",
         )
-    is_open = ".".join(parents) in _OPEN
-    if not isinstance(target, dict) or (last not in target and not is_open):
+    if not isinstance(target, dict) or (last not in target and not _is_open(kind, parents)):
         raise_unknown(dotted, last, list(target) if isinstance(target, dict) else [])
     target[last] = value
+
+
+def _is_open(kind: Any, names: Sequence[str]) -> bool:
+    """Whether the value that the names lead to is a table that takes any name."""
+    for name in names:
+        if typing.get_origin(kind) is tuple:
+            kind = typing.get_args(kind)[0]
+        else:
+            kind = typing.get_type_hints(kind)[name] if dataclasses.is_dataclass(kind) else None
+    return typing.get_origin(kind) is dict
 
 
 def _split(dotted: str) -> list[str]:
@@ -147,7 +154,7 @@ def _step_into(target: Any, name: str, dotted: str) -> Any:
                 fix="count phases from 0",
             )
         if int(name) == len(target):
-            target.append({**target[-1], "name": f"phase {len(target) + 1}"})
+            target.append({**copy.deepcopy(target[-1]), "name": f"phase {len(target) + 1}"})
         return target[int(name)]
     if not isinstance(target, dict) or name not in target:
         raise_unknown(dotted, name, list(target) if isinstance(target, dict) else [])

@@ -223,6 +223,10 @@ class PhaseSpec:
     train_batchnorm: bool = option(
         False, "train BatchNormalization of unfrozen stages and update its statistics"
     )
+    method: str = option("supervised", "how the phase trains: a name in the table of methods")
+    method_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "a table: the options of the method"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ def fit(job: Fit) -> dict:
     from keras_transfer.data.splits import Splits
     from keras_transfer.devices import set_up
     from keras_transfer.features.phase_inputs import PhaseInputs
+    from keras_transfer.methods.registry import make_methods
     from keras_transfer.reporting.reporter import SilentReporter
     from keras_transfer.specs import (
         CacheSpec,
@@ -125,7 +126,12 @@ def fit(job: Fit) -> dict:
     for num_epochs in (*([job.stop_after] if job.stop_after else []), None):
         classifier = prepare_classifier(spec, SingleLabel(tuple("0123456789")))
         phase_inputs = PhaseInputs(
-            spec, source, splits, cache=Cache(folder / "store"), reporter=SilentReporter()
+            spec,
+            source,
+            splits,
+            methods=make_methods(spec),
+            cache=Cache(folder / "store"),
+            reporter=SilentReporter(),
         )
         outcomes = fit_phases(
             classifier,

@@ -10,6 +10,7 @@ from feature_sources import make_source, make_splits
 from small_models import make_classifier, weights_by_stage
 
 from keras_transfer.features.phase_inputs import PhaseInputs
+from keras_transfer.methods.registry import make_methods
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from keras_transfer.storage.cache import Cache
@@ -33,6 +34,7 @@ def train(tmp_path, run=None, num_epochs=None, splits=None):
         SPEC,
         make_source(views=SPEC.views),
         splits or make_splits(),
+        methods=make_methods(SPEC),
         cache=Cache(tmp_path / "store"),
         reporter=reporter,
     )

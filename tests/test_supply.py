@@ -9,6 +9,7 @@ from small_models import make_classifier, weights_by_stage
 from keras_transfer.config import override
 from keras_transfer.data.splits import Splits
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool, find_cuts, make_plans
+from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
@@ -48,7 +49,14 @@ def train(
     reporter = Listener()
     cache = Cache(folder, limit_bytes=limit_bytes)
     source = make_source(views=spec.views)
-    phase_inputs = PhaseInputs(spec, source, make_splits(), cache=cache, reporter=reporter)
+    phase_inputs = PhaseInputs(
+        spec,
+        source,
+        make_splits(),
+        methods=make_methods(spec),
+        cache=cache,
+        reporter=reporter,
+    )
     classifier = make_classifier(backbone, seed=spec.seed)
     return (
         classifier,

@@ -26,6 +26,16 @@ from keras_transfer.specs import ViewSpec
 
 Encode = Callable[[np.ndarray], np.ndarray]
 
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+Transform = Callable[[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]], Columns]
+"""From a batch (inputs float32 [B, …], encoded targets float32 [B, K], weights float32 [B]) and
+its key (seed, epoch, step) to the batch that is trained on, of the same shapes and types.
+
+It is a pure function and leaves its arguments as they are; it is called from several threads.
+Copies that fill a batch weigh 0 and have to keep that weight.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
@@ -69,6 +79,11 @@ class Batching:
     def local_size(self) -> int:
         """Examples that this host reads at a time."""
         return self.size // self.num_hosts // self.num_parts
+
+    def step(self, number: int) -> int:
+        """The number in an epoch, over all hosts and parts, of this host's read `number`."""
+        batch, part = divmod(number, self.num_parts)
+        return (batch * self.num_hosts + self.host) * self.num_parts + part
 
 
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:
@@ -228,6 +243,7 @@ def training_dataset(
     encode: Encode,
     sampling: str = "natural",
     example_weights: np.ndarray | None = None,
+    transform: Transform | None = None,
 ) -> tf.data.Dataset:
     """Batches of some epochs, one epoch after another.
 
@@ -236,6 +252,9 @@ def training_dataset(
     Args:
         encode: turns target values into the loss's targets, `Task.encode`.
         example_weights: float32 [len(rows)]; None gives all the same weight.
+        transform: changes every batch as this host reads it: a part of the whole batch where
+            hosts share it, or where it is read in parts. `step` in its key counts these within
+            the epoch, over all hosts, so that each has a key of its own. Inputs are then float32.
 
     Yields:
         inputs [B, *inputs.shape], encoded targets float32 [B, K], weights float32 [B]. In an
@@ -252,7 +271,7 @@ def training_dataset(
     weights = np.ones(len(rows), np.float32) if example_weights is None else example_weights
     batching = batching.fitted(len(rows))
 
-    def batches_of(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def batches_of(epoch: np.ndarray) -> Columns:
         places, view_indices = epoch_order(
             strata, int(epoch), seed=seed, sampling=sampling, num_views=num_views
         )
@@ -266,12 +285,22 @@ def training_dataset(
         columns = tf.numpy_function(batches_of, [epoch], [tf.int64, tf.int64, tf.float32])
         columns = tuple(tf.ensure_shape(column, [None]) for column in columns)
         slices = tf.data.Dataset.from_tensor_slices(columns)
-        return slices.batch(batching.local_size, drop_remainder=True)
+        batches = slices.batch(batching.local_size, drop_remainder=True)
+        if transform is None:
+            return batches
+        return batches.enumerate().map(lambda number, columns: (*columns, epoch, number))
+
+    def transform_numbered(
+        inputs: np.ndarray, encoded: np.ndarray, weights: np.ndarray, epoch: int, number: int
+    ) -> Columns:
+        assert transform
+        key = (seed, int(epoch), batching.step(int(number)))
+        return transform(inputs, encoded, weights, key)
 
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(dataset_of)
     num_batches = len(epochs) * steps_per_epoch(len(rows), batching.size) * batching.num_parts
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
-    return _load(dataset, examples, inputs, encode)
+    return _load(dataset, examples, inputs, encode, transform and transform_numbered)
 
 
 def evaluation_dataset(
@@ -296,25 +325,37 @@ def evaluation_dataset(
 
 
 def _load(
-    batches: tf.data.Dataset, examples: Examples, inputs: Inputs, encode: Encode
+    batches: tf.data.Dataset,
+    examples: Examples,
+    inputs: Inputs,
+    encode: Encode,
+    transform: Callable[..., Columns] | None = None,
 ) -> tf.data.Dataset:
     """Read the inputs and targets of batches of (rows, view numbers, weights), in parallel.
 
     Inputs keep their type, bytes or half precision, so that less is copied to the device, which
-    casts them. On a CPU nothing is copied, and NumPy casts faster.
+    casts them. On a CPU nothing is copied, and NumPy casts faster. A transform gets float32, and
+    after the weights the further columns of a batch.
     """
     values, num_outputs = examples.targets.values, len(examples.targets.names)
     on_processor = current().kind == "cpu" and keras.backend.backend() == "tensorflow"
-    dtype = np.dtype(np.float32) if on_processor else inputs.dtype
+    as_floats = on_processor or transform is not None
+    dtype = np.dtype(np.float32) if as_floats else inputs.dtype
 
     def read_inputs(rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
         values = inputs.read(rows, view_indices)
-        return _aligned_floats(values) if on_processor else values
+        return _aligned_floats(values) if as_floats else values
 
-    def load(rows: tf.Tensor, view_indices: tf.Tensor, weights: tf.Tensor) -> tuple[Any, ...]:
+    def load(
+        rows: tf.Tensor, view_indices: tf.Tensor, weights: tf.Tensor, *key: tf.Tensor
+    ) -> tuple[Any, ...]:
         read = tf.numpy_function(read_inputs, [rows, view_indices], dtype)
-        read = tf.ensure_shape(read, [rows.shape[0], *inputs.shape])
         encoded = tf.numpy_function(lambda rows: encode(values[rows]), [rows], tf.float32)
+        if transform:
+            columns = [read, encoded, weights, *key]
+            read, encoded, weights = tf.numpy_function(transform, columns, [tf.float32] * 3)
+            weights = tf.ensure_shape(weights, rows.shape)
+        read = tf.ensure_shape(read, [rows.shape[0], *inputs.shape])
         return read, tf.ensure_shape(encoded, [rows.shape[0], num_outputs]), weights
 
     dataset = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

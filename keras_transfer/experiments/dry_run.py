@@ -10,10 +10,11 @@ from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DataError
-from keras_transfer.experiments.session import open_session
+from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.training.objective import PhaseContext
 from keras_transfer.training.optimizers import stage_rates
 from keras_transfer.training.phases import apply_phase, compile_phase
 
@@ -33,8 +34,8 @@ def dry_run(spec: RunSpec, terminal: TerminalReporter) -> None:
             terminal.info(f"{len(absent):,} of the files do not exist, such as {absent[0]}.")
         classifier = session.build_classifier()
         _show_stages(classifier, terminal)
-        batch, num_devices = _one_batch(spec, records), session.devices.num_devices
-        rows = list(_try_phases(spec, classifier, batch, num_devices))
+        batch = _one_batch(spec, records)
+        rows = list(_try_phases(session, classifier, batch))
     header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
     terminal.table("Phases", header, rows)
     terminal.info("Dry run: nothing was written.")
@@ -77,23 +78,28 @@ def _show_stages(classifier: Classifier, terminal: TerminalReporter) -> None:
 
 
 def _try_phases(
-    spec: RunSpec, classifier: Classifier, examples: Examples, num_devices: int
+    session: Session, classifier: Classifier, examples: Examples
 ) -> Iterator[tuple[str, ...]]:
-    batch = training_dataset(
-        examples,
-        np.arange(len(examples.targets)),
-        Views(examples, spec.views),
-        encode=classifier.task.encode,
-        num_views=spec.views.count,
-        batching=Batching(size=spec.training.batch_size, num_devices=num_devices),
-        seed=spec.seed,
-        epochs=range(1),
-    )
-    for phase in spec.phases:
+    spec = session.spec
+    context = PhaseContext(spec, classifier.task, False, session.reporter)
+    num_devices = session.devices.num_devices
+    for phase, method in zip(spec.phases, session.methods, strict=True):
+        objective = method.prepare(context, phase, classifier.model)
+        batch = training_dataset(
+            examples,
+            np.arange(len(examples.targets)),
+            Views(examples, spec.views),
+            encode=classifier.task.encode,
+            num_views=spec.views.count,
+            batching=Batching(size=spec.training.batch_size, num_devices=num_devices),
+            seed=spec.seed,
+            epochs=range(1),
+            transform=objective.batch_transform,
+        )
         num_trainable = apply_phase(classifier, phase)
-        loss = classifier.task.loss(spec.training)
-        compile_phase(classifier, phase, steps_per_epoch=1, loss=loss)
-        (value,) = classifier.model.fit(batch, shuffle=False, verbose=0).history["loss"]
+        model, loss = objective.model, objective.loss
+        compile_phase(classifier, phase, part=model, steps_per_epoch=1, loss=loss)
+        (value,) = model.fit(batch, shuffle=False, verbose=0).history["loss"]
         rates = stage_rates(phase, classifier)
         unfrozen = "\n".join(rates)
         speed = "\n".join(f"{rate:.1e}" for rate in rates.values())

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_transfer.backbones.archives import save_embedded
 from keras_transfer.data.letters import CLASS_NAMES, letters_dataset, render_letters
+from keras_transfer.errors import SpecError
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.specs import ModelSpec, PretrainSpec, TrainingSpec
 from keras_transfer.tasks.single_label import SingleLabel
@@ -59,7 +60,18 @@ def pretrain(
     saver: Saver | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[Classifier, PhaseResult]:
-    """Train the trunk of `spec` on letters, from scratch; return it with its head."""
+    """Train the trunk of `spec` on letters, from scratch; return it with its head.
+
+    Raises:
+        SpecError: the phase names a method, which pretraining does not use.
+    """
+    if spec.phase.method != "supervised" or spec.phase.method_options:
+        raise SpecError(
+            "pretraining has one method",
+            expected="phase.method and phase.method_options left out",
+            received=f"phase.method={spec.phase.method}",
+            fix="leave both out",
+        )
     model = ModelSpec(
         backbone=spec.backbone, last_stage=spec.last_stage, weights="none", dropout=0.0
     )

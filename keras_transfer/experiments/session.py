@@ -33,6 +33,8 @@ from keras_transfer.experiments.summary import describe_data, describe_model
 from keras_transfer.features.extraction import WorkerPool, this_process
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
 from keras_transfer.features.source import Source
+from keras_transfer.methods.method import Method
+from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
@@ -74,11 +76,12 @@ class Session:
 
     `spec` is the given one, with `cache.mode=off` where 'auto' found too little room. `records`
     are all that the source lists, `data.records` those that could be read. `run` is the folder of
-    the results, None where nothing is written.
+    the results, None where nothing is written. `methods` has one for each phase.
     """
 
     spec: RunSpec
     devices: Devices
+    methods: tuple[Method, ...]
     task: Task
     records: Records
     cache: Cache
@@ -140,6 +143,7 @@ class Session:
             self.spec,
             data.source,
             data.splits,
+            methods=self.methods,
             cache=self.cache,
             reporter=self.reporter,
             worker_pool=worker_pool,
@@ -170,9 +174,11 @@ def open_session(
         task, records: what is predicted of which images; by default all images of the source.
 
     Raises:
-        SpecError: the devices are not there or cannot share a batch equally.
+        SpecError: the devices are not there or cannot share a batch equally, or a task, a method
+            or an option is unknown.
         DataError: the source cannot be listed.
     """
+    methods = make_methods(spec)
     if devices is None:
         devices = set_up(spec.devices, seed=spec.seed)
         devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
@@ -184,7 +190,7 @@ def open_session(
         run.checkpoint_folder.mkdir(exist_ok=True)
     scratch = run.checkpoint_folder if run else None
     with open_cache(spec, reporter=reporter, scratch=scratch) as cache:
-        yield Session(spec, devices, task, records, cache, reporter, run)
+        yield Session(spec, devices, methods, task, records, cache, reporter, run)
 
 
 def _resolve_cache_mode(spec: RunSpec, num_images: int, reporter: Reporter) -> RunSpec:

@@ -22,6 +22,7 @@ from keras_transfer.errors import DivergedError
 from keras_transfer.experiments.session import Session
 from keras_transfer.experiments.summary import describe_cache
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool
+from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier, Rebuilder
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec, SearchSpec
@@ -183,8 +184,15 @@ class TrialRunner:
 
     def _inputs(self, spec: RunSpec, splits: Splits, pool: Pool, reporter: Reporter) -> PhaseInputs:
         source = dataclasses.replace(self.session.data.source, views=spec.views)
-        cache = self.session.cache
-        return PhaseInputs(spec, source, splits, cache=cache, reporter=reporter, pool=pool)
+        return PhaseInputs(
+            spec,
+            source,
+            splits,
+            methods=make_methods(spec),
+            cache=self.session.cache,
+            reporter=reporter,
+            pool=pool,
+        )
 
 
 def _fit(

@@ -19,6 +19,7 @@ from keras_transfer.data.datasets import (
     Batching,
     Examples,
     Inputs,
+    Transform,
     Views,
     evaluation_dataset,
     steps_per_epoch,
@@ -38,6 +39,7 @@ from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.tasks.task import Task
+from keras_transfer.training.objective import PhaseMethod
 from keras_transfer.training.phases import apply_phase
 from keras_transfer.training.progress import changing_variables
 
@@ -148,7 +150,8 @@ def make_plans(
 class SplitData:
     """The training and validation splits of a run, as phases want them.
 
-    `inputs` are images or features; epoch e shows view e mod `num_views`.
+    `inputs` are images or features; epoch e shows view e mod `num_views`. `transform` changes
+    the batches that are trained on.
     """
 
     spec: RunSpec
@@ -157,6 +160,7 @@ class SplitData:
     splits: Splits
     inputs: Inputs
     num_views: int | None
+    transform: Transform | None = None
 
     @classmethod
     def of_images(
@@ -202,6 +206,7 @@ class SplitData:
             example_weights=self.task.example_weights(
                 self.examples.targets.values[self.splits.train], training
             ),
+            transform=self.transform,
         )
 
     def validation(self, num_parts: int = 1) -> Any:
@@ -248,7 +253,7 @@ class PhaseInputs:
 
     `extraction_stats` has an entry for every pass. `pool` has the rows of this run and of the
     other trials of a study: features of untrained layers are computed for all of them at once.
-    `worker_pool` computes missing features.
+    `methods` has one for each phase. `worker_pool` computes missing features.
     """
 
     def __init__(
@@ -257,6 +262,7 @@ class PhaseInputs:
         source: Source,
         splits: Splits,
         *,
+        methods: Sequence[PhaseMethod],
         cache: Cache,
         reporter: Reporter,
         pool: Pool | None = None,
@@ -265,6 +271,7 @@ class PhaseInputs:
         self._pool = pool or Pool.of(splits)
         self._crew = worker_pool
         self.spec, self.source, self.splits = spec, source, splits
+        self.methods = tuple(methods)
         self.extraction_stats: list[ExtractionStats] = []
         self._cache, self._reporter = cache, reporter
         self._extracted: dict[int, tuple[Plan, Features]] = {}
@@ -275,7 +282,11 @@ class PhaseInputs:
         Raises:
             RunError: features cannot be stored.
         """
-        if self.spec.cache.mode != "off" and number not in self._extracted:
+        uses_cache, method = self.spec.cache.mode != "off", self.methods[number]
+        if uses_cache and method.needs_images:
+            name = self.spec.phases[number].name
+            self._reporter.info(f"Phase {name!r} trains on images: {method.name} needs them here.")
+        elif uses_cache and number not in self._extracted:
             self._extract(classifier, number)
         examples, task = self.source.examples, classifier.task
         if number not in self._extracted:
@@ -305,7 +316,9 @@ class PhaseInputs:
         """Features for phase `first` and for all later ones whose frozen layers are final."""
         # Once a phase has trained, what lies below a cut is this run's own.
         pool = Pool.of(self.splits) if first else self._pool
-        plans = self._plan(find_cuts(classifier, self.spec.phases, first), pool)
+        cuts = find_cuts(classifier, self.spec.phases, first)
+        cuts = {n: cut for n, cut in cuts.items() if not self.methods[n].needs_images}
+        plans = self._plan(cuts, pool)
         if not plans:
             return
         requests = [Request(plan.cut, pool.pairs(plan.num_views)) for plan in plans.values()]

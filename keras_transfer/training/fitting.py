@@ -19,6 +19,7 @@ from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor, Task
+from keras_transfer.training.objective import PhaseContext
 from keras_transfer.training.phases import PhaseResult, train_phase
 from keras_transfer.training.progress import (
     Checkpoint,
@@ -91,7 +92,7 @@ def fit_phases(
     """Train every phase of the spec and leave the classifier at the best of them.
 
     Args:
-        phase_inputs: the inputs of every phase.
+        phase_inputs: the inputs of every phase, and the method by which it trains.
         num_epochs: stop after this many epochs of all phases together. A phase that is stopped is
             evaluated as it is; a second call with more epochs and the same `run` continues it with
             the same result as without the stop.
@@ -148,7 +149,11 @@ def _fit_one(
 ) -> tuple[Outcome, bool]:
     """Train and evaluate one phase; also returns whether it is finished."""
     phase, task = phase_inputs.spec.phases[number], classifier.task
+    method = phase_inputs.methods[number]
     data, part = phase_inputs.for_phase(classifier, number)
+    on_features = part is not classifier.model
+    context = PhaseContext(data.spec, task, on_features, reporter)
+    objective = method.prepare(context, phase, part)
     predictor = keras.Model(part.input, part.output)
     variables = changing_variables(classifier, phase)
     weights_before = read_weights(variables)
@@ -157,9 +162,9 @@ def _fit_one(
         result = train_phase(
             classifier,
             phase,
-            data,
-            part=part,
-            loss=task.loss(data.spec.training),
+            replace(data, transform=objective.batch_transform),
+            part=objective.model,
+            loss=objective.loss,
             num_epochs=num_epochs,
             saver=saver,
             save_seconds=save_seconds,
@@ -167,6 +172,7 @@ def _fit_one(
             callbacks=[*callbacks, *([profiler] if profiler else [])],
             say=reporter.info,
         )
+    method.finish(classifier.model)
     val = _Predictions.of(data, data.splits.val, predictor)
     test = _Predictions.of(data, data.splits.test, predictor) if len(data.splits.test) else None
     gain = _gain(task, val, val_before)

@@ -305,3 +305,44 @@ def test_datasets_refuse_an_empty_split(examples):
     ):
         with pytest.raises(DataError, match="a split of the data is empty"):
             make(examples, none)
+
+
+def _marked(inputs, encoded, weights, key):
+    """The batch with its key where the inputs were."""
+    return np.broadcast_to(np.float32(key), (len(inputs), 3)), encoded * 2, weights + 1
+
+
+@pytest.mark.parametrize(("num_hosts", "num_parts"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_every_batch_is_transformed_by_a_key_of_its_own(examples, num_hosts, num_parts):
+    class Triples(Stored):
+        shape = (3,)
+
+    def batches(epochs: range, host: int = 0):
+        batching = Batching(size=8, num_parts=num_parts, host=host, num_hosts=num_hosts)
+        settings = {"batching": batching, "epochs": epochs, "transform": _marked}
+        dataset = training(examples, np.arange(29), Triples(), **settings)
+        assert dataset.element_spec[0].shape == (8 // num_hosts // num_parts, 3)
+        return list(dataset.as_numpy_iterator())
+
+    keys = [
+        tuple(inputs[0].tolist())
+        for host in range(num_hosts)
+        for inputs, _, _ in batches(range(2), host)
+    ]
+    steps = 4 * num_hosts * num_parts
+    assert sorted(keys) == [(3, epoch, step) for epoch in range(2) for step in range(steps)]
+    alone, sequence = batches(range(1, 2)), batches(range(2))
+    for expected, found in zip(sequence[-len(alone) :], alone, strict=True):
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other)
+    plain = training(
+        examples,
+        np.arange(29),
+        epochs=range(1),
+        batching=Batching(size=8, num_parts=num_parts, num_hosts=num_hosts),
+    )
+    for (_, encoded, weights), (_, before, unchanged) in zip(
+        sequence, plain.as_numpy_iterator(), strict=False
+    ):
+        np.testing.assert_array_equal(encoded, before * 2)
+        np.testing.assert_array_equal(weights, unchanged + 1)

@@ -1,0 +1,69 @@
+"""The table of methods: ways to train a phase by the name that `phases.N.method` gives."""
+
+import dataclasses
+import importlib
+from typing import Any, Final
+
+from keras_transfer.errors import SpecError
+from keras_transfer.fields import build, nearest
+from keras_transfer.methods.method import Method
+from keras_transfer.specs import PhaseSpec, RunSpec
+
+METHODS: Final = {
+    "supervised": "keras_transfer.methods.supervised:Supervised",
+    "mixup": "keras_transfer.methods.mixup:Mixup",
+}
+"""Import strings, so that reading the table imports no method."""
+
+
+def make_methods(spec: RunSpec) -> tuple[Method, ...]:
+    """The method of each phase, in order.
+
+    Raises:
+        SpecError: a method or one of its options is unknown or out of range, or a method needs
+            images where `cache.mode=on` demands stored features.
+    """
+    methods = tuple(make_method(phase, number) for number, phase in enumerate(spec.phases))
+    for number, method in enumerate(methods):
+        if method.needs_images and spec.cache.mode == "on":
+            raise SpecError(
+                f"phases.{number} trains by {method.name!r}, which needs images here",
+                expected="cache.mode=auto or cache.mode=off",
+                received="cache.mode=on, which always trains on stored features",
+                fix=f"set cache.mode=auto, or change phases.{number}.method_options",
+            )
+    return methods
+
+
+def make_method(phase: PhaseSpec, number: int) -> Method:
+    """The method of the phase with this number in its spec.
+
+    Raises:
+        SpecError: the method or one of its options is unknown or out of range.
+    """
+    kind = _find(phase.method, f"phases.{number}.method")
+    method: Method = kind(_options(kind, phase, f"phases.{number}.method_options"))
+    return method
+
+
+def _find(name: str, field: str) -> Any:
+    if name not in METHODS:
+        raise SpecError(
+            f"{field}: there is no method called {name!r}",
+            expected=f"one of {', '.join(METHODS)}",
+            received=name,
+            fix=nearest(name, list(METHODS)),
+        )
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _options(kind: Any, phase: PhaseSpec, field: str) -> Any:
+    if phase.method_options and not dataclasses.fields(kind.Options):
+        raise SpecError(
+            f"{field}: method {kind.name!r} has no options",
+            expected=f"{field} left out",
+            received=", ".join(phase.method_options),
+            fix="remove them, or choose another method",
+        )
+    return build(kind.Options, phase.method_options, f"{field}.", "the spec")
