@@ -24,7 +24,7 @@ from keras_transfer.fields import build
 from keras_transfer.specs import RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, vacated_on_refusal
-from pipelines.arguments import PRESETS, main_of, make_parser
+from pipelines.arguments import main_of, make_parser
 
 DEFAULT_PRESET = "flowers"
 
@@ -60,7 +60,7 @@ def read_words(words: Sequence[str]) -> tuple[RunSpec, RankSpec]:
         RankSpec, {name: text for name, text in changes.items() if name in own}, "", "the ranking"
     )
     others = {name: text for name, text in changes.items() if name not in own}
-    return override(load_spec(preset, presets=PRESETS), others), ranking
+    return override(load_spec(preset), others), ranking
 
 
 def _run(argv: Sequence[str] | None) -> None:
