@@ -15,7 +15,7 @@ from keras_transfer.config import load_spec, override, spec_to_dict
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.finished_run import Run
 from keras_transfer.experiments.rank.ranking import rank
-from keras_transfer.experiments.rank.report import narrow, write_ranking
+from keras_transfer.experiments.rank.report import show_ranking, write_ranking
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.session import make_spec
 from keras_transfer.experiments.summary import show_result
@@ -174,11 +174,10 @@ def rank_backbones(
     reporter = reporter or TerminalReporter()
     folder = RunFolder.create(output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
     with vacated_on_refusal(folder):
-        report = write_ranking(rank(spec, ranking, reporter=reporter), folder)
+        found = rank(spec, ranking, reporter=reporter)
+        report = write_ranking(found, folder)
     if isinstance(reporter, TerminalReporter):
-        reporter.show(narrow(report.table))
-    for sentence in report.sentences:
-        reporter.info(sentence)
+        show_ranking(found, report, folder, reporter)
     content = folder.read_json("rank.json")
     return RankedBackbones(
         path=folder.path,

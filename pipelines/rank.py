@@ -69,23 +69,12 @@ def _run(argv: Sequence[str] | None) -> None:
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
     with native_log_to(folder.log_file), vacated_on_refusal(folder):
         from keras_transfer.experiments.rank.ranking import rank
-        from keras_transfer.experiments.rank.report import (
-            describe_agreement,
-            narrow,
-            write_ranking,
-        )
+        from keras_transfer.experiments.rank.report import show_ranking, write_ranking
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()
         result = rank(spec, ranking, reporter=terminal)
-        report = write_ranking(result, folder)
-        terminal.show(narrow(report.table))
-        if report.finals:
-            terminal.show(report.finals)
-            terminal.info(describe_agreement(result))
-        for sentence in report.sentences:
-            terminal.info(sentence)
-        terminal.info(f"Written to {folder.path}: rank.json, rank.md and rank.png")
+        show_ranking(result, write_ranking(result, folder), folder, terminal)
 
 
 main = main_of(_run)
