@@ -11,11 +11,14 @@ import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import Typed, build, nearest, raise_unknown
 from keras_transfer.specs import PretrainSpec, RunSpec
+
+PRESETS: Final = Path(__file__).parent / "presets"
+"""Folder of the presets, `<name>.toml`; those of a pretraining are in `pretraining/`."""
 
 _SPACE = "search.space"
 """The one field whose own names have dots."""
@@ -23,8 +26,8 @@ _SPACE = "search.space"
 Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 
 
-def load_spec(source: str | Path, *, presets: Path | None = None) -> RunSpec:
-    """Read a run's spec; see `load`."""
+def load_spec(source: str | Path, *, presets: Path | None = PRESETS) -> RunSpec:
+    """Read a run's spec: the name of a preset, a TOML or JSON file, or a run folder; see `load`."""
     return load(RunSpec, source, presets=presets)
 
 

@@ -38,6 +38,16 @@ class ParameterSpec:
     )
 
 
+DEFAULT_SPACE = {
+    "phases.0.learning_rate": ParameterSpec(low=3e-4, high=1e-2, sampling="log"),
+    "phases.1.learning_rate": ParameterSpec(low=3e-5, high=1e-3, sampling="log"),
+    "phases.1.unfreeze": ParameterSpec(values=("head", "last")),
+    "model.dropout": ParameterSpec(values=(0.0, 0.2, 0.5)),
+    "training.label_smoothing": ParameterSpec(values=(0.0, 0.1)),
+}
+"""What `keras_transfer.tune` varies where neither the call nor the spec has a search space."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec:
     """How `tune` searches for better values; `train` does not use it."""

@@ -8,14 +8,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
-from keras_transfer.config import describe_fields, load_spec, override, parse_assignments
+from keras_transfer.config import (
+    PRESETS,
+    describe_fields,
+    load_spec,
+    override,
+    parse_assignments,
+)
 from keras_transfer.devices import use_onednn
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import RunSpec
 
-PRESETS: Final = Path(__file__).parent / "presets"
 USER_ERROR, INTERRUPTED = 2, 130
 
 
@@ -47,7 +51,7 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of a preset and its overrides."""
-    spec = load_spec(arguments.preset, presets=PRESETS)
+    spec = load_spec(arguments.preset)
     return override(spec, parse_assignments(arguments.overrides))
 
 

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_transfer.config import load, override, parse_assignments, spec_to_dict
+from keras_transfer.config import PRESETS, load, override, parse_assignments, spec_to_dict
 from keras_transfer.devices import native_log_to
 from keras_transfer.specs import PretrainSpec
 from keras_transfer.storage.run_folder import RunFolder, latest, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, check_same_spec
-from pipelines.arguments import PRESETS, main_of, make_parser
+from pipelines.arguments import main_of, make_parser
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ from keras_transfer.fields import build
 from keras_transfer.specs import RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, vacated_on_refusal
-from pipelines.arguments import PRESETS, main_of, make_parser
+from pipelines.arguments import main_of, make_parser
 
 DEFAULT_PRESET = "flowers"
 
@@ -60,7 +60,7 @@ def read_words(words: Sequence[str]) -> tuple[RunSpec, RankSpec]:
         RankSpec, {name: text for name, text in changes.items() if name in own}, "", "the ranking"
     )
     others = {name: text for name, text in changes.items() if name not in own}
-    return override(load_spec(preset, presets=PRESETS), others), ranking
+    return override(load_spec(preset), others), ranking
 
 
 def _run(argv: Sequence[str] | None) -> None:
@@ -69,23 +69,12 @@ def _run(argv: Sequence[str] | None) -> None:
     folder = RunFolder.create(arguments.output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
     with native_log_to(folder.log_file), vacated_on_refusal(folder):
         from keras_transfer.experiments.rank.ranking import rank
-        from keras_transfer.experiments.rank.report import (
-            describe_agreement,
-            narrow,
-            write_ranking,
-        )
+        from keras_transfer.experiments.rank.report import show_ranking, write_ranking
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()
         result = rank(spec, ranking, reporter=terminal)
-        report = write_ranking(result, folder)
-        terminal.show(narrow(report.table))
-        if report.finals:
-            terminal.show(report.finals)
-            terminal.info(describe_agreement(result))
-        for sentence in report.sentences:
-            terminal.info(sentence)
-        terminal.info(f"Written to {folder.path}: rank.json, rank.md and rank.png")
+        show_ranking(result, write_ranking(result, folder), folder, terminal)
 
 
 main = main_of(_run)

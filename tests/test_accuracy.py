@@ -1,7 +1,5 @@
 """What is transferred: the same run with embedded and with random weights, over seeds."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,6 @@ from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.training.fitting import fit_phases
 
-PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
 FEW_LABELS = {
     "data.train_size": 100,
     "data.val_fraction": 0.05,
@@ -30,7 +27,7 @@ def _test_accuracy(spec: RunSpec) -> float:
 
 @pytest.mark.slow
 def test_embedded_weights_beat_random_ones_on_100_labels_by_three_deviations():
-    few = override(load_spec("quickstart", presets=PRESETS), FEW_LABELS)
+    few = override(load_spec("quickstart"), FEW_LABELS)
     differences = []
     for seed in range(3):
         embedded = override(few, {"seed": seed})

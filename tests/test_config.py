@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from keras_transfer.config import (
+    PRESETS,
     describe_fields,
     load,
     load_spec,
@@ -18,8 +18,6 @@ from keras_transfer.config import (
 )
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import PhaseSpec, PretrainSpec, RunSpec
-
-PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
 
 
 def test_spec_survives_json_when_written_and_read_back():
@@ -92,7 +90,7 @@ def test_word_without_equals_sign_is_refused():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_preset_loads(preset):
-    assert load_spec(preset.stem, presets=PRESETS).name
+    assert load_spec(preset.stem).name
 
 
 @pytest.mark.parametrize("name", ["letters_resnet50", "letters_vgg16"])
@@ -102,7 +100,7 @@ def test_every_pretraining_preset_loads(name):
 
 def test_unknown_preset_offers_the_nearest():
     with pytest.raises(SpecError, match="did you mean 'quickstart'"):
-        load_spec("quikstart", presets=PRESETS)
+        load_spec("quikstart")
 
 
 def test_broken_file_names_the_place(tmp_path):

@@ -12,11 +12,10 @@ import pytest
 from small_backbone import SMALL
 
 from keras_transfer.backbones.registry import BACKBONES
-from keras_transfer.config import load, load_spec, override, parse_assignments
+from keras_transfer.config import PRESETS, load, load_spec, override, parse_assignments
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import PretrainSpec, RunSpec
 from pipelines import rank
-from pipelines.arguments import PRESETS
 from pipelines.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -84,9 +83,7 @@ def parse(monkeypatch):
 
 def spec_of(preset: str) -> RunSpec:
     """The spec a command starts from; one that is not a preset stands for a user's own."""
-    return (
-        load_spec(preset, presets=PRESETS) if "." not in preset and "/" not in preset else RunSpec()
-    )
+    return load_spec(preset) if "." not in preset and "/" not in preset else RunSpec()
 
 
 @pytest.mark.parametrize(("verb", "words"), COMMANDS)

@@ -4,10 +4,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer import build_model, load_dataset
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments.session import make_spec, open_session
+from keras_transfer.experiments.session import (
+    build_model,
+    load_dataset,
+    make_spec,
+    open_session,
+)
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_folder import RunFolder
 

@@ -6,9 +6,14 @@ from keras_transfer.backbones import applications
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import SpecError
 
-__all__ = ["BACKBONES", "Backbone", "get_backbone"]
+__all__ = ["BACKBONES", "Backbone", "get_backbone", "list_backbones"]
 
 BACKBONES: dict[str, Backbone] = {row.name: row for row in applications.rows()}
+
+
+def list_backbones() -> list[str]:
+    """The names that `model.backbone` may have."""
+    return list(BACKBONES)
 
 
 def get_backbone(name: str) -> Backbone:

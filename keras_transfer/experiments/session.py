@@ -301,12 +301,15 @@ def build_model(
     ).model
 
 
-def make_spec(source: RunSpec | str | Path, **fields: Any) -> RunSpec:
+def make_spec(
+    source: RunSpec | str | Path | None, *, base: RunSpec | None = None, **fields: Any
+) -> RunSpec:
     """A spec from a source of images and fields that differ from their defaults.
 
     Args:
         source: a spec; a `.toml` or `.json` file or a run folder that holds one; a CSV file; or a
-            folder with a sub-folder for each class.
+            folder with a sub-folder for each class. None leaves the images of `base`.
+        base: has all other fields of a CSV file or folder; by default the defaults.
         fields: dotted names, `**{"phases.0.epochs": 3}`; or bare ones: `backbone` is
             `model.backbone`, `batch_size` is `training.batch_size`.
 
@@ -314,14 +317,15 @@ def make_spec(source: RunSpec | str | Path, **fields: Any) -> RunSpec:
         SpecError: a field is unknown, has the wrong type or is out of range.
     """
     changes = {_dotted(name): value for name, value in fields.items()}
-    if isinstance(source, RunSpec):
-        return override(source, changes)
+    base = base or RunSpec()
+    if isinstance(source, RunSpec | None):
+        return override(source or base, changes)
     path = Path(source)
     if path.suffix.lower() in (".toml", ".json") or (path / "spec.json").is_file():
         return override(load_spec(path), changes)
     kind = "csv" if path.suffix.lower() == ".csv" else "folder"
     given = {"name": path.stem or "run", "data.source": kind, "data.path": str(source)}
-    return override(RunSpec(), given | changes)
+    return override(base, given | changes)
 
 
 def _dotted(name: str) -> str:

@@ -16,7 +16,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 from running_notebooks import FOLDER, ROOT, find_cell, read_notebook
 
 from keras_transfer.config import describe_fields, load_spec, override
-from pipelines.arguments import PRESETS
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 LOGIC = (
@@ -118,7 +117,7 @@ def test_the_lines_for_own_images_make_a_spec(notebook, tmp_path):
     chosen: dict = {}
     exec(re.sub(r"^# (PRESET|CHANGES) =", r"\1 =", source, flags=re.MULTILINE), chosen)
     assert chosen["PRESET"] == "flowers"
-    spec = override(load_spec(chosen["PRESET"], presets=PRESETS), chosen["CHANGES"])
+    spec = override(load_spec(chosen["PRESET"]), chosen["CHANGES"])
     assert spec.data.path == "/content/my_photos"
 
 

@@ -8,8 +8,7 @@ import pytest
 from http_clients import InProcess, as_base64
 from PIL import Image
 
-from keras_transfer import load_run, predict_files
-from keras_transfer.inference.prediction import Prediction
+from keras_transfer.inference.prediction import Prediction, load_run, predict_files
 from keras_transfer.serving.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -13,6 +13,7 @@ from keras_transfer.experiments.rank.plot import Dot, draw_ranking
 from keras_transfer.experiments.rank.ranking import RankedCandidate, Ranking
 from keras_transfer.experiments.rank.scoring import METRICS, SHARES, Score
 from keras_transfer.reporting.numbers import fixed, percent, percent_range, three_digits
+from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.reporting.tables import Table
 from keras_transfer.storage.run_folder import RunFolder, describe_environment
 
@@ -57,6 +58,19 @@ def write_ranking(ranking: Ranking, folder: RunFolder) -> RankReport:
     seconds = {**ranking.seconds, "report": time.perf_counter() - started}
     folder.write_json("rank.json", _figures(ranking, advice, seconds))
     return report
+
+
+def show_ranking(
+    ranking: Ranking, report: RankReport, folder: RunFolder, terminal: TerminalReporter
+) -> None:
+    """Print the tables, the advice and where the files are."""
+    terminal.show(narrow(report.table))
+    if report.finals:
+        terminal.show(report.finals)
+        terminal.info(describe_agreement(ranking))
+    for sentence in report.sentences:
+        terminal.info(sentence)
+    terminal.info(f"Written to {folder.path}: rank.json, rank.md and rank.png")
 
 
 def narrow(table: Table) -> Table:

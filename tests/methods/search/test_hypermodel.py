@@ -106,6 +106,6 @@ def test_a_spec_without_a_space_or_with_folds_is_refused(small_spec):
 
 
 def test_it_is_public():
-    import keras_transfer
+    from keras_transfer import tuning
 
-    assert keras_transfer.TransferHyperModel is TransferHyperModel
+    assert tuning.TransferHyperModel is TransferHyperModel

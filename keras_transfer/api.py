@@ -1,0 +1,225 @@
+"""The Python interface: fine-tune, search and rank in one call each.
+
+Keyword arguments are fields of the spec: `backbone="vgg16"` is `model.backbone`, and names with
+dots go through a dict, `**{"phases.0.epochs": 3}`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keras_transfer.config import load_spec, override, spec_to_dict
+from keras_transfer.errors import SpecError
+from keras_transfer.experiments.finished_run import Run
+from keras_transfer.experiments.rank.ranking import rank
+from keras_transfer.experiments.rank.report import show_ranking, write_ranking
+from keras_transfer.experiments.run import run_transfer
+from keras_transfer.experiments.session import make_spec
+from keras_transfer.experiments.summary import show_result
+from keras_transfer.experiments.tune.best import WINNER
+from keras_transfer.experiments.tune.report import show_search, write_search
+from keras_transfer.experiments.tune.search import SUFFIX, run_search
+from keras_transfer.fields import build
+from keras_transfer.reporting.reporter import Reporter, TerminalReporter
+from keras_transfer.specs import DEFAULT_SPACE, ParameterSpec, RankSpec, RunSpec
+from keras_transfer.storage.run_folder import RunFolder, next_free
+from keras_transfer.storage.run_start import DEFAULT_PARENT, start_run, vacated_on_refusal
+
+Source = RunSpec | str | os.PathLike[str] | None
+
+
+def fine_tune(
+    source: Source = None,
+    *,
+    output: str | Path | None = None,
+    preset: str | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    **fields: Any,
+) -> Run:
+    """Train, evaluate and export a classifier, and print what is decided.
+
+    Args:
+        source: a folder with a sub-folder for each class, a CSV file, a run folder or spec file,
+            or a spec. None is the preset's own images.
+        output: the run folder; by default the next free `saved_models/<name>`.
+        preset: a preset's name, such as "quickstart", or a TOML file; has the fields not given.
+        resume: whether to continue the interrupted run in `output`.
+        reporter: shows decisions and progress; by default on the terminal or in the notebook.
+        fields: fields of the spec.
+
+    Raises:
+        SpecError: a field is unknown, has the wrong type or is out of range, or the spec is a
+            study of several trainings.
+        DataError, WeightsError: the images or weights cannot be used.
+        RunError: the run cannot be written or resumed, or training diverged.
+        ExportError: the exported model does not agree with the trained one.
+    """
+    spec = _make_spec(source, preset, fields)
+    reporter = reporter or TerminalReporter()
+    if spec.num_trials > 1:
+        raise SpecError(
+            "fine_tune trains once, and this spec is a study of several trainings",
+            expected="folds=1, seeds=1 and halvings=0",
+            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
+            fix="run studies with `python -m pipelines.train`",
+        )
+    result = run_transfer(spec, start_run(spec, output=output, resume=resume), reporter=reporter)
+    if isinstance(reporter, TerminalReporter):
+        show_result(result, reporter)
+    return Run(result.run.path)
+
+
+def tune(
+    source: Source = None,
+    *,
+    trials: int = 20,
+    space: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    preset: str | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    **fields: Any,
+) -> Run:
+    """Search for better values and return the run of the best trial; `run.search` has all trials.
+
+    Args:
+        source, preset, fields: as for `fine_tune`; `refits=0` leaves out the comparison of the
+            best trial with the original spec.
+        trials: how many trials at most.
+        space: what varies, by dotted field: a list of values, or a dict with `low`, `high`,
+            `step` and `sampling`. By default the spec's own `search.space`, and
+            `specs.DEFAULT_SPACE` if that is empty.
+        output, resume: the search folder; by default the next free `saved_models/<name>-search`.
+
+    Raises:
+        SpecError: a field or the space is wrong.
+        DataError, WeightsError, ExportError: as for `fine_tune`.
+        RunError: every trial failed, or the folder cannot be written.
+    """
+    spec = _make_spec(source, preset, {**fields, "search.trials": trials})
+    chosen = space or spec.search.space or _default_space(spec)
+    spec = override(spec, {"search.space": {name: _entry(own) for name, own in chosen.items()}})
+    reporter = reporter or TerminalReporter()
+    reporter.info(f"The search varies {', '.join(chosen)}.")
+    folder = start_run(spec, output=output, resume=resume, suffix=SUFFIX)
+    found = run_search(spec, folder, reporter=reporter)
+    write_search(found)
+    if isinstance(reporter, TerminalReporter):
+        show_search(found, reporter)
+    return Run(folder.path / WINNER)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RankedBackbones(Mapping[str, dict[str, Any]]):
+    """Backbones and their figures, the best first: `ranking["vgg16"]["scores"]["probe"]`.
+
+    `recommended` is the fastest backbone that cannot be told from the best one, None where none
+    keeps the limits; `path` is the folder with rank.json, rank.md and rank.png.
+    """
+
+    path: Path
+    recommended: str | None
+    sentence: str
+    table: str
+    figures: Mapping[str, dict[str, Any]]
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return self.figures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.figures)
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    def __repr__(self) -> str:
+        return f"{self.table}\n\n{self.sentence}"
+
+    def _repr_markdown_(self) -> str:
+        return repr(self)
+
+
+def rank_backbones(
+    source: Source,
+    backbones: Sequence[str | Mapping[str, Any]],
+    *,
+    output: str | Path | None = None,
+    preset: str | None = None,
+    reporter: Reporter | None = None,
+    **fields: Any,
+) -> RankedBackbones:
+    """Compare pretrained backbones on these images before any fine-tuning, and print a table.
+
+    Args:
+        source, preset: as for `fine_tune`.
+        backbones: two or more names, or dicts of `backbone`, `last_stage` and `weights`.
+        output: the folder; by default the next free `saved_models/rank-<name>`.
+        fields: fields of the ranking, such as `max_latency_ms`, and of the spec.
+
+    Raises:
+        SpecError, WeightsError: a candidate cannot be built.
+        DataError: the images cannot be used.
+        RunError: features or results cannot be stored.
+    """
+    names = {field.name for field in dataclasses.fields(RankSpec)}
+    own = {name: value for name, value in fields.items() if name in names}
+    others = {name: value for name, value in fields.items() if name not in names}
+    spec = _make_spec(source, preset, others)
+    candidates = [one if isinstance(one, str) else dict(one) for one in backbones]
+    ranking = build(RankSpec, {**own, "backbones": candidates}, "", "the ranking")
+    reporter = reporter or TerminalReporter()
+    folder = RunFolder.create(output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
+    with vacated_on_refusal(folder):
+        found = rank(spec, ranking, reporter=reporter)
+        report = write_ranking(found, folder)
+    if isinstance(reporter, TerminalReporter):
+        show_ranking(found, report, folder, reporter)
+    content = folder.read_json("rank.json")
+    return RankedBackbones(
+        path=folder.path,
+        recommended=content["recommended"],
+        sentence=content["sentence"],
+        table=report.table.markdown(),
+        figures={one["name"]: one for one in content["candidates"]},
+    )
+
+
+def _make_spec(source: Source, preset: str | None, fields: Mapping[str, Any]) -> RunSpec:
+    if source is None and preset is None:
+        raise SpecError(
+            "there are no images",
+            expected="a folder, a CSV file, a spec or a preset",
+            received="neither source nor preset",
+            fix='give a folder with a sub-folder for each class, or preset="quickstart"',
+        )
+    if isinstance(source, RunSpec) and preset is not None:
+        raise SpecError(
+            "a spec and a preset were given",
+            expected="one of them",
+            received=f"a spec and preset={preset!r}",
+            fix="leave out preset, or give the folder of the images in place of the spec",
+        )
+    base = None if preset is None else load_spec(preset)
+    given = source if isinstance(source, RunSpec | None) else Path(source)
+    return make_spec(given, base=base, **fields)
+
+
+def _default_space(spec: RunSpec) -> dict[str, ParameterSpec]:
+    """`DEFAULT_SPACE` without the phases that the spec does not have."""
+    phases = tuple(f"phases.{number}." for number in range(len(spec.phases)))
+    return {
+        name: entry
+        for name, entry in DEFAULT_SPACE.items()
+        if not name.startswith("phases.") or name.startswith(phases)
+    }
+
+
+def _entry(given: Any) -> dict[str, Any]:
+    """A parameter as `override` takes it; a list is that of its values."""
+    if isinstance(given, ParameterSpec):
+        return spec_to_dict(given)
+    return dict(given) if isinstance(given, Mapping) else {"values": list(given)}

@@ -1,0 +1,216 @@
+"""A finished run as one object: evaluate, predict, explain and export with it."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import keras
+import numpy as np
+
+from keras_transfer.config import load_spec
+from keras_transfer.data.images import resizer
+from keras_transfer.data.records import BadFile
+from keras_transfer.errors import DataError, RunError
+from keras_transfer.evaluation.recorded import RecordedEvaluation
+from keras_transfer.evaluation.results import Evaluation
+from keras_transfer.experiments.evaluation import evaluate_run, export_run
+from keras_transfer.experiments.summary import describe_proof
+from keras_transfer.export.conversion import convert_run
+from keras_transfer.export.formats.registry import check_libraries, parse_formats
+from keras_transfer.inference import prediction
+from keras_transfer.inference.explanation import Explanation, explain_files
+from keras_transfer.inference.explanation_files import draw_overlay
+from keras_transfer.inference.prediction import LoadedRun, Prediction, expand_paths, predict_files
+from keras_transfer.models.forward import BATCH_SIZE
+from keras_transfer.reporting.reporter import Reporter, TerminalReporter
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import RunFolder
+
+Files = str | os.PathLike[str]
+_ARRAY_OF_IMAGES: Final = "uint8 of shape [N, H, W, 3], RGB"
+
+
+class DrawnExplanation(Explanation):
+    """An explanation that notebooks show as the image beside its heat map."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        draw_overlay(self).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A finished run in the folder `path`; files and model are read when they are first used."""
+
+    path: Path
+
+    def __repr__(self) -> str:
+        classes = f"{len(self.class_names)} classes"
+        return f"Run({str(self.path)!r}: {self.spec.model.backbone}, {classes})\n{self.evaluation}"
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """The settings that the run was made with."""
+        return load_spec(self.path)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """What the outputs stand for, in their order."""
+        return RunFolder(self.path).read_class_names()
+
+    @property
+    def model(self) -> keras.Model:
+        """The Keras model: float32 images [B, S, S, 3] in 0-255 to logits [B, K]."""
+        return self._loaded.model
+
+    @cached_property
+    def evaluation(self) -> RecordedEvaluation:
+        """The figures of the test split, as the run wrote them: `run.evaluation.accuracy`."""
+        return RecordedEvaluation(RunFolder(self.path).read_json("metrics.json")["test"])
+
+    @cached_property
+    def search(self) -> dict[str, Any] | None:
+        """search.json of the search that made this run, with all `trials`; else None."""
+        folder = RunFolder(self.path.absolute().parent)
+        return dict(folder.read_json("search.json")) if folder.search_file.is_file() else None
+
+    def evaluate(
+        self, data: Files | None = None, *, reporter: Reporter | None = None
+    ) -> Evaluation:
+        """Evaluate the model on a labelled folder or CSV file, or again on its test split.
+
+        Classes are matched by name, so the data may have only some of the run's classes.
+
+        Raises:
+            DataError: the images cannot be used, changed since the run, or have unknown classes.
+        """
+        data = None if data is None else os.fspath(data)
+        return evaluate_run(self.path, data, reporter=reporter or TerminalReporter())
+
+    def predict(self, images: Files | Iterable[Files] | np.ndarray) -> list[Prediction | BadFile]:
+        """Predict images: a list of files, one file, a folder, or an array.
+
+        Args:
+            images: paths, of which folders stand for all images below them; or uint8
+                [N, H, W, 3] in RGB, resized as the run's own images were.
+
+        Returns:
+            an entry for each image, in order. A file that is no usable image has a `BadFile` with
+            its `reason`. The path of an array's image is its index.
+
+        Raises:
+            DataError: a folder holds no image, or the array has another type or shape.
+        """
+        if isinstance(images, np.ndarray):
+            return self._predict_array(images)
+        return list(predict_files(self._loaded, _files(images)))
+
+    def explain(self, file: Files, class_name: str | None = None) -> Explanation:
+        """A Grad-CAM heat map of one image, which notebooks show.
+
+        Args:
+            class_name: the class to look for in the image; None is the most probable one.
+
+        Raises:
+            DataError: the file is no usable image, or the run has no such class.
+        """
+        (found,) = explain_files(self._loaded, [Path(file)], class_name=class_name)
+        if isinstance(found, BadFile):
+            raise DataError(
+                f"{found.path} cannot be explained",
+                expected="an image file",
+                received=found.reason,
+                fix="give another file",
+            )
+        return DrawnExplanation(**{f.name: getattr(found, f.name) for f in fields(found)})
+
+    def export(
+        self,
+        formats: Sequence[str] = (),
+        *,
+        precision: Literal["float32", "bfloat16"] | None = None,
+        reporter: Reporter | None = None,
+    ) -> Path:
+        """Export the model under the next version number, verified on the run's test split.
+
+        Args:
+            formats: other formats to write as well, such as "onnx" and "litert_int8"; "all".
+            precision: of the SavedModel; None is the spec's `export.precision`.
+
+        Returns:
+            the folder of the SavedModel, or of the other formats if there are any.
+
+        Raises:
+            DataError, RunError: the run or its test images no longer exist.
+            ExportError: a format is unknown, its library is missing, or it does not agree.
+        """
+        reporter = reporter or TerminalReporter()
+        names = [formats] if isinstance(formats, str) else formats
+        chosen = parse_formats(",".join(names)) if names else ()
+        check_libraries(chosen)  # Before anything is written.
+        folder, proof = export_run(self.path, reporter=reporter, precision=precision)
+        reporter.info(describe_proof(proof))
+        if not chosen:
+            return folder
+        folder, rows = convert_run(self.path, folder, chosen, compare=False, reporter=reporter)
+        for row in rows:
+            if row.refusal:
+                reporter.info(f"{row.name} is refused: {row.refusal}")
+        return folder
+
+    @cached_property
+    def _loaded(self) -> LoadedRun:
+        return prediction.load_run(self.path)
+
+    def _predict_array(self, images: np.ndarray) -> list[Prediction | BadFile]:
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise DataError(
+                "the array does not hold images",
+                expected=_ARRAY_OF_IMAGES,
+                received=f"{images.dtype} of shape {list(images.shape)}",
+                fix="convert it: np.uint8(255 * images) for numbers in 0-1, images[np.newaxis] "
+                "for a single image",
+            )
+        run = self._loaded
+        resize = resizer(run.contract.image_size, run.contract.resize)
+        found: list[Prediction | BadFile] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            squares = [np.asarray(resize(image)) for image in images[start : start + BATCH_SIZE]]
+            for outputs in run(np.stack(squares)):
+                found.append(Prediction(str(len(found)), outputs, run.contract.task_outputs))
+        return found
+
+
+def load_run(path: Files) -> Run:
+    """Open the folder of a finished run, which may have been moved.
+
+    Raises:
+        RunError: there is no run, or it is not finished.
+    """
+    folder = RunFolder.open(Path(path))
+    if not folder.metrics_file.is_file():
+        winner = folder.path / "winner"
+        raise RunError(
+            f"there is no finished run in {folder.path}",
+            expected="a folder with metrics.json, which a run writes last",
+            received="a study, which keeps no model"
+            if folder.study_file.is_file()
+            else f"a search; its best trial is {winner}"
+            if winner.is_dir()
+            else "an unfinished run",
+            fix=f"give {winner}" if winner.is_dir() else "finish it with resume=True or --resume",
+        )
+    return Run(folder.path)
+
+
+def _files(images: Files | Iterable[Files]) -> Iterator[Path]:
+    for path in [images] if isinstance(images, str | os.PathLike) else images:
+        if os.path.isdir(path):
+            yield from expand_paths([os.fspath(path)], io.StringIO())
+        else:
+            yield Path(path)

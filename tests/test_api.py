@@ -1,0 +1,221 @@
+"""The Python interface, on real digits and a tiny backbone."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_transfer as kt
+from keras_transfer.api import RankedBackbones
+from keras_transfer.config import spec_to_dict
+from keras_transfer.data.records import BadFile
+from keras_transfer.errors import DataError, RunError, SpecError
+from keras_transfer.evaluation.recorded import RecordedEvaluation
+from keras_transfer.evaluation.results import Evaluation, Headline
+from keras_transfer.reporting.reporter import SilentReporter
+from keras_transfer.storage.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+QUIET = SilentReporter()
+FIELDS = {
+    "backbone": "small",
+    "weights": "none",
+    "image_size": 32,
+    "resize": "squash",
+    "count": 1,
+    "phases.0.epochs": 2,
+    "phases.1.epochs": 1,
+    "cache.precision": "float32",
+}
+
+
+NAMES = """
+    fine_tune tune rank_backbones load_run Run RunSpec load_spec override list_backbones
+    load_dataset build_model KerasTransferError register
+"""
+
+
+def test_the_public_names_are_these():
+    assert sorted(kt.__all__) == sorted(NAMES.split())
+    assert set(kt.__all__) <= set(dir(kt))
+    with pytest.raises(AttributeError, match="run_transfer"):
+        kt.run_transfer  # noqa: B018
+
+
+def test_importing_the_package_changes_nothing():
+    code = (
+        "import os, sys; before = dict(os.environ); import keras_transfer as kt; "
+        "kt.list_backbones(), kt.load_spec('quickstart'), kt.RunSpec, kt.KerasTransferError; "
+        "assert os.environ == before; print({'keras', 'tensorflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documents_use_public_names_only(page):
+    assert set(re.findall(r"\bkt\.(\w+)", page.read_text("utf-8"))) <= set(kt.__all__)
+
+
+def test_backbones_are_listed_by_name():
+    assert {"resnet50", "mobilenet_v2"} <= set(kt.list_backbones())
+
+
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match="study of several trainings"):
+        kt.fine_tune("images", folds=3)
+    with pytest.raises(SpecError, match="there are no images"):
+        kt.fine_tune()
+    with pytest.raises(SpecError, match="a spec and a preset"):
+        kt.tune(kt.RunSpec(), preset="quickstart")
+    with pytest.raises(SpecError, match="backbone"):
+        kt.fine_tune("images", bakcbone="vgg16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_of_a_run_are_attributes():
+    per_class = {"a": {"f1": 0.25, "support": 1200, "recall_interval": [0.0, 1.0]}}
+    figures = {
+        "num_examples": 4,
+        "accuracy": 0.75,
+        "interval": [0.3, 0.95],
+        "log_loss": 0.5,
+        "intervals": {"accuracy": [0.3, 0.95]},
+        "top_k": {},
+        "per_class": per_class,
+    }
+    evaluation: Evaluation = RecordedEvaluation(figures)
+    assert (evaluation.accuracy, evaluation.num_examples) == (0.75, 4)
+    assert evaluation.headline == Headline("accuracy", 0.75, (0.3, 0.95))
+    assert evaluation.to_dict() == figures
+    assert repr(evaluation) == "Accuracy 0.75 (0.3 to 0.95), log loss 0.5."
+    (table,) = evaluation.tables()
+    assert (table.header, table.rows) == (["class", "F1", "images"], [["a", "0.250", "1,200"]])
+    with pytest.raises(AttributeError, match="'recall'"):
+        evaluation.recall  # noqa: B018
+
+
+def test_only_finished_runs_are_opened(tmp_path):
+    with pytest.raises(RunError, match="there is no run"):
+        kt.load_run(tmp_path)
+    folder = RunFolder(tmp_path)
+    folder.write_json("spec.json", spec_to_dict(kt.RunSpec()))
+    with pytest.raises(RunError, match="an unfinished run"):
+        kt.load_run(tmp_path)
+    (tmp_path / "winner").mkdir()
+    with pytest.raises(RunError, match="winner"):
+        kt.load_run(tmp_path)
+
+
+def test_a_ranking_is_a_mapping_in_order(tmp_path):
+    figures = {"b": {"latency_ms": 1.0}, "a": {"latency_ms": 2.0}}
+    ranking = RankedBackbones(tmp_path, "b", "b is best.", "| | ms |", figures)
+    assert (list(ranking), len(ranking), ranking["a"]["latency_ms"]) == (["b", "a"], 2, 2.0)
+    assert repr(ranking) == "| | ms |\n\nb is best."
+
+
+def test_datasets_and_models_are_plain_keras(digits_folder):
+    dataset = kt.load_dataset(
+        str(digits_folder), reporter=QUIET, image_size=32, resize="squash", train_size=32
+    )
+    model = kt.build_model("small", class_names=dataset.class_names, weights="none", image_size=32)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer="adam", loss=loss, metrics=["accuracy"])
+    history = model.fit(dataset.train, validation_data=dataset.val, verbose=0).history
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+
+
+@pytest.fixture(scope="module")
+def images(digits_folder, tmp_path_factory) -> Path:
+    """Sixty digits of two classes."""
+    folder = tmp_path_factory.mktemp("two") / "my_images"
+    for name in ("digit_0", "digit_1"):
+        (folder / name).mkdir(parents=True)
+        for file in sorted((digits_folder / name).iterdir())[:30]:
+            shutil.copy(file, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory) -> kt.Run:
+    saved = tmp_path_factory.mktemp("saved")
+    run = kt.fine_tune(images, output=saved / "run", reporter=QUIET, **FIELDS)
+    return kt.load_run(run.path.rename(saved / "moved"))
+
+
+@pytest.mark.slow
+def test_a_run_evaluates_predicts_and_explains(run, images):
+    assert run.class_names == ("digit_0", "digit_1")
+    assert (run.spec.name, run.spec.data.path) == ("my_images", str(images))
+    assert run.search is None
+    assert repr(run).startswith(f"Run('{run.path}': small, 2 classes)\nAccuracy ")
+    assert isinstance(run.model, keras.Model)
+    again = run.evaluate(reporter=QUIET)
+    assert again.headline == run.evaluation.headline
+    assert again.headline.value == run.evaluation.accuracy
+    elsewhere = run.evaluate(images, reporter=QUIET)
+    assert elsewhere.to_dict()["num_examples"] == 60
+
+    files = sorted(images.glob("digit_0/*.png"))[:2]
+    good, bad, other = run.predict([files[0], "nothing.png", str(files[1])])
+    assert good.label in run.class_names
+    assert other.path == files[1].as_posix()
+    assert isinstance(bad, BadFile)
+    assert "no such file" in bad.reason
+    assert len(run.predict(images)) == 60
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    for one, file in zip(run.predict(pixels), run.predict(files), strict=True):
+        np.testing.assert_allclose(one.outputs, file.outputs, rtol=0, atol=1e-6)
+    with pytest.raises(DataError, match="float64"):
+        run.predict(pixels / 255)
+
+    explanation = run.explain(files[0], "digit_1")
+    assert explanation.explained == "digit_1"
+    assert explanation._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="no such file"):
+        run.explain("nothing.png")
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_in_another_format(run):
+    folder = run.export(formats=["onnx"], reporter=QUIET)
+    assert folder == run.path / "formats" / "2"
+    assert (folder / "model.onnx").is_file()
+    assert (run.path / "export" / "2" / "saved_model.pb").is_file()
+
+
+@pytest.mark.slow
+def test_a_search_returns_the_run_of_its_best_trial(images, tmp_path):
+    best = kt.tune(
+        images,
+        trials=1,
+        space={"model.dropout": [0.0, 0.5]},
+        output=tmp_path / "search",
+        reporter=QUIET,
+        refits=0,
+        **FIELDS,
+    )
+    assert best.path == tmp_path / "search" / "winner"
+    (trial,) = best.search["trials"]
+    assert best.spec.model.dropout == trial["values"]["model.dropout"]
+    assert kt.load_run(best.path).evaluation.num_examples > 0
+
+
+@pytest.mark.slow
+def test_backbones_are_ranked(images, tmp_path):
+    shallow = {"backbone": "small", "last_stage": "stage1"}
+    ranking = kt.rank_backbones(
+        images, ["small", shallow], output=tmp_path / "rank", reporter=QUIET, folds=2, **FIELDS
+    )
+    assert ranking.recommended in list(ranking)
+    assert len(ranking) == 2
+    assert ranking.sentence in repr(ranking)
+    assert (ranking.path / "rank.png").is_file()
