@@ -80,10 +80,9 @@ def _predict_labelled(
 ) -> tuple[Records, np.ndarray, np.ndarray]:
     """The images to evaluate on, the run's targets of them, and the outputs."""
     listed = _test_split(run) if data_path is None else _other_images(run, data_path)
-    task = SingleLabel(run.class_names)
     # A finished run predicts on one device, as it was loaded: the spec's are not set up.
     with open_session(
-        run.spec, reporter=reporter, devices=current(), task=task, records=listed
+        run.spec, reporter=reporter, devices=current(), task=run.task, records=listed
     ) as session:
         records, pixels, _ = session.read_images()
         if data_path is None:

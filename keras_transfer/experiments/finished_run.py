@@ -182,7 +182,7 @@ class Run:
         for start in range(0, len(images), BATCH_SIZE):
             squares = [np.asarray(resize(image)) for image in images[start : start + BATCH_SIZE]]
             for outputs in run(np.stack(squares)):
-                found.append(Prediction(str(len(found)), outputs, run.contract.task_outputs))
+                found.append(Prediction(str(len(found)), outputs, run.task))
         return found
 
 
