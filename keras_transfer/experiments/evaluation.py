@@ -81,7 +81,9 @@ def _predict_labelled(
     """The images to evaluate on, the run's targets of them, and the outputs."""
     listed = _test_split(run) if data_path is None else _other_images(run, data_path)
     # A finished run predicts on one device, as it was loaded: the spec's are not set up.
-    with open_session(run.spec, reporter=reporter, devices=current(), records=listed) as session:
+    with open_session(
+        run.spec, reporter=reporter, devices=current(), task=run.task, records=listed
+    ) as session:
         records, pixels, _ = session.read_images()
         if data_path is None:
             _check_unchanged(records, run)
