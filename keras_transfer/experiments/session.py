@@ -40,8 +40,7 @@ from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.tasks.registry import read_task
-from keras_transfer.tasks.single_label import SingleLabel
+from keras_transfer.tasks.registry import read_task, restore_task
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 
@@ -289,16 +288,17 @@ def build_model(
         spec = source
     spec = make_spec(spec, **fields)
     names = tuple(class_names) or tuple(f"class_{number}" for number in range(num_classes or 0))
-    if len(names) < 2 or num_classes not in (None, len(names)):
+    fewest = 2 if spec.task == "single_label" else 1
+    if len(names) < fewest or num_classes not in (None, len(names)):
         raise SpecError(
             "the classes of the model are not clear",
-            expected="class_names or num_classes, of two classes or more",
+            expected="class_names or num_classes; of single labels two classes or more",
             received=f"class_names={list(class_names)}, num_classes={num_classes}",
             fix="give class_names=dataset.class_names, or num_classes alone",
         )
-    return build_classifier(
-        spec.model, image_size=spec.data.image_size, task=SingleLabel(names), seed=spec.seed
-    ).model
+    task = restore_task({"task": spec.task, "options": spec.task_options, "state": {}}, names)
+    size, seed = spec.data.image_size, spec.seed
+    return build_classifier(spec.model, image_size=size, task=task, seed=seed).model
 
 
 def make_spec(

@@ -120,6 +120,8 @@ def load_run(path: str | Path) -> LoadedRun:
         )
     class_names = folder.read_class_names()
     spec = load_spec(folder.path)
+    # Before the model is read: it may have layers that the module of the task registers.
+    task = restore_task(folder.read_json(TASK_FILE), class_names)
     model = _load_model(folder)
     check_class_order(model.name, class_names, str(folder.path / "class_names.json"))
     expected = (None, spec.data.image_size, spec.data.image_size, 3)
@@ -130,7 +132,6 @@ def load_run(path: str | Path) -> LoadedRun:
             received=f"an input of {model.input_shape}",
             fix="restore the two files of one and the same run",
         )
-    task = restore_task(folder.read_json(TASK_FILE), class_names)
     return LoadedRun(model, task, spec, folder)
 
 

@@ -60,7 +60,8 @@ class Monitor:
     @property
     def label(self) -> str:
         """What `format_interval` shows: the metric, in % where it is a share."""
-        return f"{self.metric} in %" if self.is_share else self.metric
+        name = self.metric.replace("_", " ")
+        return f"{name} in %" if self.is_share else name
 
     def format_difference(self, difference: float) -> str:
         """A difference of two values, or a deviation, as text."""
