@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_transfer import errors
 from keras_transfer.errors import KerasTransferError, RunError
 
 _SHOWN_LINES = 15
@@ -105,7 +104,7 @@ class SubprocessCall:
                 stream.seek(self._start)
                 raise _crash(self._title, self.ending, stream.read())
         if "error" in reply:
-            raise getattr(errors, reply["error"])(**reply["parts"])
+            raise _error_class(reply["error"])(**reply["parts"])
         return reply["value"]
 
     def stop(self) -> None:
@@ -114,6 +113,16 @@ class SubprocessCall:
             self._process.kill()
             self._process.wait()
         self._scratch.cleanup()
+
+
+def _error_class(name: str) -> type[KerasTransferError]:
+    """The class of an error of this package, by its name."""
+    known, left = {}, [KerasTransferError]
+    while left:
+        kind = left.pop()
+        known[kind.__name__] = kind
+        left += kind.__subclasses__()
+    return known[name]
 
 
 def call_in_subprocess(

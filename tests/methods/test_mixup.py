@@ -214,6 +214,7 @@ def train(tmp_path, spec=SPEC, run=None, num_epochs=None):
     return weights_by_stage(classifier), outcomes, reporter.said
 
 
+@pytest.mark.slow
 def test_phases_mix_features_or_images_and_a_resumed_run_has_the_same_bits(tmp_path):
     expected, outcomes, said = train(tmp_path)
     assert "Phase 'frozen' trains on mixtures of stored features (manifold mixup)." in said
@@ -224,14 +225,11 @@ def test_phases_mix_features_or_images_and_a_resumed_run_has_the_same_bits(tmp_p
         assert best["val_loss"] == pytest.approx(outcome.val_loss, rel=1e-4)
     run = RunFolder.create(tmp_path / "run")
     run.checkpoint_folder.mkdir()
-    for num_epochs in (1, 3, None):
+    for num_epochs in (3, None):
         resumed, _, _ = train(tmp_path, run=run, num_epochs=num_epochs)
     for stage, values in expected.items():
         for one, other in zip(values, resumed[stage], strict=True):
             np.testing.assert_array_equal(one, other)
-    phases = {f"phases.{n}": {"method": "supervised", "method_options": {}} for n in (0, 1)}
-    changes = {
-        f"{phase}.{name}": v for phase, values in phases.items() for name, v in values.items()
-    }
-    plain, _, _ = train(tmp_path, override(SPEC, changes))
-    assert any((a != b).any() for a, b in zip(expected["head"], plain["head"], strict=True))
+    frozen = {"phases.0.method": "supervised", "phases.0.method_options": {}}
+    _, (plain,), _ = train(tmp_path, override(SPEC, frozen), num_epochs=2)
+    assert plain.history[0]["loss"] != outcomes[0].history[0]["loss"]

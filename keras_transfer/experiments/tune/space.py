@@ -188,7 +188,8 @@ def choices(spec: RunSpec) -> dict[str, list[Any]]:
 
 
 def _field(spec: RunSpec, name: str) -> Any:
+    """The value of a field; None for an option of a method that is not set."""
     value: Any = spec_to_dict(spec)
     for part in name.split("."):
-        value = value[int(part)] if isinstance(value, list) else value[part]
+        value = value[int(part)] if isinstance(value, list) else value.get(part)
     return value

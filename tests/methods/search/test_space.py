@@ -132,3 +132,14 @@ def test_one_entry_can_be_set_on_the_command_line():
     spec = override(with_space(GOOD), parse_assignments(words))
     assert spec.search.space["model.dropout"].values == (0.1, 0.3)
     assert len(spec.search.space) == len(GOOD) + 1
+
+
+def test_an_option_of_a_method_can_be_searched_before_the_spec_sets_it():
+    name = "phases.1.method_options.alpha"
+    spec = with_space({name: {"low": 0.1, "high": 0.4}}, **{"phases.1.method": "mixup"})
+    check_space(spec)
+    hp = keras_tuner.HyperParameters()
+    declare(hp, spec)
+    trial = override(spec, values_of(spec, {name: 0.30000001}))
+    assert 0.1 <= hp.values[name] <= 0.4
+    assert trial.phases[1].method_options == {"alpha": 0.3}
