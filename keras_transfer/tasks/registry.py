@@ -57,6 +57,12 @@ def restore_task(description: Mapping[str, Any], names: Sequence[str]) -> Task:
     return task
 
 
+def register_layers() -> None:
+    """Import all tasks, which register their layers with Keras: a saved model may have them."""
+    for row in TASKS.values():
+        importlib.import_module(row.partition(":")[0])
+
+
 def _find(name: str) -> Any:
     if name not in TASKS:
         raise SpecError(

@@ -20,6 +20,9 @@ def open_artefact(path: Path, *, num_threads: int | None = None) -> SimpleNamesp
     import keras
 
     import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer
+    from keras_transfer.tasks.registry import register_layers
+
+    register_layers()
 
     if num_threads is not None:
         import tensorflow as tf

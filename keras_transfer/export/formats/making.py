@@ -98,7 +98,9 @@ def _make(job: Job) -> None:
 
     # Imports Preprocess, too, which registers it with Keras.
     from keras_transfer.export.formats.source import Source
+    from keras_transfer.tasks.registry import register_layers
 
+    register_layers()
     model = keras.models.load_model(job.model_file, compile=False)
     if job.keras_export:
         _report(info="Writing Keras's own export of the model, to compare with …")

@@ -69,8 +69,6 @@ def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime
             fix="give a version folder below export/, or a file below formats/",
         )
     contract = Contract.read(path if path.is_dir() else path.parent)
-    # Before the artefact is read: a Keras model may have layers that the task's module registers.
-    _ = contract.restored_task
     module = importlib.import_module(f"keras_transfer.export.formats.{kind.module}")
     try:
         opened = module.open_artefact(path, num_threads=num_threads)
