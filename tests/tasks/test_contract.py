@@ -17,6 +17,7 @@ from keras_transfer.tasks.task import Task
 CELLS = {
     "single_label": [("b",), ("a",), ("c",)],
     "multi_label": [("a|b",), ("",), ("c|b",), ("?",)],
+    "regression": [("1.5",), ("-2",), ("7",), ("",)],
 }
 """Targets of images, taken in turn: 24 divides by their number."""
 
