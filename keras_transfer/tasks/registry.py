@@ -12,7 +12,11 @@ from keras_transfer.fields import build, nearest
 from keras_transfer.specs import RunSpec
 from keras_transfer.tasks.task import Task
 
-TASKS: Final = {"single_label": "keras_transfer.tasks.single_label:SingleLabel"}
+TASKS: Final = {
+    "single_label": "keras_transfer.tasks.single_label:SingleLabel",
+    "multi_label": "keras_transfer.tasks.multi_label:MultiLabel",
+    "regression": "keras_transfer.tasks.regression:Regression",
+}
 """Import strings, so that reading the table imports no task."""
 
 
