@@ -198,7 +198,7 @@ def test_training_dataset_shows_plain_images_when_views_are_off(examples):
 
 def test_natural_order_is_a_permutation_that_changes_with_the_epoch():
     labels = np.zeros(50, np.int64)
-    orders = [order(labels, epoch, num_classes=1) for epoch in (0, 1)]
+    orders = [order(labels, epoch) for epoch in (0, 1)]
     for epoch, (places, view_indices) in enumerate(orders):
         np.testing.assert_array_equal(np.sort(places), np.arange(50))
         np.testing.assert_array_equal(view_indices, np.full(50, epoch + 1))
@@ -225,8 +225,8 @@ def test_balanced_sampling_draws_classes_equally_and_never_repeats_a_view():
 def test_epochs_go_round_the_views_that_there_are():
     labels = np.zeros(50, np.int64)
     for epoch in range(9):
-        natural = order(labels, epoch, num_classes=1)
-        places, view_indices = order(labels, epoch, num_classes=1, num_views=4)
+        natural = order(labels, epoch)
+        places, view_indices = order(labels, epoch, num_views=4)
         np.testing.assert_array_equal(places, natural[0])
         np.testing.assert_array_equal(view_indices, np.full(50, epoch % 4))
 
