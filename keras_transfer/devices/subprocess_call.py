@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_transfer import errors
+import keras_transfer.errors as errors
 from keras_transfer.errors import KerasTransferError, RunError
 
 _SHOWN_LINES = 15
