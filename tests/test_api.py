@@ -76,7 +76,7 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(tmp_path, mon
         kt.fine_tune()
     with pytest.raises(SpecError, match="a spec and a preset"):
         kt.tune(kt.RunSpec(), preset="quickstart")
-    with pytest.raises(SpecError, match="backbone"):
+    with pytest.raises(SpecError, match="did you mean 'backbone'"):
         kt.fine_tune("images", bakcbone="vgg16")
     assert not list(tmp_path.iterdir())
 

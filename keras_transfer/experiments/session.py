@@ -33,6 +33,7 @@ from keras_transfer.experiments.summary import describe_data, describe_model
 from keras_transfer.features.extraction import WorkerPool, this_process
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
 from keras_transfer.features.source import Source
+from keras_transfer.fields import nearest
 from keras_transfer.methods.method import Method
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier, build_classifier
@@ -330,8 +331,16 @@ def make_spec(
 
 def _dotted(name: str) -> str:
     spec = RunSpec()
-    if "." not in name and not hasattr(spec, name):
-        for section in _SECTIONS:
-            if hasattr(getattr(spec, section), name):
-                return f"{section}.{name}"
-    return name
+    if "." in name or hasattr(spec, name):
+        return name
+    for section in _SECTIONS:
+        if hasattr(getattr(spec, section), name):
+            return f"{section}.{name}"
+    parts = [spec, *(getattr(spec, section) for section in _SECTIONS)]
+    known = [field.name for part in parts for field in dataclasses.fields(part)]
+    raise SpecError(
+        f"the spec has no field {name!r}",
+        expected="a field's own name, such as backbone, or its dotted one, model.backbone",
+        received=name,
+        fix=nearest(name, known),
+    )
