@@ -102,6 +102,7 @@ def test_a_tail_trained_on_features_is_the_tail_trained_on_images(backbone, tmp_
     assert moved["stem"] == 0
 
 
+@pytest.mark.slow
 def test_predictions_from_the_float16_store_differ_by_less_than_two_hundredths(tmp_path):
     spec = RunSpec(**{**vars(SPEC), "phases": (HEAD, TAIL)})
     rounded = override(spec, {"cache.dtype": "float16"})

@@ -54,6 +54,7 @@ def test_wrong_words_leave_nothing_behind(words, part, capsys, tmp_path, monkeyp
     assert not list((tmp_path / "saved_models").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_search_is_told_trial_by_trial_and_closes_with_its_winner(
     digits_folder, tmp_path, capsys, monkeypatch
 ):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from delivery import conftest as shared
 from http_clients import Live
+from photo_classifier import class_names, classifier, make_classifier, photos
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.export.contract import Contract
@@ -21,9 +21,7 @@ from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.single_label import SingleLabel
 
-# Fixtures of the export's tests.
-class_names, make_classifier = shared.class_names, shared.make_classifier
-classifier, photos = shared.classifier, shared.photos
+__all__ = ["class_names", "classifier", "make_classifier", "photos"]
 
 SPEC = RunSpec(name="temples", data=DataSpec(image_size=32, resize="crop", max_megapixels=1.0))
 

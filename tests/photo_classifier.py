@@ -1,4 +1,4 @@
-"""What the delivery tests share: a full disk, photographs of all kinds, and a small classifier."""
+"""Fixtures: photographs of all kinds, a small classifier of them, and a finished run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
