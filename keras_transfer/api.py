@@ -76,7 +76,7 @@ def fine_tune(
 def tune(
     source: Source = None,
     *,
-    trials: int = 20,
+    trials: int | None = None,
     space: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     preset: str | None = None,
@@ -89,7 +89,7 @@ def tune(
     Args:
         source, preset, fields: as for `fine_tune`; `refits=0` leaves out the comparison of the
             best trial with the original spec.
-        trials: how many trials at most.
+        trials: how many trials at most; by default `search.trials` of the spec, 20 without preset.
         space: what varies, by dotted field: a list of values, or a dict with `low`, `high`,
             `step` and `sampling`. By default the spec's own `search.space`, and
             `specs.DEFAULT_SPACE` if that is empty.
@@ -100,7 +100,8 @@ def tune(
         DataError, WeightsError, ExportError: as for `fine_tune`.
         RunError: every trial failed, or the folder cannot be written.
     """
-    spec = _make_spec(source, preset, {**fields, "search.trials": trials})
+    given = fields if trials is None else {**fields, "search.trials": trials}
+    spec = _make_spec(source, preset, given)
     chosen = space or spec.search.space or _default_space(spec)
     spec = override(spec, {"search.space": {name: _entry(own) for name, own in chosen.items()}})
     reporter = reporter or TerminalReporter()

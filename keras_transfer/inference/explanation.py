@@ -13,10 +13,14 @@ from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.records import BadFile
 from keras_transfer.devices.graphs import full_float32
 from keras_transfer.errors import DataError
-from keras_transfer.export.saved_model.network import as_trained, grad_cam, heat_map
+from keras_transfer.export.saved_model.network import (
+    activate_in_graph,
+    as_trained,
+    grad_cam,
+    heat_map,
+)
 from keras_transfer.fields import nearest
 from keras_transfer.inference.prediction import LoadedRun
-from keras_transfer.models.activations import activate_in_graph
 from keras_transfer.models.forward import filled_size
 from keras_transfer.tasks.task import Task
 

@@ -1,11 +1,8 @@
-"""Activations: from logits to the outputs of a task, in NumPy and in TensorFlow's graphs."""
+"""Activations: from logits to the outputs of a task."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 Activation = Literal["softmax", "sigmoid", "linear"]
 
@@ -25,11 +22,3 @@ def activate(logits: np.ndarray, activation: Activation) -> np.ndarray:
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
     result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
-
-
-def activate_in_graph(logits: "tf.Tensor", activation: Activation) -> "tf.Tensor":
-    """Outputs of logits [B, K], in TensorFlow operations."""
-    import tensorflow as tf
-
-    by_name = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid, "linear": tf.identity}
-    return by_name[activation](logits)

@@ -68,7 +68,7 @@ def converted(run: Path) -> tuple[Path, object]:
     folder, rows = convert_run(
         run,
         run / "export" / "1",
-        [FORMATS["onnx_float32"]],
+        [FORMATS["onnx"]],
         compare=False,
         reporter=SilentReporter(),
     )

@@ -68,6 +68,7 @@ class Bundle:
             "batch_sizes": BATCH_SIZES,
             "memory_mb": 256 * -(-round(megabytes) // 256),
             "contract": self.contract,
+            "task": self.contract.task["task"],
             "is_compiled": self.is_compiled,
         }
 

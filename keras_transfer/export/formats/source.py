@@ -12,7 +12,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.export.contract import Contract
-from keras_transfer.models.activations import activate_in_graph
+from keras_transfer.export.saved_model.network import activate_in_graph
 from keras_transfer.models.folding import fold
 from keras_transfer.tasks.task import Task
 

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from keras_transfer.models.activations import Activation
 from keras_transfer.models.folding import fold
 
 POOLING: Final = "pooling"
@@ -144,3 +145,9 @@ def _compiled(trunk: keras.Model, head: keras.Model) -> Network:
     from keras_transfer.export.saved_model.jax_network import compiled
 
     return Network(*compiled(trunk, head))
+
+
+def activate_in_graph(logits: tf.Tensor, activation: Activation) -> tf.Tensor:
+    """Outputs of logits [B, K], in TensorFlow operations; as `models.activations.activate`."""
+    by_name = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid, "linear": tf.identity}
+    return by_name[activation](logits)

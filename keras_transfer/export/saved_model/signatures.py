@@ -31,8 +31,7 @@ import tensorflow as tf
 
 from keras_transfer.data.images import decode_and_resize, resize_pixels
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.saved_model.network import Network, grad_cam, heat_map
-from keras_transfer.models.activations import activate_in_graph
+from keras_transfer.export.saved_model.network import Network, activate_in_graph, grad_cam, heat_map
 
 Served = dict[str, tf.Tensor]
 
