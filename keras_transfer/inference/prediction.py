@@ -128,7 +128,7 @@ def load_run(path: str | Path) -> LoadedRun:
     if model.input_shape != expected:
         raise RunError(
             f"{folder.model_file} does not fit {folder.spec_file}",
-            expected=f"an input of {expected}, as data.image_size says",
+            expected=f"an input of {expected}, the size in data.image_size",
             received=f"an input of {model.input_shape}",
             fix="restore both files from the same run",
         )
@@ -226,8 +226,8 @@ def _load_model(folder: RunFolder) -> keras.Model:
 def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
     """The files in the arguments of a command line, one by one.
 
-    An argument is a file, a folder or '-'. A folder stands for all images below it, in the order of
-    their names, without hidden ones and links to folders. '-' stands for the paths on `stdin`, one
+    An argument is a file, a folder or '-'. A folder means all images below it, in the order of
+    their names, without hidden ones and links to folders. '-' means the paths on `stdin`, one
     per line. Only the names of one folder at a time are in memory.
 
     Raises:

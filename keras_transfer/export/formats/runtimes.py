@@ -41,7 +41,7 @@ class Runtime:
                 f"{self.path} cannot be run on these pixels",
                 expected=f"uint8 [B, {size}, {size}, 3], RGB 0-255, B ≥ 1",
                 received=f"{pixels.dtype} {list(pixels.shape)}",
-                fix="resize images with `data.images.resize_pixels` as the contract says",
+                fix="resize images with `data.images.resize_pixels` to the size in the contract",
             )
         outputs = np.asarray(self._opened.predict(np.ascontiguousarray(pixels)), np.float32)
         if self._kind.gives_logits:

@@ -38,7 +38,7 @@ class Network:
 
 
 def gradient_of(head: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """The `gradient` of a network whose head is made of TensorFlow's operations."""
+    """The `gradient` of a network whose head consists of TensorFlow operations."""
 
     def gradient(features: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
