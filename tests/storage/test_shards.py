@@ -108,7 +108,7 @@ def test_rows_look_like_an_array(tmp_path: Path):
     assert len(rows) == len(list(rows)) == 40
     np.testing.assert_array_equal(np.asarray(rows), array, strict=True)
     np.testing.assert_array_equal(np.asarray(rows, np.float64), array.astype(np.float64))
-    with pytest.raises(ValueError, match="always a copy"):
+    with pytest.raises(ValueError, match="a copy is always needed"):
         np.array(rows, copy=False)
     with pytest.raises(IndexError):
         rows[40]
