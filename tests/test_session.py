@@ -164,5 +164,5 @@ def test_a_cache_that_is_too_small_for_the_images_is_not_used(spec, tmp_path):
 def test_a_batch_that_cannot_be_divided_is_refused_at_once(spec):
     wrong = override(spec, {"devices.batch_size": 7, "data.path": "no such folder"})
     opened = open_session(wrong, reporter=SilentReporter())
-    with pytest.raises(SpecError, match="whole parts of a batch"):
+    with pytest.raises(SpecError, match="does not divide a batch into equal parts"):
         opened.__enter__()

@@ -283,5 +283,5 @@ def test_predict_and_evaluate_never_overwrite_a_file(result, digits_folder, tmp_
 
 
 def test_second_run_never_overwrites_the_first(result, digits_folder):
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunError, match="already has a run"):
         start_run(make_spec(digits_folder), output=result.run.path)

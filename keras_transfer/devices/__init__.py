@@ -1,4 +1,4 @@
-"""Devices: what a run computes on, for TensorFlow and JAX alike."""
+"""Devices of a run, for TensorFlow and JAX."""
 
 from keras_transfer.devices.memory import forgetting_graphs, is_out_of_memory
 from keras_transfer.devices.startup import native_log_to, use_onednn

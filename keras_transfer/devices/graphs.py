@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import jax
 
 Frozen = Callable[[np.ndarray], list[np.ndarray]]
-"""From uint8 [B, …] to one float32 [B, …] for every output of a network."""
+"""Maps uint8 [B, …] to one float32 [B, …] for every output of a network."""
 
 
 def compile_frozen(model: keras.Model) -> Frozen:
-    """Compile a network that no longer changes, for batches of any size.
+    """Compile a network that does not change any more, for batches of any size.
 
-    Images are sent to the device as bytes and become floats there. TensorFlow gets the weights as
-    constants, whose memory layout its kernels choose once; JAX keeps them on the devices of this
-    host, which share a batch where it divides equally.
+    Images are sent to the device as bytes and converted to floats there. TensorFlow gets the
+    weights as constants, which its kernels arrange in memory once; JAX keeps them on the devices of
+    this host, which share a batch if it divides equally.
     """
     return _for_jax(model) if keras.backend.backend() == "jax" else _for_tensorflow(model)
 
@@ -78,10 +78,10 @@ def _local_shardings() -> "tuple[jax.sharding.NamedSharding, jax.sharding.NamedS
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute float32 products in full float32 inside the block.
+    """Compute float32 products with full precision inside the block.
 
-    By default GPUs round the factors to ten bits and TPUs to seven. An exported model has to agree
-    with its model's probabilities to five digits on any device.
+    By default GPUs round the factors to ten bits and TPUs to seven. The probabilities of an
+    exported model must agree with those of its model to five digits on any device.
     """
     import tensorflow as tf
 
@@ -100,5 +100,5 @@ def _full_float32_on_jax() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
     import jax
 
-    # JAX compiles again what was compiled under another setting.
+    # JAX compiles a function again if the setting has changed.
     return jax.default_matmul_precision("float32")

@@ -1,13 +1,13 @@
 """Hosts: processes that train one model together, each with its own devices (JAX).
 
-Keras's own variables say which hosts there are. A cluster's launcher sets them, or
-`scale.host_launcher` for several processes of one machine:
+Keras's environment variables define the hosts. The launcher of a cluster sets them, or
+`scale.host_launcher` for several processes on one machine:
 
-    KERAS_DISTRIBUTION_JOB_ADDRESSES    of the first host, or of all, with commas between
-    KERAS_DISTRIBUTION_NUM_PROCESSES    how many there are
-    KERAS_DISTRIBUTION_PROCESS_ID       which one this is, from 0
+    KERAS_DISTRIBUTION_JOB_ADDRESSES    of the first host, or of all hosts with commas
+    KERAS_DISTRIBUTION_NUM_PROCESSES    the number of hosts
+    KERAS_DISTRIBUTION_PROCESS_ID       the number of this host, from 0
 
-All run the same program on the same spec, and wait for each other where they exchange data. They
+All hosts run the same program with the same spec, and wait for each other to exchange data. They
 share two folders: the cache, and the run folder, which only host 0 writes.
 """
 
@@ -31,14 +31,14 @@ HOST: Final = "KERAS_DISTRIBUTION_PROCESS_ID"
 _ADDRESS: Final = re.compile(r"[^\s,]+:\d+")
 
 HEARTBEAT_SECONDS: Final = 20
-"""How long a host may be silent before it counts as lost, which ends the run."""
+"""Time without a signal after which a host counts as lost, which ends the run."""
 
 
 def given_host() -> tuple[int, int]:
-    """The number of this host and how many there are, from the variables; (0, 1) without them.
+    """The number of this host and the number of hosts, from the variables; (0, 1) without them.
 
     Raises:
-        RunError: only some of the variables are set, or their values do not fit together.
+        RunError: only some of the variables are set, or their values are inconsistent.
     """
     values = {name: os.environ.get(name, "") for name in (ADDRESSES, NUM_HOSTS, HOST)}
     if not any(values.values()):
@@ -50,7 +50,7 @@ def given_host() -> tuple[int, int]:
         if host < num_hosts and len(addresses) in (1, num_hosts):
             return host, num_hosts
     raise RunError(
-        "the variables that name the hosts of a run do not fit together",
+        "the variables of the hosts of a run are inconsistent",
         expected=f"{ADDRESSES}=ADDRESS:PORT of the first host or of all, {NUM_HOSTS}=2 or more, "
         f"and {HOST} from 0 to one less",
         received=", ".join(f"{name}={value!r}" for name, value in values.items()),
@@ -59,12 +59,12 @@ def given_host() -> tuple[int, int]:
 
 
 def first_address() -> str:
-    """ADDRESS:PORT of the first host, where `given_host` says that there are several."""
+    """ADDRESS:PORT of the first host; only with several hosts, see `given_host`."""
     return os.environ[ADDRESSES].split(",")[0]
 
 
 def check_one_host(spec: DeviceSpec, what: str) -> None:
-    """Raise SpecError if `what` is to run on several hosts; see `num_hosts_of`."""
+    """Raise SpecError if several hosts are set for `what`; see `num_hosts_of`."""
     if (num_hosts := num_hosts_of(spec)) > 1:
         raise SpecError(
             f"{what} runs on one host only",
@@ -75,32 +75,32 @@ def check_one_host(spec: DeviceSpec, what: str) -> None:
 
 
 def num_hosts_of(spec: DeviceSpec) -> int:
-    """How many hosts train together, from the variables or the spec.
+    """Number of hosts that train together, from the variables or the spec.
 
     Raises:
-        RunError: the variables do not fit together.
+        RunError: the variables are inconsistent.
         SpecError: they contradict the spec.
     """
     _, given = given_host()
     if given > 1 and spec.hosts not in (1, given):
         raise SpecError(
-            "the spec and Keras's variables name different numbers of hosts",
+            "the spec and Keras's variables have different numbers of hosts",
             expected=f"devices.hosts={given}, or left out",
             received=f"devices.hosts={spec.hosts}, {NUM_HOSTS}={given}",
-            fix="leave devices.hosts out: it starts processes of this machine",
+            fix="leave devices.hosts out: it starts processes on this machine",
         )
     return max(given, spec.hosts)
 
 
 @functools.cache
 def meet() -> tuple[int, int]:
-    """Connect to the other hosts, if there are any; the number of this one and how many there are.
+    """Connect to the other hosts, if any; return the number of this host and the number of hosts.
 
     `devices.set_up` calls it before anything is computed. It does what
     `keras.distribution.initialize` does, which has no setting for `HEARTBEAT_SECONDS`.
 
     Raises:
-        RunError: the variables do not fit together, or the other hosts do not connect.
+        RunError: the variables are inconsistent, or the other hosts do not connect.
     """
     host, num_hosts = given_host()
     if num_hosts > 1:
@@ -115,7 +115,7 @@ def meet() -> tuple[int, int]:
                 f"host {host} of {num_hosts} cannot connect to the others",
                 expected=f"all of them at {first_address()} within five minutes",
                 received=f"{error}",
-                fix="start all hosts, and see that they can reach this address and port",
+                fix="start all hosts, and check that they can reach this address and port",
             ) from error
     return host, num_hosts
 
@@ -126,7 +126,7 @@ def wait_for_all() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all hosts, in the order of hosts; all hosts must call it.
+    """The values of all hosts, in the order of the hosts; all hosts must call this.
 
     Values are pickled: the hosts of one run trust each other.
     """
@@ -155,13 +155,13 @@ def share_out(
     *,
     shape: tuple[int, ...],
 ) -> "np.ndarray":
-    """`compute(rows)`, float32 [N, *shape]: each host computes a part and all get the whole."""
+    """`compute(rows)`, float32 [N, *shape]: each host computes a part; all get the whole."""
     import numpy as np
 
     host, num_hosts = meet()
     if num_hosts == 1 or not len(rows):
         return compute(rows)
-    # Equal numbers for all hosts, as a gather needs: the first rows are repeated to fill up.
+    # A gather needs equally many rows from all hosts: the first rows are repeated as padding.
     size = -(-len(rows) // num_hosts)
     places = np.resize(np.arange(len(rows)), size * num_hosts).reshape(num_hosts, size)
     mine = compute(rows[places[host]]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Memory: how much a process uses, running out of it, and what TensorFlow keeps of old graphs."""
+"""Memory: use of memory by a process, out-of-memory errors, and old graphs kept by TensorFlow."""
 
 import contextlib
 import sys
@@ -9,13 +9,13 @@ from keras_transfer.errors import OutOfMemoryError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is an error by which Python, TensorFlow or JAX report that memory ran out."""
+    """Whether Python, TensorFlow or JAX report with this error that memory ran out."""
     import tensorflow as tf
 
     kinds = MemoryError, OutOfMemoryError, tf.errors.ResourceExhaustedError
     if isinstance(error, kinds):
         return True
-    # By name: JAX need not be installed, and its versions use both names.
+    # Compared by name: JAX may not be installed, and its versions use both names.
     is_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return is_jax and "RESOURCE_EXHAUSTED" in str(error)
 
@@ -24,12 +24,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def forgetting_graphs() -> Iterator[None]:
     """Free the training graphs that were traced inside the block, and their variables.
 
-    Every traced optimizer step registers a gradient in a table of TensorFlow that keeps its graph
-    for good: 50 MB for each training of a ResNet50 cut after stage3. The table is private; where a
-    later version has another, memory grows and nothing else changes.
+    Every traced optimizer step registers a gradient in a table of TensorFlow, which keeps its graph
+    until the process ends: 50 MB for each training of a ResNet50 cut after stage3. The table is
+    private; if a later version changes it, memory grows and nothing else changes.
 
-    Under JAX, TensorFlow's default graph keeps the functions by which `tf.data` reads, together
-    with the features they read.
+    Under JAX, TensorFlow's default graph keeps the functions of `tf.data` pipelines, together with
+    the features they read.
     """
     import keras
     import tensorflow as tf
@@ -52,8 +52,8 @@ def forgetting_graphs() -> Iterator[None]:
 def peak_mb() -> float:
     """The largest resident memory this process has had so far, in 10^6 bytes.
 
-    This counts Python, TensorFlow and its arrays, and mapped files as far as they were in memory,
-    but no memory of accelerators.
+    This counts Python, TensorFlow and its arrays, and the parts of mapped files in memory, but no
+    memory of accelerators.
     """
     # Not `getrusage`: on Linux a subprocess inherits the peak of its parent.
     if fields := _status():

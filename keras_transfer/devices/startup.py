@@ -1,4 +1,4 @@
-"""What is set before TensorFlow is imported: its kernels, and where its log output goes."""
+"""Settings before the import of TensorFlow: its kernels and the file of its log output."""
 
 import contextlib
 import logging
@@ -16,9 +16,9 @@ ONEDNN: Final = "TF_ENABLE_ONEDNN_OPTS"
 def use_onednn() -> None:
     """Let TensorFlow use oneDNN's kernels on every x86 processor; call it before importing it.
 
-    By itself TensorFlow does so only on processors with AVX-512 VNNI. Those with AVX2 gain as well:
-    convolutions run up to 1.5 times as fast, the gradients of their inputs three times. A value of
-    TF_ENABLE_ONEDNN_OPTS that is set already is kept. Processes started later inherit the choice.
+    By default TensorFlow uses them only on processors with AVX-512 VNNI. Processors with AVX2 are
+    also faster with them: convolutions up to 1.5 times, the gradients of their inputs three times.
+    An existing value of TF_ENABLE_ONEDNN_OPTS is kept. Subprocesses inherit the setting.
 
     Warns:
         RuntimeWarning: TensorFlow is imported already and has read the variable. Nothing is
@@ -29,7 +29,7 @@ def use_onednn() -> None:
     if "tensorflow" in sys.modules:
         warnings.warn(
             "use_onednn() has no effect: TensorFlow is imported already. Call it first, or set "
-            f"{ONEDNN}=1 (or 0 to do without) before Python starts.",
+            f"{ONEDNN}=1 (or 0 for no oneDNN) before Python starts.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -39,10 +39,11 @@ def use_onednn() -> None:
 
 @contextlib.contextmanager
 def native_log_to(log: Path) -> Iterator[None]:
-    """Send the output of native code and of loggers to a file, and keep the terminal readable.
+    """Write the output of native code and of loggers to a file instead of the terminal.
 
-    TensorFlow's C++ part writes to file descriptor 2 itself, so the descriptor is redirected;
-    Python's `sys.stderr` still goes to the terminal. Must be entered before TensorFlow is imported.
+    TensorFlow's C++ code writes to file descriptor 2 directly, so the descriptor is redirected;
+    Python's `sys.stderr` still goes to the terminal. Must be entered before the import of
+    TensorFlow.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     terminal = os.dup(2)

@@ -1,8 +1,8 @@
-"""Strategy: which devices a run uses, how they share a batch, and the precision they compute in.
+"""Strategy: the devices of a run, their parts of a batch, and the precision.
 
-TensorFlow uses the processor or the GPUs of one machine; JAX also TPUs and several hosts. Keras's
-backend decides between the two. Like Keras's dtype policy and its distribution, the choice holds
-for the whole process until `set_up` is called again.
+TensorFlow uses the CPU or the GPUs of one machine; JAX also TPUs and several hosts. Keras's backend
+decides between the two. Like Keras's dtype policy and its distribution, the choice applies to the
+whole process until `set_up` is called again.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from keras_transfer.errors import SpecError
 from keras_transfer.specs import DeviceSpec
 
 SINGLE: Final = "single"
-"""`Devices.strategy` where one device takes whole batches."""
+"""`Devices.strategy` if one device computes whole batches."""
 
 _TENSOR_CORES: Final = {"mixed_bfloat16": 8, "mixed_float16": 7}
 """Lowest compute capability of NVIDIA GPUs whose tensor cores support a precision."""
@@ -24,7 +24,7 @@ _TENSOR_CORES: Final = {"mixed_bfloat16": 8, "mixed_float16": 7}
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices found, and how they are used.
+    """The devices found, and their use.
 
     `kind` is 'cpu', 'gpu' or 'tpu'; `num_devices` counts the devices of all hosts;
     `strategy` is 'single', 'mirrored' or 'data_parallel'; `precision` is Keras's dtype policy.
@@ -51,9 +51,9 @@ class Devices:
         return text + "."
 
     def check_batch_size(self, batch_size: int, at_once: int | None = None) -> None:
-        """Raise SpecError if the devices cannot share a batch equally, or not take it in parts.
+        """Raise SpecError if the devices cannot share a batch equally, or not compute it in parts.
 
-        `at_once` is `devices.batch_size`, how many images of a batch are computed at a time.
+        `at_once` is `devices.batch_size`, the number of images of a batch computed at a time.
         """
         if batch_size % self.num_devices:
             fitting = batch_size - batch_size % self.num_devices or self.num_devices
@@ -74,7 +74,7 @@ class Devices:
             )
         if at_once and at_once < batch_size and self.strategy == "mirrored":
             raise SpecError(
-                "mirrored devices cannot take a batch in parts",
+                "mirrored devices cannot compute a batch in parts",
                 expected="a training.batch_size that fits into memory as a whole",
                 received="too little memory, or devices.batch_size below training.batch_size",
                 fix="lower training.batch_size, or start with KERAS_BACKEND=jax",
@@ -100,14 +100,14 @@ def current() -> Devices:
 
 
 def set_up(spec: DeviceSpec, *, seed: int) -> Devices:
-    """Choose devices, strategy and precision, and set Keras's seed; call it before building.
+    """Choose devices, strategy and precision, and set Keras's seed; call it before building models.
 
-    `keras.utils.clear_session()` would undo the precision. TensorFlow's own switch for determinism
-    stays off: on a CPU, runs are reproducible to the bit without it, and with it `tf.data` maps
-    nothing in parallel.
+    `keras.utils.clear_session()` would undo the precision. TensorFlow's setting for determinism
+    stays off: on a CPU, runs are bit-reproducible without it, and with it `tf.data` does not map in
+    parallel.
 
     Raises:
-        SpecError: the backend does not have the strategy.
+        SpecError: the backend does not support the strategy.
     """
     global _current
     import keras
@@ -137,7 +137,7 @@ def _meet(backend: str) -> tuple[int, int]:
     if backend != "jax" and given_host()[1] > 1:
         raise SpecError(
             f"the backend {backend} trains on one host only",
-            expected="KERAS_BACKEND=jax, which trains on several",
+            expected="KERAS_BACKEND=jax, which supports several",
             received=f"KERAS_BACKEND={backend}, {given_host()[1]} hosts",
             fix="start every host with KERAS_BACKEND=jax",
         )
@@ -154,7 +154,7 @@ def _find_for_tensorflow(strategy: str) -> tuple[str, list[Any]]:
     for gpu in tf.config.get_visible_devices("GPU"):
         # By default TensorFlow takes all memory of a GPU at once, and leaves none to the process
         # that checks an export and to a search's other workers.
-        with contextlib.suppress(RuntimeError):  # In use already, and set then.
+        with contextlib.suppress(RuntimeError):  # The GPU is in use, so it is set already.
             tf.config.experimental.set_memory_growth(gpu, True)
     if gpus := tf.config.list_logical_devices("GPU"):
         return "gpu", gpus
@@ -162,7 +162,7 @@ def _find_for_tensorflow(strategy: str) -> tuple[str, list[Any]]:
 
 
 def _find_for_jax(strategy: str) -> tuple[str, list[Any]]:
-    """Kind and devices; TensorFlow, which reads the images, gets the processor only."""
+    """Kind and devices; TensorFlow, which reads the images, gets only the CPU."""
     import jax
     import tensorflow as tf
 
@@ -182,7 +182,7 @@ def _choose_strategy(wanted: str, backend: str, kind: str, num_devices: int) -> 
     if wanted in ("mirrored", "data_parallel") and wanted != supported:
         other = "tensorflow" if backend == "jax" else "jax"
         raise SpecError(
-            f"devices.strategy={wanted} is not for the backend {backend}",
+            f"devices.strategy={wanted} is not supported by the backend {backend}",
             expected=f"auto, cpu or {supported}",
             received=wanted,
             fix=f"set devices.strategy={supported}, or start with KERAS_BACKEND={other}",
@@ -190,7 +190,7 @@ def _choose_strategy(wanted: str, backend: str, kind: str, num_devices: int) -> 
     if wanted == "cpu":
         return SINGLE
     if wanted == "auto":
-        # Logical CPUs of TensorFlow are one processor; those of JAX exist only if configured.
+        # Logical CPUs of TensorFlow are one processor; JAX has several only if configured.
         shared = num_devices > 1 and (kind != "cpu" or backend == "jax")
         return supported if shared else SINGLE
     return supported
@@ -232,10 +232,10 @@ def _distribute(strategy: str, devices: tuple[Any, ...]) -> None:
 
 @functools.cache
 def _data_parallel(devices: tuple[Any, ...]) -> Any:
-    """Cached by devices: the models of one process must all use the same object."""
+    """Cached by devices: all models of one process must use the same object."""
     import keras
 
-    # Each host reads its own part of a batch, so Keras must not divide it again.
+    # Each host reads only its part of a batch, so Keras must not divide it again.
     names = [f"{device.platform}:{device.id}" for device in devices]
     return keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
 
@@ -269,10 +269,10 @@ def on_one_device() -> Iterator[None]:
 
 
 def undistributed(model: Any) -> Any:
-    """The same network for predictions on one device; the model itself if it is on one already.
+    """The same network for predictions on one device; the model itself if it is already on one.
 
-    On several devices a prediction would need batches that divide equally, and on several hosts
-    all of them would have to call it together.
+    On several devices a prediction would need batches that divide equally; several hosts would all
+    have to call it at the same time.
     """
     import keras
 

@@ -1,8 +1,8 @@
 """One function call in a fresh Python process, with its own memory and its own TensorFlow.
 
-A process keeps what it has once imported, traced or allocated, so two measurements in one process
-would influence each other. Arguments and results are passed as JSON; what the call prints, and its
-traceback if it fails, go to a log.
+A process keeps its imports, traces and memory, so two measurements in one process would influence
+each other. Arguments and results are passed as JSON; the output of the call and its traceback are
+written to a log.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.5
 
 
 class SubprocessCall:
-    """A module's function running in a process of its own."""
+    """A module's function running in a separate process."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class SubprocessCall:
         on_terminal: bool = False,
         **arguments: Any,
     ):
-        """Start it.
+        """Start the process.
 
         Args:
             function: takes and returns JSON values only.
-            title: what the call is, for the error.
+            title: name of the call, for the error.
             log: the output of the subprocess is appended to this file.
-            environment: variables beside those of this process.
+            environment: additional environment variables.
             on_terminal: show its standard output; standard error goes to the log.
         """
         self._title, self._log = title, log
@@ -63,13 +63,13 @@ class SubprocessCall:
                 env={**os.environ, **(environment or {})},
             )
         assert self._process.stdin
-        # A subprocess that failed at once has closed its end; `result` raises its error.
+        # A subprocess that failed at once has closed the pipe; `result` raises its error.
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps(arguments).encode())
 
     @property
     def ended(self) -> bool:
-        """Whether the process has ended, in whatever way."""
+        """Whether the process has ended, with or without an error."""
         return self._process.poll() is not None
 
     @property
@@ -85,7 +85,7 @@ class SubprocessCall:
 
     @property
     def ending(self) -> str:
-        """The signal or status that it ended with."""
+        """The signal or exit status of the process."""
         status = self._process.returncode
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
@@ -128,7 +128,7 @@ def _error_class(name: str) -> type[KerasTransferError]:
 def call_in_subprocess(
     function: Callable[..., Any], /, *, title: str, log: Path, **arguments: Any
 ) -> Any:
-    """Call a module's function with these arguments in a process of its own and wait for it.
+    """Call a module's function with these arguments in a separate process and wait for it.
 
     Arguments, result and errors are those of `SubprocessCall`.
     """
@@ -140,7 +140,7 @@ def call_in_subprocess(
 
 
 def end_with_parent(parent: int) -> None:
-    """From now on, end this process as soon as its parent has ended."""
+    """End this process as soon as its parent has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -164,7 +164,7 @@ def _crash(title: str, ended: str, output: bytes) -> RunError:
         f"{title} crashed",
         expected="a process that returns a result",
         received=f"{ended}{', its last output:' if tail else ''}{tail}",
-        fix="correct the error it names; if memory ran out (SIGKILL is a sign of that), lower "
+        fix="correct the error above; if memory ran out (a likely cause of SIGKILL), lower "
         "data.image_size or training.batch_size",
     )
 
@@ -182,7 +182,7 @@ def _run_child() -> None:
     Path(file).write_text(json.dumps(reply))
     if "error" in reply:
         sys.stdout.flush()
-        os._exit(0)  # A JAX host would wait at exit for the others, which wait for it.
+        os._exit(0)  # At exit a JAX host would wait for the others, which wait for it.
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The card of a model: its purpose, training data, test figures and limits.
 
-card.json lies beside the artefact, for servers and pages; export/README.md has the same as text.
+card.json is next to the artefact, for servers and pages; export/README.md has the same as text.
 """
 
 import dataclasses
@@ -29,20 +29,20 @@ _IMAGES_AS_STORED: Final = (
     "dropped, and only the first frame of an animation is used."
 )
 _PREPROCESSING: Final = {
-    "caffe": "channels in the order BGR, minus ImageNet's mean of each",
+    "caffe": "channels in the order BGR, minus ImageNet's mean of each channel",
     "tf": "scaled to −1…1",
     "torch": "scaled to 0…1, minus ImageNet's mean of each channel, divided by its deviation",
-    "none": "left as it is; the first layers scale it",
+    "none": "not scaled; the first layers of the network scale it",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Plain values, as card.json holds them; shares are 0-1, intervals 95 %.
+    """Plain values, as in card.json; shares are 0-1, intervals 95 %.
 
-    `version` and `precision` are the artefact's and set when it is written. `figures` are those of
-    the task's evaluation, and fields of their own in card.json. `predicts`, `purpose`, `quality`,
-    `tables` and `limits` are the text of the task's `CardText`.
+    `version` and `precision` are those of the artefact and set when it is written. `figures` are
+    those of the task's evaluation, and top-level fields in card.json. `predicts`, `purpose`,
+    `quality`, `tables` and `limits` are the text of the task's `CardText`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Card:
 
     @classmethod
     def read(cls, folder: Path) -> "Card":
-        """The card that `write` left in a folder."""
+        """Read the card of a folder."""
         content = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         own = {entry.name for entry in dataclasses.fields(cls)} - {"figures"}
         figures = {name: value for name, value in content.items() if name not in own}
@@ -96,7 +96,7 @@ def make_card(
     """The card of a trained model.
 
     Args:
-        task: the model's, after training.
+        task: the model's task after training.
         test: the evaluation on the test split.
         counts: number of images by split: 'train', 'val' and 'test'.
     """
@@ -113,7 +113,7 @@ def make_card(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         backbone=spec.model.backbone,
         last_stage=spec.model.last_stage or backbone.stage_names[-1],
-        # Names only: no paths of the machine that trained.
+        # Only names: no paths of the training machine.
         weights=Path(spec.model.weights).name,
         licence=source.origin if source else "",
         class_names=task.names,
@@ -135,7 +135,7 @@ def make_card(
 
 
 def hash_weights(model: keras.Model) -> str:
-    """The SHA-256 of all weights in the model's order, in hex; states of dropout left out."""
+    """The SHA-256 of all weights in the model's order, in hex; without the states of dropout."""
     digest = hashlib.sha256()
     for weight in model.weights:
         if not is_random_state(weight):

@@ -1,10 +1,10 @@
-"""The contract of an artefact: what its users have to know, in files beside it.
+"""The contract of an artefact: what its users need, in files next to it.
 
 contract.json      the fields of `Contract`, with the hash of the classes
 class_names.json   the classes in the order of the outputs, and their hash
-labels.txt         the same names, one a line
+labels.txt         the same names, one per line
 
-Versions of an export lie in folders named by numbers: export/1, export/2 and so on.
+Versions of an export are in folders named by numbers: export/1, export/2 and so on.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from keras_transfer.tasks.task import Task
 
 FILE_NAME: Final = "contract.json"
 CARD_FILE: Final = "card.json"
-"""The model's card, beside the contract; see `card.Card`."""
+"""The model's card, next to the contract; see `card.Card`."""
 _NOT_IN_URLS: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -32,10 +32,10 @@ class Contract:
     """What one artefact takes and returns, the same for a SavedModel and for every other format.
 
     `name` is the model's name in URLs; `class_names` are in the order of the outputs; `image_size`
-    (px) and `resize` say how an image becomes the square the network sees; images of more than
-    `max_megapixels` are refused; `precision` is what the network computes in. `task` is
-    {"task": name, "options": {…}, "state": {…}}: what the outputs are, with all that was chosen
-    for them after training.
+    (px) and `resize` give the size and the resizing of the network's square input; images of more
+    than `max_megapixels` are refused; `precision` is that of the computation. `task` is
+    {"task": name, "options": {…}, "state": {…}}: what the outputs are, with the values fitted after
+    training.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Contract:
 
     @cached_property
     def restored_task(self) -> Task:
-        """What the artefact's outputs stand for.
+        """The task whose outputs the artefact returns.
 
         Raises:
-            SpecError: this version does not know the task.
+            SpecError: this version has no such task.
         """
         return restore_task(self.task, self.class_names)
 
@@ -71,11 +71,11 @@ class Contract:
 
     @classmethod
     def read(cls, folder: Path) -> "Contract":
-        """The contract beside an artefact.
+        """Read the contract next to an artefact.
 
         Raises:
-            ExportError: a file of it is missing or damaged, or the artefact was made with other
-                classes or in another order.
+            ExportError: a file of it is missing or damaged, or the artefact was written for other
+                classes or another order.
         """
         names = read_label_files(folder)
         path = folder / FILE_NAME
@@ -92,7 +92,7 @@ class Contract:
             ) from error
         if digest != hash_class_names(names):
             raise ExportError(
-                f"{folder} lists other classes, or another order, than its artefact was made with",
+                f"{folder} lists other classes, or another order, than its artefact",
                 expected=f"the classes with the hash {digest[:16]}…",
                 received=", ".join(names[:10]),
                 fix="restore labels.txt and class_names.json, or export again",
@@ -117,7 +117,7 @@ class Contract:
 
 
 def version_folders(folder: Path) -> dict[int, Path]:
-    """The versions in a folder by number; names that are no plain number are left out."""
+    """The versions in a folder by number; other names are ignored."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         # 'isdecimal' accepts other alphabets' digits, and '007' would be a second name for '7'.
@@ -127,5 +127,5 @@ def version_folders(folder: Path) -> dict[int, Path]:
 
 
 def next_version(export_folder: Path) -> Path:
-    """The folder of the next version: one more than the highest that is there."""
+    """The folder of the next version: one more than the highest existing one."""
     return export_folder / str(max(version_folders(export_folder), default=0) + 1)

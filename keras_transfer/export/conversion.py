@@ -30,7 +30,7 @@ NUM_RANGES: Final = 64
 """Training images from which int8 formats take the ranges of activations."""
 
 MAX_TEST_IMAGES: Final = 1024
-"""Test images that every format runs, spread evenly; more would take hours and add little."""
+"""Test images for every format, spread evenly; more would take hours and change little."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +50,18 @@ def convert_run(
     compare: bool,
     reporter: Reporter,
 ) -> tuple[Path, list[Row]]:
-    """Write a run's network in other formats beside one of its exports.
+    """Write a run's network in other formats, next to one of its exports.
 
     Args:
-        export_folder: `RUN/export/<version>`; the formats land in `RUN/formats/<version>`.
-        compare: also time all of them in turns, beside Keras, the SavedModel and Keras's own
-            export of the model.
+        export_folder: `RUN/export/<version>`; the formats are written to `RUN/formats/<version>`.
+        compare: also time all of them in turns, with Keras, the SavedModel and Keras's own export
+            of the model.
 
     Returns:
         the folder, and a row for each variant that was tried; files of refused ones are removed.
 
     Raises:
-        ExportError: a library is missing, or no format could be made that agrees.
+        ExportError: a library is missing, or no format agrees with the model.
         DataError: images of the run are missing or have changed.
         RunError: the disk is full, or the folder cannot be written.
     """
@@ -70,7 +70,7 @@ def convert_run(
     reporter.info("Reading the run's test images, and training images for ranges …")
     test, train = read_split(run, "test", MAX_TEST_IMAGES), read_split(run, "train", NUM_RANGES)
     folder = run.folder.path / "formats" / export_folder.name
-    # What a killed conversion left half written.
+    # Incomplete files of a killed conversion.
     discard_partials(folder.parent)
     with replacing(folder) as path, tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -103,9 +103,9 @@ def _make(
     compare: bool,
     reporter: Reporter,
 ) -> dict[str, str]:
-    """Write the files; returns why some could not be made, by name of the format."""
+    """Write the files; returns the errors of formats that could not be written, by name."""
     if keras.backend.backend() != "tensorflow":
-        reporter.info("A process in which Keras runs on TensorFlow makes the formats …")
+        reporter.info("Writing the formats in a process in which Keras runs on TensorFlow …")
     job = Job(
         model_file=run.folder.model_file,
         folder=folder,
@@ -120,7 +120,7 @@ def _make(
 def _reference(
     run: LoadedRun, test: SplitImages, pixels_file: Path, reporter: Reporter
 ) -> variants.Reference:
-    """The model's own outputs: as the run stored them, computed where it did not."""
+    """The model's own outputs: those stored by the run, or computed if it stored none."""
     cache_key = pixels_key(run.spec.data)
     with open_cache(run.spec, reporter=reporter) as cache:
         known = known_outputs(
@@ -167,7 +167,7 @@ def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
             raise DataError(
                 f"images of the run's {name} split changed since the run",
                 expected="the files that the run was trained and evaluated on",
-                received=f"another content of {entry['path']}"
+                received=f"other content in {entry['path']}"
                 if isinstance(image, DecodedImage)
                 else f"{entry['path']}: {image.reason}",
                 fix="restore the images, or export without --formats",
@@ -186,8 +186,8 @@ def _drop_refused(rows: Sequence[Row], formats: Sequence[Format], folder: Path) 
                 file.unlink(missing_ok=True)
     if all(entry.name in refusals for entry in formats):
         raise ExportError(
-            "no format could be made that agrees with the model",
+            "no format agrees with the model",
             expected="at least one",
             received="; ".join(f"{name}: {why}" for name, why in refusals.items()),
-            fix="name other --formats; those that are not quantised agree most easily",
+            fix="choose other --formats; those without quantisation agree most closely",
         )

@@ -1,8 +1,8 @@
 """Runs artefacts in a process where keras and keras_transfer cannot be imported.
 
 Run by path, never imported: `python -P isolated_script.py NAME…`, where each NAME is a package that
-must not be importable. Each line on standard input is one order, each line on standard output its
-reply, both JSON objects. A reply has the key "error", a traceback, if the order failed:
+must not be importable. Each line on standard input is one command, each line on standard output its
+result, both JSON objects. If a command fails, its result has the key "error" with a traceback:
 
     {"do": "open", "opener": o.py, "path": …, "num_threads": 2}
                                                         {"number": 0, "class_hash": …}
@@ -12,8 +12,8 @@ reply, both JSON objects. A reply has the key "error", a traceback, if the order
     {"do": "serve", "number": 0, "images": a.bin, "outputs": b.npz}                  {}
 
 `opener` is the file of a format with the function `open_artefact`. `pixels` are uint8 [N, S, S, 3].
-`images` holds encoded images, each behind its length as 8 bytes, big endian; a SavedModel runs them
-through all of its signatures.
+`images` holds encoded images, each preceded by its length as 8 bytes, big endian; a SavedModel runs
+them through all of its signatures.
 """
 
 import importlib.util
@@ -87,8 +87,8 @@ class _Artefacts:
 
 
 def main(*blocked: str) -> None:
-    """Obey orders until standard input ends."""
-    # What libraries print must not come between the replies.
+    """Run commands until standard input ends."""
+    # Output of libraries must not mix with the results on standard output.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     # `import tensorflow` imports Keras where it is installed, which would hide that it is needed.
@@ -99,7 +99,7 @@ def main(*blocked: str) -> None:
         order = json.loads(line)
         try:
             reply = getattr(artefacts, order.pop("do"))(**order)
-        except Exception:  # Any failure is a result, and the other artefacts still run.
+        except Exception:  # A failure is reported as a result; the other artefacts still run.
             reply = {"error": traceback.format_exc()}
         print(json.dumps(reply), file=replies)
 

@@ -1,8 +1,8 @@
 """Runs artefacts in a process where keras and keras_transfer cannot be imported, and times them.
 
-The process (`isolated_script.py`) stays open and idle between calls, so that several artefacts, in
-one process or in one each, can be timed in turns. It runs on the CPU: an accelerator's memory
-belongs to the training.
+The process (`isolated_script.py`) keeps running between calls, so that several artefacts, in one or
+in several processes, can be timed in turns. It runs on the CPU: an accelerator's memory belongs to
+the training.
 """
 
 import json
@@ -36,17 +36,17 @@ class IsolatedProcess:
         """Start the process.
 
         Args:
-            environment: variables beside those of `child_environment`.
+            environment: additional environment variables.
         """
         self._kind = kind
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
-        # -P: this folder's modules must not pose as installed packages.
+        # -P: modules of this folder must not be imported as installed packages.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_SCRIPT), *kind.blocked],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=child_environment(**environment or {}),
+            env=subprocess_environment(**environment or {}),
             text=True,
         )
 
@@ -74,11 +74,11 @@ class IsolatedProcess:
 
         Args:
             image_size: side of the images it takes, px.
-            num_threads: of one call; None leaves it to the library.
+            num_threads: threads of one call; None is the library's default.
             precision: 'bfloat16' lets OpenVINO compute in it.
 
         Raises:
-            ExportError: it does not open; `received` has the end of the traceback.
+            ExportError: it cannot be opened; `received` has the end of the traceback.
         """
         opener = _OPENERS / f"{self._kind.module}.py"
         reply = self.order(
@@ -92,10 +92,10 @@ class IsolatedProcess:
         return IsolatedArtefact(self, path, reply["class_hash"], reply["number"], image_size)
 
     def order(self, artefact: Path, **order: Any) -> dict[str, Any]:
-        """Send an order, as the script's docstring lists them, and return its reply.
+        """Send a command, see the docstring of the script, and return its result.
 
         Raises:
-            ExportError: the order failed, or the process died.
+            ExportError: the command failed, or the process ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -103,14 +103,14 @@ class IsolatedProcess:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # The process died; the end of its standard error says why.
+            pass  # The process ended; the end of its standard error has the reason.
         line = self._process.stdout.readline()
         reply: dict[str, Any] = json.loads(line) if line.strip() else {"error": self._last_words()}
         if "error" in reply:
             lines = reply["error"].strip().splitlines()[-_SHOWN_LINES:]
             raise ExportError(
                 f"{artefact} cannot be run by {self._kind.runtime} alone",
-                expected="an artefact that its own library opens and runs, without keras and "
+                expected="an artefact that its library opens and runs, without keras and "
                 "keras_transfer",
                 received="".join(f"\n    {line}" for line in lines),
                 fix="export again; custom layers must consist of operations that the format has",
@@ -125,9 +125,9 @@ class IsolatedProcess:
 
 @dataclass(frozen=True, eq=False)
 class IsolatedArtefact:
-    """An artefact that is open in an isolated process.
+    """An open artefact in an isolated process.
 
-    `class_hash` is the one that the file holds, '' where the format has no room for it.
+    `class_hash` is the one in the file, '' where the format cannot store it.
     """
 
     process: IsolatedProcess
@@ -139,7 +139,8 @@ class IsolatedArtefact:
     def predict(self, pixels_file: Path) -> np.ndarray:
         """Outputs float32 [N, K] of the images uint8 [N, S, S, 3] in a .npy file.
 
-        They run in batches of 32, the last one smaller, and the first image once more alone.
+        They run in batches of 32, the last one smaller; the first image runs once more in a batch
+        of one.
 
         Raises:
             ExportError: it fails on a batch.
@@ -151,7 +152,7 @@ class IsolatedArtefact:
         return outputs
 
     def serve(self, images_file: Path) -> dict[str, np.ndarray]:
-        """What all signatures of a SavedModel return for the images of `write_images`.
+        """Outputs of all signatures of a SavedModel for the images of `write_images`.
 
         The outputs of serving_default by name, and of the first few images also
         'pixel_outputs' and 'square_outputs' float32 [few, K] of serving_pixels and serving_resized,
@@ -167,7 +168,7 @@ class IsolatedArtefact:
                 return dict(content)
 
     def seconds(self, batch_size: int, calls: int) -> list[float]:
-        """Seconds of so many calls, one after the other; the first of a size is not counted.
+        """Seconds of each of `calls` calls; the first call of a batch size is not counted.
 
         Raises:
             ExportError: it fails on a batch of this size.
@@ -195,8 +196,8 @@ def write_images(files: Iterable[Path], target: Path, *, max_megapixels: float) 
 class Timing:
     """How long to measure: `calls` of one artefact in a round, by batch size.
 
-    For each batch size there are `least_rounds` to `most_rounds`, and after the least ones no more
-    than fit into `seconds`, all artefacts together.
+    For each batch size there are `least_rounds` to `most_rounds` rounds. After `least_rounds`, no
+    round starts once `seconds` have passed for all artefacts together.
     """
 
     calls: Mapping[int, int]
@@ -213,8 +214,8 @@ def time_in_turns(
 ) -> dict[str, dict[int, list[float]]]:
     """Seconds of single calls by name and batch size; one artefact runs, the others wait.
 
-    In each round every artefact has its turn, so a disturbance slows all of them. It still shows in
-    the figures: nothing else should compute meanwhile.
+    Every artefact runs once in each round, so a disturbance slows all of them. It still changes the
+    figures: no other program should compute at that time.
     """
     reporter = reporter or SilentReporter()
     seconds: dict[str, dict[int, list[float]]] = {name: {} for name in artefacts}
@@ -232,8 +233,8 @@ def time_in_turns(
     return seconds
 
 
-def child_environment(**variables: str) -> dict[str, str]:
-    """This process's environment, for a quiet one on the CPU that finds this same package."""
+def subprocess_environment(**variables: str) -> dict[str, str]:
+    """Environment of the subprocess: CPU only, few messages, same package path."""
     paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,

@@ -25,10 +25,10 @@ from keras_transfer.models.forward import filled_size
 from keras_transfer.tasks.task import Task
 
 BATCH_SIZE = 8
-"""Small, because gradients need memory, and the first images are to appear soon."""
+"""Small, because gradients need memory, and so that the first images appear soon."""
 
 HIGHEST = -1
-"""In place of an output's column: each image's highest one, such as the most probable class."""
+"""Instead of a column: the highest output of each image, such as the most probable class."""
 
 Explain = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -37,9 +37,9 @@ Explain = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 class Explanation:
     """The outputs for one image, and a heat map of one of them.
 
-    `pixels` is uint8 [S, S, 3], the square that the network sees; `outputs` float32 [K];
-    `class_index` the column that is explained; `heat` float32 [h, w] in 0-1, a cell for each
-    position of the trunk's last features.
+    `pixels` is uint8 [S, S, 3], the network's square input; `outputs` float32 [K];
+    `class_index` is the explained column; `heat` float32 [h, w] in 0-1, one value for each position
+    of the trunk's last features.
     """
 
     path: str
@@ -51,32 +51,32 @@ class Explanation:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names that the outputs decide on: one class, some labels, or nothing."""
+        """The predicted names: one class, some labels, or none."""
         return self.task.decided(self.outputs)
 
     @property
     def label(self) -> str:
-        """The `labels` as text; where there are none, the name of the output that is explained."""
+        """The `labels` as text; without labels the name of the explained output."""
         return ", ".join(self.labels) or self.explained
 
     @property
     def confidence(self) -> float:
-        """The highest output; without labels the one that is explained."""
+        """The highest output; without labels the explained one."""
         return float(self.outputs.max()) if self.labels else self.explained_output
 
     @property
     def explained(self) -> str:
-        """Name of the output that the heat map is of."""
+        """Name of the output of the heat map."""
         return self.task.names[self.class_index]
 
     @property
     def explained_output(self) -> float:
-        """The output that the heat map is of."""
+        """The output of the heat map."""
         return float(self.outputs[self.class_index])
 
     @property
     def is_blank(self) -> bool:
-        """Whether the heat map is zero everywhere: nothing is evidence for the output."""
+        """Whether the heat map is zero everywhere: no evidence for the output."""
         return not self.heat.any()
 
     def top(self, count: int) -> list[tuple[str, float]]:
@@ -92,13 +92,13 @@ def explain_files(
     class_name: str | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Explanation | BadFile]:
-    """Explain every file, in order; one that is no usable image comes back as a `BadFile`.
+    """Explain every file, in order; a file that is not a usable image becomes a `BadFile`.
 
-    Only a batch and the files that are read ahead are in memory, and `files` may be endless.
+    Only one batch and the files read in advance are in memory, so `files` may be endless.
 
     Args:
-        class_name: the output to explain in every image, such as a class; None is each image's
-            highest one.
+        class_name: the output to explain in every image, such as a class; None is the highest
+            output of each image.
         batch_size: images in one call of the network.
 
     Raises:
@@ -129,14 +129,14 @@ def explainer(model: keras.Model, task: Task) -> Explain:
     """A function of pixels uint8 [B, S, S, 3] and a column of the outputs, or `HIGHEST`.
 
     It returns outputs float32 [B, K] and Grad-CAM heat maps float32 [B, h, w] in 0-1. The trunk
-    runs once an image, and one trace is used for batches of any size.
+    runs once per image; one trace is used for batches of any size.
     """
     network = as_trained(model)
     squares = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
 
     @tf.function(autograph=False, input_signature=[squares, tf.TensorSpec([], tf.int32)])
     def explain(pixels: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # Mixed precision makes half-precision features, whose gradient would have few digits.
+        # Mixed precision makes half-precision features, whose gradient would be imprecise.
         features = tf.cast(network.trunk(tf.cast(pixels, tf.float32)), tf.float32)
         chosen = tf.fill(tf.shape(features)[:1], index)
         logits = network.head(features)

@@ -1,11 +1,11 @@
 """Files of explanations: an overlay for every image, a table of all, and an HTML page.
 
 overlays/       000001_rose.png …, one for each image that could be read
-explain.csv     one row a file: path, prediction, output explained, overlay, error
+explain.csv     one row per file: path, prediction, explained output, overlay, error
 explain.html    the first images with their heat maps and highest outputs, in one file
 
-Heat maps are drawn in matplotlib's inferno over a darkened grey image: hotter is lighter, whatever
-the colours of the image, also for colour-blind readers.
+Heat maps are drawn in matplotlib's inferno over a darkened grey image: hotter is lighter, for all
+colours of the image and also for colour-blind readers.
 """
 
 import base64
@@ -34,7 +34,7 @@ from keras_transfer.tasks.task import Task
 
 PAGE, TABLE, OVERLAYS = "explain.html", "explain.csv", "overlays"
 MOST_SHOWN: Final = 300
-"""Images on the page, which is kept in memory and in one file; the CSV has all."""
+"""Maximum number of images on the page, which is one file in memory; the CSV has all."""
 
 _NUM_TOP: Final = 5
 _SHOWN_SIDE: Final = 288
@@ -43,12 +43,12 @@ _STYLE: Final = re.compile(r"/\* look: [^\n]*\n(.*)\n *?/\* end of look \*/", re
 
 
 SIDE: Final = 384
-"""Of each of the two panels, px."""
+"""Side of each of the two panels, px."""
 
 _FEW_PIXELS: Final = 64
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 _DARKER: Final = 0.65
-# With less, low heat would be darker than none where the image is white.
+# With less, low heat would be darker than no heat on a white image.
 _LEAST, _MORE = 0.3, 0.45
 
 _MARGIN, _GAP = 20, 12
@@ -60,7 +60,7 @@ _Font = ImageFont.FreeTypeFont
 
 @dataclass(frozen=True)
 class ExplanationSummary:
-    """How many images were explained, also by label, and how many files could not be read."""
+    """Number of explained images, also by label, and of files that could not be read."""
 
     num_by_label: dict[str, int]
     num_explained: int
@@ -85,7 +85,7 @@ class _Shown:
 
 @dataclass
 class _Kept:
-    """What the page will show, within limits."""
+    """The images and bad files of the page, up to fixed numbers."""
 
     shown: list[_Shown] = field(default_factory=list)
     bad: list[BadFile] = field(default_factory=list)
@@ -105,14 +105,14 @@ def write_explanations(
     name: str,
     task: Task,
 ) -> ExplanationSummary:
-    """Write overlays, table and page into the new folder `output`, as the rows come.
+    """Write overlays, table and page into the new folder `output` while rows are computed.
 
-    The folder appears complete or not at all. Memory is bounded: the page shows the first
+    The folder appears only when complete. Memory is bounded: the page shows the first
     `MOST_SHOWN` images and as many bad files.
 
     Args:
-        name: of the run, for the page's title.
-        task: what the outputs stand for.
+        name: name of the run, for the page's title.
+        task: the task of the outputs.
 
     Raises:
         RunError: `output` exists already or cannot be written, or the disk is full.
@@ -146,7 +146,7 @@ def write_explanations(
 
 
 def table_columns(task: Task) -> list[str]:
-    """Columns of explain.csv; those of the prediction are the task's without its K outputs."""
+    """Columns of explain.csv; the prediction has the task's columns without its K outputs."""
     explained = "explained_value" if task.activation == "linear" else "explained_probability"
     predicted = task.columns()[: -len(task.names)]
     return ["path", *predicted, "explained", explained, "overlay", "error"]
@@ -155,7 +155,7 @@ def table_columns(task: Task) -> list[str]:
 def _table_row(row: Explanation | BadFile, overlay: str, task: Task) -> list[Any]:
     if isinstance(row, BadFile):
         return [row.path, *[""] * (len(table_columns(task)) - 2), row.reason]
-    # float32 prints with as few digits as it takes to read the same value back.
+    # float32 is written with the fewest digits that give the same value when read.
     predicted = task.row(row.outputs)[: -len(task.names)]
     return [row.path, *predicted, row.explained, row.outputs[row.class_index], overlay, ""]
 
@@ -182,7 +182,7 @@ def _write_page(file: Path, kept: _Kept, summary: ExplanationSummary, *, name: s
 
 
 def _shared_style() -> str:
-    """The CSS that this page shares with the server's page, which is a single file."""
+    """The CSS shared with the server's page, which is a single file."""
     page = resources.files("keras_transfer.serving").joinpath("page.html")
     found = _STYLE.search(page.read_text(encoding="utf-8"))
     assert found is not None
@@ -194,7 +194,7 @@ def _to_show(explanation: Explanation, overlay: str) -> _Shown:
     draw_panels(explanation, side=_SHOWN_SIDE).save(buffer, "WEBP", quality=80)
     image = base64.b64encode(buffer.getvalue()).decode()
     top, show = explanation.top(_NUM_TOP), explanation.task.format_output
-    # Bars show probabilities; values have no end of their scale.
+    # Bars show probabilities; other values have no maximum.
     longest = 0 if explanation.task.activation == "linear" else 100
     return _Shown(
         path=printable(explanation.path),
@@ -211,12 +211,12 @@ def _to_show(explanation: Explanation, overlay: str) -> _Shown:
 
 
 def _plain(path: str) -> str:
-    """An image's name with characters that every file system and URL can hold."""
+    """An image's name with only characters that every file system and URL supports."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).stem)[:_LONGEST_NAME].strip("-") or "image"
 
 
 def blend(pixels: np.ndarray, heat: np.ndarray, *, side: int = SIDE) -> np.ndarray:
-    """The image in darkened grey, coloured by heat, uint8 [side, side, 3].
+    """The image in dark grey, coloured by heat, uint8 [side, side, 3].
 
     Args:
         pixels: uint8 [S, S, 3].
@@ -233,7 +233,7 @@ def blend(pixels: np.ndarray, heat: np.ndarray, *, side: int = SIDE) -> np.ndarr
 def draw_panels(
     explanation: Explanation, *, side: int, gap: int = 0, ground: str = "black"
 ) -> Image.Image:
-    """The image and, right of it, its heat; no words."""
+    """The image and, to the right, its heat; without text."""
     panels = Image.new("RGB", (2 * side + gap, side), ground)
     panels.paste(Image.fromarray(_enlarged(explanation.pixels, side)))
     heat = blend(explanation.pixels, explanation.heat, side=side)
@@ -252,7 +252,7 @@ def draw_overlay(explanation: Explanation) -> Image.Image:
     show = explanation.task.format_output
     _write(pen, (left, head), explanation.label, show(explanation.confidence), font=_BOLD)
     where = "no evidence for" if explanation.is_blank else "evidence for"
-    # The prediction's number is on the left already.
+    # The number of the prediction is already in the left panel.
     is_label = explanation.explained == explanation.label
     share = "" if is_label else show(explanation.explained_output)
     _write(pen, (right, head), f"{where} {explanation.explained}", share)
@@ -263,7 +263,7 @@ def draw_overlay(explanation: Explanation) -> Image.Image:
 
 
 def printable(text: str) -> str:
-    """Text without half surrogates and line breaks, which fonts and UTF-8 files cannot hold."""
+    """Text without lone surrogates and line breaks, which fonts and UTF-8 do not support."""
     clean = text.encode("utf-8", "replace").decode()
     return "".join(letter if letter.isprintable() else "�" for letter in clean)
 
@@ -287,7 +287,7 @@ def _write(
     font: tuple[str, int] = _PLAIN,
     colour: str = INK,
 ) -> None:
-    """One line on the baseline `place`, as wide as a panel: long names lose their middle."""
+    """One line on the baseline `place`, as wide as a panel: long names are cut in the middle."""
     face = _font(*font)
     after = f"  {number}" if number else ""
     fitted = _fitted(printable(text), face, SIDE - face.getlength(after))

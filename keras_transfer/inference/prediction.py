@@ -33,11 +33,11 @@ TASK_FILE: Final = "task.json"
 
 
 class Target(Protocol):
-    """What predicts: a finished run, or an artefact of any format."""
+    """A finished run, or an artefact of any format."""
 
     @property
     def contract(self) -> Contract:
-        """How an image becomes pixels, and what the outputs stand for."""
+        """Image size, resizing, and the task of the outputs."""
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Outputs float32 [B, K] for pixels uint8 [B, S, S, 3], B of 1 or more."""
@@ -45,7 +45,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """A run's model with all that is needed to predict new images.
+    """A run's model with everything needed to predict new images.
 
     `model` maps float32 [B, S, S, 3] in 0-255 to logits in the order of `class_names`, which are
     the names of the outputs of the `task`.
@@ -58,7 +58,7 @@ class LoadedRun:
 
     @property
     def contract(self) -> Contract:
-        """The contract that the run's artefacts have, too."""
+        """The contract, the same as in the run's artefacts."""
         return Contract.of(self.spec, self.task)
 
     @property
@@ -78,10 +78,10 @@ class LoadedRun:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prediction:
-    """The prediction for one image: `outputs` is float32 [K], and `task` says what they are.
+    """The prediction for one image: `outputs` is float32 [K], and `task` is their task.
 
-    `labels` are the names that they decide on: one class, some labels, or nothing. `label` is all
-    of them as text, `confidence` the highest output.
+    `labels` are the predicted names: one class, some labels, or none. `label` has all of them as
+    text, `confidence` the highest output.
     """
 
     path: str
@@ -108,19 +108,19 @@ def load_run(path: str | Path) -> LoadedRun:
         RunError: there is no run, or its class list or model is missing, damaged or changed.
         DataError: the model was trained on other classes, or in another order, than
             class_names.json lists.
-        SpecError: its spec.json does not make sense.
+        SpecError: its spec.json is not valid.
     """
     folder = RunFolder.open(path)
     if folder.study_file.is_file():
         raise RunError(
-            f"{folder.path} is a study, which keeps no model",
+            f"{folder.path} is a study, which saves no model",
             expected="the folder of a single run",
             received=f"{folder.study_file.name}",
             fix="train without folds, seeds and halvings",
         )
     class_names = folder.read_class_names()
     spec = load_spec(folder.path)
-    # Before the model is read: it may have layers that the module of the task registers.
+    # Before the model is read: the module of the task may register layers of the model.
     task = restore_task(folder.read_json(TASK_FILE), class_names)
     model = _load_model(folder)
     check_class_order(model.name, class_names, str(folder.path / "class_names.json"))
@@ -128,15 +128,15 @@ def load_run(path: str | Path) -> LoadedRun:
     if model.input_shape != expected:
         raise RunError(
             f"{folder.model_file} does not fit {folder.spec_file}",
-            expected=f"an input of {expected}, as data.image_size says",
+            expected=f"an input of {expected}, the size in data.image_size",
             received=f"an input of {model.input_shape}",
-            fix="restore the two files of one and the same run",
+            fix="restore both files from the same run",
         )
     return LoadedRun(model, task, spec, folder)
 
 
 def open_target(path: str | Path) -> LoadedRun | Runtime:
-    """Open a run folder, or an artefact with its contract beside it or inside its folder.
+    """Open a run folder, or an artefact with its contract next to it or in its folder.
 
     Raises:
         RunError: it is neither, or the run is incomplete.
@@ -149,14 +149,14 @@ def open_target(path: str | Path) -> LoadedRun | Runtime:
         raise RunError(
             f"{path} is not a run folder or an exported model",
             expected="a run folder, the folder of a SavedModel such as RUN/export/1, or a file "
-            f"named {', '.join(sorted(SUFFIXES))} with its contract.json beside it",
+            f"named {', '.join(sorted(SUFFIXES))} next to its contract.json",
             received=_what_is_there(path),
-            fix="give the folder that `train` wrote, or what `export` made of it",
+            fix="give a folder written by `train`, or an artefact written by `export`",
         )
     if (path.parent / "spec.json").is_file():
         raise RunError(
-            f"{path} has no contract beside it",
-            expected="a run folder, or an artefact that `export` wrote",
+            f"{path} has no contract next to it",
+            expected="a run folder, or an artefact written by `export`",
             received=f"a file of the run in {path.parent}",
             fix=f"give {path.parent}",
         )
@@ -164,7 +164,7 @@ def open_target(path: str | Path) -> LoadedRun | Runtime:
 
 
 def identify(target: LoadedRun | Runtime) -> str:
-    """A hash of all that the outputs of a target depend on, in hex."""
+    """A hash of everything that the outputs of a target depend on, in hex."""
     digest = hashlib.sha256(json.dumps(asdict(target.contract)).encode())
     for file in _weights(target):
         with file.open("rb") as stream:
@@ -179,13 +179,13 @@ def predict_files(
     known: Mapping[str, np.ndarray] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction | BadFile]:
-    """Predict every file, in order; one that is no usable image comes back as a `BadFile`.
+    """Predict every file, in order; a file that is not a usable image becomes a `BadFile`.
 
-    Only a batch and the files that are read ahead are in memory, and `files` may be endless.
+    Only one batch and the files read in advance are in memory, so `files` may be endless.
 
     Args:
         target: from `load_run`, `open_target` or `formats.runtimes.open_runtime`.
-        known: outputs float32 [K] by the digests of files that need not be decoded, from
+        known: outputs float32 [K] by the digests of files that are not computed again, from
             `cached_logits.known_outputs`.
         batch_size: images in one call of the target.
     """
@@ -213,25 +213,25 @@ def predict_files(
 def _load_model(folder: RunFolder) -> keras.Model:
     try:
         return keras.models.load_model(folder.model_file, compile=False)
-    except Exception as error:  # Keras raises many kinds for a damaged archive.
+    except Exception as error:  # Keras raises many types of errors for a damaged archive.
         received = "no such file" if not folder.model_file.exists() else str(error)[:500]
         raise RunError(
             f"the model of the run cannot be loaded from {folder.model_file}",
-            expected="the model.keras that the run wrote",
+            expected="the model.keras of the run",
             received=received,
             fix="restore the file, or finish the run with --resume",
         ) from error
 
 
 def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
-    """The files that the arguments of a command line name, one by one.
+    """The files in the arguments of a command line, one by one.
 
-    A file names itself. A folder names all images below it, in the order of their names; hidden
-    names and links to folders are left out. '-' names the paths on `stdin`, one a line. At most
-    the names of one folder are in memory.
+    An argument is a file, a folder or '-'. A folder means all images below it, in the order of
+    their names, without hidden ones and links to folders. '-' means the paths on `stdin`, one
+    per line. Only the names of one folder at a time are in memory.
 
     Raises:
-        DataError: at once, if a path does not exist or a folder holds no image.
+        DataError: at once, if a path does not exist or a folder has no image.
     """
     for argument in arguments:
         if argument != "-":
@@ -265,10 +265,10 @@ def _check_argument(argument: str) -> None:
         )
     if os.path.isdir(argument) and next(_images(argument)) == Path(argument):
         raise DataError(
-            f"the folder {argument} holds no image",
+            f"the folder {argument} has no image",
             expected=f"files named {', '.join(sorted(EXTENSIONS))} in it or in its sub-folders",
             received="none",
-            fix="give the folder that holds the images",
+            fix="give a folder with images",
         )
 
 
@@ -285,8 +285,8 @@ def _expand(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
 def _images(path: str) -> Iterator[Path]:
     """The images below a folder, or the path itself.
 
-    A folder that is empty or cannot be listed is yielded like a file, and becomes a `BadFile`: a
-    long list must neither stop there nor lose it.
+    A folder that is empty or cannot be listed is yielded like a file and becomes a `BadFile`, so
+    that a long list is not stopped by it.
     """
     if not os.path.isdir(path):
         yield Path(path)

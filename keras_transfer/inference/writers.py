@@ -1,11 +1,11 @@
-"""Writes predictions to a CSV or Parquet file as they come; a killed process can be resumed.
+"""Writes predictions to a CSV or Parquet file while they are computed; can be resumed after a kill.
 
-predictions.csv                 once all rows are there, and never over an earlier file
+predictions.csv                 once all rows are written; never replaces an earlier file
 predictions.csv.partial         the rows so far (for Parquet a folder of parts)
-predictions.csv.partial.json    what they belong to: the target and the columns
+predictions.csv.partial.json    the target and the columns of these rows
 
-`CsvRows` appends to a CSV, whose last line may be torn by a kill. `ParquetRows` keeps a folder of
-complete parts, since a Parquet file cannot be read before its end is written.
+`CsvRows` appends to a CSV, whose last line may be incomplete after a kill. `ParquetRows` keeps a
+folder of complete parts, because an unfinished Parquet file cannot be read.
 """
 
 import csv
@@ -37,7 +37,7 @@ _PARTS_IN_A_ROW_GROUP: Final = 64
 
 
 class KeptRow(NamedTuple):
-    """A row of an earlier process; `labels` are the names that its outputs decide on."""
+    """A row of an earlier process; `labels` are the predicted names."""
 
     path: str
     labels: tuple[str, ...]
@@ -45,21 +45,21 @@ class KeptRow(NamedTuple):
 
 
 class Rows(Protocol):
-    """The rows of one output file: those of an earlier process, and those to come.
+    """The rows of one output file: those of an earlier process, and new ones.
 
-    `chunk` is how many rows `write` should get at a time: the most that a kill loses.
+    `chunk` is the number of rows per call of `write`: the most rows that a kill can lose.
     """
 
     chunk: int
 
     def kept(self) -> Iterator[KeptRow]:
-        """The complete rows of an earlier process; to be exhausted before `write`."""
+        """The complete rows of an earlier process; read all of them before `write`."""
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Append rows; they survive a kill once this has returned."""
+        """Append rows; after the return a kill does not lose them."""
 
     def finish(self, output: Path) -> None:
-        """Put the finished file in its place and remove all others."""
+        """Rename the finished file and remove the temporary ones."""
 
 
 def open_rows(output: Path, partial: Path, task: Task) -> Rows:
@@ -74,7 +74,7 @@ def open_rows(output: Path, partial: Path, task: Task) -> Rows:
         case ".parquet":
             return ParquetRows(partial, task)
     raise RunError(
-        f"--output {output} is not a table that can be written",
+        f"--output {output} is not a supported table",
         expected="a name that ends in .csv or .parquet",
         received=output.name,
         fix=f"give --output {output.with_suffix('.csv')}",
@@ -114,7 +114,7 @@ class _Table:
 
 
 class CsvRows:
-    """Rows of a CSV in UTF-8; bytes of file names that are not Unicode stay as they are."""
+    """Rows of a CSV in UTF-8; bytes of file names that are not Unicode are kept."""
 
     chunk = _CSV_CHUNK
 
@@ -127,7 +127,7 @@ class CsvRows:
             with self._partial.open("rb") as file:
                 lines = _Lines(file)
                 for number, row in enumerate(csv.reader(lines)):
-                    # A torn line lacks its end or, inside quotes, its columns.
+                    # An incomplete line has no end or, inside quotes, too few columns.
                     if not lines.is_whole or len(row) != len(header):
                         break
                     end = lines.num_bytes
@@ -140,7 +140,7 @@ class CsvRows:
             self._append([header])
 
     def write(self, rows: Sequence[Row]) -> None:
-        # float32 prints with as few digits as it takes to read the same value back.
+        # float32 is written with the fewest digits that give the same value when read.
         self._append([self._table.cells(row) for row in rows])
 
     def finish(self, output: Path) -> None:
@@ -221,7 +221,7 @@ class ParquetRows:
         shutil.rmtree(self._partial)
 
     def _parts(self) -> list[Path]:
-        """Complete parts in their order; one that was being written has another name."""
+        """Complete parts in their order; an unfinished part has another name."""
         return sorted(self._partial.glob("[0-9]*[0-9].parquet"))
 
     def _dataset(self, parts: Sequence[Path]) -> Any:
@@ -231,7 +231,7 @@ class ParquetRows:
 
 
 def same_path(kept: str, path: str) -> bool:
-    """Whether a kept row is of this path."""
+    """Whether an earlier row has this path."""
     return kept in (path, _escaped(path))
 
 
@@ -241,10 +241,10 @@ def _escaped(path: str) -> str:
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """How many files were predicted, also by label, and how many could not be read.
+    """Number of predicted files, also by label, and of files that could not be read.
 
-    An image counts once for each label that it was given. `num_kept` of the files were there
-    already, from an earlier process.
+    An image counts once for each of its predicted labels. `num_kept` is the number of rows from an
+    earlier process.
     """
 
     num_by_label: dict[str, int]
@@ -262,7 +262,7 @@ def write_predictions(
     target: str = "",
     resume: bool = False,
 ) -> PredictionSummary:
-    """Write one row a file, in order: path, the columns of the task, and error.
+    """Write one row per file, in order: path, the columns of the task, and error.
 
     For a single label: path, label, confidence, error, probability_…. The row of a bad file has
     only its path and the reason under 'error'. Memory does not grow with the number of files.
@@ -270,9 +270,9 @@ def write_predictions(
     Args:
         predict: returns a row for each file, such as `predict_files`.
         output: named .csv or .parquet.
-        task: what the outputs stand for, such as `target.contract.restored_task`.
+        task: the task of the outputs, such as `target.contract.restored_task`.
         target: a text that identifies the model, such as `prediction.identify` returns.
-        resume: continue after the rows of an earlier process, if it left any.
+        resume: continue after the rows of an earlier process, if there are any.
 
     Raises:
         RunError: the file exists already; there are rows of an earlier process and `resume` is not
@@ -343,7 +343,7 @@ def _identity_file(partial: Path) -> Path:
 
 
 def _identify(partial: Path, identity: dict[str, Any]) -> None:
-    """Write what the rows belong to, or check that earlier rows belong to the same."""
+    """Write the identity of the rows, or check that earlier rows have the same one."""
     file = _identity_file(partial)
     if not partial.exists():
         with replacing(file) as path:
@@ -359,7 +359,7 @@ def _identify(partial: Path, identity: dict[str, Any]) -> None:
             f"{partial} was started with another {' and other '.join(changed)}",
             expected=_shorten(before, changed),
             received=_shorten(identity, changed),
-            fix=f"resume with the target that {file} names by its hash, or remove {partial} to "
+            fix=f"resume with the target whose hash is in {file}, or remove {partial} to "
             "start again",
         )
 

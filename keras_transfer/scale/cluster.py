@@ -1,7 +1,7 @@
 """A Ray cluster: one that is running already, or a temporary one on this machine.
 
-Ray's own variable RAY_ADDRESS names a running cluster. A temporary one requires a random token,
-because Ray listens on all network interfaces. Ray's usage statistics are switched off.
+Ray's variable RAY_ADDRESS is the address of a running cluster. A temporary one requires a random
+token, because Ray listens on all network interfaces. Ray's usage statistics are switched off.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from keras_transfer.errors import RunError
 from keras_transfer.reporting.reporter import Reporter
 
 _FEWEST_THREADS: Final = 2
-"""In bfloat16 one thread adds in another order than two, three, eight or sixteen threads."""
+"""In bfloat16 one thread sums in another order than two, three, eight or sixteen threads."""
 
 _MESSAGES_BYTES: Final = 100 << 20
-"""Shared memory for data sent between processes: rows of a few chunks, no images."""
+"""Bytes of shared memory for data between processes: rows of a few chunks, no images."""
 
 _ANSWER_SECONDS: Final = 5
 
 
 @dataclass(frozen=True)
 class Share:
-    """The resources of each worker: CPUs as Ray counts them, and threads to compute with."""
+    """The resources of each worker: CPUs in the count of Ray, and number of threads."""
 
     num_cpus: int
 
@@ -40,7 +40,7 @@ class Share:
 def joined(num_workers: int, *, reporter: Reporter) -> Iterator[Share]:
     """Join a cluster while the block runs, and divide its CPUs among the workers.
 
-    A cluster that this process has joined already is used and stays joined.
+    If this process has already joined a cluster, it is used and stays connected.
 
     Raises:
         RunError: Ray is not installed, the cluster does not respond, or it has too few CPUs.
@@ -55,7 +55,7 @@ def joined(num_workers: int, *, reporter: Reporter) -> Iterator[Share]:
         share = _share(ray, num_workers)
         place = f"of the cluster at {address}" if address else "of this machine"
         reporter.info(
-            f"{num_workers} workers {place}, {share.num_threads} threads each; what they print is "
+            f"{num_workers} workers {place}, {share.num_threads} threads each; their output is "
             "in Ray's logs."
         )
         yield share
@@ -85,7 +85,7 @@ def _start(ray: Any, address: str, num_workers: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if not address:
         ray.init(
-            address="local",  # Not another cluster that runs on this machine.
+            address="local",  # Not another running cluster of this machine.
             num_cpus=max(num_workers, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=_MESSAGES_BYTES,
@@ -93,7 +93,7 @@ def _start(ray: Any, address: str, num_workers: int) -> None:
         )
         return
     try:
-        # Ray itself would try for six minutes.
+        # By default Ray would try for six minutes.
         host, port = address.rsplit(":", 1)
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
         ray.init(address=address, **quiet)

@@ -37,14 +37,15 @@ class Environment:
         return cls(os.getcwd(), num_threads, copied)
 
     def apply(self) -> None:
-        """Apply it in a worker's process, before that imports TensorFlow or JAX.
+        """Apply it in a worker's process, before TensorFlow or JAX are imported.
 
-        Workers compute on processors: several of them cannot share an accelerator.
+        Workers compute on CPUs: several of them cannot share an accelerator.
 
         Raises:
             RunError: the worker's machine does not have the folder.
         """
-        # Variables that are not set there are removed here: other kernels give other last digits.
+        # Variables that the main process has not set are removed: other kernels give other last
+        # digits.
         for name in (*_COPIED, *_NO_HOSTS):
             os.environ.pop(name, None)
         os.environ.update(self.variables)

@@ -1,6 +1,6 @@
-"""Feature extraction with workers: computing and storing what the phases of a training will read.
+"""Feature extraction with workers: computes and stores the features for the phases of a training.
 
-This process reads the images, plans the chunks and holds the locks of the cache's entries. A worker
+This process reads the images, plans the chunks and has the locks of the cache's entries. A worker
 gets a chunk with the files of its decoded images, and writes its shards into the same folder.
 """
 
@@ -34,10 +34,10 @@ def store_features(
         num_workers: processes of a Ray cluster; None computes in this process.
 
     Returns:
-        What was computed; nothing where all phases train on images, which is reported.
+        the computed features; nothing, with a message, if all phases train on images.
 
     Raises:
-        DataError, SpecError, WeightsError: the input cannot be used as it is.
+        DataError, SpecError, WeightsError: the input is not valid.
         RunError: features cannot be stored, or the workers failed.
     """
     _check(spec)
@@ -76,7 +76,7 @@ def _check_devices(devices: Devices) -> None:
     if devices.kind != "cpu" or devices.num_hosts > 1:
         hosts = f", {devices.num_hosts} hosts" if devices.num_hosts > 1 else ""
         raise SpecError(
-            "--workers compute on processors, and the main process has to do so as well",
+            "--workers compute on CPUs, and the main process must do so, too",
             expected="devices.strategy=cpu, and a single host",
             received=f"{devices.kind}{hosts}",
             fix="leave --workers out, or set devices.strategy=cpu",

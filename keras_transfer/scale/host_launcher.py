@@ -1,8 +1,8 @@
-"""Hosts of a run: starts a process for each, watches them, and reports which one was lost.
+"""Hosts of a run: starts one process per host, watches them, and reports a lost one.
 
-The process that a user starts does not train. It starts this machine's host, as Keras's variables
-say, or `devices.hosts` hosts on this machine. A host that waits for a lost one may not react to
-anything else, so another process has to watch it.
+The process that a user starts does not train. It starts the host that Keras's variables define for
+this machine, or `devices.hosts` hosts on this machine. A host that waits for a lost one may not
+react to anything else, so this process watches it.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ from keras_transfer.storage.run_start import vacated_on_refusal
 
 _POLL_SECONDS: Final = 0.5
 _GRACE_SECONDS: Final = 5.0
-"""How long the others may run after one has failed: the first failure need not be the cause."""
+"""Time for the others to end after one has failed: the first failure may not be the cause."""
 
 _SIGNS_OF_LOSS: Final = ("coordination service", "Gloo", "heartbeat", "distributed service")
-"""Words in errors of JAX and its parts that mean that another host was lost."""
+"""Words in errors of JAX and its libraries that mean that another host was lost."""
 
 
 def run_hosts(spec: RunSpec, run: RunFolder, *, reporter: Reporter, profile: bool = False) -> None:
@@ -55,7 +55,7 @@ def run_hosts(spec: RunSpec, run: RunFolder, *, reporter: Reporter, profile: boo
             host: {ADDRESSES: address, NUM_HOSTS: f"{num_hosts}", HOST: f"{host}"}
             for host in range(num_hosts)
         }
-        reporter.info(f"{num_hosts} processes of this machine train together, like hosts.")
+        reporter.info(f"{num_hosts} processes on this machine train together, like hosts.")
     with contextlib.ExitStack() as held:
         processes = {}
         for host, environment in environments.items():
@@ -80,7 +80,7 @@ def log_of(run: RunFolder, host: int) -> Path:
 
 
 def run_host(folder: str, parent: int, profile: bool) -> None:
-    """The function of a host's process, which ends when its parent ends."""
+    """Main function of a host's process; it ends with its parent."""
     end_with_parent(parent)
     run = RunFolder(Path(folder))
     spec, host = load_spec(run.spec_file), given_host()[0]
@@ -113,7 +113,7 @@ def _watch(processes: dict[int, SubprocessCall], run: RunFolder, num_hosts: int)
             if not process.ended_well:
                 failed.append(host)
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
-    # A killed host is a cause, and so is the first with an error; hosts that JAX aborts because
+    # A killed host is a cause, and also the first host with an error; hosts that JAX aborts because
     # they lost the connection are consequences.
     for host in sorted(failed, key=lambda host: _rank_as_cause(processes[host])):
         ending = processes[host].ending
@@ -125,7 +125,7 @@ def _watch(processes: dict[int, SubprocessCall], run: RunFolder, num_hosts: int)
             )
         if processes[host].was_killed:
             raise _lost(f"host {host} of {num_hosts}", ending, run)
-        # On an early error the host has removed the run folder, except for this process's log.
+        # After an early error the host has removed the run folder, except for this process's log.
         is_gone = not run.spec_file.exists()
         with vacated_on_refusal(run) if is_gone else contextlib.nullcontext():
             processes[host].result()
@@ -142,7 +142,7 @@ def _rank_as_cause(process: SubprocessCall) -> int:
 
 
 def _other_than(host: int, num_hosts: int) -> str:
-    """Which host was lost, if `host` is still there: known only if there are two."""
+    """The lost host if `host` is still running; known only with two hosts."""
     return f"host {1 - host} of {num_hosts}" if num_hosts == 2 else f"a host other than {host}"
 
 

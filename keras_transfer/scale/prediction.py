@@ -1,4 +1,4 @@
-"""Batch prediction with workers: they get files in chunks; the rows come in the order of the files.
+"""Batch prediction with workers: they get files in chunks; the rows have the order of the files.
 
 Chunks are whole batches, so that every batch is the same as in a single process. Memory does not
 grow with the number of files: chunks start only a few ahead of the oldest unfinished one.
@@ -20,7 +20,7 @@ from keras_transfer.scale.workers import Predictor
 
 _BATCHES_PER_CHUNK: Final = 8
 _CHUNKS_AHEAD: Final = 4
-"""For each worker: work for the others while one is restarted."""
+"""Per worker: tasks for the other workers while one is restarted."""
 
 
 def predict_with_workers(
@@ -50,7 +50,7 @@ def predict_with_workers(
     with joined(num_workers, reporter=reporter) as share:
         import ray
 
-        # Once for all workers.
+        # Sent once for all workers.
         shared = ray.put(dict(known))
         arguments = (target, identity, shared, batch_size, Environment.here(share.num_threads))
         worker_pool = RayWorkerPool(

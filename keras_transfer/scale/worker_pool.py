@@ -1,7 +1,7 @@
-"""A pool of Ray workers: each gets one task at a time; the task of a lost worker is run again.
+"""A pool of Ray workers: each runs one task at a time; the task of a lost worker is run again.
 
-A worker is a Ray actor: a process that builds its network at its first task and keeps it. Ray
-reports a lost worker; another is started in its place and gets its task first.
+A worker is a Ray actor: a process that builds its network for its first task and keeps it. Ray
+reports a lost worker; a new one replaces it and gets its task first.
 """
 
 from collections import deque
@@ -15,14 +15,14 @@ from keras_transfer.scale.cluster import Share
 
 _MOST_FAILURES: Final = 3
 _LOOK_SECONDS: Final = 10.0
-"""How often to check for machines while no task finishes."""
+"""Seconds between checks for machines while no task finishes."""
 
 Task = TypeVar("Task")
 
 
 @dataclass(eq=False)
 class _Started(Generic[Task]):
-    """A task that a worker got: its number, and how often it has failed."""
+    """A task given to a worker: its number, and its number of failures."""
 
     number: int
     task: Task
@@ -38,7 +38,7 @@ class _Queue(Generic[Task]):
         self._newest = -1
 
     def next(self, running: list[int]) -> _Started[Task] | None:
-        """The next task for a free worker; None for now. `running` are numbers of running tasks."""
+        """The next task for a free worker, or None; `running` has the numbers of running tasks."""
         if self.again:
             return self.again.popleft()
         oldest = min(running, default=self._newest)
@@ -65,7 +65,7 @@ class RayWorkerPool(Generic[Task]):
         share: Share,
         reporter: Reporter,
     ):
-        # Ray itself would retry in the process that failed: here another one takes over.
+        # By default Ray would retry in the failed process; here another process runs the task.
         self._options = {"num_cpus": share.num_cpus, "max_restarts": 0, "max_task_retries": 0}
         self._start, self._send, self._name = start, send, name
         self._reporter = reporter
@@ -76,7 +76,7 @@ class RayWorkerPool(Generic[Task]):
         """Yield number, task and result of all tasks, as they finish.
 
         Args:
-            tasks: taken one by one, as workers are free.
+            tasks: taken one by one when workers are free.
             ahead: how many tasks may start after the oldest unfinished one; None is no limit.
 
         Raises:
@@ -110,7 +110,7 @@ class RayWorkerPool(Generic[Task]):
                     hand_out()
                 else:
                     idle.append(worker)
-                    # Before the caller handles the result, which may take a while.
+                    # Before the caller processes the result, which may take time.
                     hand_out()
                     yield started.number, started.task, result
         finally:
@@ -132,7 +132,7 @@ class RayWorkerPool(Generic[Task]):
                 f"{self._name(started.task)} failed {_MOST_FAILURES} times",
                 expected="a task that a worker can finish",
                 received=reason,
-                fix="correct the error it names; details are in Ray's logs, by default in "
+                fix="correct the error above; details are in Ray's logs, by default in "
                 "/tmp/ray/session_latest/logs of the worker's machine. If memory ran out, set "
                 "fewer --workers. Stored results are not computed again",
             ) from cause
@@ -142,14 +142,14 @@ class RayWorkerPool(Generic[Task]):
         )
         if is_alive:
             return [worker]
-        ray.kill(worker)  # In case only the connection was lost.
+        ray.kill(worker)  # It may still run if only the connection was lost.
         return []
 
 
 def _next_done(running: Iterable[Any]) -> Any:
     """The next reference with a result; RunError if no machine is left.
 
-    Ray itself would wait for new machines.
+    By default Ray would wait for new machines.
     """
     import ray
 
@@ -161,7 +161,7 @@ def _next_done(running: Iterable[Any]) -> Any:
         if not any(node["Alive"] for node in nodes):
             raise RunError(
                 "no machine of the Ray cluster is left",
-                expected="at least one on which workers can run",
+                expected="at least one for workers",
                 received=f"{len(nodes)} lost machines",
                 fix="see Ray's logs, by default in /tmp/ray/session_latest/logs, then run the same "
                 "command again: finished work is not repeated",

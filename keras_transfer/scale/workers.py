@@ -1,4 +1,4 @@
-"""Workers of a Ray cluster. Each imports large packages and builds its network at its first task.
+"""Workers of a Ray cluster. Each imports large packages and builds its network for its first task.
 
 A worker raises an error if its network differs from that of the main process: on another machine,
 weights, files and versions may differ.
@@ -33,7 +33,7 @@ class Extractor:
         self._feature_writer: FeatureWriter | None = None
 
     def compute(self, chunk: "Chunk", source: "Source") -> None:
-        """Write the chunk's shards; `source` holds only its images.
+        """Write the chunk's shards; `source` has only its images.
 
         Raises:
             RunError: the classifier, a version or the cache differs on this machine.
@@ -69,10 +69,10 @@ class Extractor:
 
 
 class Predictor:
-    """Predicts for files, with a target that all machines can open.
+    """Predicts files with a target that all machines can open.
 
-    `identity` is the hash of the target that the main process opened; `known` holds probabilities
-    that need not be computed, by the digests of files.
+    `identity` is the hash of the target that the main process opened; `known` has probabilities
+    that are not computed again, by the digests of files.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Predictor:
         self._environment = environment
 
     def predict(self, files: Sequence[Path]) -> "list[Row]":
-        """One row a file, in order.
+        """One row per file, in order.
 
         Raises:
             RunError: the target differs on this machine.

@@ -1,6 +1,6 @@
 """The ASGI application: TensorFlow Serving's endpoints, health, metrics, card and page.
 
-openapi.json describes the endpoints; the tests compare it with what the server does.
+openapi.json describes the endpoints; the tests compare it with the server.
 """
 
 import asyncio

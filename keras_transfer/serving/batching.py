@@ -1,4 +1,4 @@
-"""Dynamic batching: images of concurrent requests are decoded and classified together.
+"""Dynamic batching: images of concurrent requests are decoded and predicted together.
 
 A worker takes the waiting images, up to the largest batch. It waits for more only while another
 batch is running, and at most `max_wait`: a single image on an idle server runs at once.
@@ -27,7 +27,7 @@ class Batcher:
     """A queue of images in front of one network.
 
     Args:
-        run: maps B images to B results; an exception among them fails its own image only.
+        run: maps B images to B results; an exception among them fails only its image.
         sizes: allowed batch sizes, ascending, the first being 1. A few fixed sizes let TensorFlow
             reuse its kernels.
         max_wait: seconds.
@@ -55,14 +55,14 @@ class Batcher:
             worker.start()
 
     def submit(self, image: Any) -> Future[Any]:
-        """Queue an image; the future holds its result, or why it or its whole batch failed."""
+        """Queue an image; the future has its result, or the error of the image or its batch."""
         item = _Item(image)
         with self._changed:
             if self._is_closed:
                 item.future.set_exception(RuntimeError("the queue is closed"))
                 return item.future
             self._queue.append(item)
-            # Waking a worker for every image of a growing batch would slow the batch down.
+            # Notifying a worker of every image of a growing batch would slow the batch down.
             if len(self._queue) in (1, self._sizes[-1]):
                 self._changed.notify()
         return item.future
@@ -85,7 +85,7 @@ class Batcher:
             results: Sequence[Any]
             try:
                 results = self._run([item.image for item in items])
-            except Exception as error:  # Every waiting request must get it.
+            except Exception as error:  # Every waiting request must get the error.
                 results = [error] * len(items)
             for item, result in zip(items, results, strict=True):
                 _finish(item.future, result)

@@ -82,12 +82,12 @@ class ImageRows:
         return value
 
     def decode(self, encoded: bytes) -> np.ndarray:
-        """Pixels uint8 [S, S, 3] of what `encoded` returned."""
+        """Pixels uint8 [S, S, 3] of an image from `encoded`."""
         decode = decoder(self.contract.image_size, self.contract.resize)
         return _run(decode, tf.constant(encoded))
 
     def decode_all(self, read: Sequence[Callable[[], Input]]) -> list[np.ndarray | Exception]:
-        """Pixels uint8 [S, S, 3] of what the calls return, or the error of each.
+        """Pixels uint8 [S, S, 3] of the images that the calls return, or the error of each call.
 
         Encoded images are decoded in one call, which is much faster than one call each.
         """
@@ -102,7 +102,7 @@ class ImageRows:
 
 
 def _attempt(call: Callable[[], Result]) -> Result | Exception:
-    """What a call returns or raises: one invalid image must not fail its whole batch."""
+    """The result or the error of a call: one invalid image must not fail its whole batch."""
     try:
         return call()
     except Exception as error:

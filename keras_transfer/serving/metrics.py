@@ -10,14 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _SECONDS: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _CLIENT_CLOSED: Final = 499
-"""Status that is counted where the client disconnected before the response."""
+"""Status that is counted if the client disconnected before the response."""
 
 
 class Metrics:
     """The metrics of one server, in their own registry.
 
     Args:
-        queue_depth: returns the number of images under way.
+        queue_depth: returns the number of images being processed.
         version: returns the number of the served version, 0 for none.
     """
 
@@ -36,8 +36,8 @@ class Metrics:
         self._batches = Histogram(
             "keras_transfer_batch_size", "Images in a batch", buckets=_BATCHES, registry=registry
         )
-        self._images = Counter("keras_transfer_images", "Images classified", registry=registry)
-        depth = Gauge("keras_transfer_queue_depth", "Images under way", registry=registry)
+        self._images = Counter("keras_transfer_images", "Images predicted", registry=registry)
+        depth = Gauge("keras_transfer_queue_depth", "Images being processed", registry=registry)
         depth.set_function(queue_depth)
         served = Gauge("keras_transfer_model_version", "Version that is served", registry=registry)
         served.set_function(version)
@@ -73,7 +73,7 @@ class CountRequests:
         try:
             await self._app(scope, receive, note_status)
         finally:
-            # One label per route: paths as clients write them are unbounded.
+            # One label per route: the number of different paths of clients is unbounded.
             route = getattr(scope.get("route"), "path_format", "other")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - started)

@@ -19,12 +19,12 @@ from starlette.exceptions import HTTPException
 
 DEFAULT_SIGNATURE: Final = "serving_default"
 PER_OUTPUT: Final = ("probabilities", "values")
-"""What the signatures return with one number for each name of the contract."""
+"""Outputs of the signatures with one number for each name of the contract."""
 _MAX_SHOWN: Final = 80
 
 
 class RefusedError(HTTPException):
-    """A request that gets an error response: an HTTP status and a sentence that says why."""
+    """A request that gets an error response: an HTTP status and a sentence with the reason."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _parse_json(body: bytes) -> Any:
         raise RefusedError(400, f"The body is not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
         raise RefusedError(400, "JSON Parse error: nested too deeply") from error
-    except ValueError as error:  # Integers with thousands of digits raise it too.
+    except ValueError as error:  # Integers with thousands of digits also raise it.
         raise RefusedError(400, f"JSON Parse error: {error}") from error
 
 
@@ -179,7 +179,7 @@ def write_response(columns: Mapping[str, Sequence[Any]], *, in_rows: bool) -> by
     """The body of a `predict` response; `columns[output]` holds a plain value or bytes per row.
 
     Raises:
-        ValueError: a value is NaN or Inf, which JSON cannot hold.
+        ValueError: a value is NaN or Inf, which JSON does not support.
     """
     plain = {
         name: [_base64(value) for value in column] if name.endswith("_bytes") else column
@@ -195,7 +195,7 @@ def write_response(columns: Mapping[str, Sequence[Any]], *, in_rows: bool) -> by
 
 
 def write_json(content: Any) -> bytes:
-    """JSON in ASCII: a request may hold lone surrogates, which UTF-8 cannot encode.
+    """JSON in ASCII: a request may contain lone surrogates, which UTF-8 cannot encode.
 
     Raises:
         ValueError: a value is NaN or Inf.

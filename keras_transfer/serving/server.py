@@ -15,12 +15,12 @@ from keras_transfer.serving.settings import Settings
 _BACKLOG: Final = 2048
 _MAX_HEAD_BYTES: Final = 64 * 1024
 _MAX_CONNECTIONS: Final = 900
-"""More get the status 503; below the usual limit of 1,024 open files."""
+"""More get the status 503; the number is below the usual limit of 1,024 open files."""
 _KEEP_ALIVE_SECONDS: Final = 60
 
 
 def serve(settings: Settings, *, report: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then finish the requests under way and return.
+    """Serve until SIGINT or SIGTERM, then finish the current requests and return.
 
     Args:
         report: called with a sentence for the address, each change of version, and the end.
@@ -34,7 +34,7 @@ def serve(settings: Settings, *, report: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         build_app(Service(settings, report=report)),
         loop="uvloop",
-        http="h11",  # The only one of uvicorn's parsers that limits request heads.
+        http="h11",  # The only parser of uvicorn that limits request heads.
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         limit_concurrency=_MAX_CONNECTIONS,
         ws="none",
@@ -56,7 +56,7 @@ def _run(server: uvicorn.Server, listening: socket.socket) -> None:
     def stop(number: int, frame: Any) -> None:  # noqa: ARG001
         server.should_exit = True
 
-    # After its shutdown uvicorn raises the signal again, which would kill the process.
+    # After its shutdown uvicorn sends the signal again, which would kill the process.
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:

@@ -1,4 +1,4 @@
-"""What the endpoints call: predictions, status, metadata and card of one model, within limits."""
+"""Functions of the endpoints: predictions, status, metadata and card of one model, with limits."""
 
 import asyncio
 import functools
@@ -26,7 +26,7 @@ from keras_transfer.serving.versions import Version, Versions
 _log = logging.getLogger(__name__)
 
 _MAX_LARGEST_BODIES: Final = 4
-"""How many bodies of the largest size may be in memory at once; small ones may be many more."""
+"""Most bodies in memory at once if all have the largest size; more if they are smaller."""
 _RETRY: Final = {"Retry-After": "1"}
 
 
@@ -124,7 +124,7 @@ class Service:
         if self._num_images + num_rows > limits.max_queue:
             raise RefusedError(
                 429,
-                f"{self._num_images} images are under way, of at most {limits.max_queue}",
+                f"{self._num_images} images are being processed, of at most {limits.max_queue}",
                 headers=_RETRY,
             )
         self._num_images += num_rows
@@ -163,7 +163,7 @@ async def _predict(version: Version, request: PredictRequest) -> dict[str, list[
 
 
 def _explain(version: Version, request: PredictRequest) -> dict[str, list[Any]]:
-    """Outputs of `serving_explain`; every row is checked before."""
+    """Outputs of `serving_explain`; every row is checked first."""
     images, encoded, indices = version.images, [], []
     columns = zip(request.columns["image_bytes"], request.columns["class_index"], strict=True)
     for number, (value, class_index) in enumerate(columns):

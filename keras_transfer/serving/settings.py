@@ -29,7 +29,7 @@ class Settings:
     port: int = option(8501, "port to listen on, 0 for any free one")
     max_batch: int = option(32, "images in a batch", low=1)
     max_wait_ms: float = option(2.0, "how long a batch waits for more images", low=0)
-    max_queue: int = option(256, "images of all requests under way, else 429", low=1)
+    max_queue: int = option(256, "images of all current requests, else 429", low=1)
     max_instances: int = option(128, "images in a request, else 422", low=1)
     max_body_megabytes: float = option(32.0, "size of a request body, else 413", low=_LEAST)
     max_megapixels: float | None = option(
@@ -37,7 +37,7 @@ class Settings:
     )
     request_seconds: float = option(30.0, "for a request body to arrive, else 408", low=_LEAST)
     poll_seconds: float = option(2.0, "how often to check for a newer version", low=_LEAST)
-    grace_seconds: int = option(20, "to finish the requests under way at shutdown", low=1)
+    grace_seconds: int = option(20, "to finish the current requests at shutdown", low=1)
 
     def __post_init__(self) -> None:
         if self.name and not _NAME.fullmatch(self.name):
@@ -76,5 +76,5 @@ def find_export_folder(given: Path) -> Path:
         f"there is no exported model in {given}",
         expected="a run folder, or a folder of versions, such as saved_models/flowers/export",
         received="a folder without one" if given.is_dir() else "no folder",
-        fix="train or export first, and give the folder that was written",
+        fix="train or export first, and give the written folder",
     )

@@ -1,8 +1,8 @@
 """The versions of one exported model: the newest that loads is served and replaced at run time.
 
-A thread checks the folder every few seconds. A newer version is loaded and warmed up beside the
-current one, replaces it between two requests, and the old version is closed after its last request.
-A version that fails to load is reported once, and tried again when its files change.
+A thread checks the folder every few seconds. A newer version is loaded and warmed up while the
+current one serves, and replaces it between two requests. The old version is closed after its last
+request. A version that fails to load is reported once, and tried again when its files change.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ Outputs = dict[str, np.ndarray]
 """One image's outputs of `serving_resized` by name."""
 
 _EXPLAIN_BATCH: Final = 8
-"""Images in one call of `serving_explain`, whose gradients take memory."""
+"""Images in one call of `serving_explain`, whose gradients need memory."""
 _DRAIN_SECONDS: Final = 60.0
 """How long the requests of a replaced version may take before it is closed."""
 
@@ -50,7 +50,7 @@ class Version:
     Attributes:
         inputs: input names of each supported signature.
         signature_def: signatures as in TensorFlow Serving's metadata.
-        card: the content of card.json, or what the contract says.
+        card: the content of card.json, or fields of the contract without that file.
 
     Raises:
         ExportError: the folder is not a complete export, or does not match its contract.
@@ -102,7 +102,7 @@ class Version:
         """Outputs of `serving_default` and `serving_pixels` from those of `serving_resized`."""
         task = self.contract.restored_task
         if task.name == "single_label":
-            # Most requests: faster than through tensors.
+            # The usual case; faster than with tensors.
             return add_class_names(columns, task.names)
         served = {name: tf.constant(values) for name, values in columns.items()}
         named = task.served_names(served)
@@ -155,13 +155,13 @@ class Version:
 
 
 def _load(folder: Path) -> tuple[meta_graph_pb2.MetaGraphDef, Any]:
-    """The graph as it is written, and the loaded SavedModel."""
+    """The graph in the file, and the loaded SavedModel."""
     try:
         content = saved_model_pb2.SavedModel()
         content.ParseFromString((folder / MODEL_FILE).read_bytes())
         (graph,) = content.meta_graphs
         return graph, tf.saved_model.load(str(folder))
-    except Exception as error:  # TensorFlow and Protobuf raise many kinds for a damaged export.
+    except Exception as error:  # Damaged exports raise many types of errors.
         raise _damaged(folder, error) from error
 
 
@@ -192,7 +192,7 @@ def _describe(signature: meta_graph_pb2.SignatureDef) -> dict[str, Any]:
 
 
 def _as_lists(name: str, tensor: tf.Tensor) -> list[Any]:
-    """Plain values; texts are decoded, but not outputs of bytes."""
+    """Plain values; text outputs are decoded, outputs of bytes are not."""
     values = tensor.numpy()
     if tensor.dtype == tf.string and not name.endswith("_bytes"):
         values = np.char.decode(values.astype(bytes), "utf-8")
@@ -200,7 +200,7 @@ def _as_lists(name: str, tensor: tf.Tensor) -> list[Any]:
 
 
 def _read_card(folder: Path, number: int, contract: Contract) -> dict[str, Any]:
-    """The content of card.json; without that file, what the contract says."""
+    """The content of card.json; without that file, fields of the contract."""
     try:
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -299,7 +299,7 @@ class Versions:
         while True:
             try:
                 self.refresh()
-            except Exception:  # The thread must go on: the next check may succeed.
+            except Exception:  # The thread must continue: the next check may succeed.
                 _log.exception("%s cannot be watched", self._settings.folder)
             if self._stop.wait(self._settings.poll_seconds):
                 return
@@ -308,8 +308,8 @@ class Versions:
         self._set_state(number, "LOADING")
         try:
             version = Version(number, folder, self._settings, on_batch=self._on_batch)
-        except Exception as error:  # Whatever the error, the current version goes on serving.
-            # The state is public: paths and contents of files are for the log only.
+        except Exception as error:  # After any error the current version keeps serving.
+            # The state is public: paths and contents of files are only written to the log.
             kind = type(error).__name__
             self._set_state(number, "END", f"{kind}: cannot be loaded; see the server's log")
             if not isinstance(error, KerasTransferError):

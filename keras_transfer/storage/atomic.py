@@ -3,8 +3,8 @@
     run/model.keras   is written as   run/model.partial.keras
     run/export/1      is written as   run/export/1.partial
 
-A process that is killed leaves `*.partial*` behind, and never half a file under a final name. The
-suffix stays last because Keras and matplotlib take the format from it.
+A process that is killed leaves `*.partial*` behind, but never an incomplete file under a final
+name. The suffix stays last because Keras and matplotlib choose the format by it.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ _REPLACED: Final = ".replaced"
 def replacing(target: Path, *, safe: str = "", writer: str = "") -> Iterator[Path]:
     """Yield the path to write to; when the block ends it is renamed to `target`.
 
-    Works for files and folders; missing parents are created. If the block raises, what it wrote is
-    removed; a killed process leaves its partial file, which the next one replaces. Until the rename
-    `target` stays as it was.
+    Works for files and folders; missing parents are created. If the block raises an error, the
+    partial file is removed. A killed process leaves its partial file, which the next process
+    replaces. Until the rename `target` is not changed.
 
     Args:
-        safe: for the error of a full disk, a sentence on what has been saved already.
-        writer: a part of the partial file's name that begins with a dot, where several processes
-            may write the same target with the same content at once.
+        safe: a sentence for the error of a full disk that lists what has been saved.
+        writer: a suffix for the name of the partial file, beginning with a dot, if several
+            processes may write the same target with the same content at once.
 
     Raises:
         RunError: the disk is full, or the path cannot be written.
@@ -74,7 +74,7 @@ def check_vacant(output: Path) -> None:
 
 
 def discard_partials(folder: Path) -> None:
-    """Remove the partial files of killed processes below `folder`, a folder of this package."""
+    """Remove the partial files of killed processes below `folder` (of this package)."""
     for path in sorted(folder.rglob("*" + _REPLACED)):
         _restore(path)
     for path in sorted(folder.rglob("*.partial*")):
@@ -83,18 +83,18 @@ def discard_partials(folder: Path) -> None:
 
 
 def full(error: BaseException) -> bool:
-    """Whether the disk is full; HDF5 and TensorFlow say so in the message only."""
+    """Whether the disk is full; HDF5 and TensorFlow report it only in the message."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(os.strerror(code) in str(error) for code in _FULL)
 
 
 def storage_error(error: Exception, target: Path, *, safe: str = "") -> RunError:
-    """The error of a failed write: what, where, how much space is left and what to do."""
+    """The error of a failed write: path, reason, free space and how to fix it."""
     if full(error):
         return RunError(
             f"{target} could not be written because the disk is full",
-            expected="free space, and no quota or file size limit in the way",
+            expected="free space, and no quota or file size limit exceeded",
             received=f"{_reason(error)}; {_free_space(target)}",
             fix="free some space, then repeat the command"
             + (f" ({safe})" if safe else "; no finished file was changed"),
@@ -149,7 +149,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or all of a folder, to the disk: else a rename may precede the data."""
+    """Flush a file or a folder to the disk, so that its data are written before the rename."""
     for below in path.rglob("*") if path.is_dir() else ():
         _sync_entry(below)
     _sync_entry(path)

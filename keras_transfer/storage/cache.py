@@ -3,9 +3,9 @@
     3f2a…/          an entry, named by its cache key       3f2a….lock      its lock
     3f2a….removed/  an entry that is being removed
 
-It keeps what outlives a run: decoded images, features and logits. Locks are next to the entries, so
-that removing an entry never removes a lock in use. The operating system frees the lock of a killed
-process.
+It keeps results for later runs: decoded images, features and logits. Locks are next to the entries,
+so that removing an entry never removes a lock in use. The operating system frees the lock of a
+killed process.
 """
 
 import os
@@ -39,7 +39,7 @@ _POLL_SECONDS: Final = 0.1
 
 @dataclass(frozen=True)
 class EntryInfo:
-    """One entry as `Cache.entries` lists it; `used` is in seconds since 1970."""
+    """One entry as `Cache.entries` lists it; `used` is its last use, in seconds since 1970."""
 
     id: str
     kind: str
@@ -56,8 +56,9 @@ def _ignore(text: str) -> None:
 class Cache:
     """Arrays that are computed once and kept in one folder.
 
-    To stay within `limit_bytes`, the least recently used entries are removed, but none in use.
-    `say` gets messages on damaged and removed entries, and on waiting for another process.
+    To stay within `limit_bytes`, the least recently used entries are removed, except those in use.
+    `say` is called with messages about damaged and removed entries, and about waiting for another
+    process.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Cache:
     def free_for(self, *cache_keys: CacheKey) -> int:
         """Bytes that the entries of cache keys may have in total, including what they have now.
 
-        That is what the limit and the disk allow after removing every entry that is not in use.
+        This is the space within the limit and on the disk after removing every entry not in use.
         """
         wanted = {cache_key.id for cache_key in cache_keys}
         in_use = removable = 0
@@ -112,7 +113,7 @@ class Cache:
         infos = []
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
             if _ENTRY.fullmatch(folder.name) and _is_entry(folder):
-                # Another process may remove one meanwhile.
+                # Another process may remove an entry at the same time.
                 with suppress(FileNotFoundError):
                     infos.append(_info(folder))
         return sorted(infos, key=lambda info: info.used, reverse=True)
@@ -128,7 +129,7 @@ class Cache:
             try:
                 cache_key, _, _ = read_description(self.folder / name)
                 if cache_key.id != name:
-                    raise ValueError(f"{DESCRIPTION} is that of {cache_key.id}")
+                    raise ValueError(f"{DESCRIPTION} belongs to {cache_key.id}")
             except ValueError as error:
                 self._say(f"{name} is damaged ({error}) and was removed")
                 remove_entry(self.folder / name)
@@ -149,7 +150,7 @@ class Cache:
         entry = self._entry(cache_key)
         (
             self.folder / cache_key.id / DESCRIPTION
-        ).touch()  # Its time of change is the time of last use.
+        ).touch()  # Its modification time is the time of the last use.
         return entry
 
     def _entry(self, cache_key: CacheKey) -> Entry:
@@ -193,7 +194,7 @@ class Cache:
         excess = sum(info.num_bytes for info in infos) + num_bytes - self._limit_bytes
         chosen = []
         with ExitStack() as held:
-            # All entries to be removed are locked first: none is removed in vain.
+            # All entries to be removed are locked first, so that none is removed without need.
             for info in reversed(infos):
                 if excess > 0 and self._try_lock(info.id, held):
                     chosen.append(info)
@@ -235,7 +236,7 @@ def _info(folder: Path) -> EntryInfo:
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
     with os.scandir(folder) as files:
         for file in files:
-            # A partial file may be renamed meanwhile.
+            # A partial file may be renamed at the same time.
             with suppress(FileNotFoundError):
                 yield file.name, file.stat().st_size
 
@@ -264,10 +265,10 @@ def feature_folder(folder: str = "") -> Path:
 def open_cache(
     spec: RunSpec, *, reporter: Reporter, scratch: Path | None = None
 ) -> Iterator[Cache]:
-    """The shared cache; with cache.mode=off a temporary one, which is removed in the end.
+    """The shared cache; with cache.mode=off a temporary one, which is removed at the end.
 
     Args:
-        scratch: an existing folder for the temporary one; None takes the system's.
+        scratch: an existing folder for the temporary one; None is the system's folder.
     """
     if spec.cache.mode != "off":
         limit = int(spec.cache.limit_gb * 1e9)

@@ -1,7 +1,7 @@
 """Class names: one list in one order, with one hash, in the run folder and in every export.
 
 class_names.json   {"class_names": [...], "hash": "..."}, names in the order of the logits
-labels.txt         the same names, one a line, as other tools read them
+labels.txt         the same names, one per line, for other tools
 """
 
 import hashlib
@@ -40,10 +40,10 @@ def describe_class_names(class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def verify_class_names(content: Any, *, where: str) -> tuple[str, ...]:
-    """The classes out of the content of a class_names.json.
+    """The classes in the content of a class_names.json.
 
     Raises:
-        RunError: it is no class list, or does not fit its hash.
+        RunError: it is not a class list, or does not match its hash.
     """
     match content:
         case {"class_names": [*names], "hash": str(digest)} if hash_class_names(names) == digest:
@@ -67,7 +67,7 @@ def write_label_files(folder: Path, class_names: Sequence[str]) -> None:
         if any(letter in "\r\n" or "\ud800" <= letter <= "\udfff" for letter in name):
             raise ExportError(
                 f"the class name {name!r} cannot be exported",
-                expected="one line of valid Unicode, since labels.txt holds one name a line",
+                expected="one line of valid Unicode, since labels.txt has one name per line",
                 received=repr(name),
                 fix="rename the class in the data and train again",
             )
@@ -78,10 +78,10 @@ def write_label_files(folder: Path, class_names: Sequence[str]) -> None:
 
 
 def read_label_files(folder: Path) -> tuple[str, ...]:
-    """The classes that an exported model's labels.txt and class_names.json agree on.
+    """Read the classes of an exported model from labels.txt and class_names.json.
 
     Raises:
-        ExportError: a file is missing, they differ, or the hash does not fit.
+        ExportError: a file is missing, they differ, or the hash does not match.
     """
     try:
         labels = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")[:-1]

@@ -1,10 +1,10 @@
-"""Entries of the cache: all stored rows of one cache key, each found by the key of the row.
+"""Entries of the cache: all stored rows of one cache key, indexed by the key of the row.
 
     entry.json           the cache key, notes on how the rows were computed, the time of creation
     shard-0.bin …        the rows
 
-Everything that rows depend on, beside the key of a row, is in the cache key. Its digest is in the
-folder's name, in entry.json and in every shard, so that another cache key is another entry.
+The cache key has everything that rows depend on, except the key of a row. Its digest is in the
+folder's name, in entry.json and in every shard, so that each cache key has its own entry.
 """
 
 import contextlib
@@ -45,11 +45,11 @@ _LARGE_BYTES: Final = 2_000_000_000
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that stored rows depend on, beside the key of a row.
+    """Everything that stored rows depend on, except the key of a row.
 
     `kind` is 'pixels', 'features' or 'logits'. `title` is for messages ("the stored <title>") and
-    not part of the digest. `content` holds JSON values. `shape` and `dtype` (a NumPy name) are
-    those of one row.
+    not part of the digest. `content` has JSON values. `shape` and `dtype` (a NumPy name) are those
+    of one row.
     """
 
     kind: str
@@ -104,11 +104,11 @@ def read_description(folder: Path) -> tuple[CacheKey, dict[str, Any], str]:
         cache_key = CacheKey(**{**cache_key, "shape": tuple(cache_key["shape"])})
         return cache_key, content["notes"], content["created"]
     except (LookupError, TypeError) as error:
-        raise ValueError(f"{DESCRIPTION} describes no entry") from error
+        raise ValueError(f"{DESCRIPTION} is not the description of an entry") from error
 
 
 class Entry:
-    """The rows of one cache key. Made by `Cache.opened`, whose block holds the lock."""
+    """The rows of one cache key. Created by `Cache.opened`, which holds the lock in its block."""
 
     def __init__(
         self,
@@ -198,14 +198,14 @@ class Entry:
         return (number for number in itertools.count() if number not in self._shards)
 
     def adopt(self, number: int, keys: Sequence[str], *, is_sound: bool) -> None:
-        """Add a shard that was written into the folder under an unused number.
+        """Add a shard whose files were written into the folder under an unused number.
 
         Args:
-            keys: the keys it must hold, in order; none of them is stored already.
-            is_sound: whether its data need no check because this process has just written them.
+            keys: the keys it must have, in order; none of them is stored already.
+            is_sound: whether its data are not checked because this process has just written them.
 
         Raises:
-            RunError: the shard is missing, or holds other rows.
+            RunError: the shard is missing, or has other rows.
         """
         try:
             shard = read_shard(self.folder, number, entry=self.cache_key.digest)
@@ -242,7 +242,7 @@ class Entry:
         self._check(self._shards)
 
     def _numbers_of(self, places: np.ndarray) -> list[int]:
-        """The shards that hold some of these places, in the order of their places."""
+        """The shards that contain some of these places, in the order of their places."""
         numbers = list(self._starts)
         starts = np.array(list(self._starts.values()), np.int64)
         return [numbers[i] for i in np.unique(np.searchsorted(starts, places, side="right") - 1)]
@@ -265,7 +265,7 @@ class Entry:
 
     def _add(self, shard: Shard) -> None:
         if not self._places.keys().isdisjoint(shard.keys):
-            raise ValueError("rows that another shard has")
+            raise ValueError("rows that are in another shard, too")
         self._shards[shard.number] = shard
         self._starts[shard.number] = self._end
         places = range(self._end, self._end + len(shard.keys))
@@ -310,7 +310,7 @@ class Entry:
 
 
 def remove_entry(folder: Path) -> None:
-    """Remove an entry if it exists: first its name, then its files."""
+    """Remove an entry if it exists: rename its folder, then delete its files."""
     aside = folder.with_name(folder.name + _REMOVED)
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -319,6 +319,6 @@ def remove_entry(folder: Path) -> None:
 
 
 def sweep_removed(folder: Path) -> None:
-    """Finish the removals that killed processes left in the cache's folder."""
+    """Finish the removals that killed processes began in the cache's folder."""
     for aside in folder.glob("*" + _REMOVED):
         shutil.rmtree(aside, ignore_errors=True)

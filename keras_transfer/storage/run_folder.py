@@ -1,15 +1,14 @@
 """The run folder: the settings, decisions, measurements and results of one run.
 
-    spec.json          the resolved spec         history.csv       one row an epoch
-    splits.json        which image is where    metrics.json      phases, test, export
-    class_names.json   the classes and a hash    predictions.csv   one row a test image
+    spec.json          the resolved spec         history.csv       one row per epoch
+    splits.json        the images of each split  metrics.json      phases, test, export
+    class_names.json   the classes and a hash    predictions.csv   one row per test image
     environment.json   versions, command, time   run.log           TensorFlow's native log output
     model.keras        the classifier            figures/          PNG
-    export/1/          the SavedModel            checkpoint/       while training only
+    export/1/          the SavedModel            checkpoint/       only during training
 
-A folder is a run as soon as it holds spec.json, and complete when it holds metrics.json. Folders of
-studies and searches begin in the same way; they are complete when they hold study.json or
-search.json.
+A folder with spec.json is a run; it is complete when it has metrics.json. Folders of studies and
+searches also have spec.json; they are complete when they have study.json or search.json.
 """
 
 import csv
@@ -62,7 +61,7 @@ FILES: Final = (
     "metrics.json",
     "export/1",
 )
-"""The results of a run, roughly in the order in which they are written."""
+"""The results of a run, approximately in the order in which they are written."""
 
 _BEFORE_THE_SPEC: Final = {
     "run.log",
@@ -82,11 +81,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, *, resume: bool = False) -> "RunFolder":
-        """Make the folder of a new run, or open the one to resume; partial files are removed.
+        """Create the folder of a new run, or open the one to resume; partial files are removed.
 
         Raises:
-            RunError: there is a run already, or none to resume; the folder holds other things,
-                is a file, or cannot be written.
+            RunError: there is a run already, or none to resume; the folder has other files, is a
+                file, or cannot be written.
         """
         run = cls(Path(path))
         try:
@@ -96,7 +95,7 @@ class RunFolder:
                 run._check_is_vacant()
             run.path.mkdir(parents=True, exist_ok=True)
             discard_partials(run.path)
-            # `os.access` is wrong for root, for network disks and for full ones: try to write.
+            # `os.access` is wrong for root, network disks and full disks, so a file is written.
             probe = run.path / "probe.partial"
             probe.write_text("test", encoding="utf-8")
             probe.unlink()
@@ -112,7 +111,7 @@ class RunFolder:
             RunError: there is no run.
         """
         run = cls(Path(path))
-        run._check_is_run(fix="give the folder that `train` wrote, such as saved_models/<name>")
+        run._check_is_run(fix="give a folder written by `train`, such as saved_models/<name>")
         return run
 
     @property
@@ -174,7 +173,8 @@ class RunFolder:
         """Write one file or folder atomically: `with run.replacing("model.keras") as path: …`.
 
         Raises:
-            RunError: the disk is full, or the folder cannot be written; names what is saved.
+            RunError: the disk is full, or the folder cannot be written; the message lists the saved
+                results.
         """
         kept = [name for name in FILES if (self.path / name).exists()]
         safe = "a training continues with --resume"
@@ -183,12 +183,12 @@ class RunFolder:
         )
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file; file names that are not valid Unicode keep their bytes."""
+        """Write a text file; bytes of file names that are not valid Unicode are kept."""
         with self.replacing(name) as path:
             path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write plain values; NaN and infinities become null, since JSON does not have them."""
+        """Write plain values; NaN and infinities become null, because JSON does not have them."""
         self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
     def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -214,7 +214,7 @@ class RunFolder:
             reason = error.strerror if isinstance(error, OSError) else f"{error}"
             raise RunError(
                 f"{path} cannot be read",
-                expected=f"the {name} that the run wrote",
+                expected=f"the {name} of the run",
                 received=str(reason),
                 fix="restore the file, or finish the run with --resume",
             ) from error
@@ -224,7 +224,7 @@ class RunFolder:
         self.write_json("class_names.json", describe_class_names(class_names))
 
     def read_class_names(self) -> tuple[str, ...]:
-        """The classes in the order of the logits.
+        """Read the classes in the order of the logits.
 
         Raises:
             RunError: the file is missing, not a class list, or was changed since it was written.
@@ -253,7 +253,7 @@ class RunFolder:
             )
         if self.spec_file.exists():
             raise RunError(
-                f"{self.path} already holds a run",
+                f"{self.path} already has a run",
                 expected="a new or empty folder, so that no earlier result is lost",
                 received="a finished run" if self.is_complete else "an unfinished run",
                 fix="give another --output"
@@ -262,7 +262,7 @@ class RunFolder:
         others = sorted({entry.name for entry in self.path.iterdir()} - _BEFORE_THE_SPEC)
         if others:
             raise RunError(
-                f"{self.path} holds files that do not belong to a run",
+                f"{self.path} has files that do not belong to a run",
                 expected="a new or empty folder",
                 received=", ".join(others[:5]) + (" …" if len(others) > 5 else ""),
                 fix="give another --output",

@@ -1,4 +1,4 @@
-"""Starting and resuming runs: which folder, and a check that the spec is the same."""
+"""Starting and resuming runs: the choice of the folder, and a check that the spec is the same."""
 
 import contextlib
 import itertools
@@ -25,7 +25,7 @@ def start_run(
     resume: bool = False,
     suffix: str | None = None,
 ) -> RunFolder:
-    """Make the folder of a run, a study or a search, or open the one to resume.
+    """Create the folder of a run, a study or a search, or open the one to resume.
 
     Args:
         output: the folder; by default the next free `saved_models/<name>`, `<name>-2` … for a new
@@ -48,7 +48,7 @@ def start_run(
                 f"{run.path} is finished",
                 expected="an interrupted run",
                 received="a finished run",
-                fix="use it as it is, or leave out --resume to train again in another folder",
+                fix="use its results, or leave out --resume to train again in another folder",
             )
         return run
     run = RunFolder.create(output or next_free(DEFAULT_PARENT, name))
@@ -60,14 +60,14 @@ def start_run(
 def await_run(
     spec: RunSpec, *, output: str | Path | None, seconds: float = _HOSTS_WAIT_SECONDS
 ) -> RunFolder:
-    """Wait for the folder of a run that host 0 makes.
+    """Wait until host 0 has created the folder of the run.
 
     Raises:
-        RunError: it does not appear, or holds another run.
+        RunError: it does not appear, or has another run.
     """
     if output is None:
         raise RunError(
-            "hosts that train together need one folder that all of them can open",
+            "hosts that train together need one shared folder",
             expected="--output DIR, the same on every host",
             received="no folder",
             fix="give a folder on shared storage",
@@ -91,7 +91,7 @@ def await_run(
 def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
     """Remove the folder of a run that fails with an error before it has split its images.
 
-    It holds no results yet, and would be in the way when the corrected command is run.
+    It holds no results yet, and the corrected command could not use the folder.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
 def check_same_spec(
     saved: RunSpec | PretrainSpec, given: RunSpec | PretrainSpec, run: RunFolder
 ) -> None:
-    """Raise RunError, naming the fields that differ, unless the two specs are equal."""
+    """Raise RunError with the different fields unless the two specs are equal."""
     before, now = dict(_flat(spec_to_dict(saved))), dict(_flat(spec_to_dict(given)))
     changed = sorted(name for name in before | now if before.get(name) != now.get(name))
     if changed:
@@ -117,7 +117,7 @@ def check_same_spec(
             f"{run.path} was started with another spec",
             expected="; ".join(f"{name}={before.get(name)}" for name in changed),
             received="; ".join(f"{name}={now.get(name)}" for name in changed),
-            fix=f"resume with the run's own spec (name {run.path} instead of a preset and leave "
+            fix=f"resume with the spec of the run (give {run.path} instead of a preset and leave "
             "out overrides), or start a new run without --resume",
         )
 

@@ -3,8 +3,8 @@
     shard-0.bin     the rows, one after the other, as NumPy stores them
     shard-0.json    the entry they belong to, their keys in order, and the checksum of the data
 
-The data are written first: a shard exists once its json does. Every json has a checksum of its own,
-so that a single changed bit anywhere is found.
+The data are written first: a shard exists once its json does. Every json has a checksum, too, so
+that a single changed bit anywhere is found.
 """
 
 import json
@@ -27,7 +27,7 @@ from keras_transfer.storage.atomic import replacing
 
 _NAME: Final = re.compile(r"shard-(\d+)\.(?:bin|json)")
 SHARD_BYTES: Final = 32_000_000
-"""Size of a shard: what memory holds before it is written, and the most that a kill can lose."""
+"""Bytes of a shard: kept in memory until it is written, and the most that a kill can lose."""
 
 _CHUNK_BYTES: Final = 4 << 20
 
@@ -51,10 +51,10 @@ class Shard:
         return self.folder / f"shard-{self.number}.json"
 
     def damage(self) -> str:
-        """Read all data and describe their damage; '' if they are what was written.
+        """Read all data and describe their damage; '' if they are undamaged.
 
         Raises:
-            OSError: they cannot be read, which need not mean damage.
+            OSError: they cannot be read, which is not always damage.
         """
         buffer = bytearray(_CHUNK_BYTES)
         crc32 = size = 0
@@ -67,7 +67,7 @@ class Shard:
             return f"{self.data_file.name} is missing"
         if size != self.num_bytes:
             return f"{self.data_file.name} has {size:,} instead of {self.num_bytes:,} bytes"
-        return "" if crc32 == self.crc32 else f"{self.data_file.name} is not what was written"
+        return "" if crc32 == self.crc32 else f"{self.data_file.name} has changed"
 
 
 def shard_numbers(folder: Path) -> list[int]:
@@ -97,7 +97,7 @@ def write_shard(
     Raises:
         RunError: the disk is full, or the folder cannot be written; no shard was added.
     """
-    # Two processes may write the same shard without disturbing each other.
+    # Two processes may write the same shard at the same time.
     writer = f".{uuid.uuid4().hex[:8]}"
     data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
     shard = Shard(folder, number, tuple(keys), data.nbytes, zlib.crc32(data))
@@ -125,10 +125,10 @@ def write_sealed(file: Path, content: dict[str, Any], *, writer: str = "") -> No
 
 
 def read_sealed(file: Path) -> dict[str, Any]:
-    """Read what `write_sealed` wrote.
+    """Read a file of `write_sealed`.
 
     Raises:
-        ValueError: the file is missing, or any of its bytes is not what was written.
+        ValueError: the file is missing, or any of its bytes has changed.
     """
     try:
         text = file.read_text(encoding="ascii")
@@ -139,7 +139,7 @@ def read_sealed(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file.name} is missing") from error
     except (ValueError, TypeError, LookupError):
         pass  # Not JSON, or JSON of another form.
-    raise ValueError(f"{file.name} is not what was written")
+    raise ValueError(f"{file.name} has changed")
 
 
 def _sealed(content: dict[str, Any]) -> str:
@@ -151,8 +151,8 @@ class Rows:
     """Rows from memory-mapped shards: `rows[3]`, `rows[5:9]` and `rows[[7, 7, 2]]`.
 
     Read-only; every index returns a copy. The rows stay readable after the cache was closed and
-    after the files were removed. Several threads may read at once. Pickling stores the names of the
-    files and positions in them, and unpickling maps the files again.
+    after the files were removed. Several threads may read at once. Pickling stores file names and
+    positions; unpickling maps the files again.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Rows:
         where = self._where[index]
         flat = where.reshape(-1, 2).tolist()
         rows = np.empty((len(flat), *self.shape[1:]), self.dtype)
-        # Up to 20 times as fast as one gather for each shard: a batch has few rows in each.
+        # Up to 20 times as fast as one gather per shard: a batch has few rows in each shard.
         for i, (shard, row) in enumerate(flat):
             rows[i] = self._arrays[shard][row]
         return rows.reshape((*where.shape[:-1], *self.shape[1:]))
@@ -187,7 +187,7 @@ class Rows:
         return _rows, (self._files, self._where, self.shape[1:], self.dtype)
 
     def part(self, rows: np.ndarray) -> "Rows":
-        """Some of the rows, with only the files that hold them."""
+        """Some of the rows, with only the files that contain them."""
         where = self._where[rows]
         used, numbers = np.unique(where[:, 0], return_inverse=True)
         files = [self._files[number] for number in used]
@@ -196,7 +196,7 @@ class Rows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("rows come from several files, which always needs a copy")
+            raise ValueError("rows come from several files, so that a copy is always needed")
         return self[:].astype(dtype or self.dtype, copy=False)
 
     def release(self) -> None:
@@ -217,14 +217,14 @@ def _mapped(file: Path) -> mmap.mmap:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn failures to read or write below `folder` into errors that name the cache's fields.
+    """Turn failed reads and writes below `folder` into errors that give the cache's fields.
 
     Raises:
         RunError: the disk is full, or the folder cannot be read or written.
     """
     fix = (
-        "free some space, set cache.folder to a place with room that this user may write to, "
-        "or set cache.mode=off; everything stored earlier is kept"
+        "free some space, set cache.folder to a writable folder with free space, "
+        "or set cache.mode=off; rows stored earlier are kept"
     )
     try:
         yield

@@ -146,7 +146,7 @@ def test_a_unit_done_twice_is_told(requests, tmp_path):
             yield chunk
             yield chunk
 
-    with pytest.raises(RunError, match="rows that another shard has"):
+    with pytest.raises(RunError, match="rows that are in another shard"):
         run(requests, tmp_path, confused)
 
 

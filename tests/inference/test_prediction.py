@@ -208,7 +208,7 @@ def test_expand_paths_refuses_at_once_what_does_not_exist_or_holds_no_image(tmp_
     with pytest.raises(DataError, match="does not exist"):
         expand_paths([__file__, str(tmp_path / "gone")], io.StringIO())
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="has no image"):
         expand_paths([str(tmp_path)], io.StringIO())
 
 

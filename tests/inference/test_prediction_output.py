@@ -191,7 +191,7 @@ def test_two_processes_do_not_write_one_output(tmp_path: Path):
 
 
 def test_other_kinds_of_tables_are_refused(tmp_path: Path):
-    with pytest.raises(RunError, match="not a table") as failure:
+    with pytest.raises(RunError, match="not a supported table") as failure:
         write_predictions(predicting(), files(), tmp_path / "output.xlsx", task=TASK)
     assert "output.csv" in failure.value.fix
 

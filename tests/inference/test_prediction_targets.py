@@ -76,7 +76,7 @@ def test_what_is_no_target_is_refused(folder: Path, tmp_path: Path):
     for nothing in (tmp_path, tmp_path / "gone", folder / "class_names.json"):
         with pytest.raises(RunError, match="is not a run folder or an exported model"):
             open_target(nothing)
-    with pytest.raises(RunError, match="has no contract beside it"):
+    with pytest.raises(RunError, match="has no contract next to it"):
         open_target(folder / "model.keras")
 
 

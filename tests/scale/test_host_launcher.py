@@ -75,7 +75,7 @@ def test_variables_that_make_no_sense_are_an_error_that_names_them(variables, va
 
 def test_a_host_waits_for_the_folder_that_the_first_one_makes(tmp_path: Path):
     spec = RunSpec()
-    with pytest.raises(RunError, match="need one folder"):
+    with pytest.raises(RunError, match="need one shared folder"):
         await_run(spec, output=None)
     with pytest.raises(RunError, match="has not started its run"):
         await_run(spec, output=tmp_path / "run", seconds=0.3)

@@ -204,7 +204,7 @@ def test_chosen_image_gets_the_model_s_classes_and_heat(watched, address, model,
     ]
     assert page.locator(".result h2").inner_text() == NAMES[order[0]].strip()
     assert "Predicted in" in page.locator(".last").inner_text()
-    assert page.locator("#told").inner_text().startswith("00.jpg: ")
+    assert page.locator("#announcement").inner_text().startswith("00.jpg: ")
     np.testing.assert_array_equal(canvas(page, 0)[..., :3], square_of(file))
     painted = canvas(page, 1)
     smooth = Image.fromarray(heat).resize(painted.shape[1::-1], Image.Resampling.BICUBIC)
@@ -315,7 +315,7 @@ def test_a_server_that_does_not_respond_is_reported_and_tried_again(watched, add
     )
     page.set_input_files("#files", photos / "07.jpg")
     expect(page.locator(".problem")).to_have_count(2)
-    assert page.locator("#told").inner_text().endswith("Is it still running?")
+    assert page.locator("#announcement").inner_text().endswith("Is it still running?")
     page.context.set_offline(False)
     for _ in range(2):
         page.get_by_role("button", name="Try again").first.click()

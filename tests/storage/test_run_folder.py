@@ -40,7 +40,7 @@ def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path):
 
 def test_create_refuses_a_folder_of_other_files(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("words")
-    with pytest.raises(RunError, match="holds files that do not belong") as failure:
+    with pytest.raises(RunError, match="has files that do not belong") as failure:
         RunFolder.create(tmp_path)
     assert "thesis.txt" in str(failure.value)
     with pytest.raises(RunError, match="is a file"):

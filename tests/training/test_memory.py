@@ -146,5 +146,5 @@ def test_batch_sizes_that_cannot_be_shared_or_cut_are_refused_with_one_that_can(
     with pytest.raises(SpecError, match=r"devices.batch_size=8"):
         devices.check_batch_size(32, 12)
     mirrored = Devices("tensorflow", "gpu", 2, "mirrored", "float32")
-    with pytest.raises(SpecError, match="cannot take a batch in parts"):
+    with pytest.raises(SpecError, match="cannot compute a batch in parts"):
         mirrored.check_batch_size(32, 16)

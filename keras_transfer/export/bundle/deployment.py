@@ -1,10 +1,10 @@
-"""What a served model needs around it: configuration, container, manifest, clients and its card.
+"""Files that servers need: configuration, container, manifest, clients and the model card.
 
-Written into the folder that holds the numbered versions, filled in for the newest of them:
+Written into the folder of the numbered versions, with the values of the newest version:
 
     models.config             TensorFlow Serving's list of models
-    batching_parameters.txt   how it puts requests together
-    Dockerfile, compose.yaml  a container of the newest version, alone or with Docker Compose
+    batching_parameters.txt   how it batches requests
+    Dockerfile, compose.yaml  a container of the newest version, for Docker or Docker Compose
     kubernetes.yaml           Deployment with probes and limits, Service, autoscaler
     clients/                  a request with curl, Python's standard library and gRPC
     README.md                 the model's card
@@ -43,12 +43,12 @@ SERVING_VERSION: Final = "2.21.0"
 """Release of TensorFlow Serving in the container: that of the TensorFlow that exports."""
 
 _BASE_MEGABYTES, _PER_MEGABYTE = 512, 8
-"""Requested memory: what a server needs before it loads, and for each MB of a SavedModel."""
+"""Requested memory in MB: of a server without a model, and for each MB of a SavedModel."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What the templates are filled in with; `is_compiled` says that XLA runs the SavedModel."""
+    """Values for the templates; `is_compiled`: XLA runs the SavedModel."""
 
     contract: Contract
     version: int
@@ -57,7 +57,7 @@ class Bundle:
 
     @property
     def values(self) -> dict[str, Any]:
-        """By the names that templates know."""
+        """The values by their names in the templates."""
         size = sum(file.stat().st_size for file in self.version_folder.rglob("*") if file.is_file())
         megabytes = _BASE_MEGABYTES + _PER_MEGABYTE * size / 1e6
         return {
@@ -88,11 +88,11 @@ def deliver(
     files: Sequence[Path],
     outputs: np.ndarray,
 ) -> Proof:
-    """Export a verified SavedModel, and write what servers need beside the numbered version.
+    """Export a verified SavedModel, and write the files for servers next to the numbered version.
 
     Args:
         version_folder: such as export/2; its parent gets configuration, clients and card.
-        task: the model's, after training.
+        task: the model's task after training.
         files: images of the test split.
         outputs: the model's outputs for `files`, float32 [N, K].
 
@@ -155,5 +155,5 @@ def _environment() -> Environment:
 
 
 def _cell(text: str) -> str:
-    """Text inside a cell of a Markdown table: nothing in it is Markdown, HTML or a new cell."""
+    """Escape text for a cell of a Markdown table: no Markdown, no HTML, no new cell."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", text)

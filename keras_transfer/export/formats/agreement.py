@@ -1,4 +1,4 @@
-"""How well an artefact agrees with its model, when it is refused, and its latency."""
+"""Compares an artefact with its model: agreement, reason for a refusal, and latency."""
 
 import os
 import statistics
@@ -23,8 +23,8 @@ _ROUNDING: Final = {"float32": TOLERANCES["float32"], "float16": TOLERANCES["bfl
 """Largest accepted |Δ output| of formats that are not quantised.
 
 Measured at 224 px: 1.3e-6 (ResNet50) and 5.2e-6 (MobileNet 0.25) in float32, where oneDNN, XNNPACK,
-MLAS and OpenVINO sum in different orders; 2e-4 and 2.5e-2 with weights in float16, which has more
-digits than bfloat16 and so need not do better than that.
+MLAS and OpenVINO sum in different orders; 2e-4 and 2.5e-2 with weights in float16, which is more
+precise than bfloat16, so the limit of bfloat16 also applies to it.
 """
 
 
@@ -34,7 +34,7 @@ class Agreement:
 
     `metric` is the task's monitored metric, `score` its value and `is_share` whether that is a
     share. `max_abs_difference` is in units of the task's `output_scale`. `refusal` is the reason
-    not to use the artefact, '' if there is none.
+    why the artefact is refused, '' if it is accepted.
     """
 
     num_images: int
@@ -58,25 +58,25 @@ def agree(
 ) -> Agreement:
     """Compare an artefact's outputs float32 [N, K] with the model's, given the true values.
 
-    'float32' and 'float16' are refused if an output differs by more than rounding does, or a
-    decision that is no tie. 'dynamic' and 'int8' have no such bound: they are refused if their
-    score leaves the 95 % interval of the model's for the worse, or if it is certain (95 %) that
-    more than one decision in ten changes.
+    'float32' and 'float16' are refused if an output differs by more than rounding does, or if a
+    decision differs that is not a tie. 'dynamic' and 'int8' are refused if their score is worse
+    than the 95 % interval of the model's score, or if more than one decision in ten changes with 95
+    % confidence.
 
     Args:
-        task: what the outputs stand for.
-        precision: of the format.
-        trained_in: dtype policy of the model, whose own outputs it moves.
+        task: the task of the outputs.
+        precision: the precision of the format.
+        trained_in: dtype policy of the model; its rounding changes the model's own outputs.
     """
     if outputs.shape != expected.shape or not np.isfinite(outputs).all():
-        # Nothing below can be computed.
-        refusal = f"outputs {outputs.shape} contain NaN or Inf, or are too few"
+        # The figures below cannot be computed.
+        refusal = f"outputs {outputs.shape} contain NaN or Inf, or have the wrong shape"
         return _nothing(len(values), task.monitor, refusal)
     difference = float((np.abs(outputs - expected) / task.output_scale).max())
     score, before = (task.headline(values, each) for each in (outputs, expected))
     if precision in _ROUNDING:
         tolerance = max(_ROUNDING[precision], TOLERANCES[trained_in])
-        # A tie, which rounding decides, cannot be a disagreement.
+        # A tie is decided by rounding, so it is not counted as a disagreement.
         num_agreeing = int(task.agrees(outputs, expected, margin=2 * tolerance).sum())
         refusal = _refuse_rounding(difference, tolerance, len(values) - num_agreeing)
     else:
@@ -101,7 +101,7 @@ def agree(
 def _refuse_rounding(difference: float, tolerance: float, num_other: int) -> str:
     if difference > tolerance:
         return f"outputs differ by {difference:.1e}, more than {tolerance:.0e}"
-    return f"{num_other} labels differ that are not ties" if num_other else ""
+    return f"{num_other} labels differ (ties not counted)" if num_other else ""
 
 
 def _refuse_score(monitor: Monitor, score: float, before: Headline) -> str:
@@ -111,7 +111,7 @@ def _refuse_score(monitor: Monitor, score: float, before: Headline) -> str:
     low, high, was, now = map(monitor.format, (*before.interval, before.value, score))
     falls = "falls" if monitor.mode == "max" else "rises"
     name = monitor.metric.replace("_", " ")
-    return f"{name} {falls} from {was} ({low} to {high}) to {now}, out of its interval"
+    return f"{name} {falls} from {was} ({low} to {high}) to {now}, outside its interval"
 
 
 def _refuse_decisions(num_agreeing: int, num_images: int) -> str:
@@ -142,7 +142,7 @@ BATCH_SIZES: Final = tuple(_TIMING.calls)
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds of one call: median, 95th percentile and least of `num_calls`."""
+    """Milliseconds of one call: median, 95th percentile and minimum of `num_calls`."""
 
     p50: float
     p95: float
@@ -151,7 +151,7 @@ class Latency:
 
 
 def num_processors() -> int:
-    """How many processors this process may use: the number of threads of each artefact."""
+    """Number of processors that this process may use, and of threads of each artefact."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -16,7 +16,7 @@ def write(source: "Source", target: Path, *, precision: str) -> None:  # noqa: A
 
 
 def open_artefact(path: Path, *, num_threads: int | None = None) -> SimpleNamespace:
-    """Open a .keras file; its outputs are logits. `num_threads` holds for the whole process."""
+    """Open a .keras file; its outputs are logits. `num_threads` applies to the whole process."""
     import keras
 
     import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer

@@ -1,7 +1,7 @@
 """LiteRT files (.tflite).
 
-The contract is packed behind the model, where other tools look for labels: `unzip -p model.tflite
-contract.json` shows it.
+The contract is appended to the file as a zip archive, where other tools expect labels:
+`unzip -p model.tflite contract.json` shows it.
 """
 
 import json
@@ -23,9 +23,9 @@ _PACKED: Final = ("contract.json", "class_names.json", "labels.txt")
 def write(source: "Source", target: Path, *, precision: str) -> None:
     """Write a LiteRT file.
 
-    'float32' and 'float16' are what weights are stored in. 'dynamic' stores int8 weights and
-    rounds activations while it runs. 'int8' computes in integers throughout, activation of the
-    logits included (probabilities are multiples of 1/256); its ranges come from `source.images`.
+    'float32' and 'float16' are the dtypes of the stored weights. 'dynamic' stores int8 weights and
+    quantises activations at run time. 'int8' computes only in integers, also the activation of the
+    logits (probabilities are multiples of 1/256); its ranges come from `source.images`.
     """
     import tensorflow as tf
 
@@ -50,7 +50,7 @@ def write(source: "Source", target: Path, *, precision: str) -> None:
 
 
 def open_artefact(path: Path, *, num_threads: int | None = None) -> SimpleNamespace:
-    """Open a LiteRT file; several threads wait for each other."""
+    """Open a LiteRT file; calls from several threads run one after another."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=num_threads)

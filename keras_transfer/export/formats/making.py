@@ -1,7 +1,8 @@
-"""Makes files of other formats in a separate process: converters print a lot and keep memory.
+"""Writes other formats in a separate process: converters print a lot and do not free memory.
 
-`make_formats` starts that process and reports its progress; `python -m …making JOB` is its side.
-Converters read TensorFlow operations, so Keras runs on TensorFlow there, whatever it runs on here.
+`make_formats` starts that process and reports its progress; `python -m …making JOB` runs in it.
+Converters read TensorFlow operations, so Keras runs on TensorFlow there, whatever the backend of
+this process.
 """
 
 import importlib
@@ -20,7 +21,7 @@ import numpy as np
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import FORMATS, megabytes
-from keras_transfer.export.verification import child_environment
+from keras_transfer.export.verification import subprocess_environment
 from keras_transfer.reporting.reporter import Reporter
 
 KERAS_EXPORT_FOLDER: Final = "keras_export"
@@ -29,7 +30,7 @@ KERAS_EXPORT_FOLDER: Final = "keras_export"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be made: `formats` of the model in `model_file`, beside the contract in `folder`.
+    """The `formats` to write of the model in `model_file`, next to the contract in `folder`.
 
     `images` is a .npy file, uint8 [N, S, S, 3] of the training split, for ranges. `scratch` is a
     folder for intermediate files, and for Keras's own export of the model with `keras_export`.
@@ -44,18 +45,18 @@ class Job:
 
 
 def make_formats(job: Job, *, reporter: Reporter) -> dict[str, str]:
-    """Make the files of a job.
+    """Write the files of a job.
 
     Returns:
-        by name of each format that could not be made, the end of its traceback.
+        the end of the traceback of each format that could not be written, by name.
 
     Raises:
-        ExportError: the process died.
+        ExportError: the process ended with an error.
     """
     failed: dict[str, str] = {}
     words = json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(job).items()})
     command = [sys.executable, "-m", __name__, words]
-    environment = child_environment(KERAS_BACKEND="tensorflow")
+    environment = subprocess_environment(KERAS_BACKEND="tensorflow")
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
@@ -81,10 +82,10 @@ def make_formats(job: Job, *, reporter: Reporter) -> dict[str, str]:
 def _died(status: int, log: str) -> ExportError:
     last = "".join(f"\n    {line}" for line in log.strip().splitlines()[-12:])
     return ExportError(
-        "the process that makes other formats died",
-        expected="a process that ends by itself",
+        "the process that writes other formats ended with an error",
+        expected="exit status 0",
         received=f"exit status {status}:{last}",
-        fix="free some memory if it was killed, or name fewer --formats",
+        fix="free some memory if it was killed, or choose fewer --formats",
     )
 
 
@@ -93,10 +94,10 @@ def _report(**line: Any) -> None:
 
 
 def _make(job: Job) -> None:
-    """The side of the separate process."""
+    """Main function of the separate process."""
     import keras
 
-    # Imports Preprocess, too, which registers it with Keras.
+    # This also imports Preprocess, which registers it with Keras.
     from keras_transfer.export.formats.source import Source
     from keras_transfer.tasks.registry import register_layers
 
@@ -112,7 +113,7 @@ def _make(job: Job) -> None:
         target = job.folder / FORMATS[name].file
         try:
             _write(source, name, target)
-        except Exception:  # Each converter raises its own kinds; the other formats are still made.
+        except Exception:  # Each library has its own types; other formats are still written.
             lines = traceback.format_exc().strip().splitlines()
             _report(failed={name: "\n".join(lines[-4:])[-1000:]})
         else:

@@ -1,7 +1,7 @@
 """ONNX files in float32 and in eight bits; the class hash is in the metadata.
 
-Weights in eight bits are rounded to 7 bits, one scale a channel: processors without VNNI add two
-products of 8 × 8 bits in 16 bits, which would overflow.
+Weights in eight bits are rounded to 7 bits, with one scale per channel: processors without VNNI add
+two products of 8 × 8 bits in 16 bits, which would overflow.
 """
 
 import shutil
@@ -27,7 +27,7 @@ def write(source: "Source", target: Path, *, precision: str) -> None:
 
 
 def onnx_file(source: "Source", precision: str) -> Path:
-    """The ONNX file of a precision in the scratch folder, made once."""
+    """The ONNX file of a precision in the scratch folder, written once."""
     file = source.scratch / f"{precision}.onnx"
     if not file.exists():
         {"float32": _write_float32, "int8": _quantise}[precision](source, file)
@@ -40,7 +40,7 @@ def open_artefact(path: Path, *, num_threads: int | None = None) -> SimpleNamesp
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or 0
-    # Its warnings are about nodes that it makes itself.
+    # Its warnings are about nodes that it creates itself.
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -68,7 +68,7 @@ def _write_float32(source: "Source", target: Path) -> None:
 
 
 def _quantise(source: "Source", target: Path) -> None:
-    """Write the int8 form of the float32 file, with quantising and dequantising nodes (QDQ).
+    """Write the float32 file in int8, with quantising and dequantising nodes (QDQ).
 
     The ranges of all activations come from `source.images`, in batches of 4.
     """
@@ -89,7 +89,8 @@ def _quantise(source: "Source", target: Path) -> None:
             batch = next(batches, None)
             return None if batch is None else {INPUT: batch}
 
-    # The first convolution stands for `Preprocess`: pixels need all their digits.
+    # The first convolution is `Preprocess`; it stays in float32, because pixels need full
+    # precision.
     first = next(node.name for node in model.graph.node if node.op_type == "Conv")
     quantization.quantize_static(
         prepared,
@@ -108,7 +109,7 @@ def _quantise(source: "Source", target: Path) -> None:
 def share_strides(model: Any) -> None:
     """Move the stride of 1 × 1 convolutions that read the same tensor into one 1 × 1 max pooling.
 
-    Outputs stay the same to the bit. OpenVINO would do this itself after the quantisation, and then
+    Outputs stay bit-identical. OpenVINO would do this itself after the quantisation, and then
     compute those convolutions in float32: a third of a ResNet50's time.
     """
     import onnx

@@ -1,4 +1,4 @@
-"""OpenVINO files (.xml and .bin), made of ONNX files; runtime information has the class hash."""
+"""OpenVINO files (.xml and .bin), converted from ONNX files; rt_info has the class hash."""
 
 import threading
 from pathlib import Path
@@ -15,7 +15,7 @@ _PRECISIONS: Final = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def write(source: "Source", target: Path, *, precision: str) -> None:
-    """Write .xml and .bin; the weights stay as they are in the ONNX file."""
+    """Write .xml and .bin; the weights are those of the ONNX file."""
     import openvino
 
     from keras_transfer.export.formats.onnx_format import onnx_file
@@ -29,9 +29,9 @@ def write(source: "Source", target: Path, *, precision: str) -> None:
 def open_artefact(
     path: Path, *, num_threads: int | None = None, precision: str = "float32"
 ) -> SimpleNamespace:
-    """Open an OpenVINO model on the CPU; several threads wait for each other.
+    """Open an OpenVINO model on the CPU; calls from several threads run one after another.
 
-    The precision 'bfloat16' lets it compute in that.
+    With the precision 'bfloat16' it may compute in bfloat16.
     """
     import openvino
 

@@ -1,7 +1,7 @@
-"""The table of formats that a run's network can be written in. The standard library only.
+"""The table of formats that a run's network can be written in. Imports only the standard library.
 
 All but the .keras file map pixels uint8 [B, S, S, 3] 0-255 to outputs float32 [B, K]: preprocessing
-and the activation of the logits are inside.
+and the activation of the logits are included.
 """
 
 import importlib.util
@@ -27,11 +27,10 @@ class Kind:
 
     `module` has the functions `write(source, target, *, precision)` and
     `open_artefact(path, *, num_threads)`, whose result has `predict`, from uint8 [B, S, S, 3] to
-    float32 [B, K], and `class_hash` ("" if the file holds none). It is also loaded by path where
-    this package cannot be imported. `runtime` is the library that opens it, `libraries` are all
-    that writing and opening it takes beside TensorFlow. `blocked` cannot be imported while it is
-    verified.
-    `gives_logits` says that its outputs are logits, not yet activated.
+    float32 [B, K], and `class_hash` ("" if the file has none). It is also loaded by path where
+    this package cannot be imported. `runtime` is the library that opens it, `libraries` are the
+    libraries needed besides TensorFlow. `blocked` are packages that cannot be imported while it is
+    verified. `gives_logits`: the outputs are logits, without activation.
     """
 
     module: str
@@ -54,15 +53,15 @@ SAVED_MODEL: Final = Kind(module="saved_model_format", runtime="tensorflow", blo
 KERAS_EXPORT: Final = Kind(
     module="saved_model_format", runtime="tensorflow", blocked=_ISOLATED, gives_logits=True
 )
-"""What Keras's own `model.export` writes: float32 pixels in, logits out."""
+"""The export of Keras's own `model.export`: float32 pixels in, logits out."""
 
 
 @dataclass(frozen=True)
 class Format:
     """A file that a run's network can be written to.
 
-    `file` is its name in the folder of formats. `precision` is what it computes in: 'float32' and
-    'float16' must reproduce the model's outputs, 'dynamic' and 'int8' its accuracy.
+    `file` is its name in the folder of formats. `precision` is that of its computation: 'float32'
+    and 'float16' must reproduce the model's outputs, 'dynamic' and 'int8' its accuracy.
     """
 
     name: str
@@ -85,7 +84,7 @@ FORMATS: Final = {
         Format("keras", "model.keras", "float32", KERAS),
     )
 }
-"""By name, in the order in which they are made and shown."""
+"""By name, in the order in which they are written and shown."""
 
 
 SUFFIXES: Final = {Path(entry.file).suffix: entry.kind for entry in FORMATS.values()}
@@ -93,7 +92,7 @@ SUFFIXES: Final = {Path(entry.file).suffix: entry.kind for entry in FORMATS.valu
 
 
 def kind_of(path: Path) -> Kind | None:
-    """The kind of an artefact; None if it is none."""
+    """The kind of an artefact; None for any other file."""
     if path.is_dir():
         return SAVED_MODEL if (path / "saved_model.pb").is_file() else None
     return SUFFIXES.get(path.suffix.lower())
@@ -118,7 +117,7 @@ def parse_formats(text: str) -> tuple[Format, ...]:
     """The formats named by `all` or by a list with commas, in the order of the table.
 
     Raises:
-        ExportError: a name is unknown, or there is none.
+        ExportError: a name is unknown, or no name is given.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == [ALL]:
@@ -126,8 +125,8 @@ def parse_formats(text: str) -> tuple[Format, ...]:
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         raise ExportError(
-            "--formats names a format that does not exist" if names else "--formats names none",
-            expected=f"{ALL}, or a list with commas of {', '.join(FORMATS)}",
+            "--formats has a format that does not exist" if names else "--formats is empty",
+            expected=f"{ALL}, or a list with commas from {', '.join(FORMATS)}",
             received=", ".join(map(repr, unknown)) or repr(text),
             fix=nearest(unknown[0], [*FORMATS, ALL]) if names else f"give --formats {ALL}",
         )

@@ -1,4 +1,4 @@
-"""Writes formats.json and formats.md, and makes the table of formats for the terminal."""
+"""Writes formats.json and formats.md, and builds the table of formats for the terminal."""
 
 import dataclasses
 import json
@@ -16,14 +16,14 @@ from keras_transfer.storage.run_folder import describe_environment
 JSON_FILE: Final = "formats.json"
 MARKDOWN_FILE: Final = "formats.md"
 PLAIN: Final = "model.export"
-"""Name of the row with which the others are compared."""
+"""Name of the row that the others are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One variant of the model: its size, agreement with the model, and latencies.
 
-    `latencies` are by batch size; empty where nothing was timed, or this variant is refused.
+    `latencies` are by batch size; empty if nothing was timed or this variant is refused.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Row:
     latencies: dict[int, Latency] = field(default_factory=dict)
 
     def per_second(self) -> dict[int, float]:
-        """Images a second by batch size."""
+        """Images per second by batch size."""
         return {size: 1000 * size / latency.p50 for size, latency in self.latencies.items()}
 
 
@@ -73,7 +73,7 @@ def tabulate(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Table:
 
 
 def against_plain(rows: Sequence[Row]) -> list[str]:
-    """Times of the fastest variant and of the SavedModel, as shares of the plain export's."""
+    """Times of the fastest variant and of the SavedModel, relative to Keras's own export."""
     plain = next((row for row in rows if row.name == PLAIN), None)
     others = [row for row in rows if row.latencies and not row.name.startswith(PLAIN)]
     if plain is None or not plain.latencies or not others:
@@ -137,7 +137,7 @@ def _is_share(rows: Sequence[Row]) -> bool:
 
 
 def _folded(cells: list[str], *, refused: bool) -> list[str]:
-    """The same with less important numbers on a second line."""
+    """The same table with the less important figures on a second line."""
     name, size, agree, difference, *figures = (
         cell.replace(" (", "\n").replace(" / ", "\n").rstrip(")") for cell in cells
     )

@@ -18,7 +18,7 @@ from keras_transfer.models.activations import activate
 class Runtime:
     """An open artefact: `runtime(pixels)` maps uint8 [B, S, S, 3] to float32 [B, K].
 
-    Can be called from several threads; calls of LiteRT and OpenVINO then wait for each other.
+    Can be called from several threads; calls of LiteRT and OpenVINO run one after another.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Runtime:
                 f"{self.path} cannot be run on these pixels",
                 expected=f"uint8 [B, {size}, {size}, 3], RGB 0-255, B ≥ 1",
                 received=f"{pixels.dtype} {list(pixels.shape)}",
-                fix="resize images with `data.images.resize_pixels` as the contract says",
+                fix="resize images with `data.images.resize_pixels` to the size in the contract",
             )
         outputs = np.asarray(self._opened.predict(np.ascontiguousarray(pixels)), np.float32)
         if self._kind.gives_logits:
@@ -50,20 +50,20 @@ class Runtime:
 
 
 def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime:
-    """Open an artefact with the contract beside it, or in its folder.
+    """Open an artefact with the contract next to it, or in its folder.
 
     Args:
-        num_threads: of one call; None leaves it to the library.
+        num_threads: threads of one call; None is the library's default.
 
     Raises:
-        ExportError: it is no artefact, its contract is missing or damaged, its library is not
-            installed, it cannot be opened, or it was made with other classes.
+        ExportError: it is not an artefact, its contract is missing or damaged, its library is not
+            installed, it cannot be opened, or it was written for other classes.
     """
     path = Path(path)
     kind = kind_of(path)
     if not kind or not path.exists():
         raise ExportError(
-            f"{path} is no artefact that can be opened",
+            f"{path} is not an artefact that can be opened",
             expected=f"the folder of a SavedModel, or a file named {', '.join(sorted(SUFFIXES))}",
             received=_what_is_there(path),
             fix="give a version folder below export/, or a file below formats/",
@@ -74,10 +74,10 @@ def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime
         opened = module.open_artefact(path, num_threads=num_threads)
     except ImportError as error:
         raise missing_library([kind.runtime], what=f"{path} cannot be opened") from error
-    except Exception as error:  # Each library raises its own kinds.
+    except Exception as error:  # Each library raises its own types of errors.
         raise ExportError(
             f"{path} cannot be opened by {kind.runtime}",
-            expected="the file as it was written",
+            expected="an undamaged file",
             received=str(error)[:500],
             fix="restore it, or export again",
         ) from error
@@ -86,18 +86,18 @@ def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime
 
 
 def check_class_hash(path: Path, class_hash: str, contract: Contract) -> None:
-    """Raise ExportError unless the hash in a file is that of its contract, or the beginning of it.
+    """Raise ExportError unless a file has the hash of its contract, or the beginning of it.
 
-    A SavedModel holds its class names instead, and has no hash to compare.
+    A SavedModel has its class names instead of a hash.
     """
     if path.is_dir() and not class_hash:
         return
     if not class_hash or not contract.class_hash.startswith(class_hash):
         raise ExportError(
-            f"{path} has other classes, or another order, than the files beside it say",
+            f"{path} has other classes, or another order, than the files next to it",
             expected=f"an artefact of the classes with the hash {contract.class_hash[:16]}…",
             received=f"one with {class_hash[:16]}…" if class_hash else "one without a hash",
-            fix="put the artefact back beside its own contract.json, or export again",
+            fix="put the artefact back next to its own contract.json, or export again",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 _OUTPUT_NAMES: Final = ("probabilities", "values")
-"""What the signatures call the outputs [B, K]; tasks use one of these."""
+"""Names of the outputs [B, K] in the signatures; a task uses one of them."""
 
 _NUM_FEW: Final = 4
 """Images that also run through the signatures for pixels and for heat maps."""
@@ -59,12 +59,12 @@ class OpenedSavedModel:
 
 
 def open_artefact(path: Path, *, num_threads: int | None = None) -> OpenedSavedModel:
-    """Open a SavedModel; `num_threads` holds for the whole process."""
+    """Open a SavedModel; `num_threads` applies to the whole process."""
     import tensorflow as tf
 
     if num_threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-    # `predict` holds it: a signature alone does not keep its variables alive.
+    # `predict` keeps a reference: a signature alone does not keep its variables alive.
     loaded = tf.saved_model.load(str(path))
 
     if "serving_resized" not in loaded.signatures:

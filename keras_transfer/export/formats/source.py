@@ -1,4 +1,4 @@
-"""What the writers of formats read: the model, its graph for inference, and training images."""
+"""The input of the formats' writers: the model, its graph for inference, and training images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from keras_transfer.tasks.task import Task
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A model with all that formats are made of.
+    """A model with everything that the formats are written from.
 
     `images` are uint8 [N, S, S, 3] of the training split, for the ranges of activations; `scratch`
     is a folder for files that several formats need.
@@ -36,7 +36,7 @@ class Source:
 
     @property
     def output_name(self) -> str:
-        """Name of the output in files that name outputs."""
+        """Name of the output in formats with named outputs."""
         return self.contract.restored_task.output_name
 
     @cached_property
@@ -46,11 +46,11 @@ class Source:
 
 
 def inference_graph(model: keras.Model, task: Task) -> Any:
-    """The model as one concrete function of constants, in a shape that converters handle best.
+    """The model as one concrete function of constants, in the form that converters support best.
 
-    It maps uint8 [B, S, S, 3] to activated outputs float32 [B, K], B open. Batch normalisation is
-    folded into convolutions, and `Preprocess` becomes one 1 × 1 convolution: slices and
-    concatenations of channels would cost more than its arithmetic.
+    It maps uint8 [B, S, S, 3] to activated outputs float32 [B, K], for any B. Batch normalisation
+    is folded into convolutions, and `Preprocess` becomes one 1 × 1 convolution: slices and
+    concatenations of channels would take longer than this convolution.
     """
     folded = fold(model)
     preprocess = next(layer for layer in folded.layers if isinstance(layer, Preprocess))

@@ -1,4 +1,4 @@
-"""The artefacts that one comparison runs, each in a process of its own."""
+"""The artefacts of a comparison; each runs in a separate process."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,8 +40,8 @@ _BFLOAT16_FLAGS: Final = ("avx512_bf16", "amx_bf16")
 class Variant:
     """An artefact and how it is run.
 
-    `precision` is that of its `Format`, by which it is compared; `hint` lets OpenVINO compute in
-    'bfloat16'; `environment` are variables of its process.
+    `precision` is that of its `Format` and selects the limits of the comparison; with the `hint`
+    'bfloat16' OpenVINO computes in it; `environment` are variables of its process.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
-    """What variants are compared with: the model's `outputs` [N, K], and the true `values`.
+    """The reference of all variants: the model's `outputs` [N, K], and the true `values`.
 
     `pixels_file` has the N test images; `trained_in` is the dtype policy of the model.
     """
@@ -67,7 +67,7 @@ class Reference:
 
 
 def of_formats(formats: Sequence[Format], folder: Path) -> list[Variant]:
-    """The files of a folder of formats."""
+    """Variants for the files in a folder of formats."""
     return [
         Variant(name=x.name, path=folder / x.file, kind=x.kind, precision=x.precision)
         for x in formats
@@ -98,7 +98,7 @@ def others(model_file: Path, export_folder: Path, scratch: Path) -> list[Variant
             name="SavedModel",
             path=export_folder,
             kind=SAVED_MODEL,
-            # A trunk in bfloat16 was verified at its export, with the tolerance of bfloat16.
+            # A trunk in bfloat16 was verified at its export, with the tolerance for bfloat16.
             precision="float32" if served == "float32" else "dynamic",
             environment=with_onednn,
         ),
@@ -117,14 +117,14 @@ def compare(
     """Run every variant on the test images, and time those that agree, in turns.
 
     Args:
-        failed: why formats could not be made, by name.
+        failed: errors of formats that could not be written, by name.
     """
     rows: dict[str, Row] = {}
     with ExitStack() as processes:
         to_time: dict[str, IsolatedArtefact] = {}
         for variant in variants:
             if variant.name in failed:
-                refusal = f"it could not be made: {failed[variant.name].splitlines()[-1]}"
+                refusal = f"it could not be written: {failed[variant.name].splitlines()[-1]}"
                 rows[variant.name] = _row(variant, None, refusal)
                 continue
             process = processes.enter_context(
@@ -149,14 +149,14 @@ def compare(
 def notes(names: Iterable[str], *, timed: bool) -> list[str]:
     """How the figures of a table were obtained; `names` are those of its rows."""
     sentences = [
-        "Every format ran the test images in a process of its own, without this package and, "
+        "Every format ran the test images in a separate process, without this package and, "
         "except for the keras file, without Keras; agreement and |Δp| are with the model's own "
         "outputs."
     ]
     if timed:
         sentences.append(
             f"Timed in turns, each with {num_processors()} threads, uint8 squares in and "
-            "outputs out, on a machine on which nothing else should compute meanwhile. "
+            "outputs out; no other program should run on the machine at that time. "
             f"{PLAIN} is Keras's own export and takes float pixels; it runs without oneDNN, as "
             "TensorFlow decides on processors without AVX-512 VNNI. SavedModel is serving_resized."
         )
@@ -164,16 +164,16 @@ def notes(names: Iterable[str], *, timed: bool) -> list[str]:
         sentences.append(
             "OpenVINO computes in float32"
             + (
-                " and, where it says so, in bfloat16."
+                " and in the rows named bfloat16 in bfloat16."
                 if has_bfloat16()
-                else "; this processor has no units for bfloat16."
+                else "; this processor has no instructions for bfloat16."
             )
         )
     return sentences
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16, as far as Linux reports it."""
+    """Whether the processor has instructions for bfloat16, if Linux reports it."""
     file = Path("/proc/cpuinfo")
     flags = file.read_text(encoding="utf-8").split() if file.is_file() else []
     return any(flag in flags for flag in _BFLOAT16_FLAGS)

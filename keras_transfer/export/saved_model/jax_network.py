@@ -10,7 +10,7 @@ import tensorflow as tf
 from jax.experimental import jax2tf
 
 PLATFORMS: Final = ("cpu", "cuda", "tpu")
-"""Platforms that programs are compiled for: the server is often another machine."""
+"""Target platforms of the compiled programs: the server is often another machine."""
 
 _Function = Callable[..., tf.Tensor]
 _Infer = Callable[[Sequence[Any], Any], Any]
@@ -21,8 +21,8 @@ def compiled(
 ) -> tuple[_Function, _Function, _Function, list[tf.Variable]]:
     """The fields of `network.Network`: trunk, head, gradient and variables.
 
-    Each function is one TensorFlow operation that holds a program with an open batch size. XLA
-    compiles it for a batch size when the first batch of that size comes.
+    Each function is one TensorFlow operation that contains a program for any batch size. XLA
+    compiles it at the first batch of each size.
     """
     infer_trunk, infer_head = _inference(trunk), _inference(head)
     in_trunk, in_head = (
@@ -73,7 +73,7 @@ def _graph(
     def run(*tensors: tf.Tensor) -> tf.Tensor:
         return converted(list(variables), *tensors)
 
-    # Traced once: every signature that calls it would hold a copy of the program.
+    # Traced once: otherwise every signature that calls it would contain a copy of the program.
     with _without_source_files():
         return tf.function(run, autograph=False).get_concrete_function(*specs)
 

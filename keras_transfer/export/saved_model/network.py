@@ -1,6 +1,6 @@
 """A classifier as two graph functions, trunk and head, as trained or folded and frozen.
 
-Two, because the trunk then runs once an image, and a heat map needs only the head's gradient with
+With two, the trunk runs once per image, and a heat map needs only the head's gradient with
 respect to the trunk's features.
 """
 
@@ -39,7 +39,7 @@ class Network:
 
 
 def gradient_of(head: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """The `gradient` of a network whose head is made of TensorFlow's operations."""
+    """The `gradient` of a network whose head consists of TensorFlow operations."""
 
     def gradient(features: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
@@ -70,12 +70,12 @@ def as_trained(model: keras.Model) -> Network:
 def frozen(model: keras.Model, *, precision: str) -> Network:
     """A copy for serving: batch normalisation folded into convolutions, weights constants.
 
-    The processor's kernels lay out constants once, variables at every call. Dropout and other
-    random layers are gone. The trunk computes in `precision`; the small head in float32 and with
-    variables, since heat maps need its gradient.
+    CPU kernels arrange constants in memory once, but variables at every call. Dropout and other
+    random layers are removed. The trunk computes in `precision`, the small head in float32 and with
+    variables, because heat maps need its gradient.
 
     On Keras's JAX backend all weights stay in variables: XLA compiles a program for each batch
-    size, and each of them would hold constants of its own.
+    size, and each of them would contain a copy of the constants.
     """
     trunk, head = _halves(model)
     trunk, head = fold(trunk, dtype=precision), fold(head)
@@ -113,7 +113,7 @@ def grad_cam(
     Args:
         features: float32 [B, h, w, K].
         logits: float32 [B, C], the head's output for them. Passed in, so that the head runs once:
-            XLA on processors crashed now and then where a program began twice at the same time.
+            XLA on CPUs crashed sometimes when a program started twice at the same time.
         class_index: int32 [B], columns of the logits; -1 is the highest logit.
 
     Returns:

@@ -1,8 +1,9 @@
-"""Exports a SavedModel that is verified: it appears only once its outputs equal the model's.
+"""Exports a verified SavedModel: its folder appears only if its outputs equal the model's.
 
 The network is written in several variants. All of them run the test images in a process without
-Keras and are timed there in turns; the fastest that agrees with the model is kept. The network as
-it was trained is always one of them, so a variant must be faster here and now to be kept.
+Keras and are timed there in turns; the fastest that agrees with the model is kept. The unchanged
+trained network is always one of them, so another variant is kept only if it is faster on this
+machine.
 """
 
 import dataclasses
@@ -46,16 +47,17 @@ TOLERANCES: Final = {
 }
 """Largest accepted |Δ output| by dtype policy, in units of the task's `output_scale`.
 
-Batches of another size run other kernels, which sum in another order. On ResNet50 and MobileNet,
+Batches of another size use other kernels, which sum in another order. On ResNet50 and MobileNet,
 with logits of standard deviation 4, that alone moved a Keras model's own probabilities by up to
-6e-6 in float32, 3e-2 in bfloat16 and 5e-3 in float16: an export cannot be held to less.
+6e-6 in float32, 3e-2 in bfloat16 and 5e-3 in float16: so a smaller limit would reject correct
+exports.
 """
 
 MAX_FILES: Final = 256
-"""Test images on which export and model are compared, spread evenly; more prove no more."""
+"""Test images of the comparison, spread evenly; more would not make the check stronger."""
 
 PROOF_FILE: Final = "proof.json"
-"""Beside the SavedModel: the content of `Proof.to_dict`."""
+"""Next to the SavedModel: the content of `Proof.to_dict`."""
 
 AS_TRAINED: Final = "as trained"
 FROZEN: Final = "folded and frozen"
@@ -84,10 +86,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of the network, and how it did.
+    """A variant of the network with its agreement and latencies.
 
-    `milliseconds` are medians by batch size, on this machine; `parity` is None where it failed,
-    and `refusal` then says why.
+    `milliseconds` are medians by batch size, on this machine; `parity` is None if it failed;
+    `refusal` is then the reason.
     """
 
     name: str
@@ -99,7 +101,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Proof:
-    """The variant that was kept, how well it agrees with the model, and all that were tried.
+    """The variant that was kept, its agreement with the model, and all variants that were tried.
 
     `backend` is the Keras backend that wrote the SavedModel: 'tensorflow', or 'jax' for programs
     of XLA.
@@ -126,7 +128,7 @@ class Proof:
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """What exports are compared with: the model's outputs [N, K] for `files`."""
+    """The reference for exports: the model's outputs [N, K] for `files`."""
 
     files: Sequence[Path]
     outputs: np.ndarray
@@ -161,16 +163,17 @@ def check_parity(
 ) -> Parity:
     """Compare a SavedModel, run without Keras, with the model's own outputs.
 
-    Where two decisions are closer in the model than twice the tolerance, rounding decides between
-    them, so either agrees; an exact tie cannot fail the check.
+    If two decisions of the model differ by less than twice the tolerance, rounding decides between
+    them, so both count as equal; an exact tie cannot fail the check.
 
     Args:
         outputs: the model's outputs for `files`, float32 [N, K].
-        class_names: the model's, in the order of the columns.
+        class_names: the model's class names, in the order of the columns.
         tolerance: largest accepted |Δ output|, from `TOLERANCES`.
 
     Raises:
-        ExportError: the SavedModel does not run without Keras, or differs; names the worst file.
+        ExportError: the SavedModel does not run without Keras, or its outputs differ; the message
+            has the worst file.
         DataError: a file cannot be read.
     """
     reference = _Reference(files, outputs, tuple(class_names))
@@ -193,14 +196,14 @@ def export_proven(
     outputs: np.ndarray,
     card: Card | None = None,
 ) -> Proof:
-    """Write a SavedModel, compare it with the model on test files, and only then let it appear.
+    """Write a SavedModel, compare it with the model on test files, and keep it if it agrees.
 
     Args:
         folder: its last part is the version, such as export/1; an earlier export is replaced.
-        task: the model's, after training.
+        task: the model's task after training.
         files: images of the test split.
         outputs: the model's outputs for `files`, float32 [N, K].
-        card: written beside the SavedModel, with its version and precision.
+        card: written next to the SavedModel, with its version and precision.
 
     Raises:
         ExportError: the SavedModel does not run without Keras, or its outputs differ.
@@ -238,7 +241,7 @@ class _Candidate:
 
 
 def _candidates(model: keras.Model, precision: str) -> list[_Candidate]:
-    """Every variant that is tried; the network as it was trained comes first."""
+    """Every variant that is tried; the unchanged trained network is the first."""
     name = FOLDED if keras.backend.backend() == "jax" else FROZEN
     return [
         _Candidate(AS_TRAINED, "float32", functools.partial(as_trained, model)),
@@ -259,7 +262,7 @@ def _try(
     """Compare all candidates with the model, and time those that run, in one process.
 
     Raises:
-        ExportError: the first one, the network as it was trained, disagrees.
+        ExportError: the first one, the unchanged trained network, disagrees.
     """
     parities: list[Parity | ExportError] = []
     timed: dict[str, IsolatedArtefact] = {}
@@ -308,7 +311,7 @@ def _compare(
     *,
     tolerance: float,
 ) -> Parity:
-    """Compare what a SavedModel returned with the model's outputs; as `check_parity`."""
+    """Compare a SavedModel's outputs with the model's; see `check_parity`."""
     outputs = served[task.output_name]
     differences = _differences(task, served, outputs, reference.outputs)
     agrees = task.agrees(outputs, reference.outputs, margin=2 * tolerance)
@@ -321,7 +324,7 @@ def _compare(
             for rows in (outputs, reference.outputs)
         )
         raise ExportError(
-            f"the exported model and the model disagree, most of all on {reference.files[worst]}",
+            f"the exported model and the model disagree, most on {reference.files[worst]}",
             expected=f"equal decisions, and outputs within {tolerance:g}",
             received=f"{found!r} for the model's {expected!r}; over {parity.num_files} files "
             f"{parity.label_agreement:.2%} agree and outputs differ by up to "
@@ -330,11 +333,11 @@ def _compare(
         )
     wrong = task.contradictions(served)
     if not bool(np.all((served["heat_map"] >= 0) & (served["heat_map"] <= 1))):
-        wrong.append("heat maps leave the range of 0-1")
+        wrong.append("heat maps outside the range 0-1")
     if wrong:
         raise ExportError(
-            "the outputs of the exported model contradict each other",
-            expected="outputs that follow from each other",
+            "the outputs of the exported model are inconsistent",
+            expected="consistent outputs",
             received="; ".join(wrong),
             fix="do not deploy this export: export again from the run's model.keras",
         )

@@ -1,11 +1,11 @@
 """The signatures of an exported model, which need TensorFlow only.
 
     serving_default    image_bytes: string [B]         encoded images, any mix of JPEG, PNG …
-    serving_pixels     pixels:      uint8 [B, H, W, 3] RGB 0-255 of any size, one size a batch
-    serving_resized    pixels:      uint8 [B, S, S, 3] the square the network sees
+    serving_pixels     pixels:      uint8 [B, H, W, 3] RGB 0-255 of any size, one size per batch
+    serving_resized    pixels:      uint8 [B, S, S, 3] the network's square input
     serving_explain    image_bytes: string [B], class_index: int32 [B], -1 for the highest output
 
-For single labels the first two return, row by row, as TensorFlow Serving's row format needs it:
+For single labels the first two return one row per image, as in TensorFlow Serving's row format:
 
     label              string [B]       name of the most probable class
     class_names        string [B, C]    all names, in the order of the probabilities
@@ -13,15 +13,15 @@ For single labels the first two return, row by row, as TensorFlow Serving's row 
     top_class_names    string [B, K]    of the K = min(5, C) most probable classes, best first
     top_probabilities  float32 [B, K]
 
-`serving_resized` is for accelerators: it has no strings and no shape but the batch size varies. It
-returns probabilities, top_class_indices int32 [B, K] and top_probabilities.
-`serving_explain` returns label, probabilities, heat_map float32 [B, h, w] in 0-1 (Grad-CAM) and
-square_bytes string [B], the square the network sees as a PNG.
+`serving_resized` is for accelerators: it has no strings, and only the batch size varies. It returns
+probabilities, top_class_indices int32 [B, K] and top_probabilities. `serving_explain` returns
+label, probabilities, heat_map float32 [B, h, w] in 0-1 (Grad-CAM) and square_bytes string [B], the
+network's square input as a PNG.
 
 Pixels are uint8 because the range of integers is unambiguous: floats of 0-1, the most common
 mistake of clients, are refused instead of giving wrong predictions. One image that cannot be
-decoded fails its whole batch. Other tasks return what their
-`served` and `served_names` say.
+decoded fails its whole batch. Other tasks return the outputs of their `served`
+and `served_names`.
 """
 
 from collections.abc import Callable
@@ -40,11 +40,11 @@ PIXELS: Final = "serving_pixels"
 RESIZED: Final = "serving_resized"
 EXPLAIN: Final = "serving_explain"
 ACCELERATOR_ALIAS: Final = "classify_on_accelerator"
-"""Alias of the function below `serving_resized`, by which converters for TPUs find it."""
+"""Alias of the function inside `serving_resized`, which converters for TPUs need."""
 
 
 class Signatures(tf.Module):
-    """The signatures of one network under one contract, ready to be saved.
+    """The signatures of a network with its contract, for saving.
 
     `classify` maps uint8 [B, S, S, 3] to numbers only, no strings.
     """
@@ -56,7 +56,7 @@ class Signatures(tf.Module):
         self._network, self._contract, self._task = network, contract, contract.restored_task
 
     def concrete(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
-        """By name, as `tf.saved_model.save` takes them."""
+        """By name, as in the arguments of `tf.saved_model.save`."""
         size = self._contract.image_size
         strings = tf.TensorSpec([None], tf.string, name="image_bytes")
         return {
@@ -86,7 +86,7 @@ class Signatures(tf.Module):
 
     def _serve_explain(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Served:
         squares = self._squares(image_bytes)
-        # Mixed precision makes half-precision features, whose gradient would have few digits.
+        # Mixed precision makes half-precision features, whose gradient would be imprecise.
         features = tf.cast(self._network.trunk(tf.cast(squares, tf.float32)), tf.float32)
         logits = self._network.head(features)
         outputs = activate_in_graph(logits, self._task.activation)

@@ -37,7 +37,7 @@ _NUM_IMAGES: Final = 4
 
 
 def export_saved_model(network: Network, folder: Path, contract: Contract) -> None:
-    """Write a SavedModel with its contract beside it; `signatures` lists what it serves.
+    """Write a SavedModel with its contract next to it; `signatures` lists its signatures.
 
     The folder appears complete or not at all.
 
@@ -46,7 +46,7 @@ def export_saved_model(network: Network, folder: Path, contract: Contract) -> No
         folder: an earlier export there is replaced.
 
     Raises:
-        ExportError: the folder holds other things, or a class name does not fit into labels.txt.
+        ExportError: the folder has other files, or a class name does not fit into labels.txt.
         RunError: the disk is full, or the folder cannot be written.
     """
     _check_replaceable(folder)
@@ -63,7 +63,7 @@ def _check_replaceable(folder: Path) -> None:
     is_export = (folder / MODEL_FILE).is_file()
     if folder.is_dir() and not is_export and any(folder.iterdir()):
         raise ExportError(
-            f"{folder} holds other files than an exported model's",
+            f"{folder} has files that do not belong to an exported model",
             expected="a new or empty folder, or an earlier export",
             received=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]),
             fix="give another folder",

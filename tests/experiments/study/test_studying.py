@@ -169,7 +169,7 @@ def test_a_stopped_study_goes_on_without_repeating_trials(validated, tmp_path):
     assert ours.read_bytes() == theirs.read_bytes()
     with pytest.raises(RunError, match="is finished"):
         start_run(spec, output=output, resume=True)
-    with pytest.raises(RunError, match="holds a run"):
+    with pytest.raises(RunError, match="already has a run"):
         start_run(spec, output=output)
 
 

@@ -68,7 +68,7 @@ def test_pixels_of_another_kind_are_refused(made, pixels):
 
 def test_what_cannot_be_opened_is_said(made, tmp_path: Path, monkeypatch):
     for nothing in (tmp_path, tmp_path / "gone.onnx", made / "labels.txt"):
-        with pytest.raises(ExportError, match="is no artefact"):
+        with pytest.raises(ExportError, match="is not an artefact"):
             open_runtime(nothing)
     copy = Path(shutil.copytree(made, tmp_path / "copy"))
     (copy / "model.onnx").write_bytes((copy / "model.onnx").read_bytes()[:1000])

@@ -209,7 +209,7 @@ def test_export_refuses_another_order_of_classes(classifier, class_names, tmp_pa
 
 def test_export_never_replaces_a_folder_of_other_files(classifier, class_names, tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("words")
-    with pytest.raises(ExportError, match="holds other files") as failure:
+    with pytest.raises(ExportError, match="has files that do not belong") as failure:
         export(classifier, tmp_path, class_names)
     assert "thesis.txt" in str(failure.value)
     assert (tmp_path / "thesis.txt").read_text() == "words"
