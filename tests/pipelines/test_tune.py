@@ -66,7 +66,7 @@ def test_a_search_is_told_trial_by_trial_and_closes_with_its_winner(
     shown = " ".join(capsys.readouterr().out.split())
     for part in (
         "Trial 02: validation accuracy",
-        "The winner is trial",
+        "The best trial is",
         "On the test split",
         "Page",
     ):
