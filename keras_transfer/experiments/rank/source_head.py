@@ -114,7 +114,7 @@ def _find_pooling(network: keras.Model, backbone: Backbone) -> keras.layers.Laye
     raise SpecError(
         f"the top of {backbone.name} does not start with a global mean",
         expected="a network that pools its last feature map, such as a ResNet or a MobileNet",
-        received=f"{backbone.name}, whose first dense layer reads the whole map",
+        received=f"{backbone.name}, whose first dense layer takes the whole map",
         fix="leave source_weights out to do without LEEP and NCE",
     )
 
