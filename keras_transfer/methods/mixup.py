@@ -31,7 +31,7 @@ class MixupOptions:
         0.2, "mixup: the share λ is drawn from Beta(alpha, alpha) (0 = no mixup)", low=0, high=100
     )
     cutmix_alpha: float = option(
-        0.0, "CutMix: the share λ is drawn from Beta(…) of this (0 = no CutMix)", low=0, high=100
+        0.0, "CutMix: the same for its own share λ (0 = no CutMix)", low=0, high=100
     )
     probability: float = option(1.0, "share of the batches that are mixed", low=0, high=1)
 

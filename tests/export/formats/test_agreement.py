@@ -70,4 +70,4 @@ def test_nan_and_missing_rows_or_columns_are_refused(model):
             "contain NaN or Inf, or are too few" in agree(outputs, *model, precision="int8").refusal
         )
     doubled = agree(2 * probabilities, probabilities, labels, precision="int8")
-    assert "away from 1" in doubled.refusal
+    assert "differs from 1 by" in doubled.refusal
