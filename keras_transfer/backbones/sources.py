@@ -117,13 +117,13 @@ class PublishedWeights(NamedTuple):
         embedded = embedded or EMBEDDED
         reached = embedded_stages(backbone, embedded)
         others = sorted(archive.stem for archive in embedded.glob("*.npz"))
-        ways = [
+        fixes = [
             f"connect to the network once, or copy {file.name} into {file.parent}",
             *(f"set model.weights=embedded model.last_stage={stage}" for stage in reached),
         ]
         if others and not reached:
             name, _, stage = others[0].rpartition("_")
-            ways.append(
+            fixes.append(
                 f"set model.weights=embedded model.backbone={name} model.last_stage={stage} "
                 f"(embedded are {', '.join(others)})"
             )
@@ -131,7 +131,7 @@ class PublishedWeights(NamedTuple):
             f"the weights of {backbone.name} are not on this machine and cannot be downloaded",
             expected=f"{file}, or a connection to {self.url}",
             received=f"no such file; {error}",
-            fix="; or ".join(ways),
+            fix="; or ".join(fixes),
         )
 
 

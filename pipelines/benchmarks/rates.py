@@ -33,7 +33,7 @@ class Rates:
 
 
 def measure_rates(backbone: str, *, image_size: int, batch_size: int) -> Rates:
-    """Measure a backbone with random weights, which take as long as any others.
+    """Measure a backbone with random weights, which are as fast as any others.
 
     Raises:
         SpecError: an unknown backbone, or images too small for it.

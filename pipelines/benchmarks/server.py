@@ -3,7 +3,7 @@
 The server and the load generator run in separate processes; this one calls the SavedModel. All are
 measured in turns, round after round, so that a slow phase of the machine affects all of them:
 
-    unloaded   latency with one client, one image a request
+    unloaded   latency with one client, one image per request
     loaded     images a second with 32 clients
     direct     images a second of `serving_default` with batches of 32
     half load  latency with requests at fixed times, half as many as under load
@@ -44,7 +44,7 @@ class Measured:
     """Latencies in seconds and rates in images a second, medians over the rounds.
 
     `share` is loaded / direct, the median of the rounds' `shares`. `stretch` is the 99th percentile
-    at half load / the unloaded median.
+    at half load divided by the unloaded median.
     """
 
     unloaded_median: float

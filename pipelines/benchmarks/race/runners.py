@@ -1,4 +1,4 @@
-"""The processes of a race: they lay out the splits, measure the limits, and train one recipe.
+"""The processes of a race: link the splits, measure the limits, and train one recipe.
 
 Called through `call_in_subprocess`, so the public functions take and return JSON values.
 """
@@ -32,13 +32,13 @@ from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_
 from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Timing, timed
 
 _MOST_FILES = 2_000
-"""Files that decoding is measured on."""
+"""Number of files that decoding is measured on."""
 
 _FORWARD_SECONDS = 2.0
 
 
 def survey(spec: dict[str, Any], scratch: str, num_seeds: int) -> dict[str, dict[str, float]]:
-    """Lay out the splits of every seed, and measure the limits of this machine.
+    """Link the splits of every seed into folders, and measure the limits of this machine.
 
     Returns:
         `num_images` by split, and `limits`, the fields of `Limits`.
@@ -63,7 +63,7 @@ def lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
 
 
 def splits_folder(scratch: str, seed: int) -> Path:
-    """Where `lay_out` puts the splits of a seed."""
+    """The folder in which `lay_out` writes the splits of a seed."""
     return Path(scratch) / f"splits-{seed}"
 
 
@@ -98,7 +98,7 @@ def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float
 
     Args:
         pixels: uint8 [B, S, S, 3].
-        num_views: how many an extraction would compute; for few of them no variant is compiled.
+        num_views: views that an extraction would compute; for few views no variant is compiled.
     """
     classifier = prepare_classifier(spec, SingleLabel(("a", "b")))
     cuts = list(find_cuts(classifier, spec.phases, 0).values())
@@ -148,7 +148,7 @@ def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
 
 
 def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Timing:
-    """The steps of a run without its export; its cache lies in the empty folder `cold`."""
+    """The steps of a run without its export, with a cache in the empty folder `cold`."""
     stages: dict[str, float] = {}
     silent = SilentReporter()
     with contextlib.ExitStack() as held:

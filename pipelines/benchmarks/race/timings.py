@@ -1,4 +1,4 @@
-"""Timings of a race, one for each recipe and seed, and how they compare."""
+"""Timings of a race, one for each recipe and seed, and their comparison."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        """Of all stages together."""
+        """Seconds of all stages together."""
         return sum(self.stages.values())
 
 
