@@ -40,7 +40,7 @@ def fine_tune(
     reporter: Reporter | None = None,
     **fields: Any,
 ) -> Run:
-    """Train, evaluate and export a classifier, and print what is decided.
+    """Train, evaluate and export a model, and print all decisions.
 
     Args:
         source: a folder with a sub-folder for each class, a CSV file, a run folder or spec file,

@@ -166,9 +166,7 @@ class ViewSpec:
     )
     horizontal_flip: bool | None = option(None, "mirror half of the views left to right")
     vertical_flip: bool | None = option(None, "mirror half of the views top to bottom")
-    rotation: float | None = option(
-        None, "largest angle to either side, degrees", low=0, high=180
-    )
+    rotation: float | None = option(None, "largest angle to either side, degrees", low=0, high=180)
     zoom: float | None = option(None, "scale drawn from 1 ± this", low=0, high=0.9)
     translation: float | None = option(None, "largest shift, share of the side", low=0, high=0.5)
     crop_area: float | None = option(

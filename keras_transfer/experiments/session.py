@@ -211,7 +211,7 @@ class Dataset:
 
     `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, 3] in
     0-255, targets float32 [B, K] (one-hot labels), sample weights float32 [B], which are 1 unless
-    `training.class_weights` says otherwise. Every pass over `train` is a new epoch: another order,
+    `training.class_weights` is set. Every pass over `train` is a new epoch: another order,
     and the next view of each image; call `fit(dataset.train, shuffle=False)`, or Keras warns that
     it does not shuffle. Those of `val` and `test` are plain images in a fixed order.
     """

@@ -147,7 +147,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], lines: Iterable[Line]) -> 
 def _write(
     axes: Axes, label: Label, place: tuple[int, int], canvas: FigureCanvasAgg
 ) -> tuple[Annotation, Bbox]:
-    """The text with a line to its dot if that is far, and the box of the text alone."""
+    """The text, with a line to its dot if that is far, and the box of the text."""
     far = abs(place[0]) > 16 or abs(place[1]) > 16
     written = axes.annotate(
         label.text,

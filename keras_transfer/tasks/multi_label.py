@@ -483,7 +483,7 @@ class MultiLabel(TaskDefaults):
 def best_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
     """The threshold of best F1 of 0 or 1 [N] and probabilities [N]; of equal ones the highest.
 
-    It lies halfway between two probabilities, so that rounding changes no decision. 0.5 without a
+    It is halfway between two probabilities, so that rounding changes no decision. 0.5 without a
     positive.
     """
     if not targets.any():

@@ -189,7 +189,7 @@ class SingleLabel(TaskDefaults):
         image: Callable[[int], np.ndarray],
     ) -> dict[str, Draw]:
         """The confusion matrix and the most confident mistakes."""
-        # Drawing loads matplotlib, which training alone does not need.
+        # Imported here because drawing loads matplotlib, which training does not need.
         from keras_transfer.evaluation.plots import Mistake, draw_confusion, draw_mistakes
 
         mistakes = [

@@ -301,7 +301,7 @@ class TaskDefaults:
         )
 
     def served(self, outputs: "tf.Tensor") -> "dict[str, tf.Tensor]":
-        """The outputs alone."""
+        """Only the outputs."""
         return {self.output_name: outputs}
 
     def served_names(self, served: "dict[str, tf.Tensor]") -> "dict[str, tf.Tensor]":

@@ -21,7 +21,7 @@ NUM_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Rates:
-    """Images a second, medians over rounds.
+    """Images per second, medians over rounds.
 
     `keras` runs the layers as they are, `folded` with BatchNormalization multiplied into
     convolutions and weights as constants, `half` the same in half precision.

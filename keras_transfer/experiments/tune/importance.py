@@ -126,5 +126,5 @@ def _explain(r2: float, num_trials: int, constant: list[str]) -> str:
         f"From {num_trials} trials a random forest explains {100 * r2:.0f} % of the variance of "
         "held-out scores (cross-validated R²)"
     )
-    text += ", which is little: take this as a hint." if r2 < _WEAK else "."
+    text += ", which is little: importances are not reliable." if r2 < _WEAK else "."
     return f"{text} Never varied: {', '.join(constant)}." if constant else text

@@ -139,7 +139,7 @@ class TrialReporter(SilentReporter):
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """Writes the count about once a second."""
+        """Write the count about once per second."""
         written = [time.monotonic()]
 
         def count(done: int, total: int) -> None:

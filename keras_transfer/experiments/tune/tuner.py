@@ -32,7 +32,7 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.tasks.task import Monitor
 
 _MOST_ATTEMPTS: Final = 3
-"""A trial whose process was killed this often has failed: memory may have run out."""
+"""Attempts of a trial: after that many killed processes it has failed, perhaps for memory."""
 
 _NO_LIMIT: Final = 10**9
 """Failed trials in a row that KerasTuner tolerates: failures are counted at the end."""
@@ -50,7 +50,7 @@ def make_oracle(spec: RunSpec, monitor: Monitor, *, num_epochs: int) -> keras_tu
         "objective": keras_tuner.Objective(search.objective, direction),
         "hyperparameters": parameters,
         "allow_new_entries": False,
-        # KerasTuner takes 0 for no seed.
+        # KerasTuner treats 0 as no seed.
         "seed": search.seed + 1,
         "max_consecutive_failed_trials": _NO_LIMIT,
     }
@@ -135,7 +135,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
 
 def _fails_its_trial(error: BaseException) -> bool:
-    """Whether an error fails its trial alone, so that the search continues."""
+    """Whether an error fails only its trial, so that the search continues."""
     return isinstance(error, DivergedError | _KilledError) or is_out_of_memory(error)
 
 

@@ -130,7 +130,7 @@ def run_trials(runner: TrialRunner, trial_log: TrialLog) -> None:
 def _collecting_only_new_garbage() -> Iterator[None]:
     """Exclude the objects that exist already, TensorFlow's above all, from garbage collection.
 
-    A collection takes a quarter of a second otherwise, and each trial causes some.
+    Otherwise each collection takes a quarter of a second, and each trial causes some.
     """
     gc.collect()
     gc.freeze()

@@ -135,7 +135,7 @@ def build_plain(spec: RunSpec, class_names: Sequence[str]) -> PlainRecipe:
 def fit_plain(
     recipe: PlainRecipe, phase: PhaseSpec, spec: RunSpec, *, training: Any, validation: Any
 ) -> None:
-    """Freeze and unfreeze as the phase says, compile, fit, and restore the best epoch's weights."""
+    """Freeze and unfreeze the layers of the phase, compile, fit, and restore the best weights."""
     apply_phase(recipe.classifier, phase)
     recipe.model.compile(
         optimizer=make_optimizer(phase, recipe.classifier, steps_per_epoch=len(training)),

@@ -47,7 +47,7 @@ def race(
         folder: an existing one for temporary files and the log of the processes.
 
     Raises:
-        SpecError: the plain recipe cannot do what the spec says.
+        SpecError: the plain recipe does not support a setting of the spec.
         DataError, WeightsError: as in a run.
         RunError: a process crashed.
     """

@@ -68,7 +68,7 @@ def splits_folder(scratch: str, seed: int) -> Path:
 
 
 def _measure_limits(spec: RunSpec, scratch: str) -> dict[str, float]:
-    """Images a second of decoding with resizing alone, and of the frozen layers alone."""
+    """Images per second of decoding with resizing alone, and of the frozen layers alone."""
     train = splits_folder(scratch, spec.seed) / "train"
     files = sorted(train.glob("*/*"), key=lambda file: file.name)
     batch_size = min(spec.training.batch_size, len(files))
@@ -94,7 +94,7 @@ def _read(files: Sequence[Path], spec: RunSpec) -> list[DecodedImage]:
 
 
 def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float:
-    """Views a second through the frozen layers, on decoded images.
+    """Views per second through the frozen layers, on decoded images.
 
     Args:
         pixels: uint8 [B, S, S, 3].
@@ -192,5 +192,5 @@ def _split_seconds(
 
 
 def _extraction_rate(extraction_stats: Sequence[ExtractionStats]) -> float | None:
-    """Views a second, without the choice of a precision; None where no features were extracted."""
+    """Views per second, without the choice of a precision; None without extracted features."""
     return extraction_stats[0].rate if extraction_stats else None
