@@ -1,7 +1,7 @@
-"""The Python interface: fine-tune, search and rank in one call each.
+"""The Python interface: functions to fine-tune, search and rank.
 
-Keyword arguments are fields of the spec: `backbone="vgg16"` is `model.backbone`, and names with
-dots go through a dict, `**{"phases.0.epochs": 3}`.
+Keyword arguments are fields of the spec: `backbone="vgg16"` is `model.backbone`. Names with dots
+are given as a dict, `**{"phases.0.epochs": 3}`.
 """
 
 import dataclasses
@@ -40,13 +40,13 @@ def fine_tune(
     reporter: Reporter | None = None,
     **fields: Any,
 ) -> Run:
-    """Train, evaluate and export a classifier, and print what is decided.
+    """Train, evaluate and export a model, and print all decisions.
 
     Args:
         source: a folder with a sub-folder for each class, a CSV file, a run folder or spec file,
-            or a spec. None is the preset's own images.
+            or a spec. None uses the images of the preset.
         output: the run folder; by default the next free `saved_models/<name>`.
-        preset: a preset's name, such as "quickstart", or a TOML file; has the fields not given.
+        preset: a preset's name, such as "quickstart", or a TOML file; sets the fields not given.
         resume: whether to continue the interrupted run in `output`.
         reporter: shows decisions and progress; by default on the terminal or in the notebook.
         fields: fields of the spec.
@@ -62,7 +62,7 @@ def fine_tune(
     reporter = reporter or TerminalReporter()
     if spec.num_trials > 1:
         raise SpecError(
-            "fine_tune trains once, and this spec is a study of several trainings",
+            "fine_tune runs a single training, but this spec is a study of several trainings",
             expected="folds=1, seeds=1 and halvings=0",
             received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
             fix="run studies with `python -m pipelines.train`",
@@ -89,10 +89,10 @@ def tune(
     Args:
         source, preset, fields: as for `fine_tune`; `refits=0` leaves out the comparison of the
             best trial with the original spec.
-        trials: how many trials at most; by default `search.trials` of the spec, 20 without preset.
-        space: what varies, by dotted field: a list of values, or a dict with `low`, `high`,
-            `step` and `sampling`. By default the spec's own `search.space`, and
-            `specs.DEFAULT_SPACE` if that is empty.
+        trials: maximum number of trials; by default `search.trials` of the spec, 20 without preset.
+        space: by dotted field, a list of values or a dict with `low`, `high`, `step` and
+            `sampling`. By default the spec's own `search.space`, or `specs.DEFAULT_SPACE` if
+            that is empty.
         output, resume: the search folder; by default the next free `saved_models/<name>-search`.
 
     Raises:
@@ -118,8 +118,8 @@ def tune(
 class RankedBackbones(Mapping[str, dict[str, Any]]):
     """Backbones and their figures, the best first: `ranking["vgg16"]["scores"]["probe"]`.
 
-    `recommended` is the fastest backbone that cannot be told from the best one, None where none
-    keeps the limits; `path` is the folder with rank.json, rank.md and rank.png.
+    `recommended` is the fastest backbone that is not significantly worse than the best, None if
+    none is within the limits; `path` is the folder with rank.json, rank.md and rank.png.
     """
 
     path: Path
@@ -220,7 +220,7 @@ def _default_space(spec: RunSpec) -> dict[str, ParameterSpec]:
 
 
 def _entry(given: Any) -> dict[str, Any]:
-    """A parameter as `override` takes it; a list is that of its values."""
+    """A parameter in the form of `override`; a list becomes the parameter's values."""
     if isinstance(given, ParameterSpec):
         return spec_to_dict(given)
     return dict(given) if isinstance(given, Mapping) else {"values": list(given)}

@@ -55,11 +55,12 @@ class SearchSpec:
     tuner: Literal["random", "bayesian", "grid", "hyperband"] = option(
         "bayesian", "which of KerasTuner's tuners proposes values"
     )
-    trials: int = option(20, "trials at most; 'hyperband' counts its own", low=1)
+    trials: int = option(20, "maximum number of trials; 'hyperband' has its own", low=1)
     objective: Literal["val_score", "val_loss"] = option(
-        "val_score", "what is compared: the task's metric, whose ties the loss breaks, or the loss"
+        "val_score",
+        "figure to compare trials by: the task's metric (ties: lower loss) or the loss",
     )
-    seed: int = option(0, "seed of the proposals alone", low=0)
+    seed: int = option(0, "seed of the proposed values only", low=0)
     time_budget: str = option(
         "", "start no trial after this time, such as '90s', '20m' or '1.5h' ('' = no limit)"
     )
@@ -165,7 +166,7 @@ class ViewSpec:
     )
     horizontal_flip: bool | None = option(None, "mirror half of the views left to right")
     vertical_flip: bool | None = option(None, "mirror half of the views top to bottom")
-    rotation: float | None = option(None, "largest angle either way, degrees", low=0, high=180)
+    rotation: float | None = option(None, "largest angle to either side, degrees", low=0, high=180)
     zoom: float | None = option(None, "scale drawn from 1 ± this", low=0, high=0.9)
     translation: float | None = option(None, "largest shift, share of the side", low=0, high=0.5)
     crop_area: float | None = option(

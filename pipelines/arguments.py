@@ -1,4 +1,4 @@
-"""Shared by the command lines of all verbs: presets, overrides, exit statuses and errors."""
+"""Shared code of the command lines: presets, overrides, exit statuses and errors."""
 
 import argparse
 import difflib
@@ -87,7 +87,7 @@ def run_verb(verb: Callable[[], int | None]) -> int:
         print("\nstopped; a training continues with --resume", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except BrokenPipeError:
-        # The program that reads the output, such as `head`, has closed its end.
+        # The program that reads the output, such as `head`, has closed the pipe.
         sys.stderr.close()
         return 0
 
@@ -110,7 +110,7 @@ def _check_backend() -> None:
 
 def scratch_log() -> Path:
     """The file for TensorFlow's log output when there is no run folder."""
-    # One for each user of a machine, who may not write to another's files.
+    # One per user of a machine, because users cannot write to each other's files.
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir()) / f"keras_transfer-{user}.log"
 

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Do the task; 1 if `verify` found damaged files."""
+    """Run the subcommand; returns 1 if `verify` found damaged files."""
     arguments = _parser().parse_intermixed_args(argv)
     from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.storage.cache import Cache

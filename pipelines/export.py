@@ -49,7 +49,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if arguments.compare and arguments.formats is None:
         raise SpecError(
             "--compare needs other formats to compare",
-            expected="--formats beside --compare",
+            expected="--formats together with --compare",
             received="no --formats",
             fix="add --formats all",
         )

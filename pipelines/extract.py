@@ -1,4 +1,4 @@
-"""Extract: compute and store the features a training will read, with many processes or machines.
+"""Extract: compute and store the features of a training, with many processes or machines.
 
     python -m pipelines.extract flowers data.path=my_photos --workers 4
     python -m pipelines.extract saved_models/flowers --workers 4

@@ -88,7 +88,7 @@ def _predictor(
     known: "dict[str, np.ndarray]",
     terminal: "TerminalReporter",
 ) -> "Callable[[Iterator[Path]], Iterator[Row]]":
-    """A function of files that yields their rows, computed in this process or by workers."""
+    """A function from files to their rows, which are computed in this process or by workers."""
     from keras_transfer.inference.prediction import predict_files
 
     if not arguments.workers:
@@ -109,7 +109,7 @@ def _predictor(
 
 
 def _known(run: "LoadedRun", terminal: "TerminalReporter") -> "dict[str, np.ndarray]":
-    """Outputs that the cache holds for images of the run's data, by file digest."""
+    """Outputs in the cache for images of the run's data, by file digest."""
     from keras_transfer.data.audit import pixels_key
     from keras_transfer.features.cached_logits import known_outputs
     from keras_transfer.storage.cache import open_cache
@@ -131,7 +131,7 @@ def _show(summary: "PredictionSummary", output: str, terminal: "TerminalReporter
         labels = [[name, f"{number:,}"] for name, number in summary.num_by_label.items()]
         terminal.table(title, ["label", "images"], labels)
     else:
-        # Nothing is decided on: values, or no label is likely enough.
+        # No predicted name: values, or no label reaches its threshold.
         terminal.info(f"{title}.")
     if summary.num_bad:
         terminal.info(f"{summary.num_bad:,} files could not be read: see the error column.")

@@ -1,4 +1,4 @@
-"""Race: compare the plain Keras recipe and this package on your images and machine.
+"""Race: compare a plain Keras recipe with this package on your images and machine.
 
     python -m pipelines.race quickstart
     python -m pipelines.race flowers data.path=my_photos --seeds 5 --also mixed_bfloat16
@@ -6,7 +6,7 @@
 Both train the same trunk and head through the same phases on the same splits, each training in a
 process of its own, in alternating order over the seeds. Writes race.json, race.md and race.png:
 seconds by stage, test accuracy with intervals, peak memory, bytes stored, and the rate of
-extraction beside the limits of the machine.
+extraction with the limits of the machine.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Serve: classify images over HTTP with TensorFlow Serving's REST protocol.
+"""Serve: predict images over HTTP with TensorFlow Serving's REST protocol.
 
     python -m pipelines.serve saved_models/flowers
     python -m pipelines.serve saved_models/flowers --port 8080 --max-batch 64

@@ -13,7 +13,7 @@ The search space is the table [search.space] of the spec, or given here:
 For several machines see the documentation: they share a disk, --output and three variables.
 
 Trials are compared on the validation split; only the best one is evaluated on the test split. It
-becomes a run in the folder `winner`, beside best.toml (its spec), search.html and search.json.
+becomes a run in the folder `winner`, next to best.toml (its spec), search.html and search.json.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if arguments.print_spec:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
-    # A run folder in the place of the preset is the folder to resume.
+    # A run folder given as the preset is the folder to resume.
     named = arguments.preset if arguments.resume and Path(arguments.preset).is_dir() else None
     output = arguments.output or named
     if is_worker():
@@ -87,7 +87,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 @contextlib.contextmanager
 def _empty_cache(run: RunFolder) -> Iterator[None]:
-    """Use a cache without earlier features; workers inherit the variable."""
+    """Use an empty cache; workers inherit the variable."""
     before = os.environ.get("KERAS_TRANSFER_HOME")
     with tempfile.TemporaryDirectory(dir=run.path) as home:
         os.environ["KERAS_TRANSFER_HOME"] = home

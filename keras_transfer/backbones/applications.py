@@ -1,14 +1,14 @@
 """The backbones of `keras.applications`, family by family.
 
-Stages are named by how far the image has shrunk: `stage k` holds the layers that work at 1/2^k
-of the input's side, up to the last tensor of that size, so that `stage3` means the same
-resolution in every family, whatever its paper calls the blocks. `stem` is what comes before the
-first block. A family lacks the stages it cannot be cut at: ResNets, DenseNets and ConvNeXts reach
-1/4 in their stem; the layers below the first mixed block of the Inceptions have no names of their
-own; every cell of NASNet reads the two cells before it, so that only its stem can be cut off.
+Stages are named by their resolution: `stage k` has the layers at 1/2^k of the input's side, up to
+the last tensor of that size, so that `stage3` means the same resolution in every family, whatever
+its paper calls the blocks. `stem` has the layers before the first block. A family lacks the stages
+it cannot be cut at: ResNets, DenseNets and ConvNeXts reach 1/4 in their stem; the layers below the
+first mixed block of the Inceptions have no fixed names; every cell of NASNet has the two cells
+before it as inputs, so that only its stem can be cut off.
 
-The weights are those `keras.applications` publishes for `include_top=False` and the side given as
-`image_size`. Their digests are Keras's.
+The weights are those that `keras.applications` publishes for `include_top=False` and images of
+side `image_size`. Their digests are those in Keras.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,10 +31,10 @@ class Application:
 
     constructor: str
     arguments: tuple[tuple[str, Any], ...] = ()
-    """What the constructor needs beside the usual."""
+    """Additional arguments of the constructor."""
 
     def __call__(self, images: "keras.KerasTensor") -> "keras.KerasTensor":
-        """Keras's layers without the classification layers on scaled images; the feature map."""
+        """Put Keras's layers, without the classification layers, on scaled images: feature map."""
         return self.network(include_top=False, input_tensor=images).output
 
     def network(self, **arguments: Any) -> "keras.Model":
@@ -69,7 +69,7 @@ def _row(
     arguments: Mapping[str, Any] = {},
     **record: Any,
 ) -> Backbone:
-    """A row whose layers and ImageNet weights `keras.applications` has."""
+    """A row with the layers and ImageNet weights of `keras.applications`."""
     builder = Application(constructor, tuple((arguments or {}).items()))
     return Backbone(builder=builder, weights={"imagenet": imagenet}, **record)
 
@@ -129,7 +129,7 @@ def _resnet() -> Iterator[Backbone]:
 
 
 def _resnet_v2() -> Iterator[Backbone]:
-    """Here the last block of conv2, conv3 and conv4 shrinks, so it opens the next stage."""
+    """Here the last block of conv2, conv3 and conv4 has stride 2, so it starts the next stage."""
     for depth, blocks, digest in (
         (50, (3, 4, 6), "fac2f116257151a9d068a22e544a4917"),
         (101, (3, 4, 23), "c0ed64b8031c3730f411d2eb4eea35b5"),

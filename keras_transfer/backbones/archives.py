@@ -1,7 +1,7 @@
 """Archives: trunk weights in half precision, some of which come with this package.
 
-An archive is `<backbone>_<last stage>.npz` with keys '<layer name>/<variable name>'. Beside it is a
-JSON record of how the weights were made, with the archive's SHA-256.
+An archive is `<backbone>_<last stage>.npz` with keys '<layer name>/<variable name>'. Next to it is
+a JSON record of the training of the weights, with the archive's SHA-256.
 """
 
 import hashlib
@@ -55,10 +55,10 @@ def find_embedded(backbone: Backbone, last_stage: str, *, folder: Path = EMBEDDE
 
 
 def save_embedded(trunk: Trunk, folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write the trunk's weights as float16, and `record` with the archive's SHA-256 beside them.
+    """Write the trunk's weights as float16, and next to them `record` with their SHA-256.
 
-    Arrays with values that float16 cannot hold (beyond 65,504) stay float32. Returns the path of
-    the archive. Raises WeightsError for trunks whose layers Keras numbers anew in every build.
+    Arrays with values beyond the range of float16 (65,504) stay float32. Returns the path of the
+    archive. Raises WeightsError for trunks whose layers get other numbers in every build.
     """
     file = folder / f"{trunk.backbone.name}_{trunk.last_stage}.npz"
     arrays = {key: _halved(variable) for key, variable in _named_variables(trunk).items()}
@@ -98,7 +98,7 @@ def load_embedded(trunk: Trunk, file: Path) -> dict[str, Any]:
 
 
 def _read_record(file: Path) -> dict[str, Any]:
-    """The record beside an archive; WeightsError unless it has this archive's digest."""
+    """The record of an archive; WeightsError unless it has this archive's digest."""
     beside = file.with_suffix(".json")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     try:
@@ -127,7 +127,7 @@ def _named_variables(trunk: Trunk) -> dict[str, keras.Variable]:
         raise WeightsError(
             f"{trunk.backbone.name} cannot be stored in an archive, which is read by layer names",
             expected="layers with the same names in every build",
-            received=f"{len(unnamed)} that Keras numbers anew, such as {unnamed[0]}",
+            received=f"{len(unnamed)} with names that Keras numbers, such as {unnamed[0]}",
             fix="give model.weights a .keras or .weights.h5 file of this backbone instead",
         )
     pairs = [(f"{layer.name}/{v.name}", v) for layer in trunk.layers for v in layer.weights]
@@ -137,7 +137,7 @@ def _named_variables(trunk: Trunk) -> dict[str, keras.Variable]:
 
 
 def _has_numbered_name(layer: keras.layers.Layer) -> bool:
-    """Whether the layer was given its class's name and a running number by Keras."""
+    """Whether the layer's name is its class's name with a number from Keras."""
     stem = re.sub(r"_\d+$", "", layer.name).replace("_", "")
     return stem == type(layer).__name__.lower()
 

@@ -1,8 +1,8 @@
-"""The record of a backbone: what is known about it before any of it is built.
+"""The record of a backbone: its properties before it is built.
 
 A new backbone is one `Backbone` in the registry. Its layers come from any function that puts them
-on a tensor, so rows of `keras.applications` (`applications.Application`) are one kind of many. The
-module needs the standard library only.
+on a tensor; `applications.Application` is one for networks of `keras.applications`. The module
+needs the standard library only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Mode = Literal["caffe", "tf", "torch", "none"]
 class Stage(NamedTuple):
     """The rule for one stage: it ends with a tensor on which all later layers depend.
 
-    That tensor is the output of `last_layer`; or the input of `next_layer`, where Keras numbers
-    the layer before it anew in every build; or, with neither, the output of the trunk.
+    That tensor is the output of `last_layer`; or the input of `next_layer`, where the layer before
+    it gets another number in every build; or, with neither, the output of the trunk.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Stage(NamedTuple):
 
 
 class WeightSource(Protocol):
-    """Where weights of a backbone come from: a download, an installed package, a shared disk."""
+    """A source of a backbone's weights: a download, an installed package, a shared disk."""
 
     @property
     def origin(self) -> str:
-        """Who trained them, and the licence they were published under."""
+        """Author and licence of the weights."""
 
     def find(self, backbone: Backbone) -> Path:
         """The file of the whole network: `.weights.h5`, `.h5`, `.keras` or `.npz`.
@@ -52,19 +52,19 @@ class Backbone:
     name: str
     builder: Callable[[keras.KerasTensor], keras.KerasTensor]
     """Puts all layers of the network, with random weights, on scaled images `[B, S, S, 3]` and
-    returns their feature map. The layers stand in one flat graph, with no model inside another."""
+    returns their feature map. The layers are one flat graph, with no model inside another."""
     preprocessing: Mode
-    """What `Preprocess` does to raw pixels before the builder's layers get them."""
+    """The mode of `Preprocess`, which scales raw pixels for the builder's layers."""
     image_size: int
     """Side of the images it was trained on, px."""
     minimal_size: int = 32
     """Side of the smallest image it takes, px."""
     stages: tuple[Stage, ...]
-    """From bottom to top; together they hold every variable of the trunk once."""
+    """From bottom to top; together they have every variable of the trunk once."""
     weights: Mapping[str, WeightSource] = field(default_factory=dict)
     """Values of `model.weights` that name weights of this backbone, such as 'imagenet'."""
     leave_out: tuple[str, ...] = ()
-    """Class names of the builder's layers that the trunk does without."""
+    """Class names of the builder's layers that the trunk leaves out."""
 
     @property
     def stage_names(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ def list_backbones() -> list[str]:
 
 
 def get_backbone(name: str) -> Backbone:
-    """The row of that name.
+    """The backbone with that name.
 
     Raises SpecError with the nearest names if there is none.
     """

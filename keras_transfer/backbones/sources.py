@@ -1,8 +1,8 @@
-"""Sources of weights: which file a value of `model.weights` means, and how it is downloaded.
+"""Sources of weights: the file for a value of `model.weights`, and its download.
 
-Keras deletes a cached file with another digest when its download fails, and a download that is
-killed leaves half a file under the final name. So this module looks for files, checks them and
-renames them, and Keras only downloads. Importing it needs the standard library only.
+Keras deletes a cached file with another digest when its download fails, and an interrupted
+download leaves part of a file under the final name. So this module finds, checks and renames
+files, and Keras only downloads. Importing it needs the standard library only.
 """
 
 import difflib
@@ -20,7 +20,7 @@ CONNECT_SECONDS = 10.0
 
 
 def find_source(backbone: Backbone, weights: str, *, last_stage: str) -> Path | None:
-    """The file that holds the weights of the backbone through `last_stage`; None for 'none'.
+    """The file with the weights of the backbone through `last_stage`; None for 'none'.
 
     `weights` is 'none', 'embedded', a name in `Backbone.weights` such as 'imagenet', or the path of
     a file: `.weights.h5`, or `.h5` in the older layout, of the whole network without its
@@ -58,7 +58,7 @@ class PublishedWeights(NamedTuple):
     digest: str
     """MD5 (32 digits) or SHA-256 (64) of the file as Keras states it, '' where it states none."""
     origin: str
-    """Who trained them, and the licence they were published under."""
+    """Author and licence of the weights."""
 
     def find(self, backbone: Backbone, *, embedded: Path | None = None) -> Path:
         """The file in Keras's cache, downloaded if it is missing.
@@ -83,12 +83,12 @@ class PublishedWeights(NamedTuple):
         return file
 
     def _download(self, backbone: Backbone, file: Path, embedded: Path | None) -> None:
-        """Download the file beside its place and rename it; WeightsError if that fails."""
+        """Download to a temporary name, then rename the file; WeightsError if that fails."""
         import keras
 
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         try:
-            # Keras waits without end for a server that does not respond.
+            # Keras has no timeout for a server that does not respond.
             request = urllib.request.Request(self.url, method="HEAD")
             urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class PublishedWeights(NamedTuple):
                 force_download=True,
             )
             part.replace(file)
-        except Exception as error:  # Keras puts every failure into a bare Exception.
+        except Exception as error:  # Keras raises a bare Exception for every failure.
             raise self._missing(backbone, file, embedded=embedded, error=error) from error
         finally:
             part.unlink(missing_ok=True)
@@ -117,13 +117,13 @@ class PublishedWeights(NamedTuple):
         embedded = embedded or EMBEDDED
         reached = embedded_stages(backbone, embedded)
         others = sorted(archive.stem for archive in embedded.glob("*.npz"))
-        ways = [
+        fixes = [
             f"connect to the network once, or copy {file.name} into {file.parent}",
             *(f"set model.weights=embedded model.last_stage={stage}" for stage in reached),
         ]
         if others and not reached:
             name, _, stage = others[0].rpartition("_")
-            ways.append(
+            fixes.append(
                 f"set model.weights=embedded model.backbone={name} model.last_stage={stage} "
                 f"(embedded are {', '.join(others)})"
             )
@@ -131,7 +131,7 @@ class PublishedWeights(NamedTuple):
             f"the weights of {backbone.name} are not on this machine and cannot be downloaded",
             expected=f"{file}, or a connection to {self.url}",
             received=f"no such file; {error}",
-            fix="; or ".join(ways),
+            fix="; or ".join(fixes),
         )
 
 

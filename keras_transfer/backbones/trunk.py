@@ -20,11 +20,11 @@ def build_trunk(
     """Put the trunk on `inputs`, a `keras.Input` of raw RGB pixels 0-255 `[B, S, S, 3]`.
 
     `last_stage` is the last stage kept, '' keeps all. `weights` is as in `sources.find_source`;
-    those of 'none' are a function of `keras.utils.set_random_seed` alone.
+    those of 'none' depend only on `keras.utils.set_random_seed`.
 
-    Layers have the names the builder gives them. Left out are the kinds in `Backbone.leave_out`:
-    those that scale the input, which `Preprocess` does, and the drop-connect of the EfficientNets,
-    because a frozen stage must be a function of the image alone.
+    Layers keep the names from the builder. The classes in `Backbone.leave_out` are left out: layers
+    that scale the input, which `Preprocess` does, and the drop-connect of the EfficientNets,
+    because the output of a frozen stage must depend on the image only.
 
     Raises SpecError for an unknown stage or too small images, WeightsError for weights that are
     missing or do not fit.
@@ -92,8 +92,8 @@ def _copy_part(
 ) -> keras.Model:
     """Copy the network up to a stage onto the caller's input, layers and weights.
 
-    A copy, because layers remember every graph they were ever in: a trunk cut out of the network
-    itself would keep the layers above the cut in memory for good.
+    A copy, because layers keep references to every graph they are part of: a trunk cut out of the
+    network itself would keep the layers above the cut in memory.
     """
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:

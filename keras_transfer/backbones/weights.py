@@ -1,7 +1,7 @@
-"""Weights from files: loading them, and the errors of files that do not fit.
+"""Weights from files: loading, and errors for files that do not fit.
 
-HDF5 files hold a whole network and are loaded before it is cut into a trunk; archives and the
-models of earlier runs may end at the same stage and are loaded after.
+HDF5 files have a whole network and are loaded before it is cut into a trunk; archives and the
+models of earlier runs may end at the same stage and are loaded after that.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from keras_transfer.errors import WeightsError
 def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> None:
     """Load an HDF5 file into the whole network, whose input scaling must be that of `Preprocess`.
 
-    Raises WeightsError if the file is damaged or holds another network.
+    Raises WeightsError if the file is damaged or has another network.
     """
     try:
         with warnings.catch_warnings():
@@ -35,7 +35,7 @@ def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> Non
             f"{file} does not hold the weights of {backbone.name}",
             expected=f"{backbone.name} without its top, {_describe(expected)}",
             received=_describe_file(file, expected),
-            fix="give a file of this very network, saved with include_top=False",
+            fix="give a file of the same network, saved with include_top=False",
         ) from error
     _check_scaling(network, file)
 
@@ -51,7 +51,7 @@ def load_trunk(trunk: Trunk, file: Path) -> None:
 def _load_run(trunk: Trunk, file: Path) -> None:
     """Take the trunk's weights out of a `.keras` classifier that reaches its last stage.
 
-    Layers are matched by their order, because some families number their layers anew in every
+    Layers are matched by their order, because some families get other layer numbers in every
     build, and must agree in class and shapes. Raises WeightsError.
     """
     try:
@@ -80,15 +80,15 @@ def _load_run(trunk: Trunk, file: Path) -> None:
 
 
 def _kind(layer: keras.layers.Layer) -> tuple[Any, ...]:
-    """What two layers must share for one to take the other's weights."""
+    """The class and shapes that two layers must share to exchange weights."""
     return (type(layer).__name__, *(tuple(variable.shape) for variable in layer.weights))
 
 
 def _check_scaling(network: keras.Model, file: Path) -> None:
-    """Raise WeightsError if the file scales the network's input unlike `Preprocess`.
+    """Raise WeightsError if the file scales the network's input differently from `Preprocess`.
 
-    Only EfficientNet's files carry a scaling, in a Normalization layer. The ImageNet ones have the
-    standard deviation in the place of the variance, which Keras corrects in a further layer; other
+    Only EfficientNet's files have a scaling, in a Normalization layer. The ImageNet files have the
+    standard deviation in place of the variance, which Keras corrects in a further layer; other
     files may have the variance. Networks trained from scratch have neither.
     """
     for layer in network.layers:
@@ -106,7 +106,7 @@ def _check_scaling(network: keras.Model, file: Path) -> None:
 
 
 def _describe_file(file: Path, expected: list[tuple[int, ...]]) -> str:
-    """What an HDF5 file holds, and how that differs from what was expected."""
+    """The content of an HDF5 file, and its difference from the expected arrays."""
     shapes: list[tuple[int, ...]] = []
 
     def collect(_: str, item: Any) -> None:
@@ -122,12 +122,12 @@ def _describe_file(file: Path, expected: list[tuple[int, ...]]) -> str:
 
 
 def _describe(shapes: list[tuple[int, ...]]) -> str:
-    """One line on a list of arrays."""
+    """A line of text that describes a list of arrays."""
     return f"{len(shapes)} arrays of {sum(int(np.prod(s)) for s in shapes):,} numbers"
 
 
 def _compare(received: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
-    """One line on the received arrays, with the shapes that only one side has."""
+    """A line of text on the received arrays, with the shapes that only one side has."""
     text = _describe(received)
     for where, here, there in (("file", received, expected), ("network", expected, received)):
         alone = sorted((Counter(here) - Counter(there)).elements(), key=len, reverse=True)

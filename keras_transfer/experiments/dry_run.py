@@ -59,7 +59,7 @@ def _one_batch(spec: RunSpec, records: Records) -> Examples:
             "no image of the batch can be read",
             expected=f"a readable image among {len(rows)}",
             received="unreadable files only",
-            fix="look at the files below data.path",
+            fix="check the files below data.path",
         )
     return Examples(
         pixels=np.stack([item.pixels for _, item in good]),

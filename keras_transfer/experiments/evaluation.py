@@ -31,7 +31,7 @@ def evaluate_run(run_path: str | Path, data_path: str | None, *, reporter: Repor
         data_path: targets are matched by name, so there may be only some of the run's classes.
 
     Raises:
-        RunError: the folder holds no finished run.
+        RunError: the folder has no finished run.
         DataError: the images cannot be used, changed since the run, or have unknown classes.
     """
     run = load_run(run_path)
@@ -43,10 +43,10 @@ def evaluate_run(run_path: str | Path, data_path: str | None, *, reporter: Repor
 def export_run(
     run_path: str | Path, *, reporter: Reporter, precision: str | None = None
 ) -> tuple[Path, Proof]:
-    """Export the run's model under the next version number, proven on its test split.
+    """Export the run's model under the next version number, verified on its test split.
 
     Args:
-        precision: as export.precision; None takes the run's own.
+        precision: as export.precision; None uses that of the run.
 
     Raises:
         RunError, DataError: the run or its test images no longer exist.
@@ -78,9 +78,9 @@ def export_run(
 def _predict_labelled(
     run: LoadedRun, data_path: str | None, reporter: Reporter
 ) -> tuple[Records, np.ndarray, np.ndarray]:
-    """The images to evaluate on, the run's targets of them, and the outputs."""
+    """The images to evaluate on, their targets for the run's task, and the outputs."""
     listed = _test_split(run) if data_path is None else _other_images(run, data_path)
-    # A finished run predicts on one device, as it was loaded: the spec's are not set up.
+    # A finished run predicts on the current device: those of the spec are not set up.
     with open_session(
         run.spec, reporter=reporter, devices=current(), task=run.task, records=listed
     ) as session:
@@ -126,7 +126,7 @@ def _check_unchanged(records: Records, run: LoadedRun) -> None:
         raise DataError(
             f"{len(changed)} test images changed since the run",
             expected="the files that the run was evaluated on",
-            received=f"another content of {changed[0]}",
+            received=f"other content in {changed[0]}",
             fix="restore the images, or name other images to evaluate the run on",
         )
 

@@ -35,7 +35,7 @@ _ARRAY_OF_IMAGES: Final = "uint8 of shape [N, H, W, 3], RGB"
 
 
 class DrawnExplanation(Explanation):
-    """An explanation that notebooks show as the image beside its heat map."""
+    """An explanation that notebooks show as the image next to its heat map."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -60,7 +60,7 @@ class Run:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """What the outputs stand for, in their order."""
+        """Names of the outputs, in order."""
         return RunFolder(self.path).read_class_names()
 
     @property
@@ -70,7 +70,7 @@ class Run:
 
     @cached_property
     def evaluation(self) -> RecordedEvaluation:
-        """The figures of the test split, as the run wrote them: `run.evaluation.accuracy`."""
+        """The figures of the test split from metrics.json, such as `run.evaluation.accuracy`."""
         return RecordedEvaluation(RunFolder(self.path).read_json("metrics.json")["test"])
 
     @cached_property
@@ -96,15 +96,15 @@ class Run:
         """Predict images: a list of files, one file, a folder, or an array.
 
         Args:
-            images: paths, of which folders stand for all images below them; or uint8
-                [N, H, W, 3] in RGB, resized as the run's own images were.
+            images: paths of files, or of folders with all images below them; or uint8
+                [N, H, W, 3] in RGB, resized like the run's own images.
 
         Returns:
-            an entry for each image, in order. A file that is no usable image has a `BadFile` with
-            its `reason`. The path of an array's image is its index.
+            an entry for each image, in order. A file that is not a usable image has a `BadFile`
+            with its `reason`. The path of an array's image is its index.
 
         Raises:
-            DataError: a folder holds no image, or the array has another type or shape.
+            DataError: a folder has no image, or the array has another type or shape.
         """
         if isinstance(images, np.ndarray):
             return self._predict_array(images)
@@ -114,10 +114,10 @@ class Run:
         """A Grad-CAM heat map of one image, which notebooks show.
 
         Args:
-            class_name: the class to look for in the image; None is the most probable one.
+            class_name: the class to explain; None is the most probable one.
 
         Raises:
-            DataError: the file is no usable image, or the run has no such class.
+            DataError: the file is not a usable image, or the run has no such class.
         """
         (found,) = explain_files(self._loaded, [Path(file)], class_name=class_name)
         if isinstance(found, BadFile):
@@ -170,7 +170,7 @@ class Run:
     def _predict_array(self, images: np.ndarray) -> list[Prediction | BadFile]:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise DataError(
-                "the array does not hold images",
+                "the array does not contain images",
                 expected=_ARRAY_OF_IMAGES,
                 received=f"{images.dtype} of shape {list(images.shape)}",
                 fix="convert it: np.uint8(255 * images) for numbers in 0-1, images[np.newaxis] "
@@ -190,7 +190,7 @@ def load_run(path: Files) -> Run:
     """Open the folder of a finished run, which may have been moved.
 
     Raises:
-        RunError: there is no run, or it is not finished.
+        RunError: there is no run, or the run is not finished.
     """
     folder = RunFolder.open(Path(path))
     if not folder.metrics_file.is_file():
@@ -198,7 +198,7 @@ def load_run(path: Files) -> Run:
         raise RunError(
             f"there is no finished run in {folder.path}",
             expected="a folder with metrics.json, which a run writes last",
-            received="a study, which keeps no model"
+            received="a study, which saves no model"
             if folder.study_file.is_file()
             else f"a search; its best trial is {winner}"
             if winner.is_dir()

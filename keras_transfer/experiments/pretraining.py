@@ -1,7 +1,7 @@
-"""Pretraining: a trunk is trained from scratch on rendered letters, and its weights are kept.
+"""Pretraining: train a trunk from scratch on rendered letters, and save its weights.
 
 Nothing is downloaded. Pretraining is one phase with every stage unfrozen and BatchNormalization
-learning. The letters of an epoch are a pure function of (seed, epoch), so none is seen twice.
+trained. The letters of an epoch are a pure function of (seed, epoch), so no letter is used twice.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def pretrain(
     saver: Saver | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[Classifier, PhaseResult]:
-    """Train the trunk of `spec` on letters, from scratch; return it with its head.
+    """Train the trunk of `spec` on letters, from scratch, and return it with its head.
 
     Raises:
         SpecError: the phase names a method, which pretraining does not use.
@@ -93,7 +93,7 @@ def pretrain(
 def embed(
     classifier: Classifier, result: PhaseResult, spec: PretrainSpec, *, command: str, folder: Path
 ) -> Path:
-    """Write the weights in float16, and a record of the training beside them; return their file."""
+    """Write the weights in float16 with a JSON record of the training; return the weights' path."""
     record = {
         "command": command,
         "source_task": "rendered letters, 52 classes",

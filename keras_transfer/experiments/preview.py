@@ -1,4 +1,4 @@
-"""Preview: what the images are like before any training: readable files, splits and views."""
+"""Preview of the data before training: readable files, splits and views."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def preview(spec: RunSpec, figure: Path, *, reporter: Reporter | None = None) ->
         reporter: shows unreadable files, splits and views; by default on the terminal.
 
     Raises:
-        DataError, SpecError: the images cannot be used as they are.
+        DataError, SpecError: the images cannot be used.
         RunError: the figure or the decoded images cannot be written.
     """
     with open_session(spec, reporter=reporter or TerminalReporter()) as session:

@@ -49,7 +49,7 @@ def run_transfer(
         profile: whether to trace some steps of every phase for TensorBoard, into profile/.
 
     Raises:
-        DataError, SpecError, WeightsError: the input cannot be used as it is.
+        DataError, SpecError, WeightsError: the input cannot be used.
         RunError: the run cannot be written or resumed, or training diverged.
         ExportError: the exported model does not agree with the trained one.
     """
@@ -75,7 +75,7 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
         test = evaluate_test(task, data, outputs, seed=spec.seed)
         proof = None
         if writes:
-            # Other hosts take no part in building the networks that are exported.
+            # Only this host builds the networks that are exported.
             with on_one_device():
                 finished = replace(classifier, task=task)
                 proof = _write(session, finished, outcomes, test, outputs)
@@ -94,7 +94,7 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
 def _check_single(spec: RunSpec) -> None:
     if spec.num_trials > 1:
         raise SpecError(
-            "a study of several trainings is not one run",
+            "this spec is a study with several trainings, not a single run",
             expected="folds=1, seeds=1 and halvings=0",
             received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
             fix="call keras_transfer.experiments.study.run.run_study(spec), or use the verb "
@@ -102,7 +102,7 @@ def _check_single(spec: RunSpec) -> None:
         )
     if (num_hosts := num_hosts_of(spec.devices)) > given_host()[1]:
         raise SpecError(
-            "a run on several hosts needs a process for each, and this is one",
+            "a run on several hosts needs one process per host",
             expected="devices.hosts left out",
             received=f"devices.hosts={num_hosts}",
             fix="leave it out, or start the run with `python -m pipelines.train`",
@@ -116,7 +116,7 @@ def evaluate_test(task: Task, data: Data, outputs: np.ndarray, *, seed: int) -> 
 
 
 def _fitted(task: Task, classifier: Classifier, phase_inputs: PhaseInputs) -> Task:
-    """The task with what it takes from the training split, and chooses on validation."""
+    """The task after training: scaled on the training split and fitted on validation."""
     values, splits = phase_inputs.source.examples.targets.values, phase_inputs.splits
     task = task.scaled(values[splits.train])
     if not task.needs_fitting:
@@ -131,7 +131,7 @@ def _write(
     test: Evaluation,
     outputs: np.ndarray,
 ) -> Proof:
-    """Write all files of a run but metrics.json, which says that it is complete."""
+    """Write all files of a run except metrics.json, which marks the run as complete."""
     run, spec, data = session.run, session.spec, session.data
     assert run
     rows, task = data.splits.test, classifier.task
@@ -164,7 +164,7 @@ def _metrics(outcomes: Sequence[Outcome], test: Evaluation, proof: Proof) -> dic
         "test": test.to_dict(),
         "export": {
             # The largest difference of outputs depends on which network was fastest, so
-            # it is in proof.json alone.
+            # it is only in proof.json.
             "num_files": proof.parity.num_files,
             "label_agreement": proof.parity.label_agreement,
         },

@@ -1,4 +1,4 @@
-"""Session: what every experiment needs, opened once: devices, records, cache and images.
+"""Session: devices, records, cache and images of an experiment, opened once.
 
     with open_session(spec, reporter=reporter, run=run) as session:
         classifier = session.build_classifier()  # missing weights are an error here
@@ -46,10 +46,10 @@ from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 
 _PIXELS_SHARE: Final = 0.5
-"""Largest share of the cache that decoded images may take: features need room as well."""
+"""Largest share of the cache that decoded images may use: features need space as well."""
 
 _SECTIONS: Final = ("data", "model", "training", "views", "devices", "cache", "search", "export")
-"""Where a field's bare name is looked for, in this order, after the spec itself."""
+"""Sections in which a field's bare name is searched, in this order, after the spec itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +72,11 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """What one experiment works with; see `open_session`.
+    """The objects that one experiment uses; see `open_session`.
 
-    `spec` is the given one, with `cache.mode=off` where 'auto' found too little room. `records`
+    `spec` is the given one, with `cache.mode=off` where 'auto' found too little space. `records`
     are all that the source lists, `data.records` those that could be read. `run` is the folder of
-    the results, None where nothing is written. `methods` has one for each phase.
+    the results, None where nothing is written. `methods` has one method per phase.
     """
 
     spec: RunSpec
@@ -137,7 +137,7 @@ class Session:
         return classifier
 
     def phase_inputs(self, *, worker_pool: WorkerPool = this_process) -> PhaseInputs:
-        """What the phases of the spec read; `worker_pool` computes features not in the cache."""
+        """The inputs of the spec's phases; `worker_pool` computes features not in the cache."""
         data = self.data
         return PhaseInputs(
             self.spec,
@@ -169,12 +169,12 @@ def open_session(
     """Set up the devices, list the images and open the cache, which is closed with the block.
 
     Args:
-        run: folder of the results, where temporary files go as well; None uses the system's.
-        devices: those that are set up already; by default the spec's are set up.
-        task, records: what is predicted of which images; by default all images of the source.
+        run: folder of the results, also for temporary files; None uses the system's folder.
+        devices: devices that are already set up; by default those of the spec are set up.
+        task, records: the task and its images; by default all images of the source.
 
     Raises:
-        SpecError: the devices are not there or cannot share a batch equally, or a task, a method
+        SpecError: the devices do not exist or cannot share a batch equally, or a task, a method
             or an option is unknown.
         DataError: the source cannot be listed.
     """
@@ -207,11 +207,11 @@ def _resolve_cache_mode(spec: RunSpec, num_images: int, reporter: Reporter) -> R
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images of a source as Keras's `fit` and `evaluate` take them.
+    """Images of a source in the form that Keras's `fit` and `evaluate` take.
 
     `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, 3] in
     0-255, targets float32 [B, K] (one-hot labels), sample weights float32 [B], which are 1 unless
-    `training.class_weights` says otherwise. Every pass over `train` is a new epoch: another order,
+    `training.class_weights` is set. Every pass over `train` is a new epoch: another order,
     and the next view of each image; call `fit(dataset.train, shuffle=False)`, or Keras warns that
     it does not shuffle. Those of `val` and `test` are plain images in a fixed order.
     """
@@ -235,7 +235,7 @@ def load_dataset(
 
     Args:
         source: a folder with a sub-folder for each class, a CSV file, a spec, or its file.
-        reporter: shows progress and what was decided; by default on the terminal.
+        reporter: shows decisions and progress; by default on the terminal.
         fields: fields of the spec, see `make_spec`.
 
     Raises:
@@ -275,8 +275,8 @@ def build_model(
 
     Args:
         source: a backbone's name, or a spec whose `model` and `data.image_size` are used.
-        class_names: what the logits stand for, in their order.
-        num_classes: how many there are, where their names do not matter.
+        class_names: names of the logits, in order.
+        num_classes: the number of classes, where their names do not matter.
         fields: fields of the spec, see `make_spec`.
 
     Raises:
@@ -308,9 +308,9 @@ def make_spec(
     """A spec from a source of images and fields that differ from their defaults.
 
     Args:
-        source: a spec; a `.toml` or `.json` file or a run folder that holds one; a CSV file; or a
-            folder with a sub-folder for each class. None leaves the images of `base`.
-        base: has all other fields of a CSV file or folder; by default the defaults.
+        source: a spec; a `.toml` or `.json` file or a run folder with a spec; a CSV file; or a
+            folder with a sub-folder for each class. None keeps the images of `base`.
+        base: the other fields, for a CSV file or folder; by default the defaults.
         fields: dotted names, `**{"phases.0.epochs": 3}`; or bare ones: `backbone` is
             `model.backbone`, `batch_size` is `training.batch_size`.
 

@@ -1,4 +1,4 @@
-"""What a run decided and how it ended, in plain sentences and tables."""
+"""Sentences and tables on a run: its decisions and its results."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _MOST_NAMED: Final = 5
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with; `proof` is None on all hosts but the first, which alone exports."""
+    """The result of a run; `proof` is None on all hosts except the first, which exports."""
 
     run: RunFolder
     classifier: Classifier
@@ -69,7 +69,7 @@ def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[s
 
 
 def describe_images(targets: Targets) -> str:
-    """How many images there are, of how many classes or other strata."""
+    """The number of images and of classes, or other strata."""
     return f"{len(targets):,} images of {len(targets.strata_names)} {plural_of(targets.kind)}"
 
 
@@ -136,7 +136,7 @@ def describe_model(spec: RunSpec, classifier: Classifier) -> str:
 def _describe_batchnorm(spec: RunSpec) -> str:
     if not any(phase.train_batchnorm for phase in spec.phases):
         return "stays frozen in every phase"
-    devices, text = current(), "learns where a phase says so"
+    devices, text = current(), "is trained in phases with train_batchnorm=true"
     if devices.num_devices == 1:
         return text
     whole = devices.strategy == "data_parallel"
@@ -149,7 +149,7 @@ def describe_cache(
     outcomes: Sequence[Outcome],
     splits: Splits,
 ) -> dict[str, Any]:
-    """The content of cache.json: what was computed once, and how often it was used."""
+    """The content of cache.json: how many views were computed, and how many were trained on."""
     per_epoch = len(splits.train) + len(splits.val)
     return {
         "images_decoded": num_decoded,
@@ -169,11 +169,11 @@ def describe_cache(
 
 
 def describe_saving(cache: dict[str, Any]) -> str:
-    """How often the frozen layers ran, and how often they would have run without the cache."""
+    """How many views the frozen layers ran on, and on how many without the cache."""
     if not cache["passes"]:
         return "No features were read or stored here."
     computed, trained_on = cache["views_computed"], cache["views_trained_on"]
-    text = f"Frozen layers ran on {computed:,} views instead of {trained_on:,}, epoch by epoch"
+    text = f"Frozen layers ran on {computed:,} views instead of {trained_on:,} in all epochs"
     rate = cache["passes"][0]["views_per_second"]
     if trained_on > computed:
         text += f": {(trained_on - computed) / rate:.1f} s saved at {rate:,.0f} views/s"
@@ -181,7 +181,7 @@ def describe_saving(cache: dict[str, Any]) -> str:
 
 
 def show_result(result: Result, terminal: TerminalReporter) -> None:
-    """Print phases, test figures, how well the export agrees, and where everything is."""
+    """Print phases, test figures, the agreement of the export, and the paths of the files."""
     monitor = result.classifier.task.monitor
     rows = [
         [
@@ -221,7 +221,7 @@ def show_evaluation(evaluation: Evaluation, terminal: TerminalReporter) -> None:
 
 
 def describe_proof(proof: Proof) -> str:
-    """How well artefact and model agree, and how much faster the exported network runs."""
+    """The agreement of the artefact with the model, and the speed of the exported network."""
     parity = proof.parity
     sentences = [
         f"Export verified in a process without Keras: on {parity.num_files} test files "
@@ -237,13 +237,13 @@ def describe_proof(proof: Proof) -> str:
         status = "not faster" if variant.parity else "disagreed"
         status = "kept" if variant == proof.kept else status
         sentences.append(
-            f"The network {variant.name} in {variant.precision} takes of the trained one's time "
-            f"{', '.join(shares)}: {status}."
+            f"Latency of the network {variant.name} in {variant.precision}, relative to the "
+            f"trained one, by batch size: {', '.join(shares)}: {status}."
             if shares
             else f"The network {variant.name} in {variant.precision} cannot be served: left out."
         )
     if proof.kept.name == AS_TRAINED:
-        sentences.append("It is served as it was trained.")
+        sentences.append("The network is exported as it was trained.")
     if proof.backend == "jax":
         sentences.append(
             "XLA runs it, and compiles it again for each batch size. For servers without "

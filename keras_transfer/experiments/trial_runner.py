@@ -32,18 +32,18 @@ from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classif
 SINGLE: Final = {"folds": 1, "seeds": 1, "halvings": 0}
 VIEW_COUNTS: Final = ("views_computed", "views_found", "views_trained_on")
 _SAVE_SECONDS: Final = 10.0
-"""Between two checkpoints of a trial: writing every epoch takes a tenth of a short one."""
+"""Between two checkpoints of a trial: writing one takes a tenth of the time of a short epoch."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrialResult:
-    """How well one spec did on images that it was not trained on, after its last kept phase.
+    """Result of one spec on images that it was not trained on, after its last kept phase.
 
     These are the held-out images of all folds, or of a single split. `val_score` is the task's
     monitored metric, `val_loss` the mean loss, `epochs` those of all phases, the most of any fold.
     `outcomes` are the phases of all folds. `views` has the VIEW_COUNTS, counted as in cache.json.
     `outputs` float32 [N, K] and `scores` float64 [N], the task's of each image, are None unless
-    predictions were wanted.
+    predictions were requested.
     """
 
     val_score: float
@@ -57,7 +57,7 @@ class TrialResult:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What is compared, by the names that objectives have."""
+        """The figures by their names as objectives."""
         return {"val_score": self.val_score, "val_loss": self.val_loss}
 
 
@@ -67,10 +67,10 @@ def single_run(spec: RunSpec) -> RunSpec:
 
 
 def search_splits(session: Session) -> tuple[Splits, ...]:
-    """What candidates are compared on: the run's splits, or folds, without the test split.
+    """The splits that candidates are compared on: the run's, or folds, without the test split.
 
     Raises:
-        DataError: a class has too few images for so many folds.
+        DataError: a class has too few images for the number of folds.
     """
     spec, data = session.spec, session.data
     if spec.folds == 1:
@@ -102,7 +102,7 @@ class TrialRunner:
 
         Args:
             splits: on each of which a spec is trained, and evaluated on the held-out rows.
-            states: folder where trainings are kept, so that one may go on later; None keeps none.
+            states: folder for checkpoints, so that a training can be resumed; None saves none.
         """
         self.session, self.splits, self._states = session, tuple(splits), states
         self.spec = single_run(session.spec)
@@ -112,12 +112,12 @@ class TrialRunner:
         """The runner's spec with these values of dotted fields.
 
         Raises:
-            SpecError: they contradict each other.
+            SpecError: the values are inconsistent.
         """
         return override(self.spec, values)
 
     def state(self, spec: RunSpec, fold: int = 0) -> RunFolder | None:
-        """Where the training of a spec is kept; equal specs share it."""
+        """The folder for the checkpoints of a spec; equal specs share it."""
         if self._states is None:
             return None
         text = json.dumps(spec_to_dict(spec), sort_keys=True)
@@ -134,7 +134,7 @@ class TrialRunner:
         reporter: Reporter | None = None,
         predict: bool = False,
     ) -> TrialResult:
-        """Train a spec on each of the splits, or go on where an earlier training of it ended.
+        """Train a spec on each of the splits, or resume an earlier training of it.
 
         Args:
             splits: by default the runner's.
@@ -151,8 +151,8 @@ class TrialRunner:
         reporter = reporter or self.session.reporter
         results = []
         for fold, own in enumerate(splits):
-            # Otherwise Keras keeps something of every model. Garbage is left to Python, which
-            # looks for it as it grows: looking here would take a quarter of a second.
+            # Otherwise Keras keeps memory of every model. Python collects garbage by itself;
+            # doing it here would take a quarter of a second.
             keras.utils.clear_session(free_memory=False)
             set_up(spec.devices, seed=spec.seed)
             classifier = prepare_classifier(spec, self.session.task, build=self._rebuild)

@@ -20,18 +20,18 @@ from keras_transfer.specs import PhaseSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 
 _STREAM = int.from_bytes(b"mix")
-"""Keeps the draws apart from others of the same seed, epoch and step."""
+"""Makes the random draws differ from others with the same seed, epoch and step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixupOptions:
-    """How often and how much batches are mixed."""
+    """Options of mixup and CutMix."""
 
     alpha: float = option(
         0.2, "mixup: the share λ is drawn from Beta(alpha, alpha) (0 = no mixup)", low=0, high=100
     )
     cutmix_alpha: float = option(
-        0.0, "CutMix: the share λ is drawn from Beta(…) of this (0 = no CutMix)", low=0, high=100
+        0.0, "CutMix: the same for its own share λ (0 = no CutMix)", low=0, high=100
     )
     probability: float = option(1.0, "share of the batches that are mixed", low=0, high=1)
 
@@ -50,7 +50,7 @@ class MixupOptions:
 class Mixup:
     """Mixes the examples of a training batch with each other, by mixup or by CutMix.
 
-    Where both are on, each batch takes one of them, with equal chances.
+    Where both are on, each batch uses one of them, with equal probability.
     """
 
     options: MixupOptions = field(default_factory=MixupOptions)
@@ -60,7 +60,7 @@ class Mixup:
 
     @property
     def needs_images(self) -> bool:
-        """Whether boxes are cut out: stored features have no pixels."""
+        """Whether CutMix is on, which needs pixels: stored features have none."""
         return self.options.cutmix_alpha > 0
 
     def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
@@ -82,9 +82,9 @@ class Mixup:
         """A batch mixed with a permutation of itself; one λ and one box for all of it.
 
         An example of weight w and target y, mixed with one of w' and y', has the weight
-        λ w + (1 - λ) w' and the target (λ w y + (1 - λ) w' y') over that: its loss is then
+        λ w + (1 - λ) w' and the target (λ w y + (1 - λ) w' y') divided by it: its loss is then
         λ and 1 - λ times the weighted losses of both targets. A target value that is NaN in
-        either stays NaN. Examples of weight 0, which fill a batch, are neither mixed nor mixed in.
+        either is NaN. Examples of weight 0, which fill a batch, are not mixed with others.
         """
         generator = np.random.default_rng([*key, _STREAM])
         real = np.flatnonzero(weights > 0)
@@ -118,9 +118,9 @@ class Mixup:
 def draw_box(
     share: float, height: int, width: int, generator: np.random.Generator
 ) -> tuple[slice, slice]:
-    """Rows and columns of a box that leaves this share of an image, before it is clipped.
+    """Rows and columns of a box, before clipping, that keeps this share of the image outside it.
 
-    Its centre is uniform over the pixels, and it has the proportions of the image.
+    Its centre is uniform over the pixels, and it has the aspect ratio of the image.
     """
     sides = []
     for length in (height, width):

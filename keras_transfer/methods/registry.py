@@ -1,4 +1,4 @@
-"""The table of methods: ways to train a phase by the name that `phases.N.method` gives."""
+"""The table of training methods, by the name in `phases.N.method`."""
 
 import dataclasses
 import importlib

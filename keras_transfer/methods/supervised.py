@@ -1,4 +1,4 @@
-"""Supervised training: the task's loss of the targets as they are."""
+"""Supervised training: the task's loss on unchanged targets."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar

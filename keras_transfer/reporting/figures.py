@@ -1,7 +1,7 @@
-"""What all figures share: their look, labels that do not overlap, and how they become files.
+"""Shared code of all figures: style, labels that do not overlap, and writing as PNG or SVG.
 
-Figures are built without pyplot, which keeps global state and would look for a screen. They are
-read in black and white, too: what differs in colour differs in line, marker or hatching as well.
+Figures are built without pyplot, which has global state and may need a display. They are also
+readable in black and white: differences in colour are differences in line, marker or hatching too.
 """
 
 import io
@@ -44,7 +44,7 @@ styled = matplotlib.rc_context(_STYLE)
 
 
 def new_figure(width: float, height: float, *, gap: float = 0.06) -> Figure:
-    """An empty figure that makes room for its labels; sizes and gaps in inches."""
+    """An empty figure with automatic layout; sizes and gaps in inches."""
     engine = ConstrainedLayoutEngine(w_pad=gap, h_pad=gap, wspace=0, hspace=0)
     return Figure(figsize=(width, height), layout=engine, facecolor="white")
 
@@ -68,9 +68,9 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def shortened(name: str, length: int = 24) -> str:
-    """A name as it is drawn: at most `length` characters, and never read as a formula.
+    """A name as it is drawn: at most `length` characters, and never parsed as a formula.
 
-    Long names lose their middle: class names often differ in the first or the last word.
+    Long names are cut in the middle: class names often differ in the first or the last word.
     """
     printable = name.encode("utf-8", "replace").decode()
     if len(printable) > length:
@@ -82,7 +82,7 @@ def shortened(name: str, length: int = 24) -> str:
 def wrapped(name: str, length: int = 15) -> str:
     """A dotted name over several lines of about `length` characters, each `shortened`.
 
-    Lines end behind dots and underscores; a word without any that is longer loses its middle.
+    Lines end after dots and underscores; a longer word without any is cut in the middle.
     """
     lines = [""]
     for word in re.findall(r"[^._]*[._]|[^._]+", name):
@@ -97,7 +97,7 @@ _PLACES = [
     for distance in (7, 16, 26, 38)
     for x, y in ((distance, 5), (-distance, 5), (distance, -5), (-distance, -5))
 ] + [(x, y) for y in (22, -22, 36, -36, 50, -50) for x in (8, -8)]
-"""Where a label may stand, in points from its dot, the best places first."""
+"""Possible places of a label, in points from its dot, the best places first."""
 
 Line = tuple[float, float, float, float]
 """Left, right, bottom and top of a line along an axis, in the units of the axes."""
@@ -105,7 +105,7 @@ Line = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Label:
-    """A text beside the dot at (x, y)."""
+    """A text next to the dot at (x, y)."""
 
     text: str
     x: float
@@ -116,11 +116,11 @@ class Label:
 def place_labels(axes: Axes, labels: Sequence[Label], lines: Iterable[Line]) -> None:
     """Write each label at the first place where it covers no line and no other label.
 
-    Ends the automatic layout of the figure: everything else must have its final place.
+    Ends the automatic layout of the figure: everything else must be drawn before.
 
     Args:
-        labels: those written first have the best places.
-        lines: what must not be covered, dots included.
+        labels: earlier ones get better places.
+        lines: lines and dots that must not be covered.
     """
     figure = axes.get_figure(root=True)
     assert figure
@@ -147,7 +147,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], lines: Iterable[Line]) -> 
 def _write(
     axes: Axes, label: Label, place: tuple[int, int], canvas: FigureCanvasAgg
 ) -> tuple[Annotation, Bbox]:
-    """The text with a line to its dot if that is far, and the box of the text alone."""
+    """The text, with a line to its dot if that is far, and the box of the text."""
     far = abs(place[0]) > 16 or abs(place[1]) > 16
     written = axes.annotate(
         label.text,
@@ -165,19 +165,19 @@ def _write(
 
 
 _LEGIBLE = 0.6
-"""Share of a figure's width down to which its letters can be read; narrower pages scroll."""
+"""Smallest share of a figure's width at which its text is readable; narrower pages scroll."""
 
 
 def inline_svg(figure: Figure, name: str, *, description: str) -> str:
     """The figure as one <svg> element as wide as its page allows; equal figures, equal bytes.
 
-    Text stays text: it can be searched and takes the font of the page. Figures in one page must
-    not use each other's clip paths and hatches: the identifiers of these depend on `name`, all
-    others are removed.
+    Text is not drawn as paths: it can be searched and has the font of the page. Figures in one page
+    must not use each other's clip paths and hatches: the identifiers of these depend on `name`,
+    all others are removed.
 
     Args:
         name: unique in the page.
-        description: read by screen readers.
+        description: text for screen readers.
     """
     text = io.StringIO()
     with (

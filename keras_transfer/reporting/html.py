@@ -1,4 +1,4 @@
-"""HTML reports: one file with its figures, styles and script inside, which needs no network."""
+"""HTML reports: one file with its figures, styles and script, which needs no network access."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Section:
         title: empty for a part without a heading.
         caption: a sentence or two below the heading.
         body: HTML, made by `figure`, `note`, `facts` or `Table.html`.
-        is_highlighted: whether it stands in a box of its own.
+        is_highlighted: whether it is shown in a box.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Section:
 
 
 def figure(svg: str) -> Markup:
-    """A figure as `figures.inline_svg` makes it."""
+    """The HTML of a figure from `figures.inline_svg`."""
     return Markup('<div class="wide">{}</div>').format(Markup(svg))
 
 
@@ -45,7 +45,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Markup:
 
 
 def render_page(title: str, sentences: Sequence[str], sections: Sequence[Section]) -> str:
-    """The whole page; `sentences` stand below the title, the most important first."""
+    """The whole page; `sentences` are below the title, the most important first."""
     environment = Environment(
         loader=PackageLoader("keras_transfer.reporting"),
         autoescape=True,

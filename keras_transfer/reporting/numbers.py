@@ -27,7 +27,7 @@ def three_digits(value: float) -> str:
 
 
 def short(value: Any) -> str:
-    """A value in few characters: 0.25, 3e-5, 1200, stage5, true."""
+    """A value as a short text: 0.25, 3e-5, 1200, stage5, true."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, int | str):

@@ -1,4 +1,4 @@
-"""Reporters: output of a run while it is in progress, as sentences, progress bars and tables."""
+"""Reporters: output of a run in progress, as sentences, progress bars and tables."""
 
 import contextlib
 import logging
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     import keras
 
 Count = Callable[[int, int], None]
-"""Called with how many are done, and of how many; 0 where that is unknown."""
+"""Called with the number done and the total; the total is 0 where it is unknown."""
 Item = TypeVar("Item")
 
 
 class Reporter(Protocol):
-    """Receives what a run decides and how far it is."""
+    """Receives the decisions and the progress of a run."""
 
     def info(self, text: str) -> None:
         """Report a decision or a finding, in one sentence."""
 
     def progress(self, title: str) -> AbstractContextManager[Count]:
-        """Report progress while the block runs, whenever the value is called."""
+        """Report progress while the block runs, at every call of the value."""
 
     def training_progress(
         self, title: str, epochs: int, steps_per_epoch: int
@@ -37,7 +37,7 @@ class Reporter(Protocol):
         """Callbacks that report the epochs of one phase while the block runs."""
 
     def live_table(self, read: Callable[[], Table]) -> AbstractContextManager[None]:
-        """Show what `read` returns while the block runs, about once a second."""
+        """Show the table that `read` returns, about once a second while the block runs."""
 
 
 class SilentReporter:
@@ -106,7 +106,7 @@ class TerminalReporter:
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Count]:
-        """A bar that is gone when the block ends."""
+        """A bar that is removed when the block ends."""
         with self._progress() as bar:
             task = bar.add_task(title, total=None, note="")
             yield lambda done, total: bar.update(task, completed=done, total=total or None)
@@ -115,7 +115,7 @@ class TerminalReporter:
     def training_progress(
         self, title: str, epochs: int, steps_per_epoch: int
     ) -> Iterator[list["keras.callbacks.Callback"]]:
-        """A bar over all steps of a phase, with the last epoch's figures beside it."""
+        """A bar over all steps of a phase, with the figures of the last epoch."""
         import keras
 
         with self._progress() as bar:
@@ -142,7 +142,7 @@ class TerminalReporter:
 
     @contextlib.contextmanager
     def live_table(self, read: Callable[[], Table]) -> Iterator[None]:
-        """A table that changes in place, and is gone when the block ends."""
+        """A table that is updated in place and removed when the block ends."""
         if not self._is_interactive:
             yield
             return
@@ -156,7 +156,7 @@ class TerminalReporter:
 
     @staticmethod
     def counted(items: Iterable[Item], count: Count) -> Iterator[Item]:
-        """Pass items on and count them, their total being unknown."""
+        """Yield the items and count them; their total is unknown."""
         for number, item in enumerate(items, start=1):
             yield item
             count(number, 0)
@@ -168,7 +168,7 @@ class TerminalReporter:
     def table(
         self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
     ) -> None:
-        """Print a table made of these."""
+        """Print a table of these texts."""
         self.show(Table(title, header, rows, caption))
 
     def _progress(self) -> Progress:

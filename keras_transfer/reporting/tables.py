@@ -1,4 +1,4 @@
-"""Tables: one type that is shown on terminals, and written as Markdown and HTML."""
+"""Tables for terminals, Markdown and HTML."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 _NUMBER = re.compile(r"[-−+±]?[\d,]*\.?\d+(e[-+]?\d+)?( %)?|[-+]?(nan|inf)|–|", re.IGNORECASE)
 _LONG = 60
-"""Characters from which the text of a cell is broken into lines in HTML."""
+"""Length of a cell's text from which it is broken into lines in HTML."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Table:
 
     Args:
         rows: each with as many texts as `header`; a text may have several lines.
-        caption: shown below on terminals, above in HTML; not in Markdown, where it is a paragraph.
+        caption: shown below on terminals and above in HTML; Markdown leaves it out.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Table:
             box=SIMPLE_HEAD,
         )
         for number, name in enumerate(self.header):
-            # Names that do not fit are folded: cut off, two of them could be the same.
+            # Long names are wrapped, not cut, because cut names could be equal.
             table.add_column(
                 escape_rich(name), justify="left" if number == 0 else "right", overflow="fold"
             )
@@ -91,6 +91,6 @@ class Table:
 
 
 def breakable(name: str) -> Markup:
-    """HTML of a name that may be broken behind dots and underscores, and is copied as it is."""
+    """HTML of a name with line breaks allowed after dots and underscores; copying is unchanged."""
     pause = Markup("<wbr>")
     return escape(name).replace(".", "." + pause).replace("_", "_" + pause)

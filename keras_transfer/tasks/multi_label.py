@@ -28,14 +28,14 @@ NO_LABEL: Final = "no label"
 """Name of the stratum of images that have none of the labels."""
 
 _MIN_WITHOUT_LABEL: Final = 3
-"""Fewer images without a label are no stratum: they could not be in every split."""
+"""Fewer images without a label are not a stratum: they could not be in every split."""
 
 
 @keras.saving.register_keras_serializable("keras_transfer")
 class KnownLabelsCrossEntropy(keras.losses.Loss):
     """Sigmoid cross-entropy of logits [B, K], for each image averaged over its known labels.
 
-    Targets are 0, 1 or NaN for unknown; an image without a known label loses 0. With
+    Targets are 0, 1 or NaN for unknown; an image without a known label has a loss of 0. With
     `label_smoothing` s a target y becomes y (1 - s) + s / 2. `positive_weights` [K] multiply the
     part of the loss that positives have.
     """
@@ -72,9 +72,9 @@ class KnownLabelsCrossEntropy(keras.losses.Loss):
 class BinnedAveragePrecision(keras.metrics.Metric):
     """Mean average precision of logits sorted into 4,096 bins between -16 and 16.
 
-    All examples of a bin count as equally probable, so the value may differ a little from that of
-    `MultiLabelEvaluation`, which sorts exactly. Unknown labels do not count, nor do examples that
-    weigh 0; all others count once. Labels without a positive are left out of the mean.
+    All examples of a bin are treated as equally probable, so the value may differ a little from
+    that of `MultiLabelEvaluation`, which sorts exactly. Unknown labels and examples of weight 0 are
+    ignored; all others count once. Labels without a positive are left out of the mean.
     """
 
     _LIMIT: ClassVar[int] = 16
@@ -120,11 +120,11 @@ class BinnedAveragePrecision(keras.metrics.Metric):
 
 @dataclass(frozen=True)
 class LabelFigures:
-    """One label against its absence, over the images where it is known.
+    """Figures of one label over the images where it is known.
 
     `average_precision` is None where no image has the label, its interval where a resample may
-    have none. Other shares of nothing are 0. An image is predicted to have the label where its
-    probability is `threshold` or more.
+    have none. Other ratios with a denominator of 0 are 0. The label is predicted for an image if
+    its probability is `threshold` or more.
     """
 
     average_precision: float | None
@@ -191,7 +191,7 @@ class MultiLabelEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelOptions:
-    """How the labels of an image are written down."""
+    """Options of the format of labels."""
 
     separator: str = option("|", "between the labels of one cell")
     missing: str = option("?", "cell of an image whose labels, or one of them, are unknown")
@@ -199,12 +199,12 @@ class MultiLabelOptions:
 
 @dataclass(frozen=True)
 class MultiLabel(TaskDefaults):
-    """The task of naming which of K labels an image has.
+    """Multi-label classification with K labels.
 
     Values are float32 [N, K] of 0, 1 and NaN for unknown, outputs probabilities float32 [N, K].
-    `thresholds` [K] are the lowest probabilities at which an image has a label, empty before
-    `fitted` chooses them: then 0.5. `positive_weights` [K] are n⁻ / n⁺ of the training images,
-    empty before `scaled`; the loss takes them where `training.class_weights=balanced`.
+    `thresholds` [K] are the lowest probabilities at which a label is predicted; empty before
+    `fitted` chooses them, which means 0.5. `positive_weights` [K] are n⁻ / n⁺ of the training
+    images, empty before `scaled`; the loss uses them with `training.class_weights=balanced`.
     """
 
     names: tuple[str, ...]
@@ -250,7 +250,7 @@ class MultiLabel(TaskDefaults):
         return cls(tuple(names), options)
 
     def targets(self, records: Sequence[Record]) -> Targets:
-        """The labels of every image; each label is a stratum, and so is having none.
+        """The labels of every image; the strata are the labels, and images without a label.
 
         Images whose labels are all unknown are in no stratum.
 
@@ -291,7 +291,7 @@ class MultiLabel(TaskDefaults):
         return values.astype(np.float32, copy=False)
 
     def head(self, spec: ModelSpec, seed: int) -> list[keras.layers.Layer]:
-        """The default head with an output a label."""
+        """The default head with one output per label."""
         return head_layers(spec, num_outputs=len(self.names), seed=seed)
 
     def scaled(self, values: np.ndarray) -> "MultiLabel":
@@ -317,7 +317,7 @@ class MultiLabel(TaskDefaults):
         return [BinnedAveragePrecision(len(self.names))]
 
     def example_weights(self, values: np.ndarray, training: TrainingSpec) -> np.ndarray:
-        """0 for images without a known label, else alike, with a mean of 1.
+        """0 for images without a known label, else equal, with a mean of 1.
 
         Raises:
             DataError: weights are balanced and a label has no example.
@@ -335,10 +335,10 @@ class MultiLabel(TaskDefaults):
         return weights
 
     def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """1 minus the mean of (probability - target)² over known labels, Brier's score: 0 to 1.
+        """1 minus Brier's score, the mean of (probability - target)² over known labels: 0 to 1.
 
-        It needs no thresholds and is highest in expectation for true probabilities. 1 without a
-        known label.
+        It needs no thresholds and is highest in expectation for true probabilities. It is 1
+        without a known label.
         """
         errors = np.where(_known(values), outputs - np.nan_to_num(values), 0)
         return 1 - _row_means(np.square(errors, dtype=np.float64), values)
@@ -391,7 +391,7 @@ class MultiLabel(TaskDefaults):
         )
 
     def present(self, outputs: np.ndarray) -> np.ndarray:
-        """Which labels each image is predicted to have, bool [N, K]."""
+        """The predicted labels of each image, bool [N, K]."""
         result: np.ndarray = outputs.astype(np.float32) >= self._thresholds()
         return result
 
@@ -476,14 +476,14 @@ class MultiLabel(TaskDefaults):
             if sorted(chosen) != np.flatnonzero(self.present(probabilities)).tolist():
                 found.append("labels are not those whose probability reaches the threshold")
             elif (np.diff(probabilities[chosen]) > 0).any():
-                found.append("labels do not begin with the most probable one")
+                found.append("labels are not sorted by probability")
         return found
 
 
 def best_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
     """The threshold of best F1 of 0 or 1 [N] and probabilities [N]; of equal ones the highest.
 
-    It lies halfway between two probabilities, so that rounding changes no decision. 0.5 without a
+    It is halfway between two probabilities, so that rounding changes no decision. 0.5 without a
     positive.
     """
     if not targets.any():
@@ -544,7 +544,7 @@ def _average_precision(values: np.ndarray, outputs: np.ndarray) -> tuple[np.ndar
         means = np.nan_to_num(averages).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
         return np.column_stack([averages, means])
 
-    # Always the same seed: a headline does not depend on who calculates it.
+    # Always the same seed, so that every caller gets the same headline.
     return figures(np.ones((1, len(values))))[0], bootstrap(figures, len(values), seed=0)
 
 
@@ -625,7 +625,7 @@ def _number(cell: str, record: Record, column: str, options: MultiLabelOptions) 
     numbers = {"0": 0.0, "1": 1.0, "": np.nan, options.missing: np.nan}
     if cell not in numbers:
         raise DataError(
-            f"{record.path} has a cell in column {column!r} that says neither yes nor no",
+            f"{record.path} has a cell in column {column!r} that is neither 0 nor 1",
             expected="0, 1, or nothing where it is unknown",
             received=repr(cell),
             fix="correct the cell; a column of label names is used on its own",

@@ -25,7 +25,7 @@ def make_task(spec: RunSpec, records: Sequence[Record]) -> Task:
 
     Raises:
         SpecError: the task or one of its options is unknown.
-        DataError: the targets make no sense for the task.
+        DataError: the targets are not valid for the task.
     """
     kind = _find(spec.task)
     task: Task = kind.of(records, spec, _options(kind, spec.task_options))
@@ -50,7 +50,7 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 
 def restore_task(description: Mapping[str, Any], names: Sequence[str]) -> Task:
-    """The task of `describe_task` with outputs of these names.
+    """The task from the values of `describe_task` and the names of its outputs.
 
     Raises:
         SpecError: the task or one of its options is unknown.
@@ -62,7 +62,7 @@ def restore_task(description: Mapping[str, Any], names: Sequence[str]) -> Task:
 
 
 def register_layers() -> None:
-    """Import all tasks, which register their layers with Keras: a saved model may have them."""
+    """Import all tasks, which register their layers with Keras, so that saved models load."""
     for row in TASKS.values():
         importlib.import_module(row.partition(":")[0])
 

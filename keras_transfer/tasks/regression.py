@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 NUM_BINS: Final = 5
-"""Ranges of about equally many images, whose shares every split keeps."""
+"""Number of ranges with about equally many images, which are strata."""
 
 SAME: Final = 0.01
 """Two predictions this many standard deviations apart lead to the same decision."""
 
 _MIN_IN_BIN: Final = 3
-"""Smaller ranges are no strata: they could not be in every split."""
+"""Smaller ranges are not strata: they could not be in every split."""
 
 _LAST: Final = "units"
 _COLUMN_FIGURES: Final = ("mean_absolute_error", "root_mean_squared_error", "r2")
@@ -40,8 +40,8 @@ _COLUMN_FIGURES: Final = ("mean_absolute_error", "root_mean_squared_error", "r2"
 class StandardisedHuber(keras.losses.Loss):
     """Huber's loss of errors divided by `deviations` [K], with its bend at 1.
 
-    Averaged over the known values of each image; NaN is a missing one. An image without a known
-    value loses 0.
+    Averaged over the known values of each image; NaN is a missing value. An image without a known
+    value has a loss of 0.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StandardisedHuber(keras.losses.Loss):
 class MeanError(keras.metrics.Metric):
     """The mean over columns of mean errors divided by `scales` [K]; `power` 2 for root mean square.
 
-    Missing values do not count, nor do examples that weigh 0; all others count once.
+    Missing values and examples of weight 0 are ignored; all others count once.
     """
 
     def __init__(self, scales: Sequence[float], name: str, *, power: int) -> None:
@@ -92,7 +92,7 @@ class MeanError(keras.metrics.Metric):
         self._counts.assign_add(ops.sum(ops.cast(counts, self.dtype), axis=0))
 
     def result(self) -> Any:
-        """0 where nothing is known."""
+        """0 without a known value."""
         counts = ops.convert_to_tensor(self._counts)
         known = ops.cast(counts > 0, self.dtype)
         means = self._sums / ops.maximum(counts, 1)
@@ -102,7 +102,7 @@ class MeanError(keras.metrics.Metric):
 
 @dataclass(frozen=True)
 class ColumnFigures:
-    """One column over the images where it is known, in its own units.
+    """Figures of one column over the images where it is known, in its own units.
 
     A figure is None where it is not defined: without a known value, or R² of equal values.
     """
@@ -121,7 +121,7 @@ class RegressionEvaluation:
     """All figures of one split of images with K numbers.
 
     `overall` has the same figures as means over columns: errors of one column are in its own
-    units, those of several are in standard deviations of the training images and called so.
+    units, those of several are in standard deviations of the training images, as their names say.
     Intervals are 95 %, from a percentile bootstrap of 1,000 resamples of images.
     """
 
@@ -177,10 +177,11 @@ class RegressionOptions:
 
 @dataclass(frozen=True)
 class Regression(TaskDefaults):
-    """The task of predicting K numbers, those of the columns `names`.
+    """Regression of K numbers, the columns `names`.
 
     Values and outputs are float32 [N, K] in the user's units; a value of NaN is missing. `means`
-    and `deviations` [K] are those of the training images, empty before `scaled`: then 0 and 1.
+    and `deviations` [K] are those of the training images, empty before `scaled`, which means 0
+    and 1.
     """
 
     names: tuple[str, ...]
@@ -204,9 +205,9 @@ class Regression(TaskDefaults):
 
     @property
     def monitor(self) -> Monitor:
-        """The mean absolute error: of several columns in standard deviations.
+        """The mean absolute error; of several columns in standard deviations.
 
-        Else the column of the largest numbers would decide alone.
+        Otherwise the column with the largest numbers would dominate.
         """
         several = len(self.names) > 1
         return Monitor("standardised_absolute_error" if several else "mean_absolute_error", "min")
@@ -218,14 +219,14 @@ class Regression(TaskDefaults):
 
     @property
     def _error_names(self) -> tuple[str, str]:
-        """What the absolute and the squared error over all columns are called."""
+        """Names of the absolute and the squared error over all columns."""
         several = len(self.names) > 1
         squared = "standardised_root_mean_squared_error" if several else "root_mean_squared_error"
         return self.monitor.metric, squared
 
     @property
     def _units(self) -> np.ndarray:
-        """What errors are divided by before they are averaged over columns, float32 [K]."""
+        """Divisors of errors before they are averaged over columns, float32 [K]."""
         return self.output_scale if len(self.names) > 1 else np.ones(1, np.float32)
 
     @classmethod
@@ -235,8 +236,8 @@ class Regression(TaskDefaults):
         """The task of the columns of `data.label_column`.
 
         Raises:
-            DataError: a cell is no number, or a column is empty or constant.
-            SpecError: the spec has settings that only classes can have.
+            DataError: a cell is not a number, or a column is empty or constant.
+            SpecError: the spec has settings that are defined for classes only.
         """
         _check_spec(spec.training)
         task = cls(tuple(label_columns(spec.data)), options)
@@ -271,7 +272,7 @@ class Regression(TaskDefaults):
         return values.astype(np.float32, copy=False)
 
     def head(self, spec: ModelSpec, seed: int) -> list[keras.layers.Layer]:
-        """The default head, whose outputs are standardised, and their way to the user's units."""
+        """The default head and a layer that maps its standardised outputs to the user's units."""
         layers = head_layers(spec, num_outputs=len(self.names), seed=seed)
         return [*layers, keras.layers.Rescaling(1.0, dtype="float32", name=_LAST)]
 
@@ -290,9 +291,9 @@ class Regression(TaskDefaults):
         return replace(self, means=means, deviations=deviations)
 
     def initialise(self, model: keras.Model) -> None:
-        """Give the last layer means and deviations, before anything compiles the model.
+        """Set means and deviations of the last layer, before the model is compiled.
 
-        They are settings of a layer of Keras's own: every format can have it, nothing can train it.
+        It is a layer of Keras itself without trainable weights, so every format supports it.
         """
         if self.means:
             layer = model.get_layer(_LAST)
@@ -311,7 +312,7 @@ class Regression(TaskDefaults):
         ]
 
     def example_weights(self, values: np.ndarray, training: TrainingSpec) -> np.ndarray:  # noqa: ARG002
-        """0 for images without a known value, else alike, with a mean of 1."""
+        """0 for images without a known value, else equal, with a mean of 1."""
         counts = (~np.isnan(values)).any(axis=1)
         weights: np.ndarray = (counts / max(counts.mean(), 1 / len(counts))).astype(np.float32)
         return weights
@@ -400,7 +401,7 @@ class Regression(TaskDefaults):
         return tf.strings.reduce_join(texts, axis=-1, separator=", ")
 
     def agrees(self, outputs: np.ndarray, expected: np.ndarray, *, margin: float) -> np.ndarray:
-        """Whether they differ by at most `margin`, or by 0.01, standard deviations."""
+        """Whether they differ by at most `margin` or 0.01 standard deviations."""
         differences = np.abs(outputs - expected) / self.output_scale
         result: np.ndarray = (differences <= max(margin, SAME)).all(axis=1)
         return result
@@ -430,7 +431,7 @@ def _resampled_figures(
         some = np.where(num_known > 0, num_known, np.nan)
         spread = counts @ centred**2 - (counts @ centred) ** 2 / some
         absolute, squared = counts @ np.abs(errors) / some, np.sqrt(squares / some)
-        # What rounding leaves of equal values is no spread.
+        # Variances of this size are rounding errors of equal values.
         is_spread = spread > 1e-12 * (centred**2).sum(axis=0)
         r2 = 1 - squares / np.where(is_spread, spread, np.nan)
         columns = np.stack([absolute, squared, r2], axis=2)
@@ -482,7 +483,7 @@ def _numbers(record: Record, names: Sequence[str]) -> list[float]:
             number = float(cell) if cell else np.nan
         except ValueError:
             number = np.inf
-        # float32 is what the values are kept in.
+        # Values are stored in float32.
         if cell and not abs(number) <= float(np.finfo(np.float32).max):
             raise DataError(
                 f"{record.path} has no finite number in column {name!r}",
@@ -499,7 +500,7 @@ def _check_columns(values: np.ndarray, names: Sequence[str], where: str) -> None
         known = column[~np.isnan(column)]
         if not len(known) or known.min() == known.max():
             raise DataError(
-                f"column {name!r} of {where} has nothing to learn",
+                f"column {name!r} of {where} is empty or constant",
                 expected="at least two different numbers",
                 received=f"{known[0]:g} in all {len(known)} images" if len(known) else "no number",
                 fix="set data.label_column to another column, or correct its cells",

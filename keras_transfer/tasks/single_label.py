@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 NUM_TOP: Final = 5
-"""How many of the most probable classes are served by name."""
+"""Number of the most probable classes that are served by name."""
 
 FEW_IMAGES: Final = 20
 """Figures of a class with fewer test images are imprecise."""
@@ -36,7 +36,7 @@ FEW_IMAGES: Final = 20
 _MOST_NAMED: Final = 20
 _MUCH_OFF: Final = 0.05
 _SUM_TOLERANCE: Final = 0.02
-"""How far sums of quantised probabilities, multiples of 1/256, may be from 1."""
+"""Tolerance for the sum of quantised probabilities, which are multiples of 1/256."""
 
 
 class Accuracy(keras.metrics.CategoricalAccuracy):
@@ -60,7 +60,7 @@ class SingleLabelOptions:
 
 @dataclass(frozen=True)
 class SingleLabel(TaskDefaults):
-    """The task of naming one of C classes; `names` are the classes in the order of the outputs.
+    """Classification into one of C classes; `names` are the classes in the order of the outputs.
 
     Values are class indices int64 [N], outputs probabilities float32 [N, C].
     """
@@ -189,7 +189,7 @@ class SingleLabel(TaskDefaults):
         image: Callable[[int], np.ndarray],
     ) -> dict[str, Draw]:
         """The confusion matrix and the most confident mistakes."""
-        # Drawing loads matplotlib, which training alone does not need.
+        # Imported here because drawing loads matplotlib, which training does not need.
         from keras_transfer.evaluation.plots import Mistake, draw_confusion, draw_mistakes
 
         mistakes = [
@@ -257,7 +257,7 @@ class SingleLabel(TaskDefaults):
         """Probabilities must sum to 1."""
         off = float(np.abs(outputs.sum(axis=1) - 1).max())
         if off > _SUM_TOLERANCE:
-            return f"its probabilities sum to something {off:.2g} away from 1"
+            return f"the sum of its probabilities differs from 1 by {off:.2g}"
         return ""
 
     def contradictions(self, served: Mapping[str, np.ndarray]) -> list[str]:
@@ -272,7 +272,7 @@ class SingleLabel(TaskDefaults):
         if not np.array_equal(best, top):
             found.append("top_probabilities are not the highest ones")
         if not np.array_equal(served["top_class_names"][:, 0], served["label"]):
-            found.append("top_class_names do not begin with the label")
+            found.append("the first of top_class_names is not the label")
         if not np.array_equal(probabilities[np.arange(len(labels)), labels], best[:, 0]):
             found.append("label is not the most probable class")
         return found

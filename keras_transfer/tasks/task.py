@@ -28,7 +28,7 @@ Draw = Callable[[Path], None]
 class Monitor:
     """The validation metric that checkpoints, rollback and the tuner compare.
 
-    Keras logs it as `val_<metric>`. `is_share` says that it is a share of 1, shown in %.
+    Keras logs it as `val_<metric>`. `is_share`: it is a share of 1, shown in %.
     """
 
     metric: str
@@ -41,7 +41,7 @@ class Monitor:
         return f"val_{self.metric}"
 
     def rank(self, value: float) -> float:
-        """The value, negated where lower is better: higher is better."""
+        """The value, negated where lower is better, so that higher is better."""
         return value if self.mode == "max" else -value
 
     def format(self, value: float) -> str:
@@ -59,7 +59,7 @@ class Monitor:
 
     @property
     def label(self) -> str:
-        """What `format_interval` shows: the metric, in % where it is a share."""
+        """The label of `format_interval`: the metric, with its unit where it is a share."""
         name = self.metric.replace("_", " ")
         return f"{name} in %" if self.is_share else name
 
@@ -76,7 +76,7 @@ class Monitor:
 
 @dataclass(frozen=True, kw_only=True)
 class CardText:
-    """What the card of an exported model says about its task.
+    """The part of an exported model's card that depends on its task.
 
     `predicts` completes "Predicts … for an image."; `purpose`, `quality` and `limits` are
     sentences; `figures` are JSON values that become fields of card.json.
@@ -103,7 +103,7 @@ class Task(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each of the K outputs stands for."""
+        """Names of the K outputs, in order."""
 
     @property
     def options(self) -> Any:
@@ -115,21 +115,21 @@ class Task(Protocol):
 
     @property
     def monitor(self) -> Monitor:
-        """What is compared between epochs, phases and trials."""
+        """The metric that epochs, phases and trials are compared by."""
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `fitted` has chosen: fields of the class as JSON values."""
+        """The results of `scaled` and `fitted`: fields of the class as JSON values."""
 
     def targets(self, records: Sequence[Record]) -> Targets:
         """The targets of images.
 
         Raises:
-            DataError: a target is missing or means nothing to this task; it names the image.
+            DataError: a target is missing or invalid for this task; the error names the image.
         """
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """What the loss takes, float32 [B, K]."""
+        """Targets in the form of the loss, float32 [B, K]."""
 
     def head(self, spec: ModelSpec, seed: int) -> list[keras.layers.Layer]:
         """Layers above the trunk, bottom to top; the last gives float32 logits [B, K]."""
@@ -144,24 +144,24 @@ class Task(Protocol):
         """Weights of training examples in the loss, float32 [N]."""
 
     def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """How good each prediction is, float64 [N], higher is better: gains are made of them."""
+        """Score of each prediction, float64 [N], higher is better; gains are their differences."""
 
     def example_losses(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """The loss of each prediction without label smoothing, float64 [N]."""
 
     def headline(self, values: np.ndarray, outputs: np.ndarray) -> Headline:
-        """The monitored metric of predictions with its interval; that of `evaluate` as well."""
+        """The monitored metric of predictions with its interval, the same as in `evaluate`."""
 
     def evaluate(self, values: np.ndarray, outputs: np.ndarray, *, seed: int = 0) -> Evaluation:
         """All figures; `seed` is the bootstrap's."""
 
     def fitted(self, values: np.ndarray, outputs: np.ndarray) -> "Task":
-        """The task after training, with what is chosen on validation, such as thresholds."""
+        """The task after training, with values chosen on validation, such as thresholds."""
 
     def columns(self, *, labelled: bool = False) -> list[str]:
         """CSV columns of a prediction; with `labelled` those of the true value as well.
 
-        The last K are numbers, one an output.
+        The last K are numbers, one per output.
         """
 
     def row(self, outputs: np.ndarray, value: Any = None) -> list[Any]:
@@ -175,21 +175,21 @@ class Task(Protocol):
         """Whether `fitted` chooses anything, so that a run has to predict its validation split."""
 
     def decided(self, outputs: np.ndarray) -> tuple[str, ...]:
-        """The names that outputs [K] decide on: one class, some labels, or nothing."""
+        """The predicted names for outputs [K]: one class, some labels, or nothing."""
 
     def format_output(self, output: float) -> str:
         """One output as text."""
 
     @property
     def output_name(self) -> str:
-        """What the outputs are called where they are served: 'probabilities' or 'values'."""
+        """Name of the outputs where they are served: 'probabilities' or 'values'."""
 
     @property
     def output_scale(self) -> np.ndarray | float:
         """Size of the outputs, [K] or one number: differences of outputs are divided by it."""
 
     def scaled(self, values: np.ndarray) -> "Task":
-        """The task with what it takes from the values of the training split before training."""
+        """The task with statistics of the training split's values, before training."""
 
     def initialise(self, model: keras.Model) -> None:
         """Set weights of a new model that depend on `scaled`."""
@@ -205,16 +205,16 @@ class Task(Protocol):
         """Figures of predictions by file name; `image` gives uint8 [S, S, 3] of a row."""
 
     def card(self, evaluation: Any) -> CardText:
-        """What the card of an exported model says, given the evaluation on the test split."""
+        """The task's part of an exported model's card, from the evaluation on the test split."""
 
     def served(self, outputs: "tf.Tensor") -> "dict[str, tf.Tensor]":
-        """What serving_resized returns for outputs [B, K]: numbers only, the outputs first."""
+        """The results of serving_resized for outputs [B, K]: numbers only, the outputs first."""
 
     def served_names(self, served: "dict[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
-        """What serving_default and serving_pixels return: `served` with names and decisions."""
+        """Results of serving_default and serving_pixels: `served` with names and decisions."""
 
     def decision(self, outputs: "tf.Tensor") -> "tf.Tensor":
-        """What serving_explain calls label, string [B], for outputs [B, K]."""
+        """The label in serving_explain, string [B], for outputs [B, K]."""
 
     def agrees(self, outputs: np.ndarray, expected: np.ndarray, *, margin: float) -> np.ndarray:
         """Bool [N]: whether two sets of outputs [N, K] lead to the same decision.
@@ -227,7 +227,7 @@ class Task(Protocol):
         """Why outputs [N, K] of a quantised model cannot be used, '' if they can."""
 
     def contradictions(self, served: Mapping[str, np.ndarray]) -> list[str]:
-        """In what the outputs of serving_default contradict each other; nothing if they do not."""
+        """Inconsistencies between the outputs of serving_default; empty if there are none."""
 
 
 class TaskDefaults:
@@ -249,7 +249,7 @@ class TaskDefaults:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Nothing: all is known before training."""
+        """Empty: nothing is chosen after training."""
         return {}
 
     def scaled(self, values: np.ndarray) -> Any:  # noqa: ARG002
@@ -301,7 +301,7 @@ class TaskDefaults:
         )
 
     def served(self, outputs: "tf.Tensor") -> "dict[str, tf.Tensor]":
-        """The outputs alone."""
+        """Only the outputs."""
         return {self.output_name: outputs}
 
     def served_names(self, served: "dict[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
@@ -317,6 +317,6 @@ class TaskDefaults:
         return ""
 
     def contradictions(self, served: Mapping[str, np.ndarray]) -> list[str]:
-        """Names that are not those of the model."""
+        """Checks that the names are those of the model."""
         wrong = any(list(row) != list(self.names) for row in served["output_names"])
         return ["output_names are not those of the model"] if wrong else []

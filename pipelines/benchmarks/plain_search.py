@@ -28,7 +28,7 @@ def measure_plain(
 ) -> dict[str, Any]:
     """Time one plain training of the spec, then some trials of a stock random search over it.
 
-    Each in a process of its own, without imports. The recipe has no early stopping.
+    Each runs in its own process; import time is not counted. The recipe has no early stopping.
 
     Returns:
         `run_seconds` of the training, `trial_seconds` of each trial.
@@ -40,7 +40,7 @@ def measure_plain(
     with tempfile.TemporaryDirectory(dir=run.path) as scratch:
         given: dict[str, Any] = {"spec": spec_to_dict(spec), "scratch": scratch}
         log = run.log_file
-        reporter.info("One plain training of the spec, in a process of its own.")
+        reporter.info("One plain training of the spec, in its own process.")
         call_in_subprocess(lay_out_splits, title="laying out the splits", log=log, **given)
         timing = call_in_subprocess(
             run_plain, title="the plain training", log=log, name="plain", **given
@@ -54,7 +54,7 @@ def measure_plain(
 
 
 def lay_out_splits(spec: dict[str, Any], scratch: str) -> None:
-    """Lay out the splits' images in folders, which the plain recipe reads."""
+    """Link the splits' images into folders, the input of the plain recipe."""
     lay_out(spec_from_dict(spec), scratch, 1)
 
 

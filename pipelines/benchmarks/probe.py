@@ -1,8 +1,8 @@
-"""The value of a trunk's weights: linear probes on few labels, and two controls.
+"""The value of pretrained weights: linear probes on few labels, and two controls.
 
 A logistic regression is trained on a few labelled images and evaluated on all others, for the
-trunk's pooled features, for the same trunk with random weights, and for raw pixels. The gap
-between the first and the other two is what was transferred.
+trunk's pooled features, for the same trunk with random weights, and for raw pixels. The difference
+between the first and the other two is the gain from pretraining.
 """
 
 from collections.abc import Sequence

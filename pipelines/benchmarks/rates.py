@@ -21,7 +21,7 @@ NUM_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Rates:
-    """Images a second, medians over rounds.
+    """Images per second, medians over rounds.
 
     `keras` runs the layers as they are, `folded` with BatchNormalization multiplied into
     convolutions and weights as constants, `half` the same in half precision.
@@ -33,7 +33,7 @@ class Rates:
 
 
 def measure_rates(backbone: str, *, image_size: int, batch_size: int) -> Rates:
-    """Measure a backbone with random weights, which take as long as any others.
+    """Measure a backbone with random weights, which are as fast as any others.
 
     Raises:
         SpecError: an unknown backbone, or images too small for it.

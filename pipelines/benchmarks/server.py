@@ -3,9 +3,9 @@
 The server and the load generator run in separate processes; this one calls the SavedModel. All are
 measured in turns, round after round, so that a slow phase of the machine affects all of them:
 
-    unloaded   latency with one client, one image a request
-    loaded     images a second with 32 clients
-    direct     images a second of `serving_default` with batches of 32
+    unloaded   latency with one client, one image per request
+    loaded     images per second with 32 clients
+    direct     images per second of `serving_default` with batches of 32
     half load  latency with requests at fixed times, half as many as under load
 """
 
@@ -41,10 +41,10 @@ _START_SECONDS: Final = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Latencies in seconds and rates in images a second, medians over the rounds.
+    """Latencies in seconds and rates in images per second, medians over the rounds.
 
     `share` is loaded / direct, the median of the rounds' `shares`. `stretch` is the 99th percentile
-    at half load / the unloaded median.
+    at half load divided by the unloaded median.
     """
 
     unloaded_median: float
@@ -93,7 +93,7 @@ def measure(
                 half = run({"rate": rate / 2, "seconds": seconds})
                 rounds.append((unloaded, loaded, rate, direct_rate, half))
                 report(
-                    f"Round {number + 1} of {NUM_ROUNDS}: {rate:.1f} images a second served, "
+                    f"Round {number + 1} of {NUM_ROUNDS}: {rate:.1f} images per second served, "
                     f"{direct_rate:.1f} directly."
                 )
     return _sum_up(rounds)
@@ -176,7 +176,7 @@ class _Direct:
         self._call()
 
     def rate(self, seconds: float) -> float:
-        """Images a second."""
+        """Images per second."""
         begun, num_batches = time.perf_counter(), 0
         while time.perf_counter() - begun < seconds or num_batches < 2:
             self._call()

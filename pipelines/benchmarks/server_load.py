@@ -4,7 +4,7 @@ Usage: `python -m pipelines.benchmarks.server_load PORT PATH FILE…`. Each line
 input is a job, and gives a line of JSON on standard output:
 
     {"clients": 32, "seconds": 5}   32 clients, each sending its next request after a response
-    {"rate": 100, "seconds": 5}     100 requests a second at fixed times
+    {"rate": 100, "seconds": 5}     100 requests per second at fixed times
 
 The result is {"latencies": [seconds, …], "seconds": 5.01, "failures": 0}. A latency starts when the
 request was due, not when a connection was free.

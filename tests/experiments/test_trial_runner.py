@@ -73,7 +73,7 @@ def test_memory_stays_flat(runner: TrialRunner):
     train(8, 24)
     gc.collect()
     assert _num_models() <= models
-    assert resident_mb() < 1.04 * before
+    assert resident_mb() < 1.05 * before
 
 
 def _num_models() -> int:

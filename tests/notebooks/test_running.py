@@ -34,7 +34,7 @@ def test_the_search_ranks_compares_and_keeps_a_winner(tmp_path):
     assert {one["backbone"] for one in ranking["candidates"]} == {"resnet50", "vgg16"}
     assert all(one["scores"]["probe"]["value"] > 0.3 for one in ranking["candidates"])
     check_search(saved / "quickstart-search", num_trials=2)
-    assert "The winner is trial" in words(notebook, "search")
+    assert "The best trial is" in words(notebook, "search")
     assert "[model]" in words(notebook, "spec")
     assert "Trial 2 Complete" in words(notebook, "stock")
     assert [count_images(notebook, ident) for ident in ("preview", "rank", "winner")] == [1, 1, 2]

@@ -66,7 +66,7 @@ def test_a_search_is_told_trial_by_trial_and_closes_with_its_winner(
     shown = " ".join(capsys.readouterr().out.split())
     for part in (
         "Trial 02: validation accuracy",
-        "The winner is trial",
+        "The best trial is",
         "On the test split",
         "Page",
     ):
@@ -88,7 +88,7 @@ def test_a_worker_waits_for_its_chief_and_knows_its_search(
     assert is_worker()
     with pytest.raises(RunError, match="no --output"):
         wait_for_chief(small_search_spec, None)
-    with pytest.raises(RunError, match="no search was begun in"):
+    with pytest.raises(RunError, match="no search was started in"):
         wait_for_chief(small_search_spec, tmp_path / "s", seconds=0.1)
 
     def begin():

@@ -54,7 +54,7 @@ def test_other_cells_are_named(cell):
 @pytest.mark.parametrize("cells", [["2", "2", ""], ["", "", ""]])
 def test_columns_with_nothing_to_learn_are_named(cells):
     items = [Record("x.png", (str(row), cell)) for row, cell in enumerate(cells)]
-    with pytest.raises(DataError, match="column 'width' of the source has nothing to learn"):
+    with pytest.raises(DataError, match="column 'width' of the source is empty or constant"):
         make_task(TWO, items)
     with pytest.raises(DataError, match="column 'width' of the training split"):
         TASK.scaled(TASK.targets(items).values)

@@ -1,4 +1,4 @@
-"""Advice of a ranking: the recommended candidate, warnings, and the figures they rest on."""
+"""Advice of a ranking: the recommended candidate, warnings, and their figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Advice:
 
     Args:
         recommended: None where no candidate is within the limits.
-        behind: by name, how far each candidate's probe is behind the best one within the limits:
-            the difference of accuracies on the same images and its 95 % interval.
+        behind: by name, how much lower each candidate's probe accuracy is than that of the best
+            one within the limits, on the same images, with its 95 % interval.
     """
 
     recommended: str | None
@@ -30,8 +30,8 @@ class Advice:
 def advise(ranking: Ranking) -> Advice:
     """Recommend one candidate within the limits, and warn of metrics that are unreliable here.
 
-    It is the fastest of those that are not significantly worse than the best: the 95 % interval of
-    the difference, resampled image by image, includes zero.
+    It is the fastest of those that are not significantly worse than the best: the 95 % bootstrap
+    interval of the difference, over images, includes zero.
     """
     within = [entry for entry in ranking.entries if keeps_limits(entry, ranking)]
     warnings = tuple(_warnings(ranking))
@@ -97,7 +97,7 @@ def _recommend(
 def _describe(entry: RankedCandidate) -> str:
     return (
         f"{100 * entry.scores['probe'].value:.1f} % by a linear probe, "
-        f"{three_digits(entry.latency_ms)} ms an image, {three_digits(entry.size_mb)} MB"
+        f"{three_digits(entry.latency_ms)} ms per image, {three_digits(entry.size_mb)} MB"
     )
 
 

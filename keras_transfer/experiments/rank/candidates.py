@@ -1,4 +1,4 @@
-"""Candidates of a ranking: from names to classifiers with weights, before images are read."""
+"""Candidates of a ranking: their specs and their classifiers with weights."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class BuiltCandidate:
-    """A candidate with its weights. `cut` is what a phase that trains the head alone reads.
+    """A candidate with its weights. `cut` is the input of a phase that trains only the head.
 
     `source` predicts the classes that the trunk was pretrained on, None where no file was given.
     """
@@ -47,7 +47,7 @@ class BuiltCandidate:
 
 
 def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
-    """The candidates of `ranking.backbones`; what an entry leaves out is as in `spec.model`.
+    """The candidates of `ranking.backbones`; fields that an entry lacks are as in `spec.model`.
 
     Raises:
         SpecError: there are fewer than two, one is unknown, or two are the same.
@@ -57,7 +57,7 @@ def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
             "a ranking needs several trunks",
             expected='backbones with two entries or more, such as ["resnet50", "mobilenet_v2"]',
             received=f"{len(ranking.backbones)}",
-            fix="name all that you would consider",
+            fix="add the backbones to compare",
         )
     tables = [
         entry if isinstance(entry, CandidateSpec) else CandidateSpec(backbone=entry)
@@ -94,8 +94,7 @@ def _changes(table: CandidateSpec) -> Iterator[tuple[str, str]]:
 
 
 def _name(specs: Sequence[RunSpec]) -> list[str]:
-    """Short names: weights are named only if they are random, or if two candidates differ in
-    nothing else."""
+    """Short names, with the weights only if they are random or the only difference."""
     cuts = [(spec.model.backbone, spec.model.last_stage) for spec in specs]
     trained = [cut for cut, spec in zip(cuts, specs, strict=True) if spec.model.weights != "none"]
     names = []
@@ -115,7 +114,7 @@ def build_candidates(
     """Build all candidates, so that errors in any of them are raised within seconds.
 
     Args:
-        race: whether the phases of the spec are trained later, so that their stages must exist.
+        race: whether the phases of the spec are trained later; then their stages must exist.
 
     Raises:
         SpecError: a stage is unknown, images are too small, or the classes of the source cannot

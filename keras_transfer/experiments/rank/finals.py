@@ -3,8 +3,8 @@
     rung 1: all, a quarter of the epochs → rung 2: the better half, half of the epochs → rung 3: the
     better half of these, all epochs
 
-They are compared on validation alone. A weighted Kendall tau says how well each metric predicted
-the outcome, which means little for two or three finalists.
+Candidates are compared on the validation split. A weighted Kendall tau measures how well each
+metric predicted the outcome; for two or three finalists it is not reliable.
 """
 
 import math
@@ -32,7 +32,7 @@ _SHARES = (0.25, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Finalist:
-    """The last rung of one candidate, from 1, with its epochs and validation accuracy there."""
+    """One candidate's last rung, counted from 1, and its epochs and validation accuracy there."""
 
     name: str
     rung: int
@@ -43,7 +43,7 @@ class Finalist:
 
 
 def run_finals(chosen: Sequence[tuple[str, RunSpec]], session: Session) -> tuple[Finalist, ...]:
-    """Successive halving among candidates; the winner comes first.
+    """Successive halving among candidates; the best comes first.
 
     Args:
         chosen: names and specs, two or more; all have the same phases and data.
@@ -59,11 +59,11 @@ def run_finals(chosen: Sequence[tuple[str, RunSpec]], session: Session) -> tuple
     reached: dict[str, Finalist] = {}
     left, num_val = list(specs), len(splits.val)
     with tempfile.TemporaryDirectory(prefix="finals-") as scratch:
-        # A candidate goes on from where it ended at the rung before.
+        # A candidate continues from the previous rung.
         runner = TrialRunner(session, [splits], states=RunFolder(Path(scratch)))
         for rung, share in enumerate(_SHARES, 1):
             if len(left) == 1 and share < 1:
-                continue  # There is nothing to compare it with.
+                continue  # A single candidate needs no comparison.
             num_epochs = math.ceil(share * total)
             for name in left:
                 reporter = PrefixedReporter(session.reporter, name)
@@ -91,10 +91,10 @@ def agreement(
 ) -> dict[str, float | None]:
     """Weighted Kendall tau, -1 to 1, of each metric with the outcome; None if it is undefined.
 
-    Finalists that left early rank behind those that went further, by the accuracies there.
+    Finalists that were stopped earlier rank behind the others, by their accuracies at that rung.
 
     Args:
-        finals: metrics without a value for each of them are left out.
+        finals: metrics that lack a value for any of them are left out.
         values: by metric and candidate.
 
     Source: S. Vigna, "A weighted correlation index for rankings with ties", WWW 2015.

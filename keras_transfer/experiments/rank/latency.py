@@ -1,6 +1,6 @@
 """Latencies of frozen layers on this machine.
 
-Calls that are compared take turns, so that slow moments of the machine affect all alike.
+Compared calls alternate, so that a slow phase of the machine affects all of them.
 """
 
 import functools

@@ -30,7 +30,7 @@ from keras_transfer.reporting.figures import (
 
 @dataclass(frozen=True)
 class Dot:
-    """One candidate as it is drawn; `accuracy` with its 95 % interval, 0 to 1."""
+    """The drawn figures of one candidate; `accuracy` and its 95 % interval are 0 to 1."""
 
     name: str
     latency_ms: float

@@ -1,9 +1,9 @@
-"""A ranking: which pretrained trunk suits these images, before any of them is fine-tuned.
+"""A ranking of pretrained trunks for given images, without fine-tuning.
 
     candidates → weights → images → features → scores and latencies → order, advice
 
-The test split is not used. Features are those that a later training of the head reads, in the
-same cache: a second ranking computes none, and `train` finds the plain views of the chosen trunk.
+The test split is not used. Features are in the same cache as those of a training of the head: a
+second ranking computes none, and `train` reuses the plain views of the chosen trunk.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class RankedCandidate:
     """One candidate with its size, its speed and the scores of its features.
 
     `latency_ms` is the time of one image through the frozen layers, as features are computed.
-    `hits` says by metric which images were classified correctly while held out, bool [N].
+    `hits`: by metric, whether each image was classified correctly while held out, bool [N].
     """
 
     name: str
@@ -70,7 +70,7 @@ class RankedCandidate:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """All candidates, the best first, and the control beside them.
+    """All candidates, the best first, and the control.
 
     `control` has the scores of noise. `unreliable` has the metrics that rank it at or above
     candidates, with their names; `worthless` are candidates that are no better than noise.
@@ -93,12 +93,12 @@ class Ranking:
 def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
     """Rank the candidates on the training and validation images of `spec`.
 
-    The order is that of the linear probe's accuracy on held-out images. No metric is right
-    everywhere (see `transferability`), so two simple baselines are shown first, probe and k-NN:
-    they are evaluated on held-out images, in a unit that everyone knows, and compared image by
-    image, so that a difference has an interval. The probe decides because it is what the head
-    phase of a run trains, a linear layer on the same features, while k-NN depends on how features
-    are scaled. All other metrics are shown beside it.
+    The order is that of the linear probe's accuracy on held-out images. No metric is best on all
+    data (see `transferability`), so two simple baselines are shown first, probe and k-NN: they
+    give accuracies on held-out images and are compared image by image, so that a difference has an
+    interval. The probe decides because the head phase of a run trains the same, a linear layer on
+    the same features, while k-NN depends on how features are scaled. The other metrics are only
+    shown.
 
     Raises:
         SpecError: the task is not single_label; raised before images are listed.
@@ -149,7 +149,7 @@ def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
 def _check_task(spec: RunSpec) -> None:
     if spec.task != "single_label":
         raise SpecError(
-            "a ranking compares trunks for images of one class each",
+            "a ranking compares trunks for single-label classification",
             expected="task=single_label: the linear probe and the other metrics need classes",
             received=f"task={spec.task}",
             fix="search over model.backbone with `python -m pipelines.tune` instead",
@@ -157,7 +157,7 @@ def _check_task(spec: RunSpec) -> None:
 
 
 def _with_cache(entries: Sequence[RankedCandidate], session: Session) -> list[tuple[str, RunSpec]]:
-    """Names and specs of finalists, which store features only if the ranking does."""
+    """Names and specs of the finalists, with the cache mode of the session."""
     cache = {"cache.mode": session.spec.cache.mode}
     return [(entry.name, override(entry.spec, cache)) for entry in entries]
 
@@ -199,7 +199,7 @@ def _score_all(
             built, features, extraction_stats, latencies, scored, strict=True
         )
     ]
-    # Of equals the faster one comes first.
+    # At equal accuracy the faster one comes first.
     entries.sort(key=lambda entry: (-entry.scores["probe"].value, entry.latency_ms))
     return entries, control
 
@@ -235,8 +235,8 @@ def _score(
     ]
     width = max(own.shape[1] for own in features)
     given = [one for one in predictions if one is not None]
-    # Matrices are small: several threads of NumPy's algebra would wait for each other, on shared
-    # cores a hundred times longer than one of them computes. So each candidate has one thread.
+    # Matrices are small: several BLAS threads would wait for each other, on shared cores a hundred
+    # times longer than a single one computes. So each candidate has one thread.
     with threadpool_limits(1), ThreadPoolExecutor() as pool:
         control = pool.submit(score_control, width, setting, sources=given)
         scored = pool.map(lambda own, one: score(own, setting, source=one), features, predictions)

@@ -23,7 +23,7 @@ _LEGEND = (
     "Linear probe and k-NN: cross-validated accuracy in %, with 95 % intervals; LogME, H-score, "
     "LEEP and NCE: higher is better, comparable within a column only. ms: one image through the "
     "frozen layers, images/s: batches of images, measured before features were computed. MB: the "
-    "trunk's weights in float32. The control is noise, which must be last in every column."
+    "trunk's weights in float32. The control is noise, which should be last in every column."
 )
 
 
@@ -63,7 +63,7 @@ def write_ranking(ranking: Ranking, folder: RunFolder) -> RankReport:
 def show_ranking(
     ranking: Ranking, report: RankReport, folder: RunFolder, terminal: TerminalReporter
 ) -> None:
-    """Print the tables, the advice and where the files are."""
+    """Print the tables, the advice and the paths of the files."""
     terminal.show(narrow(report.table))
     if report.finals:
         terminal.show(report.finals)
@@ -149,14 +149,14 @@ def _tabulate_finals(ranking: Ranking) -> Table:
 
 
 def describe_agreement(ranking: Ranking) -> str:
-    """How each metric's order agrees with that of the finals."""
+    """The agreement of each metric's order with that of the finals."""
     values = [
         f"{METRICS[metric]} {'none' if tau is None else fixed(tau, 2)}"
         for metric, tau in _agreement(ranking).items()
     ]
     return (
         f"Weighted Kendall tau with the finals, over {len(ranking.finals)} finalists: "
-        f"{', '.join(values)}. So few can agree by chance: take it as a hint only."
+        f"{', '.join(values)}. With so few finalists this may be chance."
     )
 
 
@@ -225,7 +225,7 @@ def _figures_of(entry: RankedCandidate, ranking: Ranking, advice: Advice) -> dic
 def _markdown(ranking: Ranking, report: RankReport) -> str:
     spec = ranking.spec
     what = (
-        f"RankedCandidate on {ranking.num_images:,} training and validation images of "
+        f"Ranked on {ranking.num_images:,} training and validation images of "
         f"{ranking.num_classes} classes at {spec.data.image_size} px, {ranking.ranking.folds} "
         f"folds, {ranking.ranking.neighbours} neighbours, seed {spec.seed}; {os.cpu_count()} "
         "processors."

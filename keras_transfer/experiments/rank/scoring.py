@@ -2,7 +2,7 @@
 
 The control is noise with as many features as the widest candidate. For metrics of source
 predictions it is the predictions of a candidate, assigned to the wrong images. A metric that ranks
-the control above a candidate does not tell good from bad on these images.
+the control above a candidate does not separate good from bad candidates on these images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """What all features are scored on: labels int [N], folds int [N] that hold each image out.
+    """The setting for all features: labels int [N], folds int [N] in which an image is held out.
 
     `neighbours` is the k of k-NN.
     """
@@ -123,11 +123,11 @@ def interval_over_halves(
 ) -> float:
     """Half the width of a 95 % interval, from a metric's variation over halves of the images.
 
-    The bootstrap draws images twice, and evidence and H-score of samples with copies are too high,
-    by far more than the width of the interval. Stratified halves without replacement hold no
-    copies, and the variance of a mean over them is that over samples of all images:
+    A bootstrap draws some images twice, and evidence and H-score of samples with copies are too
+    high, by far more than the width of the interval. Stratified halves without replacement have no
+    copies, and the variance of a mean over them equals that over samples of all images:
     (1/m - 1/N) = 1/N for m = N/2. Of more than 2,000 images a smaller share is drawn, and the
-    variation scaled down.
+    variation is scaled down.
 
     Source: D. N. Politis, J. P. Romano and M. Wolf, "Subsampling", Springer 1999.
     """
@@ -150,7 +150,7 @@ def find_unreliable(
     """Metrics that rank the control at or above candidates, and candidates no better than it.
 
     A candidate that most metrics rank below the control is itself no better than noise. It is
-    returned apart, and does not make the metrics that say so unreliable.
+    returned separately and does not make a metric unreliable.
 
     Args:
         scores: by candidate and metric.

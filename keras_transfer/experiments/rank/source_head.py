@@ -39,8 +39,8 @@ def load_source_head(classifier: Classifier, spec: ModelSpec, file: Path) -> Sou
     """Build the whole network of a trunk, load it, and take the layers above its global pooling.
 
     Args:
-        classifier: whose trunk must have the same weights as the file has below the pooling.
-        spec: the classifier's.
+        classifier: its trunk must have the same weights as the file below the pooling.
+        spec: the spec of the classifier.
         file: HDF5 weights of the `keras.applications` network with its top, for 1,000 classes.
 
     Raises:
@@ -98,7 +98,7 @@ def _load(network: keras.Model, backbone: Backbone, file: Path) -> None:
             network.load_weights(file)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, UserWarning) as error:
         raise WeightsError(
-            f"{file} does not hold {backbone.name} with its top",
+            f"{file} does not contain {backbone.name} with its top",
             expected=f"{network.count_params():,} numbers in {len(network.weights)} arrays, saved "
             "with include_top=True for 1,000 classes",
             received=str(error).splitlines()[0][:200],
@@ -114,7 +114,7 @@ def _find_pooling(network: keras.Model, backbone: Backbone) -> keras.layers.Laye
     raise SpecError(
         f"the top of {backbone.name} does not start with a global mean",
         expected="a network that pools its last feature map, such as a ResNet or a MobileNet",
-        received=f"{backbone.name}, whose first dense layer reads the whole map",
+        received=f"{backbone.name}, whose first dense layer takes the whole map",
         fix="leave source_weights out to do without LEEP and NCE",
     )
 

@@ -1,9 +1,9 @@
 """Transferability metrics: from pooled features and labels, how well the features fit the task.
 
 Features are float [N, D], labels int [N] with values from 0. Higher is better for all of them.
-None is best everywhere: A. Agostinelli et al., "How stable are transferability metrics
+None is best on all data: A. Agostinelli et al., "How stable are transferability metrics
 evaluations?", ECCV 2022; M. Sorkhei et al., "k-NN as a simple and effective estimator of
-transferability", 2025, who found none of 23 to beat nearest neighbours across the board.
+transferability", 2025, where none of 23 is better than nearest neighbours in all cases.
 """
 
 import numpy as np
@@ -23,9 +23,9 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
 
     For a target t of zeros and ones it is the largest log N(t; 0, I/beta + F F'/alpha) over alpha
     and beta; the mean over all targets, for each example. For a given ratio alpha/beta the best
-    beta is known in closed form, so the ratio alone is searched, on a grid that is made finer
-    around its best point: unlike the usual fixed-point iteration, this neither converges slowly nor
-    ends in the lower of two maxima. Zero columns change nothing.
+    beta is known in closed form, so only the ratio is searched, on a grid that is refined around
+    its best point: unlike the usual fixed-point iteration, this neither converges slowly nor ends
+    in the lower of two maxima. Columns of zeros change nothing.
 
     Source: K. You et al., "LogME: practical assessment of pre-trained models for transfer
     learning", ICML 2021.
@@ -35,14 +35,14 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
     for label in np.unique(labels):
         target = (labels == label).astype(np.float64)
         projected = (basis.T @ target) ** 2
-        # The part that no direction explains; rounding must not make it negative.
+        # The part outside the span of the features; rounding must not make it negative.
         rest = max(float(target.sum() - projected.sum()), 0.0)
         evidences.append(_evidence(energies, projected, rest, len(labels)))
     return float(np.mean(evidences)) / len(labels)
 
 
 def _spectrum(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left singular vectors [N, k] and squared singular values [k], those of rounding left out."""
+    """Left singular vectors [N, k] and squared singular values [k], without numerical zeros."""
     num_examples, num_features = features.shape
     if num_examples > num_features:
         basis, values, _ = np.linalg.svd(features, full_matrices=False)
@@ -76,7 +76,7 @@ def _evidence(energies: np.ndarray, projected: np.ndarray, rest: float, num: int
 
 
 def h_score(features: np.ndarray, labels: np.ndarray, *, shrinkage: float | None = None) -> float:
-    """H-score: how much of the features' spread lies between the classes, 0 to C - 1.
+    """H-score: the share of the features' variance that is between the classes, 0 to C - 1.
 
     The trace of inverse(cov(f)) cov(mean of f given y). With `shrinkage` rho the covariance is
     mixed with rho times its mean variance, and the result is multiplied by 1 - rho; None takes

@@ -77,7 +77,7 @@ def _cost(study: Study) -> dict[str, Any]:
 
 
 def show_study(study: Study, terminal: TerminalReporter) -> None:
-    """Print a row for each group, a summary, and what the cache saved."""
+    """Print a row for each group, a summary, and how much the cache saved."""
     groups, monitor = study.groups, study.task.monitor
     rows = [
         [
@@ -103,7 +103,7 @@ def show_study(study: Study, terminal: TerminalReporter) -> None:
 
 
 def _describe_score(study: Study) -> str:
-    """What score and interval of a group mean."""
+    """The meaning of score and interval of a group."""
     name = study.task.monitor.metric.replace("_", " ")
     if all(group.is_of_one_seed for group in study.groups):
         return f"{name} with its 95 % interval"

@@ -1,10 +1,10 @@
-"""Studies: one spec trained many times, for about the cost of once.
+"""Studies: one spec trained many times, at about the cost of a single training.
 
     folds=5       every image is held out once: cross-validation
     seeds=5       the same run with other seeds
     halvings=4    with all, half, a quarter … of the training images
 
-All trials share the decoded images and the cache: frozen layers see every view once for the whole
+All trials share the decoded images and the cache: frozen layers run once per view for the whole
 study.
 """
 
@@ -40,7 +40,7 @@ from keras_transfer.training.progress import Checkpoint, State
 def run_study(
     spec: RunSpec, run: RunFolder | None = None, *, reporter: Reporter | None = None
 ) -> Study:
-    """Run all trials of `folds`, `seeds` and `halvings`, into a study's folder.
+    """Run all trials of `folds`, `seeds` and `halvings`, and write a study folder.
 
     Args:
         run: from `start_run`, new or to be resumed; by default a new one under saved_models/.
@@ -48,7 +48,7 @@ def run_study(
         reporter: shows decisions and progress; by default on the terminal.
 
     Raises:
-        DataError, SpecError, WeightsError: the input cannot be used as it is.
+        DataError, SpecError, WeightsError: the input cannot be used.
         RunError: the folder cannot be written or resumed, or training diverged.
     """
     reporter = reporter or TerminalReporter()
@@ -59,7 +59,7 @@ def run_study(
         with open_session(spec, reporter=reporter, run=run) as session:
             session.build_classifier()
             trials = _plan_trials(session)
-            # Only now: a study of too many folds is refused without leaving anything.
+            # Only now, so that a study with too many folds fails without writing any file.
             session.write_splits()
             done = _run_trials(trials, session, run)
             study = Study(spec, run, session.task, session.data.records, tuple(done))
@@ -70,7 +70,7 @@ def run_study(
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """One training to be done. `splits.test` are the rows it is evaluated on; `fold` is from 1."""
+    """One planned training, evaluated on the rows `splits.test`; `fold` counts from 1."""
 
     name: str
     spec: RunSpec
@@ -84,7 +84,7 @@ def _plan_trials(session: Session) -> list[_Trial]:
     Cross-validation leaves out the rows of the session's test split.
 
     Raises:
-        DataError: there are too few images for so many folds or splits.
+        DataError: there are too few images for the number of folds or for the splits.
     """
     spec, records = session.spec, session.data.records
     seeds = [spec.seed + number for number in range(spec.seeds)]
@@ -160,7 +160,7 @@ def _run_trials(trials: Sequence[_Trial], session: Session, run: RunFolder) -> l
                 trial.spec,
                 splits=[trial.splits],
                 pool=pool,
-                # What all trials have in common is told once.
+                # What all trials share is reported once.
                 reporter=PrefixedReporter(reporter, trial.name) if number else reporter,
                 predict=True,
             )

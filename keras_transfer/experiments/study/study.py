@@ -73,7 +73,7 @@ class Study:
 
     @property
     def groups(self) -> "list[Group]":
-        """The trials by what they are compared by."""
+        """The trials by the values of the field `by`."""
         members: dict[int, list[StudyTrial]] = {}
         for trial in self.trials:
             members.setdefault(getattr(trial, self.by), []).append(trial)
@@ -94,8 +94,8 @@ class Study:
 class Group:
     """Trials in one row of the table: a fold, a seed with all its folds, or a training size.
 
-    `value` is that of the field they share; `headline` that of all their held-out images, None
-    for trials of several seeds.
+    `value` is that of their common field; `headline` is over all their held-out images, None for
+    trials of several seeds.
     """
 
     value: int
@@ -129,7 +129,7 @@ class Group:
 
     @property
     def point(self) -> SizePoint:
-        """As the learning curve shows it."""
+        """The group's point in the learning curve."""
         return SizePoint(self.value, self.score, self.interval, tuple(self._scores))
 
     @property

@@ -30,7 +30,7 @@ _MEDIANS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from `low` to `high` (decades, if logarithmic), or of evenly spaced choices."""
+    """An axis from `low` to `high` (their log10, if logarithmic), or of evenly spaced choices."""
 
     name: str
     scale: str
@@ -66,7 +66,7 @@ class Axis:
         return [(self.position(value), self.text(value)) for value in values]
 
     def text(self, value: Any) -> str:
-        """A value as written beside the axis."""
+        """A value as the text of a tick."""
         if self.is_percent:
             return f"{100 * value:.4g} %"
         return short(value) if self.scale != CHOICE else shortened(short(value), 14)
@@ -89,7 +89,7 @@ class Axis:
 
 
 def axis_of(search: Search, name: str) -> Axis:
-    """The axis of a parameter: its choices, or the range of what was tried."""
+    """The axis of a parameter: its choices, or the range of the values tried."""
     scale = search.scales[name]
     if scale == CHOICE:
         return Axis(name, scale, choices=tuple(search.choices[name]))
@@ -102,8 +102,8 @@ def axis_of(search: Search, name: str) -> Axis:
 def score_axis(search: Search) -> Axis:
     """The axis of scores, the best at 1; logarithmic for losses that differ by more than ten times.
 
-    Scores much worse than the median lie at 0: one training that collapsed would otherwise leave
-    no space for the differences between all others.
+    Scores much worse than the median are at 0: otherwise a single failed training would hide the
+    differences between all others.
     """
     scores = np.array([trial.result for trial in search.scored])
     is_wide = not search.higher_is_better and scores.min() > 0 and scores.max() > 10 * scores.min()

@@ -1,8 +1,8 @@
-"""The best trial of a search: a run with its weights, and whether it really beats the spec.
+"""The best trial of a search: a run with its weights, and a comparison with the original spec.
 
-The best trial is selected on validation images, so its score is too optimistic. Trained with other
-seeds, beside the spec as it was, it shows how much was chance. The test split is used once, by the
-best trial alone.
+The best trial is selected on validation images, so its score is too optimistic. Training it and the
+original spec with other seeds shows whether the gain is larger than noise. The test split is used
+once, by the best trial only.
 """
 
 import shutil
@@ -32,10 +32,10 @@ BEST_SPEC, WINNER = "best.toml", "winner"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The winner and the spec as it was, trained with the same other seeds.
+    """The best trial and the original spec, both trained with the same other seeds.
 
-    Scores are on validation, one a seed; `difference` is the mean gain in the task's
-    `example_scores`, `interval` its 95 % interval over images, each compared with itself.
+    Scores are on validation, one per seed; `difference` is the mean gain in the task's
+    `example_scores`, `interval` its 95 % interval over images, paired by image.
     """
 
     seeds: tuple[int, ...]
@@ -52,11 +52,11 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Winner:
-    """The best trial, the spec as it was, and the run that is made of the best.
+    """The best trial, the original spec, and the run of the best trial.
 
-    `training` and `default` are the results of the two, with the search's seed. `keeps_weights`
-    says whether the run has the weights of the trial: with folds a trial has several models, and
-    the run is trained anew on its own split.
+    `training` and `default` are the results of the two, with the search's seed. `keeps_weights`:
+    the run has the weights of the trial. With folds a trial has several models, and the run is
+    trained again on its own split.
     """
 
     trial: SearchTrial
@@ -83,7 +83,7 @@ def choose(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> SearchTr
 def select_best(
     trials: Sequence[SearchTrial], runner: TrialRunner, run: RunFolder, *, reporter: Reporter
 ) -> Winner:
-    """Select the best trial, compare it with the spec, and make a run of it in `winner`.
+    """Select the best trial, compare it with the original spec, and make its run in `winner`.
 
     Raises:
         RunError, ExportError: as a run would.
@@ -96,7 +96,7 @@ def select_best(
     reporter.info(f"Trial {trial.name} is the best.")
     aside = PrefixedReporter(reporter, f"trial {trial.name}")
     training = runner.train(spec, reporter=aside)
-    default = runner.train(runner.spec, reporter=PrefixedReporter(reporter, "the spec as it was"))
+    default = runner.train(runner.spec, reporter=PrefixedReporter(reporter, "the original spec"))
     comparison = None
     if original.search.refits:
         comparison = _compare(spec, runner, original.search.refits, reporter)
@@ -129,7 +129,7 @@ def _compare(spec: RunSpec, runner: TrialRunner, refits: int, reporter: Reporter
             for seed in seeds
         ]
 
-    best, default = refit(spec, "the winner"), refit(runner.spec, "the spec as it was")
+    best, default = refit(spec, "the best trial"), refit(runner.spec, "the original spec")
     gains = _mean_scores(best) - _mean_scores(default)
     half = 1.96 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
     centre = float(gains.mean())
@@ -143,12 +143,12 @@ def _compare(spec: RunSpec, runner: TrialRunner, refits: int, reporter: Reporter
 
 
 def _mean_scores(results: Sequence[TrialResult]) -> np.ndarray:
-    """The mean score of each image over some trainings, [N]; for a label how often it is right."""
+    """The mean score of each image over trainings, [N]; for single labels the share correct."""
     return np.mean([result.scores for result in results if result.scores is not None], axis=0)
 
 
 def write_best_spec(run: RunFolder, best: RunSpec, *, trial: str) -> None:
-    """Write best.toml: every field that is not at its default, so that `train` does it again."""
+    """Write best.toml with all fields that differ from their defaults, for `train`."""
     head = f"# Trial {trial}: python -m pipelines.train {run.path / BEST_SPEC}\n"
     run.write_text(BEST_SPEC, head + tomli_w.dumps(_changed(best)))
 
@@ -179,7 +179,7 @@ def _make_run(best: RunSpec, state: RunFolder | None, run: RunFolder, reporter: 
     """A run that resumes the trial's training after its last phase."""
     folder = run.path / WINNER
     shutil.rmtree(folder, ignore_errors=True)
-    # Layers that Keras numbers by itself then get the names they had in the trial.
+    # Layers that Keras numbers then get the same names as in the trial.
     keras.utils.clear_session()
     winner = start_run(best, output=folder)
     shutil.copy(run.path / "splits.json", winner.path / "splits.json")

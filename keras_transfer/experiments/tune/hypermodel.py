@@ -38,8 +38,8 @@ class TransferHyperModel(keras_tuner.HyperModel):
     `build` gives the whole classifier, float32 pixels [B, S, S, 3] in 0-255 to logits, before any
     training. `fit` trains it through the spec's phases and returns `val_loss` and the task's
     metric, such as `val_accuracy`, either of which can be the tuner's objective. Epochs that the
-    tuner sets (Hyperband's `epochs` and `initial_epoch`) count over all phases; a trial that goes
-    on has the right phase, optimizer state and learning rate.
+    tuner sets (Hyperband's `epochs` and `initial_epoch`) count over all phases; a continued trial
+    has the right phase, optimizer state and learning rate.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class TransferHyperModel(keras_tuner.HyperModel):
 
         Args:
             splits: which rows train and validate; by default drawn as a run of the spec would.
-            folder: where trainings are kept so that they can go on. Workers on several machines
-                must share it; by default a temporary one, removed with the hypermodel.
+            folder: folder for checkpoints of trials. Workers on several machines must share it;
+                by default a temporary one, removed with the hypermodel.
             reporter: shows what was read and split; by default on the terminal. Trials are shown
                 by the tuner.
 
@@ -114,7 +114,7 @@ class TransferHyperModel(keras_tuner.HyperModel):
             keras_tuner.errors.FailedTrialError: training diverged, or memory ran out.
             keras_tuner.errors.FatalError: anything else, so that the search stops.
         """
-        kwargs.pop("initial_epoch", None)  # The state says where it goes on.
+        kwargs.pop("initial_epoch", None)  # The saved state has the epoch to resume from.
         kwargs.pop("verbose", None)
         if args or kwargs:
             given = [*(["data"] if args else []), *kwargs]

@@ -29,8 +29,8 @@ class Importance:
     Args:
         means: R² lost by shuffling a parameter, mean over repetitions.
         spreads: standard deviations of the same.
-        r2: of predictions for held-out trials, mean over repetitions; None where none were made.
-        explanation: a sentence on how reliable this is, or why there is nothing.
+        r2: of predictions for held-out trials, mean over repetitions; None without predictions.
+        explanation: a sentence on the reliability, or why there are no importances.
         is_meaningful: whether importances may be shown.
     """
 
@@ -48,13 +48,13 @@ def measure_importance(search: Search) -> Importance:
     The forest's columns are positions on the axes of the figures: logarithmic where these are, and
     the index of a choice, so that a parameter is one column and is shuffled as a whole. Where the
     numbers of epochs differ by two times or more, they are a column, too: in a search that stops
-    trials early, their effect would otherwise be taken for that of the parameters. Scores are
-    positions as well, which limits the effect of a training that collapsed.
+    trials early, their effect would otherwise be attributed to the parameters. Scores are positions
+    as well, which limits the effect of outliers.
     """
     trials = search.scored
     if len(trials) < FEWEST_TRIALS:
         return Importance(
-            explanation=f"Importances take at least {FEWEST_TRIALS} completed trials; this search "
+            explanation=f"Importances need at least {FEWEST_TRIALS} completed trials; this search "
             f"has {len(trials)}, which is too few."
         )
     columns = {}
@@ -126,5 +126,5 @@ def _explain(r2: float, num_trials: int, constant: list[str]) -> str:
         f"From {num_trials} trials a random forest explains {100 * r2:.0f} % of the variance of "
         "held-out scores (cross-validated R²)"
     )
-    text += ", which is little: take this as a hint." if r2 < _WEAK else "."
+    text += ", which is little: importances are not reliable." if r2 < _WEAK else "."
     return f"{text} Never varied: {', '.join(constant)}." if constant else text

@@ -29,25 +29,25 @@ def write_page(
     sentences: Sequence[str],
     run_facts: Sequence[tuple[str, str]],
 ) -> None:
-    """Write search.html, which needs no network.
+    """Write search.html, which needs no network access.
 
     Args:
         sentences: the results, the most important first.
         run_facts: labels with short texts, shown below them.
 
     Raises:
-        ValueError: no trial has a score, or no scored trial has the winner's name.
+        ValueError: no trial has a score, or no scored trial has the name `search.winner`.
         RunError: the page cannot be written.
     """
     scored = {trial.name: trial for trial in search.scored}
     if search.winner not in scored:
-        raise ValueError(f"the winner {search.winner!r} is not a scored trial: {sorted(scored)}")
+        raise ValueError(f"the best trial {search.winner!r} has no score: {sorted(scored)} have")
     winner = scored[search.winner]
     values = [(search.names[search.objective], score_axis(search).text(winner.result))]
     values += [(name, short(winner.values.get(name))) for name in search.scales]
     sections = [
         Section("", facts(run_facts)),
-        Section(f"The winner: {winner.name}", facts(values), is_highlighted=True),
+        Section(f"The best trial: {winner.name}", facts(values), is_highlighted=True),
         *_figures(search),
         _trials(search),
     ]
@@ -60,7 +60,7 @@ def _figures(search: Search) -> list[Section]:
     if importance.is_meaningful:
         caption = (
             f"{importance.explanation} Bars: R² lost when a parameter is shuffled, with standard "
-            "deviations; pale bars lie within two of zero."
+            "deviations; pale bars are within two of zero."
         )
         of_importance = Section(
             "Importance of parameters", figure(draw_importance(importance)), caption
@@ -69,21 +69,21 @@ def _figures(search: Search) -> list[Section]:
         Section(
             "Every trial",
             figure(draw_parallel(search)),
-            "One line per trial, darker is better; thick and orange: the winner; dashed: failed. "
+            "One line per trial, darker is better; thick and orange: the best; dashed: failed. "
             "Scores far below the others are drawn at the bottom of the last axis.",
         ),
         Section(
             "Score by parameter",
             figure(draw_panels(search)),
             "Upwards is better. Smaller, paler dots trained for fewer epochs; large and orange: "
-            "the winner; crosses: failed.",
+            "the best; crosses: failed.",
         ),
         of_importance,
         Section(
             "Trials over time, by worker",
             figure(draw_timeline(search)),
             "Above, the best score so far; below, one bar per trial, darker is better; framed in "
-            "orange: the winner; hatched: failed.",
+            "orange: the best; hatched: failed.",
         ),
     ]
 

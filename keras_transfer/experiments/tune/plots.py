@@ -51,7 +51,7 @@ _PALE = "#b9cde6"
 def draw_parallel(search: Search) -> str:
     """Parallel coordinates: an axis for each parameter and for the score, a line for each trial.
 
-    Lines have the colour of their score, the winner lies on top; trials without a score are grey
+    Lines have the colour of their score, the best is drawn on top; trials without a score are grey
     and dashed and end before the last axis.
     """
     scores = score_axis(search)
@@ -107,7 +107,7 @@ def _draw_winner(axes: Axes, ys: np.ndarray, text: str) -> None:
 
 
 def _draw_axis(axes: Axes, x: float, axis: Axis, *, is_score: bool) -> None:
-    """The line, or the coloured strip, of an axis, its name above it and its ticks beside it."""
+    """Draw an axis as a line or a coloured strip, with its name above and its ticks at the left."""
     if is_score:
         steps = np.linspace(0, 1, 40)
         bars = axes.bar(x, 1 / 40, _STRIP, bottom=steps * 39 / 40, align="edge")
@@ -125,10 +125,10 @@ def _draw_axis(axes: Axes, x: float, axis: Axis, *, is_score: bool) -> None:
 
 @styled
 def draw_panels(search: Search) -> str:
-    """Score against each parameter, one panel a parameter.
+    """Score against each parameter, one panel per parameter.
 
-    The fewer epochs a trial had, the smaller and paler it is. Crosses at the bottom are trials
-    without a score.
+    Dots of trials with fewer epochs are smaller and paler. Crosses at the bottom are trials without
+    a score.
     """
     names = list(search.scales)
     columns = min(_PANELS_IN_A_ROW, len(names))
@@ -180,7 +180,7 @@ def _draw_panel(axes: Axes, search: Search, axis: Axis) -> None:
 
 @styled
 def draw_importance(importance: Importance) -> str:
-    """Bars with standard deviations; pale ones lie within two of zero.
+    """Bars with standard deviations; pale bars are within two of zero.
 
     Raises:
         ValueError: there is nothing meaningful to draw.
@@ -212,8 +212,8 @@ def draw_importance(importance: Importance) -> str:
 def draw_timeline(search: Search) -> str:
     """Best score so far, and below it a row for each worker with a bar for each trial.
 
-    Bars have the colour of their score; the winner has a frame, trials without a score are red
-    and hatched.
+    Bars have the colour of their score; the best trial has a frame, trials without a score are
+    red and hatched.
     """
     workers = sorted({trial.worker for trial in search.trials}, key=_by_number)
     start = min(trial.started for trial in search.trials)
@@ -236,7 +236,7 @@ def draw_timeline(search: Search) -> str:
     below.set_ylim(len(workers) - 0.45, -0.55)
     duration = max(end - start, 1e-9) / seconds
     below.set_xlim(-0.005 * duration, 1.005 * duration)
-    below.set_xlabel(f"{unit} since the first trial began", fontsize=9)
+    below.set_xlabel(f"{unit} since the start of the first trial", fontsize=9)
     below.tick_params(labelsize=_TICKS)
     below.spines["left"].set_visible(False)
     return inline_svg(figure, "timeline", description="Best score and trials of workers over time")

@@ -1,6 +1,6 @@
-"""Progress of a search: a sentence for each trial that ends, and a table of best and running ones.
+"""Progress of a search: a sentence for each ended trial, a table of the best and running trials.
 
-Everything shown is read from the trial log, so that trials may run in any process.
+All data is read from the trial log, so that trials may run in any process.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _SECONDS: Final = 1.0
 def live_progress_table(
     trial_log: TrialLog, spec: RunSpec, monitor: Monitor, reporter: Reporter
 ) -> Iterator[None]:
-    """Report every trial that ends while the block runs, and show the state of the search."""
+    """Report every trial that ends while the block runs, and show the table of the search."""
     known = {trial.name for trial in trial_log.ended()}
     stopped = threading.Event()
 
@@ -60,7 +60,7 @@ def live_progress_table(
 
 
 def describe_trial(trial: SearchTrial, monitor: Monitor) -> str:
-    """How one trial ended, in one sentence."""
+    """The result of one trial, in one sentence."""
     values = describe_values(trial)
     if not trial.is_scored or trial.val_score is None:
         return f"Trial {trial.name} failed ({values}): {trial.cause.splitlines()[0]}"
@@ -139,7 +139,7 @@ class TrialReporter(SilentReporter):
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """Writes the count about once a second."""
+        """Write the count about once per second."""
         written = [time.monotonic()]
 
         def count(done: int, total: int) -> None:

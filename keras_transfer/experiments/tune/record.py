@@ -1,9 +1,9 @@
 """The record of a search: its trials as values, and as files that several processes write.
 
     trials/0007/spec.json      the spec that is trained, with the values of the trial
-    trials/0007/begun.json     its values, which worker trains it, since when, which attempt it is
-    trials/0007/progress.txt   how far it is
-    trials/0007/result.json    how it ended
+    trials/0007/begun.json     its values, worker, start time and number of the attempt
+    trials/0007/progress.txt   its progress
+    trials/0007/result.json    its result
 
 Only the files are shared by processes, so everything that is shown is read from them.
 """
@@ -79,7 +79,7 @@ class Search:
         scales: "linear", "log" or "choice" of every parameter, in the order of the axes.
         choices: the values to choose from, of every parameter whose scale is "choice".
         objective: "val_score" or "val_loss".
-        monitor: the task's metric, which "val_score" is.
+        monitor: the task's metric, of which "val_score" is the value.
         winner: name of the best trial.
     """
 
@@ -92,7 +92,7 @@ class Search:
 
     @property
     def higher_is_better(self) -> bool:
-        """Which way the objective goes."""
+        """Whether a higher objective is better."""
         return higher_is_better(self.objective, self.monitor)
 
     @property
@@ -102,7 +102,7 @@ class Search:
 
     @property
     def names(self) -> dict[str, str]:
-        """What `val_score` and `val_loss` of a trial are called; the objective first."""
+        """Displayed names of `val_score` and `val_loss`, the objective first."""
         named = {"val_score": self.monitor.log_name, "val_loss": "val_loss"}
         return {key: named[key] for key in sorted(named, key=lambda key: key != self.objective)}
 
@@ -118,7 +118,7 @@ class Search:
 
 
 def higher_is_better(objective: str, monitor: Monitor) -> bool:
-    """Which way the objective of a search goes."""
+    """Whether a higher objective is better."""
     return objective == "val_score" and monitor.mode == "max"
 
 
@@ -147,7 +147,7 @@ def best_so_far(
 
 @dataclass(frozen=True)
 class StartedTrial:
-    """A trial that has begun; `attempt` is above 1 if the process was killed in earlier ones."""
+    """A started trial; `attempt` is above 1 if the process was killed in earlier attempts."""
 
     name: str
     values: dict[str, Any]
@@ -165,7 +165,7 @@ class TrialLog:
     def begin(
         self, name: str, spec: RunSpec, values: dict[str, Any], *, worker: str
     ) -> StartedTrial:
-        """Record that a trial begins, perhaps again."""
+        """Record the start of a trial, which may be a further attempt."""
         before = self._read(name, _BEGUN)
         attempt = before["attempt"] + 1 if before else 1
         begun = StartedTrial(name, values, worker, time.time(), attempt)
@@ -176,15 +176,15 @@ class TrialLog:
         return begun
 
     def note(self, name: str, progress: str) -> None:
-        """Record how far a trial is, for the progress table alone."""
+        """Record the progress of a trial, for the progress table only."""
         (self.trial(name).path / _PROGRESS).write_text(progress, encoding="utf-8")
 
     def end(self, trial: SearchTrial) -> None:
-        """Record how a trial ended."""
+        """Record the result of a trial."""
         self.trial(trial.name).write_json(_RESULT, asdict(trial))
 
     def drop(self, name: str) -> None:
-        """Forget that a trial was begun: it was stopped on purpose and did not fail."""
+        """Remove the record of a started trial: it was stopped on purpose and did not fail."""
         (self.trial(name).path / _BEGUN).unlink(missing_ok=True)
 
     def trial(self, name: str) -> RunFolder:
@@ -197,12 +197,12 @@ class TrialLog:
         return [trial for trial in found if trial]
 
     def result(self, name: str) -> SearchTrial | None:
-        """How a trial ended, None if it has not."""
+        """The result of a trial, None if it has not ended."""
         values = self._read(name, _RESULT)
         return SearchTrial(**values) if values else None
 
     def running(self) -> list[tuple[StartedTrial, str]]:
-        """Trials that have begun and not ended, and how far each is."""
+        """Trials that are not ended, with their progress."""
         running = []
         for name in self._names():
             begun = self._read(name, _BEGUN)

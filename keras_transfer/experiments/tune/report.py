@@ -59,7 +59,7 @@ def _facts(found: SearchResult) -> list[tuple[str, str]]:
 
 
 def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -> dict[str, Any]:
-    """The content of search.json: trials, cost, winner, comparison. Seconds are wall time."""
+    """The content of search.json: trials, cost, best trial, comparison. Seconds are wall time."""
     winner, search = found.winner, found.spec.search
     test, monitor = winner.result.test.headline, found.task.monitor
     content: dict[str, Any] = {
@@ -99,7 +99,7 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
 
 
 def _ratios(found: SearchResult, plain: dict[str, Any]) -> dict[str, float]:
-    """Costs of the trials, of the whole search, and of a plain search, in plain trainings."""
+    """Costs of the trials, the whole search and a plain search, divided by one plain training."""
     plain_search = mean(plain["trial_seconds"]) * len(found.trials)
     return {
         "ratio": found.search_seconds / plain["run_seconds"],
@@ -109,7 +109,7 @@ def _ratios(found: SearchResult, plain: dict[str, Any]) -> dict[str, float]:
 
 
 def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
-    """The cost of the search in plain trainings, in one sentence."""
+    """The cost of the search relative to one plain training, in one sentence."""
     ratios = _ratios(found, plain)
     return (
         f"One plain training of the spec takes {plain['run_seconds']:.0f} s. The "
@@ -121,7 +121,7 @@ def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
 
 
 def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
-    """Print the best trials, how the winner compares with the original spec, and all paths."""
+    """Print the best trials, the comparison of the best with the original spec, and all paths."""
     monitor = found.task.monitor
     is_upwards = higher_is_better(found.spec.search.objective, monitor)
     best = ranked(found.trials, higher_is_better=is_upwards)
@@ -136,19 +136,20 @@ def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
         terminal.info(describe_proof(found.winner.result.proof))
     path = found.run.path
     terminal.info(
-        f"Winner {path / WINNER}; train it again with python -m pipelines.train {path / BEST_SPEC}"
+        f"Run of the best trial {path / WINNER}; train it again with python -m pipelines.train "
+        f"{path / BEST_SPEC}"
     )
     terminal.info(f"Page {path / 'search.html'}, all figures {path / 'search.json'}")
 
 
 def describe_winner(found: SearchResult) -> list[str]:
-    """The winner, whether its gain exceeds noise, and the cost, in sentences."""
+    """The best trial, whether its gain exceeds noise, and the cost, in sentences."""
     winner = found.winner
     monitor, test = found.task.monitor, winner.result.test.headline
     name, show = monitor.metric.replace("_", " "), monitor.format
     low, high = map(show, test.interval)
     sentences = [
-        f"The winner is trial {winner.trial.name} ({describe_values(winner.trial)}): validation "
+        f"The best trial is {winner.trial.name} ({describe_values(winner.trial)}): validation "
         f"{name} {show(winner.training.val_score)}, with the original spec "
         f"{show(winner.default.val_score)}.",
         f"On the test split, which no trial used, its {name} is {show(test.value)} "
@@ -158,25 +159,25 @@ def describe_winner(found: SearchResult) -> list[str]:
         sentences.insert(1, _describe_comparison(winner.comparison, monitor))
     if winner.trial.share < 1:
         sentences.append(
-            f"The search ended before any trial had completed its training; the best, at "
-            f"{winner.trial.score:.3g} after {winner.trial.epochs} epochs, was then completed."
+            f"The search ended before any trial completed its training; the training of the best, "
+            f"at {winner.trial.score:.3g} after {winner.trial.epochs} epochs, was then completed."
         )
     if not winner.is_better_than_default:
-        sentences.insert(1, "No trial is better than the original spec: keep that.")
+        sentences.insert(1, "No trial is better than the original spec: keep the original spec.")
     if not winner.keeps_weights:
         sentences.append(
-            "Its model was trained again on the run's own split, since folds give several models."
+            "Its model was trained again on a single split, because folds give several models."
         )
     return [*sentences, _describe_cost(found)]
 
 
 def _describe_cost(found: SearchResult) -> str:
-    """Seconds, and memory early and late: a leak shows as growth after the first trials."""
+    """Seconds, and memory after the first trials and at the end, which shows memory leaks."""
     trials = found.trials
     text = (
-        f"{len(trials)} trials took {found.search_seconds:.0f} s, with winner and comparison "
-        f"{found.seconds:.0f} s"
-        + (f", without {found.num_before} of an earlier start" if found.num_before else "")
+        f"{len(trials)} trials took {found.search_seconds:.0f} s, {found.seconds:.0f} s with the "
+        f"comparison and the run of the best"
+        + (f", without {found.num_before} trials that had ended before" if found.num_before else "")
     )
     for worker in sorted({trial.worker for trial in trials}):
         megabytes = [

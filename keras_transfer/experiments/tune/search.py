@@ -1,6 +1,6 @@
-"""A search: many trainings of one spec with other values, on features that are stored once.
+"""A search: many trainings of one spec with different values, on features that are stored once.
 
-spec and its space → session and trial runner → trials by KerasTuner → the best → report
+spec and its space → session and trial runner → trials by KerasTuner → best trial → report
 """
 
 import contextlib
@@ -36,8 +36,8 @@ SUFFIX: Final = "-search"
 class SearchResult:
     """A finished search.
 
-    Seconds are wall time since the search was begun or resumed: `search_seconds` until its last
-    trial ended, `seconds` until all was written. `num_before` trials had ended before.
+    Seconds are wall time since the search was started or resumed: `search_seconds` until its last
+    trial ended, `seconds` until the end. `num_before` trials had ended before.
     """
 
     spec: RunSpec
@@ -60,7 +60,7 @@ def check_search(spec: RunSpec) -> None:
             "a search trains every trial with one seed on all images",
             expected="seeds=1 and halvings=0; folds=… cross-validates",
             received=f"seeds={spec.seeds}, halvings={spec.halvings}",
-            fix="leave these fields out; search.refits repeats the winner with other seeds",
+            fix="leave these fields out; search.refits repeats the best trial with other seeds",
         )
 
 
@@ -80,9 +80,9 @@ def run_search(
 
     Raises:
         SpecError: the space or another field cannot be searched.
-        DataError, WeightsError: the input cannot be used as it is.
+        DataError, WeightsError: the input cannot be used.
         RunError: every trial failed, or the folder cannot be written.
-        Exception: the error of a trial that does not fail that trial alone.
+        Exception: an error of a trial that ends the search.
     """
     started = time.perf_counter()
     reporter = reporter or TerminalReporter()
@@ -118,7 +118,7 @@ def _check_some_scored(trials: Sequence[SearchTrial]) -> None:
         raise RunError(
             f"{all_of_them} of the search failed",
             expected="at least one trial with a finite score",
-            # The rest of the message is advice that does not fit here.
+            # The other lines of the message are its own expectation and fix.
             received=causes[0].splitlines()[0] if causes else "no trial",
-            fix="correct what the first failure names, and search again",
+            fix="correct the cause of the first failure, and search again",
         )

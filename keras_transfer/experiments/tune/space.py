@@ -14,7 +14,7 @@ from keras_transfer.specs import ParameterSpec, RunSpec
 _ROOTS: Final = ("model", "phases", "training", "views")
 _EXAMPLE: Final = "search.space.model.dropout={values=[0.1,0.3]}, or a table [search.space]"
 _DIGITS: Final = 6
-"""Significant digits of a value: more would not reach a worker, in single precision."""
+"""Significant digits of a value: workers get values in single precision."""
 
 
 def check_space(spec: RunSpec) -> None:
@@ -24,7 +24,7 @@ def check_space(spec: RunSpec) -> None:
             "the spec has no search space",
             expected=_EXAMPLE,
             received="an empty search.space",
-            fix="say which values which fields may have; the presets have examples",
+            fix="set the values of at least one field in [search.space]; the presets have examples",
         )
     for name, parameter in spec.search.space.items():
         _check_field(spec, name)

@@ -35,7 +35,7 @@ FOLDER = "tensorboard"
 def write_logs(folder: RunFolder, search: Search) -> Path:
     """Write the folder for `tensorboard --logdir`, in place of an earlier one.
 
-    The objective is the first metric; the domain of a number is the range of what was tried.
+    The objective is the first metric; the domain of a number is the range of the values tried.
 
     Returns:
         The folder.
@@ -81,14 +81,14 @@ def _session(
     start = hparams_pb(values, trial_id=trial.name, start_time_secs=trial.started)
     events = [(trial.started, 0, start)]
     for tag, name in tags.items():
-        # What a failed trial lacks is left out.
+        # Failed trials have no metrics.
         if (value := getattr(trial, name)) is not None:
             events.append((trial.ended, trial.epochs, scalar_pb(tag, value)))
     return [*events, (trial.ended, trial.epochs, _end(trial))]
 
 
 def _end(trial: SearchTrial) -> Summary:
-    """TensorBoard's own function for this imports TensorFlow."""
+    """The summary of a session's end, made here because TensorBoard's function needs TensorFlow."""
     succeeded = trial.status == COMPLETED
     status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=trial.ended)
@@ -112,7 +112,7 @@ def _write_events(folder: Path, events: Sequence[tuple[float, int, Summary]]) ->
 
 
 def _kind(values: Sequence[Any]) -> type:
-    """The one type of TensorBoard that holds all choices."""
+    """The type in TensorBoard that can represent all choices."""
     types = {type(value) for value in values}
     if types == {bool}:
         return bool

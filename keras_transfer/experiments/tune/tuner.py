@@ -1,7 +1,7 @@
 """KerasTuner around the trial runner: its oracles propose values, and each trial is one training.
 
-KerasTuner by itself goes on after any error. Here a loss that is not finite and memory that ran
-out fail their trial, and every other error ends the search.
+KerasTuner continues after any error. Here a trial fails if its loss is not finite or memory runs
+out, and every other error ends the search.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.tasks.task import Monitor
 
 _MOST_ATTEMPTS: Final = 3
-"""A trial whose process was killed this often has failed: memory may have run out."""
+"""Attempts of a trial: after that many killed processes it has failed, perhaps for memory."""
 
 _NO_LIMIT: Final = 10**9
-"""Failed trials in a row that KerasTuner tolerates: failures are counted in the end."""
+"""Failed trials in a row that KerasTuner tolerates: failures are counted at the end."""
 
 MakeReporter = Callable[[StartedTrial], Reporter]
 
@@ -50,7 +50,7 @@ def make_oracle(spec: RunSpec, monitor: Monitor, *, num_epochs: int) -> keras_tu
         "objective": keras_tuner.Objective(search.objective, direction),
         "hyperparameters": parameters,
         "allow_new_entries": False,
-        # KerasTuner takes 0 for no seed.
+        # KerasTuner treats 0 as no seed.
         "seed": search.seed + 1,
         "max_consecutive_failed_trials": _NO_LIMIT,
     }
@@ -74,9 +74,9 @@ def make_oracle(spec: RunSpec, monitor: Monitor, *, num_epochs: int) -> keras_tu
 
 
 def retry_unfinished(oracle: keras_tuner.Oracle) -> None:
-    """Queue the trials that a killed search has left, for any worker.
+    """Queue the unfinished trials of an interrupted search, for any worker.
 
-    KerasTuner keeps them for workers of the same names, which may not exist any more.
+    KerasTuner reserves them for workers of the same names, which may not exist any more.
     """
     oracle._retry_queue.extend(trial.trial_id for trial in oracle.ongoing_trials.values())
     oracle.ongoing_trials.clear()
@@ -93,13 +93,13 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         *,
         make_reporter: MakeReporter,
     ):
-        """`make_reporter` makes the reporter of a trial that begins."""
+        """`make_reporter` returns the reporter of a started trial."""
         self._runner, self._log, self._make_reporter = runner, trial_log, make_reporter
         with contextlib.redirect_stdout(io.StringIO()):
             super().__init__(oracle, directory=str(trial_log.folder.path), project_name="oracle")
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
-        """Train with the trial's values; its figures, by the names that objectives have."""
+        """Train with the trial's values and return its figures, by their names as objectives."""
         try:
             ended = self._run(trial)
         except Exception as error:
@@ -135,7 +135,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
 
 def _fails_its_trial(error: BaseException) -> bool:
-    """Whether an error fails its trial alone, so that the search goes on."""
+    """Whether an error fails only its trial, so that the search continues."""
     return isinstance(error, DivergedError | _KilledError) or is_out_of_memory(error)
 
 
@@ -154,7 +154,7 @@ def _check_attempts(begun: StartedTrial) -> None:
     if begun.attempt > _MOST_ATTEMPTS:
         raise _KilledError(
             f"the process was killed in trial {begun.name} {_MOST_ATTEMPTS} times",
-            expected="a trial that ends",
+            expected="a trial that completes",
             received="no result",
             fix="if memory ran out, lower training.batch_size or the largest values of the space",
         )
@@ -192,10 +192,10 @@ def run_tuner(tuner: SearchTuner, oracle: keras_tuner.Oracle, *, seconds: float)
     A worker gets its trials from the chief; the chief serves workers until all have ended.
 
     Args:
-        seconds: how long trials may begin, infinity for no limit.
+        seconds: time after which no trial is started; infinity for no limit.
 
     Raises:
-        Exception: the error of a trial that does not fail that trial alone.
+        Exception: an error of a trial that ends the search.
     """
 
     def close() -> None:

@@ -35,7 +35,7 @@ def wait_for_chief(
         seconds: how long to wait.
 
     Raises:
-        RunError: no folder is given, no search begins there in time, or it is of another spec.
+        RunError: no folder is given, no search starts there in time, or its spec differs.
     """
     if output is None:
         raise RunError(
@@ -48,7 +48,7 @@ def wait_for_chief(
     while not (run.path / "splits.json").is_file():
         if time.monotonic() > until:
             raise RunError(
-                f"no search was begun in {run.path}",
+                f"no search was started in {run.path}",
                 expected=f"one within {seconds:g} s",
                 received="no splits.json there",
                 fix="start the process with KERASTUNER_TUNER_ID=chief, on the same --output",

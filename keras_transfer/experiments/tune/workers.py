@@ -1,8 +1,8 @@
 """Workers of a search: the trials that this process runs, and processes that run them in parallel.
 
-KerasTuner's chief proposes trials, and its workers train them. Its own chief waits for ever for a
+KerasTuner's chief proposes trials, and its workers train them. KerasTuner alone waits forever for a
 worker that was killed; here such a worker is started again under its old name and gets the same
-trial, while the others go on.
+trial, while the others continue.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from keras_transfer.training.fitting import prepare_classifier
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _POLL_SECONDS: Final = 0.5
 _MOST_RESTARTS: Final = 5
-"""Times that one worker is started again: it may die of something that no trial causes."""
+"""Restarts of one worker: it may be killed for reasons other than its trial."""
 
 
 def parse_duration(text: str) -> float:
@@ -81,7 +81,7 @@ def open_trial_runner(
         _check_models(session)
         splits, states = search_splits(session), RunFolder(run.checkpoint_folder)
         if not (run.path / "splits.json").is_file():
-            # Only now: a search of too many folds is refused without leaving anything.
+            # Only now, so that a search with too many folds fails without writing any file.
             session.write_splits()
         yield TrialRunner(session, splits, states=states)
 
@@ -111,8 +111,8 @@ def run_trials(runner: TrialRunner, trial_log: TrialLog) -> None:
     """Run KerasTuner's search in the role that its environment variables give this process."""
     search = runner.session.spec.search
     if search.tuner == "grid" and not is_worker():
-        # KerasTuner 1.4.8 cannot resume a grid (its issue 1055). Begun anew it proposes the same
-        # trials in the same order, and the results of those that ended are read from the log.
+        # KerasTuner 1.4.8 cannot resume a grid (its issue 1055). Started again it proposes the
+        # same trials in the same order, and results of ended trials are read from the log.
         shutil.rmtree(trial_log.folder.path / "oracle", ignore_errors=True)
     oracle = make_oracle(
         runner.session.spec, runner.session.task.monitor, num_epochs=runner.spec.num_epochs
@@ -130,7 +130,7 @@ def run_trials(runner: TrialRunner, trial_log: TrialLog) -> None:
 def _collecting_only_new_garbage() -> Iterator[None]:
     """Exclude the objects that exist already, TensorFlow's above all, from garbage collection.
 
-    A collection takes a quarter of a second otherwise, and each trial causes some.
+    Otherwise each collection takes a quarter of a second, and each trial causes some.
     """
     gc.collect()
     gc.freeze()
@@ -145,7 +145,7 @@ def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None
 
     Raises:
         KerasTransferError: the error that ended a worker.
-        RunError: the chief died, or one worker died more often than it is restarted.
+        RunError: the chief was killed, or one worker was killed more often than it is restarted.
     """
     address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
     names = [f"tuner{number}" for number in range(num_workers)]
@@ -174,8 +174,8 @@ def run_workers(run: RunFolder, num_workers: int, *, reporter: Reporter) -> None
 
 @contextlib.contextmanager
 def _started(name: str, run: RunFolder, address: dict[str, str]) -> Iterator[SubprocessCall]:
-    """A process that takes part under this name, stopped with the block."""
-    child = SubprocessCall(
+    """A process of the search with this name, stopped with the block."""
+    call = SubprocessCall(
         play_role,
         title=f"{name} of the search",
         log=run.path / f"{name}.log",
@@ -184,13 +184,13 @@ def _started(name: str, run: RunFolder, address: dict[str, str]) -> Iterator[Sub
         parent=os.getpid(),
     )
     try:
-        yield child
+        yield call
     finally:
-        child.stop()
+        call.stop()
 
 
 def play_role(folder: str, parent: int) -> None:
-    """What a started process does: take part in the search of a folder while its parent lives."""
+    """Main function of a worker process; it ends with its parent."""
     end_with_parent(parent)
     run = RunFolder(Path(folder))
     take_part(load_spec(run.spec_file), run, reporter=SilentReporter())

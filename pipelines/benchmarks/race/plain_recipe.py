@@ -1,10 +1,10 @@
-"""The plain Keras recipe of the guides, with which this package is compared.
+"""The plain recipe of the Keras guides, with which this package is compared.
 
     image_dataset_from_directory → augmentation layers → preprocessing → frozen trunk → head → fit,
     then unfreeze, recompile and fit again
 
 Nothing is cached: every epoch decodes, resizes and augments every image and runs the whole trunk.
-Trunk, weights, head, phases, optimizers and learning rates are those of the spec, so that only the
+Trunk, weights, head, phases, optimizers and learning rates are those of the spec: only the
 implementation differs.
 """
 
@@ -35,7 +35,7 @@ _WITHOUT_LAYER = ("crop_area", "saturation", "hue", "noise", "erasing")
 
 @dataclass(frozen=True)
 class PlainRecipe:
-    """The recipe's model and the classifier whose layers it is made of.
+    """The recipe's model and the classifier that its layers come from.
 
     `model` maps float32 [B, S, S, 3] in 0-255 to logits, augmenting in training. `classifier` has
     the same trunk and head by stage, for the phases.
@@ -46,9 +46,9 @@ class PlainRecipe:
 
 
 def link_splits(records: Records, splits: Splits, folder: Path, *, max_megapixels: float) -> None:
-    """Lay out the images of the splits as `<folder>/<split>/<class>/<row>.<suffix>`.
+    """Link the images of the splits as `<folder>/<split>/<class>/<row>.<suffix>`.
 
-    Links, except for the few files that TensorFlow would misread, which become PNG. Folders of
+    The few files that TensorFlow would read differently are written as PNG instead. Folders of
     classes are padded indices: Keras sorts them by name, which keeps the order of the logits.
     """
     labels = records.targets.values
@@ -135,7 +135,7 @@ def build_plain(spec: RunSpec, class_names: Sequence[str]) -> PlainRecipe:
 def fit_plain(
     recipe: PlainRecipe, phase: PhaseSpec, spec: RunSpec, *, training: Any, validation: Any
 ) -> None:
-    """Freeze and unfreeze as the phase says, compile, fit, and restore the best epoch's weights."""
+    """Freeze and unfreeze the layers of the phase, compile, fit, and restore the best weights."""
     apply_phase(recipe.classifier, phase)
     recipe.model.compile(
         optimizer=make_optimizer(phase, recipe.classifier, steps_per_epoch=len(training)),
@@ -144,7 +144,7 @@ def fit_plain(
         ),
         metrics=["accuracy"],
     )
-    # With such patience it never stops early: it only restores the best weights.
+    # With this patience training never stops early; the callback only restores weights.
     best = keras.callbacks.EarlyStopping(
         "val_accuracy", mode="max", patience=phase.epochs, restore_best_weights=True
     )

@@ -47,7 +47,7 @@ def draw_race(timings: Sequence[Timing], headline: str, file: Path) -> None:
         headline: drawn above, broken into lines.
         file: PNG to write.
     """
-    # This package at the bottom, as in the table: readers look at the plain recipe first.
+    # The plain recipe at the top, as in the table.
     names = sorted({timing.name for timing in timings}, key=lambda name: (name == OURS, name))
     figure = new_figure(11, 2.3 + 0.75 * len(names))
     seconds, accuracy = figure.subplots(1, 2, sharey=True, width_ratios=[2.6, 1])

@@ -1,10 +1,9 @@
-"""A race on the user's images: the plain Keras recipe and this package, with the same work.
+"""A race on the user's images: the plain Keras recipe against this package.
 
-    survey → for every seed: plain, ours (order flipped every seed) → timings
+    splits and limits → for every seed: plain recipe and package, in alternating order → timings
 
-Every training runs in a process of its own, one at a time, on the same splits, with the same
-trunk, head, phases and epochs. Stages are wall seconds without imports, and cover everything else
-that a user waits for.
+Every training runs in its own process, one at a time, on the same splits, with the same trunk,
+head, phases and epochs. Stages are wall seconds of everything except imports.
 """
 
 import contextlib
@@ -41,14 +40,14 @@ def race(
 ) -> Race:
     """Train with every recipe once for each of the seeds spec.seed, spec.seed + 1 …
 
-    All do the same work: no phase stops early and none is undone.
+    All run the same phases and epochs: no phase stops early and none is undone.
 
     Args:
         also: dtype policies in which the plain recipe is trained as well.
         folder: an existing one for temporary files and the log of the processes.
 
     Raises:
-        SpecError: the plain recipe cannot do what the spec says.
+        SpecError: the plain recipe does not support a setting of the spec.
         DataError, WeightsError: as in a run.
         RunError: a process crashed.
     """
@@ -59,9 +58,9 @@ def race(
     log = folder / "run.log"
     with _scratch(folder) as scratch:
         given = {"spec": spec_to_dict(spec), "scratch": scratch}
-        reporter.info("Every image is checked once, and the splits of every seed are laid out.")
+        reporter.info("Every image is checked once, and the splits of every seed are linked.")
         found = call_in_subprocess(
-            survey, title="the survey", log=log, num_seeds=num_seeds, **given
+            survey, title="the preparation of the race", log=log, num_seeds=num_seeds, **given
         )
         runs = _plan_runs(spec, num_seeds=num_seeds, also=also)
         timings: list[Timing] = []
@@ -83,7 +82,7 @@ def race(
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[str]:
-    """A folder for links and empty caches, cleared of the files of a killed race."""
+    """A folder for links and empty caches, without the files of an interrupted race."""
     scratch = folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -98,30 +97,30 @@ def _equal_work(spec: RunSpec) -> RunSpec:
     if names:
         raise SpecError(
             "a phase has the name of a stage of the race",
-            expected=f"any name but {', '.join((*STAGES, TOTAL))}",
+            expected=f"any name except {', '.join((*STAGES, TOTAL))}",
             received=", ".join(sorted(names)),
             fix="set phases.N.name",
         )
     if spec.num_trials > 1:
         raise SpecError(
             "a study of several trainings cannot be raced",
-            expected="folds=1, seeds=1 and halvings=0; --seeds says how often each runs",
+            expected="folds=1, seeds=1 and halvings=0; --seeds is the number of runs of each",
             received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
             fix="leave these fields out",
         )
     if spec.training.sampling != "natural":
         raise SpecError(
-            "the plain recipe cannot sample classes in balance",
+            "the plain recipe cannot sample classes equally often",
             expected="training.sampling=natural",
             received=spec.training.sampling,
-            fix="set training.sampling=natural, and training.class_weights=balanced if need be",
+            fix="set training.sampling=natural, and training.class_weights=balanced if needed",
         )
     patience = {f"phases.{number}.patience_epochs": 0 for number in range(len(spec.phases))}
     return override(spec, {"training.rollback": False, **patience})
 
 
 def _plan_runs(spec: RunSpec, *, num_seeds: int, also: Sequence[str]) -> list[tuple[str, RunSpec]]:
-    """Name and spec of every training, in alternating order: slow hours then affect all alike."""
+    """Name and spec of every training, in alternating order so that a slow machine affects all."""
     runs = []
     for number in range(num_seeds):
         seeded = override(spec, {"seed": spec.seed + number})

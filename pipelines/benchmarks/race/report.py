@@ -101,7 +101,7 @@ def _limits(limits: dict[str, Any]) -> str:
     if limits["extraction_per_second"] is None:
         return f"{text}."
     return (
-        f"{text}; extraction made {limits['extraction_per_second']:,.0f} views/s, "
+        f"{text}; extraction reached {limits['extraction_per_second']:,.0f} views/s, "
         f"{100 * limits['share_of_slower']:.0f} % of the slower one."
     )
 

@@ -1,4 +1,4 @@
-"""The processes of a race: they lay out the splits, measure the limits, and train one recipe.
+"""The processes of a race: link the splits, measure the limits, and train one recipe.
 
 Called through `call_in_subprocess`, so the public functions take and return JSON values.
 """
@@ -32,13 +32,13 @@ from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_
 from pipelines.benchmarks.race.timings import EXTRACTION, READING, SETUP, TEST, Timing, timed
 
 _MOST_FILES = 2_000
-"""Files that decoding is measured on."""
+"""Number of files that decoding is measured on."""
 
 _FORWARD_SECONDS = 2.0
 
 
 def survey(spec: dict[str, Any], scratch: str, num_seeds: int) -> dict[str, dict[str, float]]:
-    """Lay out the splits of every seed, and measure the limits of this machine.
+    """Link the splits of every seed into folders, and measure the limits of this machine.
 
     Returns:
         `num_images` by split, and `limits`, the fields of `Limits`.
@@ -63,12 +63,12 @@ def lay_out(spec: RunSpec, scratch: str, num_seeds: int) -> dict[str, float]:
 
 
 def splits_folder(scratch: str, seed: int) -> Path:
-    """Where `lay_out` puts the splits of a seed."""
+    """The folder in which `lay_out` writes the splits of a seed."""
     return Path(scratch) / f"splits-{seed}"
 
 
 def _measure_limits(spec: RunSpec, scratch: str) -> dict[str, float]:
-    """Images a second of decoding with resizing alone, and of the frozen layers alone."""
+    """Images per second of decoding with resizing alone, and of the frozen layers alone."""
     train = splits_folder(scratch, spec.seed) / "train"
     files = sorted(train.glob("*/*"), key=lambda file: file.name)
     batch_size = min(spec.training.batch_size, len(files))
@@ -94,11 +94,11 @@ def _read(files: Sequence[Path], spec: RunSpec) -> list[DecodedImage]:
 
 
 def _forward_rate(spec: RunSpec, pixels: np.ndarray, *, num_views: int) -> float:
-    """Views a second through the frozen layers, on decoded images.
+    """Views per second through the frozen layers, on decoded images.
 
     Args:
         pixels: uint8 [B, S, S, 3].
-        num_views: how many an extraction would compute; for few of them no variant is compiled.
+        num_views: views that an extraction would compute; for few views no variant is compiled.
     """
     classifier = prepare_classifier(spec, SingleLabel(("a", "b")))
     cuts = list(find_cuts(classifier, spec.phases, 0).values())
@@ -148,7 +148,7 @@ def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
 
 
 def _run_ours(spec: RunSpec, cold: Path, name: str, *, splits_hash: str) -> Timing:
-    """The steps of a run without its export; its cache lies in the empty folder `cold`."""
+    """The steps of a run without its export, with a cache in the empty folder `cold`."""
     stages: dict[str, float] = {}
     silent = SilentReporter()
     with contextlib.ExitStack() as held:
@@ -192,5 +192,5 @@ def _split_seconds(
 
 
 def _extraction_rate(extraction_stats: Sequence[ExtractionStats]) -> float | None:
-    """Views a second, without the choice of a precision; None where no features were extracted."""
+    """Views per second, without the choice of a precision; None without extracted features."""
     return extraction_stats[0].rate if extraction_stats else None

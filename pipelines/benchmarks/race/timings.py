@@ -1,4 +1,4 @@
-"""Timings of a race, one for each recipe and seed, and how they compare."""
+"""Timings of a race, one for each recipe and seed, and their comparison."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class Timing:
         accuracy: on the test split at the end, 0 to 1.
         peak_mb: peak memory of the process, 10^6 bytes.
         stored_mb: decoded images and features that were cached, 10^6 bytes; None without a cache.
-        extraction_rate: views a second through the frozen layers; None where none was extracted.
+        extraction_rate: views per second through the frozen layers; None where none was extracted.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        """Of all stages together."""
+        """Seconds of all stages together."""
         return sum(self.stages.values())
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper limits of any extraction on this machine, images a second."""
+    """Upper limits of any extraction on this machine, images per second."""
 
     decode_rate: float
     forward_rate: float
@@ -78,7 +78,7 @@ def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
     `rows`: one for each timing and stage. `ratio`: the plain recipe's median seconds divided by
     this package's, for every stage that both have and in total.
     `accuracy_difference`: this package minus plain, paired by seed; no interval from one seed.
-    `limits`: images or views a second.
+    `limits`: images or views per second.
     """
     plain, ours = of(timings, PLAIN), of(timings, OURS)
     by_seed = {timing.seed: timing.accuracy for timing in plain}

@@ -225,9 +225,9 @@ def test_a_time_budget_ends_the_search_with_the_best_so_far(small_spec, tmp_path
     found = search(spec, tmp_path / "s")
     assert 1 <= len(found.trials) < 6
     told = " ".join(describe_winner(found))
-    # The grid's first trial is the spec as it was.
+    # The grid's first trial is the original spec.
     assert not found.winner.is_better_than_default
-    assert "keep that" in told
+    assert "keep the original spec" in told
     assert found.winner.result.run.is_complete
 
 
@@ -251,7 +251,7 @@ def test_an_interrupted_search_goes_on_to_identical_scores(
     # Two ended before and the third was begun; four are left, then the winner and the spec itself.
     assert len(calls) == 3 + 4 + 2
     assert done.num_before == 2
-    assert "2 that ended before left out" in describe_winner(done)[-1]
+    assert "without 2 trials that had ended before" in describe_winner(done)[-1]
     write_search(done)
     with pytest.raises(RunError, match="finished"):
         search(small_spec, tmp_path / "s", resume=True)
