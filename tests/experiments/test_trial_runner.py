@@ -67,10 +67,10 @@ def test_memory_stays_flat(runner: TrialRunner):
         for number in range(first, last):
             runner.train(runner.vary({RATE: 1e-3 * (1 + number)}))
 
-    train(0, 8)
+    train(0, 10)
     gc.collect()
     before, models = resident_mb(), _num_models()
-    train(8, 24)
+    train(10, 30)
     gc.collect()
     assert _num_models() <= models
     assert resident_mb() < 1.05 * before
