@@ -161,8 +161,11 @@ def structure(name: str) -> Structure:
 
 
 def test_stages_are_the_same_for_every_width():
-    for name in set(BACKBONES) - GIANTS:
-        row = BACKBONES[name]
+    rows = [row for name, row in BACKBONES.items() if name not in GIANTS]
+    # Rows that tests register later are not among those built here.
+    rows = [row for row in rows if isinstance(row.builder, Application)]
+    assert len(rows) > 30
+    for row in rows:
         assert row.stages == BACKBONES[BUILT[graph_of(row)]].stages
 
 
