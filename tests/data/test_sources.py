@@ -58,7 +58,7 @@ def test_read_records_lists_class_folders_in_order(tmp_path):
         ("cat/b.PNG", "cat", None, None),
     ]
     assert records.class_names == ("ant", "cat")
-    assert records.targets.values == [0, 1, 1]
+    assert records.targets.values.tolist() == [0, 1, 1]
     assert records.file(0).is_file()
     assert records.file(0).is_absolute()
     assert records.notes == ()

@@ -114,13 +114,13 @@ def test_study_json_agrees_with_the_predictions(validated, out_of_fold):
     content = read_json(validated.run.study_file)
     right = [row["label"] == row["prediction"] for row in out_of_fold]
     whole = content["summary"]["out_of_fold"]
-    assert whole["accuracy"] == pytest.approx(np.mean(right))
+    assert whole["score"] == pytest.approx(np.mean(right))
     assert whole["interval"] == pytest.approx(wilson(sum(right), len(right)))
     by_fold = [
         np.mean([r for r, row in zip(right, out_of_fold, strict=True) if row["fold"] == fold])
         for fold in "123"
     ]
-    assert [trial["accuracy"] for trial in content["trials"]] == pytest.approx(by_fold)
+    assert [trial["score"] for trial in content["trials"]] == pytest.approx(by_fold)
     over = content["summary"]["over_groups"]
     assert [over["minimum"], over["median"], over["maximum"]] == pytest.approx(sorted(by_fold))
     assert over["standard_deviation"] == pytest.approx(np.std(by_fold, ddof=1))
@@ -178,7 +178,7 @@ def test_a_repeat_is_the_run_with_that_seed(digits_folder, cache, tmp_path):
     study = study_of(spec, tmp_path / "seeds")
     content = read_json(study.run.study_file)
     assert [trial["seed"] for trial in content["trials"]] == [4, 5]
-    accuracies = [trial["accuracy"] for trial in content["trials"]]
+    accuracies = [trial["score"] for trial in content["trials"]]
     assert content["summary"]["over_groups"]["mean"] == pytest.approx(np.mean(accuracies))
 
     single = override(spec, {"seeds": 1, "seed": 5})
@@ -223,7 +223,7 @@ def test_learning_curve_halves_down_to_a_image_a_class_on_shared_views(
     assert [group["train_size"] for group in groups] == [21, 10]
     for group, (one, other) in zip(groups, ((0, 2), (1, 3)), strict=True):
         accuracies = [study.trials[number].score for number in (one, other)]
-        assert group["median"] == group["accuracy"] == pytest.approx(np.mean(accuracies))
+        assert group["median"] == group["score"] == pytest.approx(np.mean(accuracies))
         assert [group["minimum"], group["maximum"]] == sorted(accuracies)
         assert group["interval"] is None
     assert collector.alive[3] == collector.alive[1], "something of every trial is kept"

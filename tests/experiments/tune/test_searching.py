@@ -87,7 +87,7 @@ def test_the_winner_is_a_run_with_the_weights_of_its_trial(found):
     metrics = read_json(winner.metrics_file)
     assert metrics["phases"][-1]["val_score"] == found.winner.trial.val_score
     assert metrics["phases"][-1]["val_loss"] == found.winner.trial.val_loss
-    assert metrics["phases"][-1]["test_accuracy"] is None
+    assert metrics["phases"][-1]["test_score"] is None
     rows = read_json(winner.path / "splits.json")["rows"]
     assert metrics["test"]["num_examples"] == len(rows["test"])
     assert metrics["export"]["label_agreement"] == 1.0
