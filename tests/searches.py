@@ -39,7 +39,7 @@ def make_spec(folder, cache, **changes) -> RunSpec:
         model=ModelSpec(backbone="small", last_stage="stage1", weights="none"),
         phases=(PhaseSpec(name="frozen", epochs=2),),
         training=TrainingSpec(rollback=False),
-        cache=CacheSpec(folder=str(cache), precision="float32"),
+        cache=CacheSpec(folder=str(cache), precision="float32", dtype="float32"),
     )
     search = {"search.tuner": "grid", "search.refits": 0, "search.space": SPACE}
     return override(spec, {**search, **changes})
