@@ -16,11 +16,11 @@ from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.summary import describe_images
 from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
-from keras_transfer.export.contract import next_version
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.storage.run_folder import next_version
 from keras_transfer.tasks.registry import read_task
 
 

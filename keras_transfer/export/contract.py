@@ -114,18 +114,3 @@ class Contract:
         content: dict[str, Any] = dataclasses.asdict(self) | {"class_hash": self.class_hash}
         del content["class_names"]
         (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def version_folders(folder: Path) -> dict[int, Path]:
-    """The versions in a folder by number; other names are ignored."""
-    found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        # 'isdecimal' accepts other alphabets' digits, and '007' would be a second name for '7'.
-        if path.name.isascii() and path.name.isdecimal() and str(int(path.name)) == path.name:
-            found[int(path.name)] = path
-    return found
-
-
-def next_version(export_folder: Path) -> Path:
-    """The folder of the next version: one more than the highest existing one."""
-    return export_folder / str(max(version_folders(export_folder), default=0) + 1)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from keras_transfer.errors import ExportError, SpecError
-from keras_transfer.export.contract import version_folders
 from keras_transfer.fields import option
+from keras_transfer.storage.run_folder import version_folders
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _LEAST: Final = 1e-3

@@ -20,7 +20,7 @@ from google.protobuf.json_format import MessageToDict
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from keras_transfer.errors import ExportError, KerasTransferError
-from keras_transfer.export.contract import CARD_FILE, Contract, version_folders
+from keras_transfer.export.contract import CARD_FILE, Contract
 from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
 from keras_transfer.export.saved_model.writer import MODEL_FILE
 from keras_transfer.serving.batching import Batcher, batch_sizes
@@ -32,6 +32,7 @@ from keras_transfer.serving.protocol import (
     version_status,
 )
 from keras_transfer.serving.settings import Settings
+from keras_transfer.storage.run_folder import version_folders
 
 _log = logging.getLogger(__name__)
 

@@ -30,8 +30,7 @@ from PIL import Image
 from keras_transfer.config import load_spec
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, RunError
-from keras_transfer.export.contract import version_folders
-from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_folder import RunFolder, version_folders
 
 NUM_CLIENTS: Final = 32
 NUM_ROUNDS: Final = 7

@@ -17,8 +17,10 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.inference.prediction import TASK_FILE
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.single_label import SingleLabel
 
 __all__ = ["class_names", "classifier", "make_classifier", "photos"]
@@ -32,6 +34,7 @@ def run_folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory
     folder = RunFolder.create(tmp_path_factory.mktemp("serving") / "run")
     folder.write_json("spec.json", spec_to_dict(SPEC))
     folder.write_class_names(class_names)
+    folder.write_json(TASK_FILE, describe_task(SingleLabel(tuple(class_names))))
     with folder.replacing("model.keras") as path:
         classifier.save(path)
     version = folder.export_folder / "1"

@@ -15,10 +15,11 @@ from keras_transfer.config import override
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.export.bundle.deployment import FILES, deliver, dns_name
 from keras_transfer.export.card import Card, hash_weights, make_card
-from keras_transfer.export.contract import CARD_FILE, next_version
+from keras_transfer.export.contract import CARD_FILE
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names
+from keras_transfer.storage.run_folder import next_version
 from keras_transfer.tasks.single_label import SingleLabel
 
 NAME = "Photos_of 2 things"
