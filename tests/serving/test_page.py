@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.data.reading import read_pixels
+from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
@@ -157,7 +157,7 @@ def watched(browser) -> Iterator[Watched]:
 
 def square_of(file: Path) -> np.ndarray:
     (image,) = read_pixels([file], image_size=32, resize="crop", max_megapixels=1)
-    assert isinstance(image, Image)
+    assert isinstance(image, DecodedImage)
     return image.pixels
 
 
