@@ -226,7 +226,7 @@ def test_explain_files_explains_the_class_that_is_asked_for(run: LoadedRun, phot
 
 
 def test_explain_files_refuses_a_class_that_the_run_does_not_have(run: LoadedRun):
-    with pytest.raises(DataError, match="has no class 'tempel'") as failure:
+    with pytest.raises(DataError, match="has no output 'tempel'") as failure:
         explain_files(run, [], class_name="tempel")
     assert "did you mean 'temple'?" in str(failure.value)
 
