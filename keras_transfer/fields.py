@@ -5,6 +5,7 @@ Every error names the dotted field, the accepted values and the nearest known na
 
 import dataclasses
 import difflib
+import importlib
 import tomllib
 import types
 import typing
@@ -29,6 +30,23 @@ def nearest(name: str, known: Sequence[str]) -> str:
     if matches:
         return f"did you mean {matches[0]!r}?"
     return f"choose one of {', '.join(sorted(known))}"
+
+
+def load_row(rows: Mapping[str, str], name: str, problem: str) -> Any:
+    """What a registry's row names as "module:attribute"; the module is imported.
+
+    Raises:
+        SpecError: there is no row of this name; `problem` says so in the words of the registry.
+    """
+    if name not in rows:
+        raise SpecError(
+            problem,
+            expected=f"one of {', '.join(rows)}",
+            received=name,
+            fix=nearest(name, list(rows)),
+        )
+    module, _, attribute = rows[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def raise_unknown(dotted: str, name: str, known: Sequence[str]) -> typing.NoReturn:

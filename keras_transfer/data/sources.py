@@ -3,13 +3,11 @@
 No image is opened here: the audit does that. What the targets mean is decided by the task.
 """
 
-import importlib
-from collections.abc import Callable
 from typing import Final
 
 from keras_transfer.data.records import Listing
 from keras_transfer.errors import DataError, SpecError
-from keras_transfer.fields import nearest
+from keras_transfer.fields import load_row
 from keras_transfer.specs import DataSpec
 
 SOURCES: Final = {
@@ -28,7 +26,7 @@ def read_records(spec: DataSpec) -> Listing:
         SpecError: the source is unknown, or two splits are given the same name.
     """
     _check_split_names(spec)
-    read = _find(spec.source)
+    read = load_row(SOURCES, spec.source, f"data.source={spec.source!r} is unknown")
     try:
         return read(spec)
     except OSError as error:
@@ -38,19 +36,6 @@ def read_records(spec: DataSpec) -> Listing:
             received=str(error),
             fix="correct the permissions, or set data.path to another place",
         ) from error
-
-
-def _find(name: str) -> Callable[[DataSpec], Listing]:
-    if name not in SOURCES:
-        raise SpecError(
-            f"data.source={name!r} is unknown",
-            expected=f"one of {', '.join(SOURCES)}",
-            received=name,
-            fix=nearest(name, list(SOURCES)),
-        )
-    module, _, function = SOURCES[name].partition(":")
-    read: Callable[[DataSpec], Listing] = getattr(importlib.import_module(module), function)
-    return read
 
 
 def _check_split_names(spec: DataSpec) -> None:

@@ -1,11 +1,10 @@
 """The table of training methods, by the name in `phases.N.method`."""
 
 import dataclasses
-import importlib
 from typing import Any, Final
 
 from keras_transfer.errors import SpecError
-from keras_transfer.fields import build, nearest
+from keras_transfer.fields import build, load_row
 from keras_transfer.methods.method import Method
 from keras_transfer.specs import PhaseSpec, RunSpec
 
@@ -41,21 +40,11 @@ def make_method(phase: PhaseSpec, number: int) -> Method:
     Raises:
         SpecError: the method or one of its options is unknown or out of range.
     """
-    kind = _find(phase.method, f"phases.{number}.method")
+    kind = load_row(
+        METHODS, phase.method, f"phases.{number}.method: there is no method called {phase.method!r}"
+    )
     method: Method = kind(_options(kind, phase, f"phases.{number}.method_options"))
     return method
-
-
-def _find(name: str, field: str) -> Any:
-    if name not in METHODS:
-        raise SpecError(
-            f"{field}: there is no method called {name!r}",
-            expected=f"one of {', '.join(METHODS)}",
-            received=name,
-            fix=nearest(name, list(METHODS)),
-        )
-    module, _, attribute = METHODS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _options(kind: Any, phase: PhaseSpec, field: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from keras_transfer.data.records import Record, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import SpecError
-from keras_transfer.fields import build, nearest
+from keras_transfer.fields import build, load_row
 from keras_transfer.specs import RunSpec
 from keras_transfer.tasks.task import Task
 
@@ -27,7 +27,7 @@ def make_task(spec: RunSpec, records: Sequence[Record]) -> Task:
         SpecError: the task or one of its options is unknown.
         DataError: the targets are not valid for the task.
     """
-    kind = _find(spec.task)
+    kind = load_row(TASKS, spec.task, f"there is no task called {spec.task!r}")
     task: Task = kind.of(records, spec, _options(kind, spec.task_options))
     return task
 
@@ -55,7 +55,8 @@ def restore_task(description: Mapping[str, Any], names: Sequence[str]) -> Task:
     Raises:
         SpecError: the task or one of its options is unknown.
     """
-    kind = _find(description["task"])
+    name = description["task"]
+    kind = load_row(TASKS, name, f"there is no task called {name!r}")
     options = _options(kind, description["options"])
     task: Task = kind(tuple(names), options, **description["state"])
     return task
@@ -65,18 +66,6 @@ def register_layers() -> None:
     """Import all tasks, which register their layers with Keras, so that saved models load."""
     for row in TASKS.values():
         importlib.import_module(row.partition(":")[0])
-
-
-def _find(name: str) -> Any:
-    if name not in TASKS:
-        raise SpecError(
-            f"there is no task called {name!r}",
-            expected=f"one of {', '.join(TASKS)}",
-            received=name,
-            fix=nearest(name, list(TASKS)),
-        )
-    module, _, attribute = TASKS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _options(kind: Any, values: Mapping[str, Any]) -> Any:
