@@ -77,7 +77,7 @@ class NumberedShards:
     """
 
     def __init__(self, folder: Path, cache_key: CacheKey, known: Container[str], numbers: range):
-        self._folder, self._recipe, self._known = folder, cache_key, known
+        self._folder, self._cache_key, self._known = folder, cache_key, known
         self._numbers = iter(numbers)
         self._keys: set[str] = set()
         self.written: list[tuple[int, list[str]]] = []
@@ -94,7 +94,7 @@ class NumberedShards:
         """
         number = next(self._numbers)
         with explained(self._folder):
-            write_shard(self._folder, number, entry=self._recipe.digest, keys=keys, rows=rows)
+            write_shard(self._folder, number, entry=self._cache_key.digest, keys=keys, rows=rows)
         self._keys.update(keys)
         self.written.append((number, list(keys)))
 

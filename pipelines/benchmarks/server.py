@@ -35,7 +35,6 @@ from keras_transfer.storage.run_folder import RunFolder, version_folders
 NUM_CLIENTS: Final = 32
 NUM_ROUNDS: Final = 7
 _MAX_IMAGES: Final = 64
-_START_SECONDS: Final = 300
 
 
 @dataclass(frozen=True, kw_only=True)

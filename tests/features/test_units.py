@@ -1,4 +1,4 @@
-"""Chunks are planned once, and the cache ends up with the same files whoever computes them."""
+"""Chunks are planned once, and the cache holds the same files on any number of workers."""
 
 import dataclasses
 import hashlib
@@ -73,7 +73,7 @@ def crew_of(num_hosts: int, order: int):
 
 
 @pytest.mark.parametrize(("num_hosts", "order"), [(1, -1), (2, 1), (4, -1)])
-def test_the_store_has_the_same_bits_whoever_computes_a_unit(
+def test_the_store_has_the_same_bits_with_any_worker_pool(
     requests, undisturbed, tmp_path, num_hosts, order
 ):
     features, stats = run(requests, tmp_path, crew_of(num_hosts, order))
@@ -172,11 +172,11 @@ def test_a_crew_is_called_where_nothing_is_missing(requests, tmp_path):
     run(requests, tmp_path)
     called = []
 
-    def nobody(chunks, feature_writer, on_views):
+    def compute_nothing(chunks, feature_writer, on_views):
         called.append(list(chunks))
         return iter(())
 
-    _, stats = run(requests, tmp_path, nobody)
+    _, stats = run(requests, tmp_path, compute_nothing)
     assert called == [[]]
     assert stats.num_found == 3 * NUM_IMAGES
 

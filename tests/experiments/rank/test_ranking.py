@@ -141,10 +141,10 @@ def test_the_best_within_the_limits_is_recommended(ranked):
         limited = advise(with_speeds(ranked, [20.0, 2.0], **limits))
         assert limited.recommended == other
         assert f"Without the limits {best} would lead" in limited.sentence
-    nobody = advise(with_speeds(ranked, [20.0, 2.0], max_latency_ms=1.0, max_size_mb=0.001))
-    assert nobody.recommended is None
-    assert "No candidate is within max_latency_ms=1 and max_size_mb=0.001" in nobody.sentence
-    assert f"the fastest is {other} with 2 ms" in nobody.sentence
+    refused = advise(with_speeds(ranked, [20.0, 2.0], max_latency_ms=1.0, max_size_mb=0.001))
+    assert refused.recommended is None
+    assert "No candidate is within max_latency_ms=1 and max_size_mb=0.001" in refused.sentence
+    assert f"the fastest is {other} with 2 ms" in refused.sentence
 
 
 def test_the_fastest_of_those_that_cannot_be_told_apart_is_recommended(ranked):
