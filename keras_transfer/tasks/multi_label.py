@@ -19,7 +19,7 @@ from keras_transfer.fields import nearest, option
 from keras_transfer.models.activations import Activation
 from keras_transfer.models.head import head_layers
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
-from keras_transfer.tasks.task import Monitor, TaskDefaults
+from keras_transfer.tasks.task import Monitor, TaskDefaults, check_spelling
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -658,13 +658,4 @@ def _check_names(names: Sequence[str], where: str) -> None:
             received="empty cells only",
             fix="fill the cells, or set data.label_column to another column",
         )
-    by_folded_name: dict[str, str] = {}
-    for name in names:
-        twin = by_folded_name.setdefault(name.casefold(), name)
-        if twin != name:
-            raise DataError(
-                f"{where} has two labels whose names differ only by case",
-                expected="one spelling for each label",
-                received=f"{twin!r} and {name!r}",
-                fix="merge the two, or rename one of them",
-            )
+    check_spelling(names, where, "label", "labels")

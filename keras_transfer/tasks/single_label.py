@@ -22,7 +22,7 @@ from keras_transfer.fields import nearest
 from keras_transfer.models.activations import Activation
 from keras_transfer.models.head import head_layers
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
-from keras_transfer.tasks.task import CardText, Draw, Monitor, TaskDefaults
+from keras_transfer.tasks.task import CardText, Draw, Monitor, TaskDefaults, check_spelling
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -362,16 +362,7 @@ def _check_classes(class_names: Sequence[str], where: str) -> None:
             received=f"one class only, {class_names[0]!r}" if class_names else "no class",
             fix="add a second class, or point data.path one level up or down",
         )
-    by_folded_name: dict[str, str] = {}
-    for name in class_names:
-        twin = by_folded_name.setdefault(name.casefold(), name)
-        if twin != name:
-            raise DataError(
-                f"{where} has two classes whose names differ only by case",
-                expected="one spelling for each class",
-                received=f"{twin!r} and {name!r}",
-                fix="merge the two, or rename one of them",
-            )
+    check_spelling(class_names, where, "class", "classes")
 
 
 def _check_every_class_is_trained(items: Sequence[Record], where: str) -> None:

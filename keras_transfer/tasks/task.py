@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_transfer.data.records import Record
 from keras_transfer.data.targets import Targets
+from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation, Headline, Table
 from keras_transfer.models.activations import Activation
 from keras_transfer.specs import ModelSpec, TrainingSpec
@@ -320,3 +321,17 @@ class TaskDefaults:
         """Checks that the names are those of the model."""
         wrong = any(list(row) != list(self.names) for row in served["output_names"])
         return ["output_names are not those of the model"] if wrong else []
+
+
+def check_spelling(names: Sequence[str], where: str, one: str, several: str) -> None:
+    """Raise DataError if two names differ only by case; `one` and `several` say what they name."""
+    by_folded_name: dict[str, str] = {}
+    for name in names:
+        twin = by_folded_name.setdefault(name.casefold(), name)
+        if twin != name:
+            raise DataError(
+                f"{where} has two {several} whose names differ only by case",
+                expected=f"one spelling for each {one}",
+                received=f"{twin!r} and {name!r}",
+                fix="merge the two, or rename one of them",
+            )
