@@ -241,3 +241,9 @@ def describe_fields(cls: type = RunSpec, prefix: str = "") -> Iterator[tuple[str
             empty = field.default is None or field.default is dataclasses.MISSING
             default = "none" if empty else str(field.default)
             yield f"{prefix}{field.name}", default, text
+
+
+def images_at(path: str | Path) -> dict[str, str]:
+    """The fields for images at a path: a CSV file by its suffix, else a folder of classes."""
+    kind = "csv" if Path(path).suffix.lower() == ".csv" else "folder"
+    return {"data.source": kind, "data.path": str(path)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from keras_transfer.config import override
+from keras_transfer.config import images_at, override
 from keras_transfer.data.audit import pixels_key
 from keras_transfer.data.records import Records
 from keras_transfer.devices.strategy import current
@@ -132,6 +132,4 @@ def _check_unchanged(records: Records, run: LoadedRun) -> None:
 
 
 def _other_images(run: LoadedRun, data_path: str) -> Records:
-    source = "csv" if Path(data_path).suffix.lower() == ".csv" else "folder"
-    changes = {"data.source": source, "data.path": data_path}
-    return read_task(override(run.spec, changes))[1]
+    return read_task(override(run.spec, images_at(data_path)))[1]

@@ -21,7 +21,7 @@ from typing import Any, Final
 import keras
 import numpy as np
 
-from keras_transfer.config import load_spec, override
+from keras_transfer.config import images_at, load_spec, override
 from keras_transfer.data.audit import Audited, audit, pixels_key
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.plain import make_plain
@@ -324,9 +324,7 @@ def make_spec(
     path = Path(source)
     if path.suffix.lower() in (".toml", ".json") or (path / "spec.json").is_file():
         return override(load_spec(path), changes)
-    kind = "csv" if path.suffix.lower() == ".csv" else "folder"
-    given = {"name": path.stem or "run", "data.source": kind, "data.path": str(source)}
-    return override(base, given | changes)
+    return override(base, {"name": path.stem or "run", **images_at(source), **changes})
 
 
 def _dotted(name: str) -> str:
