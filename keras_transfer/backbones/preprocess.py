@@ -20,6 +20,7 @@ class Preprocess(keras.layers.Layer):
     - 'caffe': BGR order, minus ImageNet's mean of each channel;
     - 'tf': x / 127.5 - 1, so -1 to 1;
     - 'torch': x / 255, minus ImageNet's mean, divided by its standard deviation;
+    - 'lite': (x - 127) / 128;
     - 'none': unchanged, for trunks that scale their input themselves.
 
     Stateless, and built from scalars only: captured constant tensors become extra inputs when
@@ -33,7 +34,7 @@ class Preprocess(keras.layers.Layer):
                 "the mode of Preprocess is unknown",
                 expected=f"one of {', '.join(get_args(Mode))}",
                 received=repr(mode),
-                fix="use one of these four",
+                fix="use one of these",
             )
         self.mode = mode
 
@@ -43,6 +44,8 @@ class Preprocess(keras.layers.Layer):
             return x
         if self.mode == "tf":
             return x / 127.5 - 1.0
+        if self.mode == "lite":
+            return (x - 127.0) / 128.0
         channels = [x[..., index : index + 1] for index in range(3)]
         if self.mode == "caffe":
             shifted = zip(reversed(channels), CAFFE_MEANS_BGR, strict=True)

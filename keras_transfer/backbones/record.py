@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import keras
 
-Mode = Literal["caffe", "tf", "torch", "none"]
+Mode = Literal["caffe", "tf", "torch", "lite", "none"]
 
 
 class Stage(NamedTuple):
@@ -39,7 +39,7 @@ class WeightSource(Protocol):
         """Author and licence of the weights."""
 
     def find(self, backbone: Backbone) -> Path:
-        """The file of the whole network: `.weights.h5`, `.h5`, `.keras` or `.npz`.
+        """The file of the whole network: `.weights.h5`, `.h5`, `.keras`, `.npz` or `.pth`.
 
         Raises WeightsError, within seconds, if there is none.
         """

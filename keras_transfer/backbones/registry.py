@@ -1,14 +1,17 @@
 """The registry of backbones, by name."""
 
 import difflib
+from itertools import chain
 
-from keras_transfer.backbones import applications
+from keras_transfer.backbones import applications, efficientnet_lite
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import SpecError
 
 __all__ = ["BACKBONES", "Backbone", "get_backbone", "list_backbones"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in applications.rows()}
+BACKBONES: dict[str, Backbone] = {
+    row.name: row for row in chain(applications.rows(), efficientnet_lite.rows())
+}
 
 
 def list_backbones() -> list[str]:

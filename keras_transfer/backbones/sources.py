@@ -71,7 +71,7 @@ class PublishedWeights(NamedTuple):
         file = home / "models" / self.file
         if not file.exists():
             self._download(backbone, file, embedded)
-        received = _file_digest(file, like=self.digest)
+        received = file_digest(file, like=self.digest)
         if received != self.digest:
             raise WeightsError(
                 f"{file} is not the file that was published for {backbone.name}",
@@ -127,6 +127,7 @@ class PublishedWeights(NamedTuple):
                 f"set model.weights=embedded model.backbone={name} model.last_stage={stage} "
                 f"(embedded are {', '.join(others)})"
             )
+        fixes.append("set model.backbone=efficientnet_lite0, whose weights are in a Python package")
         return WeightsError(
             f"the weights of {backbone.name} are not on this machine and cannot be downloaded",
             expected=f"{file}, or a connection to {self.url}",
@@ -135,7 +136,7 @@ class PublishedWeights(NamedTuple):
         )
 
 
-def _file_digest(file: Path, *, like: str) -> str:
+def file_digest(file: Path, *, like: str) -> str:
     """The file's digest in hex, of the same kind as `like`; '' for ''."""
     if not like:
         return ""

@@ -1,7 +1,7 @@
 """Weights from files: loading, and errors for files that do not fit.
 
-HDF5 files have a whole network and are loaded before it is cut into a trunk; archives and the
-models of earlier runs may end at the same stage and are loaded after that.
+HDF5 files and those of PyTorch have a whole network and are loaded before it is cut into a trunk;
+archives and the models of earlier runs may end at the same stage and are loaded after that.
 """
 
 import warnings
@@ -16,14 +16,71 @@ import numpy as np
 from keras_transfer.backbones.archives import load_embedded
 from keras_transfer.backbones.preprocess import TORCH_MEANS_RGB, TORCH_STDS_RGB, Preprocess
 from keras_transfer.backbones.record import Backbone, Trunk
+from keras_transfer.backbones.torch_files import read_tensors
 from keras_transfer.errors import WeightsError
+
+NETWORK_FILES = (".h5", ".pth")
+_TORCH_NAMES = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> None:
-    """Load an HDF5 file into the whole network, whose input scaling must be that of `Preprocess`.
+    """Load a file with one of the suffixes `NETWORK_FILES` into the whole network.
 
-    Raises WeightsError if the file is damaged or has another network.
+    Raises WeightsError if the file is damaged, has another network, or scales its input otherwise.
     """
+    load = _load_torch if file.suffix == ".pth" else _load_hdf5
+    load(network, file, backbone)
+
+
+def _load_torch(network: keras.Model, file: Path, backbone: Backbone) -> None:
+    """Load a file of PyTorch, all of it but the classification layer, by the names of layers."""
+    tensors = {
+        _key(name): _channels_last(tensor)
+        for name, tensor in read_tensors(file).items()
+        if not name.startswith("_fc.") and not name.endswith(".num_batches_tracked")
+    }
+    variables = {
+        f"{layer.name}.{_TORCH_NAMES[variable.name]}": variable
+        for layer in network.layers
+        for variable in layer.weights
+    }
+    expected = {key: tuple(variable.shape) for key, variable in variables.items()}
+    received = {key: tensor.shape for key, tensor in tensors.items()}
+    if received != expected:
+        raise WeightsError(
+            f"{file} does not hold the weights of {backbone.name}",
+            expected=_describe([*expected.values()]),
+            received=_compare([*received.values()], [*expected.values()]),
+            fix="give a file of the same network",
+        )
+    for key, variable in variables.items():
+        variable.assign(tensors[key])
+
+
+def _key(name: str) -> str:
+    """'_blocks.0._bn1.bias' as 'blocks_0_bn1.bias': a layer's name and a tensor's."""
+    module, _, tensor = name.rpartition(".")
+    return f"{module.removeprefix('_').replace('._', '_').replace('.', '_')}.{tensor}"
+
+
+def _channels_last(tensor: np.ndarray) -> np.ndarray:
+    """A kernel [out, in, h, w] as [h, w, in, out], depthwise [out, 1, h, w] as [h, w, out, 1].
+
+    Other tensors are unchanged.
+    """
+    if tensor.ndim != 4:
+        return tensor
+    return tensor.transpose((2, 3, 0, 1) if tensor.shape[1] == 1 else (2, 3, 1, 0))
+
+
+def _load_hdf5(network: keras.Model, file: Path, backbone: Backbone) -> None:
+    """Load an HDF5 file, whose input scaling must be that of `Preprocess`."""
     try:
         with warnings.catch_warnings():
             # Keras only warns where layers keep their random weights.

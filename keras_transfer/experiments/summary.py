@@ -123,6 +123,7 @@ def describe_model(spec: RunSpec, classifier: Classifier) -> str:
     stages = [stage for stage in classifier.stages if stage != HEAD]
     weights = {
         "imagenet": "ImageNet weights",
+        "package": "the weights of an installed package",
         "embedded": "the weights that ship with the package",
         "none": "random weights",
     }.get(spec.model.weights, f"weights from {spec.model.weights}")

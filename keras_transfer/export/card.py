@@ -32,6 +32,7 @@ _PREPROCESSING: Final = {
     "caffe": "channels in the order BGR, minus ImageNet's mean of each channel",
     "tf": "scaled to −1…1",
     "torch": "scaled to 0…1, minus ImageNet's mean of each channel, divided by its deviation",
+    "lite": "minus 127, divided by 128",
     "none": "not scaled; the first layers of the network scale it",
 }
 

@@ -62,11 +62,12 @@ REPRESENTATIVES = {
     "mobilenet_v3_small_0.75": "stage3",
     "efficientnet_b0": "stage2",
     "efficientnet_v2_b0": "stage2",
+    "efficientnet_lite0": "stage2",
     "densenet121": "stage2",
     "xception": "stage3",
     "convnext_tiny": "stage2",
 }
-SAME_KINDS_OF_LAYERS = {"resnet50", "mobilenet_0.25", "efficientnet_v2_b0"}
+SAME_KINDS_OF_LAYERS = {"resnet50", "mobilenet_0.25", "efficientnet_v2_b0", "efficientnet_lite0"}
 """Those whose layers, once built, are all of kinds that the other representatives have."""
 
 Kinds = list[tuple]
@@ -101,10 +102,12 @@ def without_values() -> Iterator[None]:
     gc.unfreeze()
 
 
-def keras_network(row: Backbone, side: int, **arguments) -> keras.Model:
-    """The network as Keras builds it."""
-    constructor = getattr(keras.applications, row.builder.constructor)
+def whole_network(row: Backbone, side: int, **arguments) -> keras.Model:
+    """The network as Keras builds it, or, if Keras has none, as the row does."""
     pixels = keras.Input((side, side, 3))
+    if not isinstance(row.builder, Application):
+        return keras.Model(pixels, row.builder(pixels))
+    constructor = getattr(keras.applications, row.builder.constructor)
     return constructor(
         include_top=False,
         weights=None,
@@ -145,7 +148,7 @@ def structure(name: str) -> Structure:
     """Build a network without values and take down what is true of it."""
     row = BACKBONES[name]
     with without_values():
-        network = keras_network(row, row.image_size)
+        network = whole_network(row, row.image_size)
         split = split_stages(network, row.stages)
         own = {
             stage: [layer for layer in layers if not prepares_pixels(layer, row)]
@@ -217,6 +220,11 @@ def test_second_build_in_the_process_has_the_same_stages(built):
     }
 
 
+@pytest.mark.parametrize(
+    "built",
+    [name for name in REPRESENTATIVES if isinstance(BACKBONES[name].builder, Application)],
+    indirect=True,
+)
 def test_trunk_equals_keras_network_behind_its_own_preprocess_input(built):
     row, trunk, model = built
     if "include_preprocessing" in dict(row.builder.arguments) or row.leave_out:
@@ -237,7 +245,7 @@ def keras_network_with_weights_of(trunk) -> keras.Model:
         if "include_preprocessing" in dict(row.builder.arguments)
         else {}
     )
-    network = keras_network(row, row.minimal_size, **own_scaling)
+    network = whole_network(row, row.minimal_size, **own_scaling)
     split = split_stages(network, row.stages)
     for stage, layers in trunk.stages.items():
         theirs = [layer for layer in split[stage] if not prepares_pixels(layer, row)]

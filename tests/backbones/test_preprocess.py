@@ -1,17 +1,23 @@
 """`Preprocess` against the functions of keras.applications, in every dtype it may meet."""
 
 import sys
+from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_transfer.backbones.applications import Application
 from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.backbones.record import Mode
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.errors import SpecError
 
-MODES = ["caffe", "tf", "torch", "none"]
+MODES = get_args(Mode)
+APPLICATIONS = {
+    name: row for name, row in BACKBONES.items() if isinstance(row.builder, Application)
+}
 
 
 def random_pixels() -> np.ndarray:
@@ -25,7 +31,7 @@ def test_preprocess_equals_that_of_keras(mode):
     np.testing.assert_allclose(np.asarray(Preprocess(mode)(pixels)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
+@pytest.mark.parametrize("row", APPLICATIONS.values(), ids=APPLICATIONS)
 def test_preprocess_of_a_row_equals_its_module(row):
     """Modules that pass pixels through scale them in the network: see the contract test."""
     module = sys.modules[getattr(keras.applications, row.builder.constructor).__module__]
@@ -40,6 +46,13 @@ def test_preprocess_of_a_row_equals_its_module(row):
         np.testing.assert_allclose(
             np.asarray(Preprocess(row.preprocessing)(pixels)), expected, atol=1e-5
         )
+
+
+def test_mode_lite_is_nearly_that_of_tf():
+    pixels = random_pixels()
+    scaled = np.asarray(Preprocess("lite")(pixels))
+    np.testing.assert_allclose(scaled * 128 + 127, pixels, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(scaled, np.asarray(Preprocess("tf")(pixels)), atol=0.01)
 
 
 def test_mode_none_leaves_pixels_alone():
@@ -85,5 +98,5 @@ def test_preprocess_captures_no_tensors(mode):
 
 
 def test_preprocess_with_unknown_mode_is_refused():
-    with pytest.raises(SpecError, match="caffe, tf, torch, none"):
+    with pytest.raises(SpecError, match="caffe, tf, torch, lite, none"):
         Preprocess("bgr")

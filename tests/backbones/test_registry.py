@@ -37,7 +37,7 @@ def test_names_are_snake_case_with_their_size():
         assert re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*(\.\d+)?", name)
 
 
-@pytest.mark.parametrize("row", APPLICATIONS.values(), ids=APPLICATIONS)
+@pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
 def test_stages_are_in_order_and_reach_the_top(row):
     positions = [STAGE_NAMES.index(name) for name in row.stage_names]
     assert positions == sorted(set(positions))

@@ -44,6 +44,7 @@ FAMILIES = {
     "mobilenet_v3_small": Part(9, 0, "stage3"),
     "efficientnet_b0": Part(9, 0, "stage2"),
     "efficientnet_v2_b0": Part(10, 0, "stage3"),
+    "efficientnet_lite0": Part(9, 0, "stage2"),
     "convnext_tiny": Part(0, 0, "stage2"),
     "xception": Part(8, 0, "stage3"),
     "inception_v3": Part(26, 0, "stage3"),

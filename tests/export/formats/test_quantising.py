@@ -1,12 +1,14 @@
 """The graphs that converters and quantisation read have the outputs of the model."""
 
 from pathlib import Path
+from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 
 from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.backbones.record import Mode
 from keras_transfer.export.formats.source import inference_graph
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.storage.class_names import model_name
@@ -16,7 +18,7 @@ from keras_transfer.tasks.single_label import SingleLabel
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="the graph is made of TensorFlow's operations"
 )
-@pytest.mark.parametrize("mode", ["caffe", "tf", "torch", "none"])
+@pytest.mark.parametrize("mode", get_args(Mode))
 def test_the_inference_graph_equals_the_model_in_every_mode_of_preprocessing(mode, pixels):
     import tensorflow as tf
 
