@@ -19,6 +19,7 @@ from keras_transfer.fields import nearest, option
 from keras_transfer.models.activations import Activation
 from keras_transfer.models.head import head_layers
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
+from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_logistic
 from keras_transfer.tasks.task import Monitor, TaskDefaults, check_spelling
 
 if TYPE_CHECKING:
@@ -306,11 +307,13 @@ class MultiLabel(TaskDefaults):
 
     def loss(self, training: TrainingSpec) -> keras.losses.Loss:
         """Cross-entropy of the known labels."""
-        balanced = training.class_weights == "balanced"
-        weights = self.positive_weights if balanced else ()
         return KnownLabelsCrossEntropy(
-            list(weights) or None, label_smoothing=training.label_smoothing
+            self._weights_in_loss(training), label_smoothing=training.label_smoothing
         )
+
+    def _weights_in_loss(self, training: TrainingSpec) -> list[float] | None:
+        balanced = training.class_weights == "balanced"
+        return list(self.positive_weights) or None if balanced else None
 
     def metrics(self) -> list[keras.metrics.Metric]:
         """The mean average precision over bins."""
@@ -333,6 +336,28 @@ class MultiLabel(TaskDefaults):
         counts = np.asarray(_known(values).any(axis=1))
         weights: np.ndarray = (counts / max(counts.mean(), 1 / len(counts))).astype(np.float32)
         return weights
+
+    def solve_head(
+        self,
+        features: HeadFeatures,
+        values: np.ndarray,
+        training: TrainingSpec,
+        *,
+        strengths: tuple[float, ...] = (),
+    ) -> LinearHead:
+        """A logistic regression for each label on the images where it is known.
+
+        The loss of an image is the sum over its known labels, not the mean as in `loss`. Images
+        without a known label are left out of the standardisation as well.
+
+        Raises:
+            DataError: as `example_weights`, or a feature is not finite.
+        """
+        rows = np.flatnonzero(_known(values).any(axis=1))
+        values = values[rows]
+        weights = self.example_weights(values, training)[:, None]
+        weights = weights * np.where(values == 1, self._weights_in_loss(training) or 1, 1)
+        return solve_logistic(features.take(rows), values, weights, strengths=strengths)
 
     def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """1 minus Brier's score, the mean of (probability - target)² over known labels: 0 to 1.

@@ -18,6 +18,8 @@ from keras_transfer.evaluation.results import Headline, Table
 from keras_transfer.models.activations import Activation
 from keras_transfer.models.head import head_layers
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
+from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
+from keras_transfer.tasks.ridge import solve_ridge
 from keras_transfer.tasks.task import Monitor, TaskDefaults
 
 if TYPE_CHECKING:
@@ -316,6 +318,27 @@ class Regression(TaskDefaults):
         counts = (~np.isnan(values)).any(axis=1)
         weights: np.ndarray = (counts / max(counts.mean(), 1 / len(counts))).astype(np.float32)
         return weights
+
+    def solve_head(
+        self,
+        features: HeadFeatures,
+        values: np.ndarray,
+        training: TrainingSpec,  # noqa: ARG002
+        *,
+        strengths: tuple[float, ...] = (),
+    ) -> LinearHead:
+        """A ridge regression for each column on the images where it is known.
+
+        It minimises squared errors, not Huber's loss. Its logits are standardised by `means` and
+        `deviations`, and mapped to the user's units by the head's last layer. `strengths` are
+        penalties, chosen by leave-one-out errors.
+
+        Raises:
+            DataError: a column is empty or constant, or features are not finite or too many.
+        """
+        _check_columns(values, self.names, "the training split")
+        standardised = (values - np.array(self.means or 0.0)) / self.output_scale
+        return solve_ridge(features, standardised, penalties=strengths)
 
     def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Minus the mean absolute error in standard deviations, over the known columns."""

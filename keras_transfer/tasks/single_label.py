@@ -1,7 +1,7 @@
 """Single-label classification: every image belongs to exactly one class."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import keras
@@ -22,6 +22,7 @@ from keras_transfer.fields import nearest
 from keras_transfer.models.activations import Activation
 from keras_transfer.models.head import head_layers
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
+from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_softmax
 from keras_transfer.tasks.task import CardText, Draw, Monitor, TaskDefaults, check_spelling
 
 if TYPE_CHECKING:
@@ -142,6 +143,24 @@ class SingleLabel(TaskDefaults):
         counts = np.bincount(values, minlength=num_classes)
         weights: np.ndarray = (len(values) / (num_classes * counts)).astype(np.float32)[values]
         return weights
+
+    def solve_head(
+        self,
+        features: HeadFeatures,
+        values: np.ndarray,
+        training: TrainingSpec,
+        *,
+        strengths: tuple[float, ...] = (),
+    ) -> LinearHead:
+        """Multinomial logistic regression; `training.sampling=balanced` weighs classes equally.
+
+        Raises:
+            DataError: as `example_weights`, or a feature is not finite.
+        """
+        if training.sampling == "balanced":
+            training = replace(training, class_weights="balanced")
+        weights = self.example_weights(values, training)
+        return solve_softmax(features, self.encode(values), weights, strengths=strengths)
 
     def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """1 where the most probable class is the true one, else 0."""

@@ -17,6 +17,7 @@ from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation, Headline, Table
 from keras_transfer.models.activations import Activation
 from keras_transfer.specs import ModelSpec, TrainingSpec
+from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -143,6 +144,20 @@ class Task(Protocol):
 
     def example_weights(self, values: np.ndarray, training: TrainingSpec) -> np.ndarray:
         """Weights of training examples in the loss, float32 [N]."""
+
+    def solve_head(
+        self,
+        features: HeadFeatures,
+        values: np.ndarray,
+        training: TrainingSpec,
+        *,
+        strengths: tuple[float, ...] = (),
+    ) -> LinearHead | None:
+        """The optimal layer of logits on fixed features, or None where `loss` has no such solver.
+
+        Weights are those of `example_weights`; label smoothing does not apply. `strengths` has one
+        C, or several to choose from by cross-validation; by default the rule of the solver.
+        """
 
     def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Score of each prediction, float64 [N], higher is better; gains are their differences."""

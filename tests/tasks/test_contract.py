@@ -11,6 +11,7 @@ from keras_transfer.data.records import Record
 from keras_transfer.errors import SpecError
 from keras_transfer.models.activations import activate
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
+from keras_transfer.tasks.linear_head import HeadFeatures
 from keras_transfer.tasks.registry import TASKS, describe_task, make_task, restore_task
 from keras_transfer.tasks.task import Task
 
@@ -81,6 +82,31 @@ def test_the_head_ends_in_an_output_a_name(task):
     model = keras.Model(inputs, tensor)
     assert model.output_shape == (None, len(task.names))
     assert model.output.dtype == "float32"
+
+
+def test_a_solved_head_is_the_layer_of_logits(task):
+    values = task.targets(records(task.name)).values
+    task = task.scaled(values)
+    noise = np.random.default_rng(0).normal(size=(24, 2, 6)) / 10
+    noise[..., : len(task.names)] += np.nan_to_num(task.encode(values))[:, None]
+    views = noise.astype(np.float16)
+    features = HeadFeatures(lambda rows, view: views[rows, view], *views.shape)
+    head = task.solve_head(features, values, TrainingSpec(), strengths=(0.5, 1.0))
+    assert (head.kernel.dtype, head.bias.dtype) == (np.float64, np.float64)
+    assert (head.kernel.shape, head.bias.shape) == ((6, len(task.names)), (len(task.names),))
+    assert head.strength in (0.5, 1.0)
+    inputs = keras.Input((1, 1, 6))
+    tensor = inputs
+    for layer in task.head(ModelSpec(), seed=0):
+        tensor = layer(tensor)
+    model = keras.Model(inputs, tensor)
+    task.initialise(model)
+    losses = []
+    for kernel in (head.kernel, 0 * head.kernel):
+        model.get_layer("logits").set_weights([kernel, head.bias])
+        logits = keras.ops.convert_to_numpy(model(views[:, :1, None]))
+        losses.append(task.example_losses(values, activate(logits, task.activation)).mean())
+    assert losses[0] < losses[1] / 2
 
 
 def test_better_outputs_score_higher_and_lose_less(task):
