@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_transfer.backbones.graph import is_random_state
 from keras_transfer.devices.strategy import current, scope
 from keras_transfer.errors import DivergedError
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.storage.run_folder import RunFolder
 

@@ -1,0 +1,43 @@
+"""The graph of a network: its operations in order, and the tensors that all else passes through."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+
+class Call(NamedTuple):
+    """One operation of a graph, with the tensors that it reads and makes."""
+
+    operation: Any
+    reads: Sequence[keras.KerasTensor]
+    makes: Sequence[keras.KerasTensor]
+
+
+def find_bridges(calls: Sequence[Call]) -> list[bool]:
+    """Whether all later calls depend on the earlier ones through the tensor of this call alone.
+
+    The calls are sorted from the input up, so that each comes after those whose tensors it reads;
+    the input is one of them. Keras sorts operations by depth, which keeps this order.
+    """
+    producer = {id(tensor): number for number, call in enumerate(calls) for tensor in call.makes}
+    last_use = list(range(len(calls)))
+    for number, call in enumerate(calls):
+        for tensor in call.reads:
+            if id(tensor) in producer:
+                last_use[producer[id(tensor)]] = number
+    bridges, open_until = [], 0
+    for number, last in enumerate(last_use):
+        bridges.append(open_until <= number)
+        open_until = max(open_until, last)
+    return bridges
+
+
+def is_random_state(variable: keras.Variable) -> bool:
+    """Whether it is the state of a random generator, which is reset in every epoch."""
+    return "int" in variable.dtype
+
+
+def only_draws(layer: keras.layers.Layer) -> bool:
+    """Whether its only variable is the state of a random generator, as in dropout."""
+    return bool(layer.variables) and all(map(is_random_state, layer.variables))
