@@ -157,7 +157,8 @@ def rank_backbones(
 
     Args:
         source, preset: as for `fine_tune`.
-        backbones: two or more names, or dicts of `backbone`, `last_stage` and `weights`.
+        backbones: two or more names or paths, or dicts of `backbone`, `last_stage`, `weights` and
+            `preprocess`.
         output: the folder; by default the next free `saved_models/rank-<name>`.
         fields: fields of the ranking, such as `max_latency_ms`, and of the spec.
 

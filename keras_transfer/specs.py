@@ -83,9 +83,10 @@ class SearchSpec:
 class CandidateSpec:
     """One trunk to be ranked; fields that are None are those of the run's model."""
 
-    backbone: str = option("", "name in the table of backbones")
+    backbone: str = option("", "as model.backbone")
     last_stage: str | None = option(None, "as model.last_stage")
     weights: str | None = option(None, "as model.weights")
+    preprocess: str | None = option(None, "as model.preprocess")
     source_weights: str | None = option(
         None, "weights file of the whole network with its top: adds LEEP and NCE"
     )
@@ -98,8 +99,9 @@ class RankSpec:
     backbones: tuple[str | CandidateSpec, ...] = field(
         default=(),
         metadata={
-            "help": "two or more names, or tables {backbone=…, last_stage=…, weights=…, "
-            "source_weights=…}; fields that a table leaves out are those of the run's model; "
+            "help": "two or more names or paths, or tables {backbone=…, last_stage=…, weights=…, "
+            "preprocess=…, source_weights=…}; fields that a table leaves out are those of the "
+            "run's model; "
             "source_weights is a file of the whole network with its top and adds LEEP and NCE"
         },
     )
@@ -193,10 +195,20 @@ class ViewSpec:
 class ModelSpec:
     """Trunk, source of its weights, and head."""
 
-    backbone: str = option("resnet50", "name in the table of backbones")
+    backbone: str = option(
+        "resnet50",
+        "name in the table of backbones, or the path of a Keras model (.keras, .h5) or of a run",
+    )
     last_stage: str = option("", "cut the trunk after this stage, such as 'stage3' ('' = whole)")
     weights: str = option(
-        "imagenet", "'imagenet', 'embedded', 'none' or the path of a local weights file"
+        "imagenet",
+        "'imagenet', 'embedded', 'none' or the path of a local weights file; with a model file or "
+        "a run as backbone its own: 'file', the default there",
+    )
+    preprocess: str = option(
+        "",
+        "how pixels are scaled for the trunk: 'caffe', 'tf', 'torch' or 'none' ('' = as the "
+        "backbone's own weights, or as the model file does)",
     )
     pooling: Literal["avg", "max", "flatten"] = option(
         "avg", "how the feature map becomes a vector"

@@ -38,6 +38,9 @@ is below the first stage that can be cut at. `head` is everything above the back
 - `phases.N.unfreeze` names the lowest stage that trains.
 - `model.last_stage` cuts the backbone after a stage, which suits small images.
 - `model.weights=imagenet` downloads Keras's weights and verifies their checksum.
+
+`model.backbone` may also be the path of a Keras model or of a run, see
+[Your own network](../guides/own_network.md).
 """
 
 if __name__ == "__main__":

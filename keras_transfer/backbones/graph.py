@@ -1,6 +1,6 @@
 """The graph of a network: its operations in order, and the tensors that all else passes through."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -31,6 +31,21 @@ def find_bridges(calls: Sequence[Call]) -> list[bool]:
         bridges.append(open_until <= number)
         open_until = max(open_until, last)
     return bridges
+
+
+def bridges(images: keras.KerasTensor, calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
+    """The calls with one output through which all later ones depend on the images."""
+    found = find_bridges([Call(None, (), (images,)), *calls])[1:]
+    for number, (call, is_bridge) in enumerate(zip(calls, found, strict=True)):
+        if is_bridge and len(call.makes) == 1:
+            yield number, call
+
+
+def weights_of(call: Call) -> list[keras.Variable]:
+    """The variables of an operation; Normalization counts as having constants."""
+    if isinstance(call.operation, keras.layers.Normalization):
+        return []
+    return getattr(call.operation, "weights", [])
 
 
 def is_random_state(variable: keras.Variable) -> bool:

@@ -65,6 +65,8 @@ class Backbone:
     """Values of `model.weights` that name weights of this backbone, such as 'imagenet'."""
     leave_out: tuple[str, ...] = ()
     """Class names of the builder's layers that the trunk leaves out."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user on how a model file was read."""
 
     @property
     def stage_names(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import WeightsError
+from keras_transfer.storage.model_files import check_digest, find_file
 
 SUFFIXES = (".h5", ".keras", ".npz")
 CONNECT_SECONDS = 10.0
@@ -35,9 +36,9 @@ def find_source(backbone: Backbone, weights: str, *, last_stage: str) -> Path | 
         from keras_transfer.backbones.archives import find_embedded
 
         return find_embedded(backbone, last_stage)
-    file = Path(weights).expanduser()
+    file = find_file(weights)
     if file.is_file() and file.suffix in SUFFIXES:
-        return file
+        return check_digest(weights)
     names = (*backbone.weights, "embedded", "none")
     nearest = difflib.get_close_matches(weights, names, n=1)
     raise WeightsError(

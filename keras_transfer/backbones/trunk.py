@@ -35,11 +35,10 @@ def build_trunk(
     whole = len(kept) == len(backbone.stages) and not backbone.leave_out
     pixels = inputs if whole else keras.Input(inputs.shape[1:], dtype=inputs.dtype)
     network = _build_network(backbone, pixels)
-    if source and source.suffix == ".h5":
-        load_network(network, source, backbone=backbone)
+    is_loaded = not source or load_network(network, source, backbone=backbone)
     flat = network if whole else _copy_part(network, backbone, last=kept[-1], inputs=inputs)
     trunk = Trunk(backbone, flat.output, split_stages(flat, kept))
-    if source and source.suffix != ".h5":
+    if source and not is_loaded:
         load_trunk(trunk, source)
     return trunk
 
@@ -75,7 +74,8 @@ def _kept_stages(backbone: Backbone, last_stage: str) -> tuple[Stage, ...]:
 def last_tensor(network: keras.Model, stage: Stage) -> keras.KerasTensor:
     """The one tensor of the network through which later layers depend on the stage."""
     if stage.last_layer:
-        return network.get_layer(stage.last_layer).output
+        # Not `get_layer`: sums and activations of `keras.ops` are no layers.
+        return {one.name: one for one in network.operations}[stage.last_layer].output
     if stage.next_layer:
         return network.get_layer(stage.next_layer).input
     return network.output

@@ -14,16 +14,26 @@ import keras
 import numpy as np
 
 from keras_transfer.backbones.archives import load_embedded
+from keras_transfer.backbones.model_file import ModelGraph, OwnWeights
 from keras_transfer.backbones.preprocess import TORCH_MEANS_RGB, TORCH_STDS_RGB, Preprocess
 from keras_transfer.backbones.record import Backbone, Trunk
 from keras_transfer.errors import WeightsError
 
 
-def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> None:
-    """Load an HDF5 file into the whole network, whose input scaling must be that of `Preprocess`.
+def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> bool:
+    """Load a file into the whole network; False for one of a trunk, which is loaded later.
+
+    Those of the whole network are HDF5 files, whose input scaling must be that of `Preprocess`, and
+    the model file that the backbone was read from.
 
     Raises WeightsError if the file is damaged or has another network.
     """
+    if OwnWeights(file) in backbone.weights.values():
+        assert isinstance(backbone.builder, ModelGraph)
+        backbone.builder.copy_weights(network)
+        return True
+    if file.suffix != ".h5":
+        return False
     try:
         with warnings.catch_warnings():
             # Keras only warns where layers keep their random weights.
@@ -38,6 +48,7 @@ def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> Non
             fix="give a file of the same network, saved with include_top=False",
         ) from error
     _check_scaling(network, file)
+    return True
 
 
 def load_trunk(trunk: Trunk, file: Path) -> None:

@@ -40,6 +40,7 @@ from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
+from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.registry import read_task, restore_task
 from keras_transfer.tasks.task import Task
@@ -74,7 +75,8 @@ class Data:
 class Session:
     """The objects that one experiment uses; see `open_session`.
 
-    `spec` is the given one, with `cache.mode=off` where 'auto' found too little space. `records`
+    `spec` is the given one, with a model file or run as backbone resolved (`model_files.resolve`),
+    and with `cache.mode=off` where 'auto' found too little space. `records`
     are all that the source lists, `data.records` those that could be read. `run` is the folder of
     the results, None where nothing is written. `methods` has one method per phase.
     """
@@ -178,6 +180,7 @@ def open_session(
             or an option is unknown.
         DataError: the source cannot be listed.
     """
+    spec = resolve(spec)
     methods = make_methods(spec)
     if devices is None:
         devices = set_up(spec.devices, seed=spec.seed)
@@ -274,7 +277,7 @@ def build_model(
     Preprocessing is part of the model. All layers are trainable, and nothing is compiled.
 
     Args:
-        source: a backbone's name, or a spec whose `model` and `data.image_size` are used.
+        source: a backbone's name or path, or a spec whose `model` and `data.image_size` are used.
         class_names: names of the logits, in order.
         num_classes: the number of classes, where their names do not matter.
         fields: fields of the spec, see `make_spec`.

@@ -16,6 +16,7 @@ from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.model_files import OWN_WEIGHTS, find_file
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor
 from keras_transfer.training.fitting import Outcome
@@ -119,17 +120,19 @@ def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterat
 
 
 def describe_model(spec: RunSpec, classifier: Classifier) -> str:
-    """Trunk, weights, stages and BatchNormalization."""
+    """Trunk, weights, stages and BatchNormalization, and how a model file was read."""
     stages = [stage for stage in classifier.stages if stage != HEAD]
     weights = {
         "imagenet": "ImageNet weights",
         "embedded": "the weights that ship with the package",
         "none": "random weights",
-    }.get(spec.model.weights, f"weights from {spec.model.weights}")
+        OWN_WEIGHTS: "its own weights",
+    }.get(spec.model.weights, f"weights from {find_file(spec.model.weights)}")
+    backbone = classifier.trunk.backbone
     return (
-        f"{spec.model.backbone} with {weights}, stages {', '.join(stages)}, and a "
+        f"{backbone.name} with {weights}, stages {', '.join(stages)}, and a "
         f"{spec.model.head} head: {classifier.model.count_params():,} parameters; "
-        f"BatchNormalization {_describe_batchnorm(spec)}."
+        + " ".join([f"BatchNormalization {_describe_batchnorm(spec)}.", *backbone.notes])
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_transfer.reporting.numbers import percent, percent_range
 from keras_transfer.reporting.tables import Table
+from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import RunFolder, describe_environment
 from pipelines.benchmarks.race.plot import draw_race
 from pipelines.benchmarks.race.race import Race
@@ -149,8 +150,9 @@ def _markdown(race: Race, report: RaceReport) -> str:
     spec = race.spec
     seeds = sorted({timing.seed for timing in race.timings})
     what = (
-        f"Trained: {spec.model.backbone} at {spec.data.image_size} px, weights "
-        f"{spec.model.weights}, {spec.devices.precision}, batches of {spec.training.batch_size}, "
+        f"Trained: {title(spec.model.backbone)} at {spec.data.image_size} px, weights "
+        f"{title(spec.model.weights)}, {spec.devices.precision}, "
+        f"batches of {spec.training.batch_size}, "
         f"{' + '.join(f'{phase.epochs} epochs {phase.name}' for phase in spec.phases)}; "
         f"{', '.join(f'{number:,} {split}' for split, number in race.num_images.items())} "
         f"images; seeds {', '.join(map(str, seeds))}; {os.cpu_count()} processors."
