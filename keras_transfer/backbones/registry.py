@@ -1,13 +1,23 @@
-"""The registry of backbones, by name."""
+"""The registry of backbones, by name, and the way from a path to the backbone in a model file."""
 
+import dataclasses
 import difflib
 from itertools import chain
+from pathlib import Path
+from typing import get_args
 
 from keras_transfer.backbones import applications, efficientnet_lite
-from keras_transfer.backbones.record import Backbone
+from keras_transfer.backbones.record import Backbone, Mode
 from keras_transfer.errors import SpecError
+from keras_transfer.storage.model_files import (
+    SUFFIXES,
+    check_digest,
+    find_file,
+    names_file,
+    title,
+)
 
-__all__ = ["BACKBONES", "Backbone", "get_backbone", "list_backbones"]
+__all__ = ["BACKBONES", "Backbone", "get_backbone", "list_backbones", "register_backbone"]
 
 BACKBONES: dict[str, Backbone] = {
     row.name: row for row in chain(applications.rows(), efficientnet_lite.rows())
@@ -19,17 +29,71 @@ def list_backbones() -> list[str]:
     return list(BACKBONES)
 
 
-def get_backbone(name: str) -> Backbone:
-    """The backbone with that name.
+def register_backbone(backbone: Backbone) -> None:
+    """Add a backbone, which `model.backbone` can name in this process from now on.
 
-    Raises SpecError with the nearest names if there is none.
+    Raises SpecError if the name is that of another backbone, or would be read as a path.
     """
+    name = backbone.name
+    if names_file(name) or BACKBONES.get(name, backbone) != backbone:
+        raise SpecError(
+            f"a backbone cannot be registered as {name!r}",
+            expected="a name of its own, without a separator or the suffix of a file",
+            received="a path" if names_file(name) else "the name of another backbone",
+            fix="choose another name",
+        )
+    BACKBONES[name] = backbone
+
+
+def get_backbone(name: str, *, preprocess: str = "") -> Backbone:
+    """The backbone with that name, or the one in the model file with that path.
+
+    `preprocess` is the mode of `Preprocess` to use, '' for the backbone's own.
+
+    Raises SpecError with the nearest names if there is none, and for a file whose model cannot be
+    a backbone; WeightsError for a file that is damaged or was changed.
+    """
+    mode = next((mode for mode in get_args(Mode) if mode == preprocess), None)
+    if preprocess and not mode:
+        raise SpecError(
+            "model.preprocess is not a mode of Preprocess",
+            expected=f"one of {', '.join(get_args(Mode))}, or nothing for the backbone's own",
+            received=repr(preprocess),
+            fix="choose one of those modes",
+        )
+    if names_file(name):
+        file = _existing(name)
+        from keras_transfer.backbones.model_file import read_backbone
+
+        return read_backbone(file, title(name), preprocess=mode or "")
     if name in BACKBONES:
-        return BACKBONES[name]
-    nearest = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.5)
+        row = BACKBONES[name]
+        return dataclasses.replace(row, preprocessing=mode) if mode else row
     raise SpecError(
         "model.backbone is not a known backbone",
-        expected=f"one of {', '.join(BACKBONES)}",
+        expected=f"one of {', '.join(BACKBONES)}; or a path with a / or the suffix .keras or .h5",
         received=repr(name),
-        fix=f"did you mean {' or '.join(nearest)}?" if nearest else "choose one of those names",
+        fix=f"write ./{name} for the path" if Path(name).exists() else _suggest(name),
     )
+
+
+def _existing(name: str) -> Path:
+    """The model file of a path; SpecError if there is none."""
+    file = find_file(name)
+    if file.is_file() and file.suffix in SUFFIXES:
+        return check_digest(name)
+    winner = file.parent / "winner"
+    received = "a file of another kind" if file.is_file() else "no such file"
+    raise SpecError(
+        "model.backbone is not a name in the table of backbones, and not a model file",
+        expected="a name, the path of a whole model (.keras, .h5), or a finished run's folder",
+        received=f"{received}: {file.absolute()}",
+        fix=f"give {winner}, the best trial of this search"
+        if find_file(str(winner)).is_file()
+        else _suggest(Path(name).stem, otherwise="correct the path"),
+    )
+
+
+def _suggest(name: str, *, otherwise: str = "choose one of those names") -> str:
+    nearest = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(nearest)}?" if nearest else otherwise

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import WeightsError
+from keras_transfer.storage.model_files import check_digest, find_file
 
 SUFFIXES = (".h5", ".keras", ".npz")
 CONNECT_SECONDS = 10.0
@@ -35,9 +36,9 @@ def find_source(backbone: Backbone, weights: str, *, last_stage: str) -> Path | 
         from keras_transfer.backbones.archives import find_embedded
 
         return find_embedded(backbone, last_stage)
-    file = Path(weights).expanduser()
+    file = find_file(weights)
     if file.is_file() and file.suffix in SUFFIXES:
-        return file
+        return check_digest(weights)
     names = (*backbone.weights, "embedded", "none")
     nearest = difflib.get_close_matches(weights, names, n=1)
     raise WeightsError(
@@ -67,8 +68,7 @@ class PublishedWeights(NamedTuple):
         fails. Raises WeightsError, within seconds, if the file can neither be found nor
         downloaded, or differs from the published one.
         """
-        home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-        file = home / "models" / self.file
+        file = self._cached
         if not file.exists():
             self._download(backbone, file, embedded)
         received = file_digest(file, like=self.digest)
@@ -82,15 +82,37 @@ class PublishedWeights(NamedTuple):
             )
         return file
 
+    @property
+    def _cached(self) -> Path:
+        home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+        return home / "models" / self.file
+
+    def local(self) -> Path | None:
+        """The file in Keras's cache, unchecked; None where it would have to be downloaded."""
+        return self._cached if self._cached.is_file() else None
+
+    def unavailable(self) -> str:
+        """Why `find` would fail, without a download and within seconds; '' if it would not."""
+        if self.local():
+            return ""
+        try:
+            self._connect()
+        except OSError as error:
+            return f"are not on this machine and cannot be downloaded ({error})"
+        return ""
+
+    def _connect(self) -> None:
+        """Ask the server for the file; OSError within seconds if it does not respond."""
+        request = urllib.request.Request(self.url, method="HEAD")
+        urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
+
     def _download(self, backbone: Backbone, file: Path, embedded: Path | None) -> None:
         """Download to a temporary name, then rename the file; WeightsError if that fails."""
         import keras
 
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         try:
-            # Keras has no timeout for a server that does not respond.
-            request = urllib.request.Request(self.url, method="HEAD")
-            urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
+            self._connect()  # Keras has no timeout for a server that does not respond.
             file.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(file.parent, os.W_OK):  # Keras would silently write elsewhere.
                 raise PermissionError(f"{file.parent} cannot be written to")

@@ -8,7 +8,7 @@ import keras
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Stage, Trunk
 from keras_transfer.backbones.sources import find_source
-from keras_transfer.backbones.weights import NETWORK_FILES, load_network, load_trunk
+from keras_transfer.backbones.weights import load_network, load_trunk
 from keras_transfer.errors import SpecError
 
 __all__ = ["Trunk", "build_trunk", "last_tensor", "split_stages"]
@@ -35,11 +35,10 @@ def build_trunk(
     whole = len(kept) == len(backbone.stages) and not backbone.leave_out
     pixels = inputs if whole else keras.Input(inputs.shape[1:], dtype=inputs.dtype)
     network = _build_network(backbone, pixels)
-    if source and source.suffix in NETWORK_FILES:
-        load_network(network, source, backbone=backbone)
+    is_loaded = not source or load_network(network, source, backbone=backbone)
     flat = network if whole else _copy_part(network, backbone, last=kept[-1], inputs=inputs)
     trunk = Trunk(backbone, flat.output, split_stages(flat, kept))
-    if source and source.suffix not in NETWORK_FILES:
+    if source and not is_loaded:
         load_trunk(trunk, source)
     return trunk
 
@@ -75,7 +74,8 @@ def _kept_stages(backbone: Backbone, last_stage: str) -> tuple[Stage, ...]:
 def last_tensor(network: keras.Model, stage: Stage) -> keras.KerasTensor:
     """The one tensor of the network through which later layers depend on the stage."""
     if stage.last_layer:
-        return network.get_layer(stage.last_layer).output
+        # Not `get_layer`: sums and activations of `keras.ops` are no layers.
+        return {one.name: one for one in network.operations}[stage.last_layer].output
     if stage.next_layer:
         return network.get_layer(stage.next_layer).input
     return network.output

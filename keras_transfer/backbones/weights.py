@@ -14,12 +14,12 @@ import keras
 import numpy as np
 
 from keras_transfer.backbones.archives import load_embedded
+from keras_transfer.backbones.model_file import ModelGraph, OwnWeights
 from keras_transfer.backbones.preprocess import TORCH_MEANS_RGB, TORCH_STDS_RGB, Preprocess
 from keras_transfer.backbones.record import Backbone, Trunk
 from keras_transfer.backbones.torch_files import read_tensors
 from keras_transfer.errors import WeightsError
 
-NETWORK_FILES = (".h5", ".pth")
 _TORCH_NAMES = {
     "kernel": "weight",
     "gamma": "weight",
@@ -29,13 +29,23 @@ _TORCH_NAMES = {
 }
 
 
-def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> None:
-    """Load a file with one of the suffixes `NETWORK_FILES` into the whole network.
+def load_network(network: keras.Model, file: Path, *, backbone: Backbone) -> bool:
+    """Load a file into the whole network; False for one of a trunk, which is loaded later.
+
+    Those of the whole network are HDF5 files, whose input scaling must be that of `Preprocess`,
+    files of PyTorch, and the model file that the backbone was read from.
 
     Raises WeightsError if the file is damaged, has another network, or scales its input otherwise.
     """
-    load = _load_torch if file.suffix == ".pth" else _load_hdf5
-    load(network, file, backbone)
+    if OwnWeights(file) in backbone.weights.values():
+        assert isinstance(backbone.builder, ModelGraph)
+        backbone.builder.copy_weights(network)
+        return True
+    loaders = {".h5": _load_hdf5, ".pth": _load_torch}
+    if file.suffix not in loaders:
+        return False
+    loaders[file.suffix](network, file, backbone)
+    return True
 
 
 def _load_torch(network: keras.Model, file: Path, backbone: Backbone) -> None:
