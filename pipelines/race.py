@@ -1,7 +1,7 @@
 """Race: compare a plain Keras recipe with this package on your images and machine.
 
     python -m pipelines.race quickstart
-    python -m pipelines.race flowers data.path=my_photos --seeds 5 --also mixed_bfloat16
+    python -m pipelines.race my_photos --seeds 5 --also mixed_bfloat16
 
 Both train the same trunk and head through the same phases on the same splits, each training in a
 process of its own, in alternating order over the seeds. Writes race.json, race.md and race.png:

@@ -22,6 +22,7 @@ from keras_transfer.models.classifier import build_classifier
 from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.model_files import title
 from keras_transfer.tasks.task import Task
 
 
@@ -51,7 +52,7 @@ def probe(
         fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
         if spec.model.weights != "none":
             features = _features(spec, session.task, pixels)
-            fixed = {f"{spec.model.weights} weights": features, **fixed}
+            fixed = {f"{title(spec.model.weights)} weights": features, **fixed}
         random_spec = override(spec, {"model.weights": "none"})
         result: dict[tuple[str, int], list[float]] = {}
         for seed in range(num_seeds):

@@ -140,7 +140,7 @@ def fit_plain(
     recipe.model.compile(
         optimizer=make_optimizer(phase, recipe.classifier, steps_per_epoch=len(training)),
         loss=keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=spec.training.label_smoothing
+            from_logits=True, label_smoothing=spec.training.label_smoothing or 0.0
         ),
         metrics=["accuracy"],
     )

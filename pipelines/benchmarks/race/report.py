@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_transfer.reporting.numbers import percent, percent_range
 from keras_transfer.reporting.tables import Table
+from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import RunFolder, describe_environment
 from pipelines.benchmarks.race.plot import draw_race
 from pipelines.benchmarks.race.race import Race
@@ -80,8 +81,20 @@ def _headline(timings: Sequence[Timing], figures: dict[str, Any]) -> str:
         f"This package took {_seconds(total_seconds(ours))} s where the plain recipe took "
         f"{_seconds(total_seconds(plain))} s: {speed} ({', '.join(phases)}, once "
         f"{_seconds(once)} s were spent on reading and extraction); test accuracy {accuracies}, "
-        f"difference {_difference(figures['accuracy_difference'])}."
+        f"difference {_difference(figures['accuracy_difference'])}. "
+        f"{_time_to_accuracy(figures['time_to_accuracy'])}"
     )
+
+
+def _time_to_accuracy(value: dict[str, Any]) -> str:
+    if value["ratio"] is None:
+        return "It never reached the plain recipe's accuracy."
+    seeds = (
+        ""
+        if value["num_reached"] == value["num_seeds"]
+        else (f" in {value['num_reached']} of {value['num_seeds']} seeds")
+    )
+    return f"It reached the plain recipe's accuracy {_times(value['ratio'])} sooner{seeds}."
 
 
 def _difference(value: dict[str, Any]) -> str:
@@ -149,8 +162,9 @@ def _markdown(race: Race, report: RaceReport) -> str:
     spec = race.spec
     seeds = sorted({timing.seed for timing in race.timings})
     what = (
-        f"Trained: {spec.model.backbone} at {spec.data.image_size} px, weights "
-        f"{spec.model.weights}, {spec.devices.precision}, batches of {spec.training.batch_size}, "
+        f"Trained: {title(spec.model.backbone)} at {spec.data.image_size} px, weights "
+        f"{title(spec.model.weights)}, {spec.devices.precision}, "
+        f"batches of {spec.training.batch_size}, "
         f"{' + '.join(f'{phase.epochs} epochs {phase.name}' for phase in spec.phases)}; "
         f"{', '.join(f'{number:,} {split}' for split, number in race.num_images.items())} "
         f"images; seeds {', '.join(map(str, seeds))}; {os.cpu_count()} processors."

@@ -3,15 +3,16 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import mean, median, stdev
 from typing import Any
 
 from scipy.stats import t as student_t
 
 PLAIN, OURS = "plain", "ours"
-SETUP, READING, EXTRACTION, TEST = "setup", "reading images", "extraction", "test"
-STAGES = (SETUP, READING, EXTRACTION, TEST)
+SETUP, READING, EXTRACTION = "setup", "reading images", "extraction"
+REFIT, TEST = "refit", "test"
+STAGES = (SETUP, READING, EXTRACTION, REFIT, TEST)
 """Stages besides the phases."""
 TOTAL = "total"
 
@@ -26,6 +27,7 @@ class Timing:
         peak_mb: peak memory of the process, 10^6 bytes.
         stored_mb: decoded images and features that were cached, 10^6 bytes; None without a cache.
         extraction_rate: views per second through the frozen layers; None where none was extracted.
+        reached: seconds since the start and test accuracy, after each phase and at the end.
     """
 
     name: str
@@ -35,6 +37,11 @@ class Timing:
     peak_mb: float
     stored_mb: float | None = None
     extraction_rate: float | None = None
+    reached: list[tuple[float, float]] = field(default_factory=list)
+
+    def seconds_to(self, accuracy: float) -> float | None:
+        """Seconds until the test accuracy was at least this; None if it never was."""
+        return next((seconds for seconds, own in self.reached if own >= accuracy), None)
 
     @property
     def seconds(self) -> float:
@@ -78,7 +85,9 @@ def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
     `rows`: one for each timing and stage. `ratio`: the plain recipe's median seconds divided by
     this package's, for every stage that both have and in total.
     `accuracy_difference`: this package minus plain, paired by seed; no interval from one seed.
-    `limits`: images or views per second.
+    `time_to_accuracy`: the median over seeds of the plain recipe's seconds divided by those in
+    which this package reached the accuracy that the plain recipe has at its end; `num_reached` is
+    the number of seeds in which it did. `limits`: images or views per second.
     """
     plain, ours = of(timings, PLAIN), of(timings, OURS)
     by_seed = {timing.seed: timing.accuracy for timing in plain}
@@ -107,6 +116,7 @@ def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
         "accuracy_difference": asdict(
             estimate([timing.accuracy - by_seed[timing.seed] for timing in ours])
         ),
+        "time_to_accuracy": _time_to_accuracy(plain, ours),
         "limits": {
             "decode_and_resize_per_second": limits.decode_rate,
             "forward_per_second": limits.forward_rate,
@@ -114,6 +124,17 @@ def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
             "share_of_slower": None if extraction is None else extraction / limits.slower,
         },
     }
+
+
+def _time_to_accuracy(plain: Sequence[Timing], ours: Sequence[Timing]) -> dict[str, Any]:
+    by_seed = {timing.seed: timing for timing in plain}
+    ratios = [
+        by_seed[timing.seed].seconds / seconds
+        for timing in ours
+        if (seconds := timing.seconds_to(by_seed[timing.seed].accuracy)) is not None
+    ]
+    ratio = median(ratios) if ratios else None
+    return {"ratio": ratio, "num_reached": len(ratios), "num_seeds": len(ours)}
 
 
 def of(timings: Sequence[Timing], name: str) -> list[Timing]:
