@@ -14,9 +14,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keras_transfer.api import auto as auto
     from keras_transfer.api import fine_tune as fine_tune
     from keras_transfer.api import rank_backbones as rank_backbones
     from keras_transfer.api import tune as tune
+    from keras_transfer.backbones.record import Backbone
     from keras_transfer.backbones.registry import list_backbones as list_backbones
     from keras_transfer.config import load_spec as load_spec
     from keras_transfer.config import override as override
@@ -31,6 +33,7 @@ _MODULES = {
     "KerasTransferError": "errors",
     "Run": "experiments.finished_run",
     "RunSpec": "specs",
+    "auto": "api",
     "build_model": "experiments.session",
     "fine_tune": "api",
     "list_backbones": "backbones.registry",
@@ -46,6 +49,7 @@ __all__ = [
     "KerasTransferError",
     "Run",
     "RunSpec",
+    "auto",
     "build_model",
     "fine_tune",
     "list_backbones",
@@ -69,13 +73,19 @@ def __dir__() -> list[str]:
     return [*globals(), *_MODULES]
 
 
-def register() -> None:
-    """Register the package's layers with Keras, for `keras.models.load_model` of a model.keras.
+def register(*backbones: "Backbone") -> None:
+    """Register the package's layers with Keras, and backbones of your own under their names.
 
-    Needed only where Keras is imported after this package: importing the package later than Keras
-    does the same.
+    The layers are for `keras.models.load_model` of a model.keras. Registering them is needed only
+    where Keras is imported after this package: importing the package later than Keras does the
+    same. Backbones (`keras_transfer.backbones.record.Backbone`) are known in this process only.
+
+    Raises:
+        SpecError: the name of a backbone is taken, or would be read as a path.
     """
     importlib.import_module("keras_transfer.backbones.preprocess")
+    for backbone in backbones:
+        importlib.import_module("keras_transfer.backbones.registry").register_backbone(backbone)
 
 
 if "keras" in sys.modules:

@@ -1,4 +1,4 @@
-"""The Python interface: functions to fine-tune, search and rank.
+"""The Python interface: functions to fine-tune, search and rank, or all of it.
 
 Keyword arguments are fields of the spec: `backbone="vgg16"` is `model.backbone`. Names with dots
 are given as a dict, `**{"phases.0.epochs": 3}`.
@@ -11,20 +11,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_transfer.config import load_spec, override, spec_to_dict
+from keras_transfer.backbones.choice import choose_backbone
+from keras_transfer.config import (
+    dotted_fields,
+    is_images,
+    load_spec,
+    make_spec,
+    override,
+    spec_to_dict,
+)
 from keras_transfer.errors import SpecError
+from keras_transfer.experiments.auto.budget import Budget
+from keras_transfer.experiments.auto.report import show_auto, write_auto
+from keras_transfer.experiments.auto.search import run_auto
 from keras_transfer.experiments.finished_run import Run
 from keras_transfer.experiments.rank.ranking import rank
 from keras_transfer.experiments.rank.report import show_ranking, write_ranking
 from keras_transfer.experiments.run import run_transfer
-from keras_transfer.experiments.session import make_spec
 from keras_transfer.experiments.summary import show_result
 from keras_transfer.experiments.tune.best import WINNER
 from keras_transfer.experiments.tune.report import show_search, write_search
 from keras_transfer.experiments.tune.search import SUFFIX, run_search
 from keras_transfer.fields import build
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
-from keras_transfer.specs import DEFAULT_SPACE, ParameterSpec, RankSpec, RunSpec
+from keras_transfer.specs import DEFAULT_SPACE, AutoSpec, ParameterSpec, RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, start_run, vacated_on_refusal
 
@@ -46,7 +56,9 @@ def fine_tune(
         source: a folder with a sub-folder for each class, a CSV file, a run folder or spec file,
             or a spec. None uses the images of the preset.
         output: the run folder; by default the next free `saved_models/<name>`.
-        preset: a preset's name, such as "quickstart", or a TOML file; sets the fields not given.
+        preset: a preset's name, such as "lite", or a TOML file; sets the fields not given. Without
+            it and without a backbone, that is ResNet50 where its weights are on this machine or can
+            be downloaded, else EfficientNet-Lite0.
         resume: whether to continue the interrupted run in `output`.
         reporter: shows decisions and progress; by default on the terminal or in the notebook.
         fields: fields of the spec.
@@ -58,8 +70,8 @@ def fine_tune(
         RunError: the run cannot be written or resumed, or training diverged.
         ExportError: the exported model does not agree with the trained one.
     """
-    spec = _make_spec(source, preset, fields)
     reporter = reporter or TerminalReporter()
+    spec = _make_spec(source, preset, fields, reporter)
     if spec.num_trials > 1:
         raise SpecError(
             "fine_tune runs a single training, but this spec is a study of several trainings",
@@ -101,10 +113,10 @@ def tune(
         RunError: every trial failed, or the folder cannot be written.
     """
     given = fields if trials is None else {**fields, "search.trials": trials}
-    spec = _make_spec(source, preset, given)
+    reporter = reporter or TerminalReporter()
+    spec = _make_spec(source, preset, given, reporter)
     chosen = space or spec.search.space or _default_space(spec)
     spec = override(spec, {"search.space": {name: _entry(own) for name, own in chosen.items()}})
-    reporter = reporter or TerminalReporter()
     reporter.info(f"The search varies {', '.join(chosen)}.")
     folder = start_run(spec, output=output, resume=resume, suffix=SUFFIX)
     found = run_search(spec, folder, reporter=reporter)
@@ -157,7 +169,8 @@ def rank_backbones(
 
     Args:
         source, preset: as for `fine_tune`.
-        backbones: two or more names, or dicts of `backbone`, `last_stage` and `weights`.
+        backbones: two or more names or paths, or dicts of `backbone`, `last_stage`, `weights` and
+            `preprocess`.
         output: the folder; by default the next free `saved_models/rank-<name>`.
         fields: fields of the ranking, such as `max_latency_ms`, and of the spec.
 
@@ -166,13 +179,13 @@ def rank_backbones(
         DataError: the images cannot be used.
         RunError: features or results cannot be stored.
     """
-    names = {field.name for field in dataclasses.fields(RankSpec)}
-    own = {name: value for name, value in fields.items() if name in names}
-    others = {name: value for name, value in fields.items() if name not in names}
-    spec = _make_spec(source, preset, others)
+    own, others = _divide(fields, RankSpec)
+    reporter = reporter or TerminalReporter()
+    # The ranking chooses the backbone, so that of the spec does not matter.
+    base = preset if preset or isinstance(source, RunSpec) else "resnet50"
+    spec = _make_spec(source, base, others, reporter)
     candidates = [one if isinstance(one, str) else dict(one) for one in backbones]
     ranking = build(RankSpec, {**own, "backbones": candidates}, "", "the ranking")
-    reporter = reporter or TerminalReporter()
     folder = RunFolder.create(output or next_free(DEFAULT_PARENT, f"rank-{spec.name}"))
     with vacated_on_refusal(folder):
         found = rank(spec, ranking, reporter=reporter)
@@ -189,7 +202,49 @@ def rank_backbones(
     )
 
 
-def _make_spec(source: Source, preset: str | None, fields: Mapping[str, Any]) -> RunSpec:
+def auto(
+    source: RunSpec | str | os.PathLike[str],
+    *,
+    time_budget: str = "10m",
+    output: str | Path | None = None,
+    reporter: Reporter | None = None,
+    **fields: Any,
+) -> Run:
+    """Find the best model within a time budget and return its run, with auto.md and auto.json.
+
+    Ctrl-C ends the search, and the best model so far is finished.
+
+    Args:
+        source, output: as for `fine_tune`.
+        time_budget: time for everything, such as '90s', '10m' or '1.5h'.
+        fields: `max_latency_ms`, `max_size_mb`, `backbones` and `folds`, and fields of the spec.
+
+    Raises:
+        SpecError: the budget is too short, a trunk is unknown, or none can be used.
+        DataError, WeightsError, RunError, ExportError: as for `fine_tune`.
+    """
+    own, others = _divide(fields, AutoSpec)
+    settings = build(AutoSpec, {**own, "time_budget": time_budget}, "", "auto")
+    budget, reporter = Budget.start(time_budget), reporter or TerminalReporter()
+    spec = make_spec(source if isinstance(source, RunSpec) else Path(source), **others)
+    folder = start_run(spec, output=output, suffix="")
+    found = run_auto(spec, settings, folder, budget=budget, reporter=reporter)
+    write_auto(found)
+    if isinstance(reporter, TerminalReporter):
+        show_auto(found, reporter)
+    return Run(folder.path)
+
+
+def _divide(fields: Mapping[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that a dataclass has, and all others."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    own = {name: value for name, value in fields.items() if name in names}
+    return own, {name: value for name, value in fields.items() if name not in names}
+
+
+def _make_spec(
+    source: Source, preset: str | None, fields: Mapping[str, Any], reporter: Reporter
+) -> RunSpec:
     if source is None and preset is None:
         raise SpecError(
             "there are no images",
@@ -206,7 +261,10 @@ def _make_spec(source: Source, preset: str | None, fields: Mapping[str, Any]) ->
         )
     base = None if preset is None else load_spec(preset)
     given = source if isinstance(source, RunSpec | None) else Path(source)
-    return make_spec(given, base=base, **fields)
+    spec = make_spec(given, base=base, **fields)
+    if base is None and isinstance(given, Path) and is_images(given):
+        return choose_backbone(spec, dotted_fields(fields), reporter.info)
+    return spec
 
 
 def _default_space(spec: RunSpec) -> dict[str, ParameterSpec]:

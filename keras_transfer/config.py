@@ -20,6 +20,9 @@ from keras_transfer.specs import PretrainSpec, RunSpec
 PRESETS: Final = Path(__file__).parent / "presets"
 """Folder of the presets, `<name>.toml`; those of a pretraining are in `pretraining/`."""
 
+_SECTIONS: Final = ("data", "model", "training", "views", "devices", "cache", "search", "export")
+"""Sections in which a field's bare name is searched, in this order, after the spec itself."""
+
 _SPACE = "search.space"
 """The one field whose own names have dots."""
 
@@ -51,8 +54,9 @@ def load(kind: type[Spec], source: str | Path, *, presets: Path | None = None) -
     if not path.is_file():
         known = sorted(file.stem for file in presets.glob("*.toml")) if presets else []
         raise SpecError(
-            f"there is no preset, spec file or run folder called {str(source)!r}",
-            expected=f"a preset ({', '.join(known)}), a .toml or .json file, or a run folder",
+            f"there are no images, preset, spec file or run folder called {str(source)!r}",
+            expected="a folder of images or a CSV file, "
+            f"a preset ({', '.join(known)}), a .toml or .json file, or a run folder",
             received=str(source),
             fix=nearest(str(source), known) if known else "give the path of a spec file",
         )
@@ -232,8 +236,8 @@ def describe_fields(cls: type = RunSpec, prefix: str = "") -> Iterator[tuple[str
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             yield from describe_fields(hint, f"{prefix}{field.name}.")
-        elif typing.get_origin(hint) is tuple and isinstance(typing.get_args(hint)[0], type):
-            yield from describe_fields(typing.get_args(hint)[0], f"{prefix}{field.name}.N.")
+        elif typing.get_origin(hint) is tuple and (rows := _dataclass_in(hint)):
+            yield from describe_fields(rows, f"{prefix}{field.name}.N.")
         else:
             text = field.metadata["help"]
             if typing.get_origin(hint) is typing.Literal:
@@ -243,7 +247,68 @@ def describe_fields(cls: type = RunSpec, prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{field.name}", default, text
 
 
+def _dataclass_in(hint: Any) -> type | None:
+    entry = typing.get_args(hint)[0]
+    return entry if isinstance(entry, type) and dataclasses.is_dataclass(entry) else None
+
+
 def images_at(path: str | Path) -> dict[str, str]:
     """The fields for images at a path: a CSV file by its suffix, else a folder of classes."""
     kind = "csv" if Path(path).suffix.lower() == ".csv" else "folder"
     return {"data.source": kind, "data.path": str(path)}
+
+
+def make_spec(
+    source: RunSpec | str | Path | None, *, base: RunSpec | None = None, **fields: Any
+) -> RunSpec:
+    """A spec from a source of images and fields that differ from their defaults.
+
+    Args:
+        source: a spec; a `.toml` or `.json` file or a run folder with a spec; a CSV file; or a
+            folder with a sub-folder for each class. None keeps the images of `base`.
+        base: the other fields, for a CSV file or folder; by default the defaults.
+        fields: dotted names, `**{"phases.0.epochs": 3}`; or bare ones: `backbone` is
+            `model.backbone`, `batch_size` is `training.batch_size`.
+
+    Raises:
+        SpecError: a field is unknown, has the wrong type or is out of range.
+    """
+    changes = dotted_fields(fields)
+    base = base or RunSpec()
+    if isinstance(source, RunSpec | None):
+        return override(source or base, changes)
+    path = Path(source)
+    if not is_images(path):
+        return override(load_spec(path), changes)
+    return override(base, {"name": path.stem or "run", **images_at(source), **changes})
+
+
+def is_images(path: Path) -> bool:
+    """Whether a path is taken for images, a folder or CSV file, and not for a spec."""
+    return path.suffix.lower() not in (".toml", ".json") and not (path / "spec.json").is_file()
+
+
+def dotted_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values by dotted names.
+
+    Raises:
+        SpecError: the spec has no such field.
+    """
+    return {_dotted(name): value for name, value in fields.items()}
+
+
+def _dotted(name: str) -> str:
+    spec = RunSpec()
+    if "." in name or hasattr(spec, name):
+        return name
+    for section in _SECTIONS:
+        if hasattr(getattr(spec, section), name):
+            return f"{section}.{name}"
+    parts = [spec, *(getattr(spec, section) for section in _SECTIONS)]
+    known = [field.name for part in parts for field in dataclasses.fields(part)]
+    raise SpecError(
+        f"the spec has no field {name!r}",
+        expected="a field's own name, such as backbone, or its dotted one, model.backbone",
+        received=name,
+        fix=nearest(name, known),
+    )

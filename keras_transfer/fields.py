@@ -6,6 +6,7 @@ Every error names the dotted field, the accepted values and the nearest known na
 import dataclasses
 import difflib
 import importlib
+import re
 import tomllib
 import types
 import typing
@@ -13,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_transfer.errors import SpecError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def option(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -22,6 +25,25 @@ def option(default: Any, text: str, *, low: float | None = None, high: float | N
 
 class Typed(str):
     """A value as the user typed it; the type of its field decides how it is read."""
+
+
+def parse_duration(text: str, name: str) -> float:
+    """Seconds of '90s', '20m' or '1.5h' in the field `name`; '' is infinitely long.
+
+    Raises:
+        SpecError: it is anything else.
+    """
+    if not text:
+        return float("inf")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match or not float(match[1]):
+        raise SpecError(
+            f"{name} is not a duration",
+            expected="a number and its unit s, m or h, such as 20m",
+            received=repr(text),
+            fix=f"write {name}=20m",
+        )
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -9,10 +9,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
     PRESETS,
     describe_fields,
+    dotted_fields,
+    is_images,
     load_spec,
+    make_spec,
     override,
     parse_assignments,
 )
@@ -41,18 +45,27 @@ def _list_fields() -> str:
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the preset and its overrides to the arguments."""
+    """Add the images or the preset, and the fields to change, to the arguments."""
     known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.toml")))
     parser.add_argument(
-        "preset", help=f"a preset ({known}), a .toml or spec.json file, or a run folder"
+        "source",
+        help="a folder with a sub-folder of images for each class, or a CSV file; or a preset "
+        f"({known}), a .toml or spec.json file, or a run folder",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
 
 
 def read_spec(arguments: argparse.Namespace) -> RunSpec:
-    """The spec of a preset and its overrides."""
-    spec = load_spec(arguments.preset)
-    return override(spec, parse_assignments(arguments.overrides))
+    """The spec of the images or the preset, with the fields that are changed."""
+    changes, path = parse_assignments(arguments.overrides), Path(arguments.source)
+    if path.exists() and is_images(path):
+        return choose_backbone(make_spec(path, **changes), dotted_fields(changes), _say)
+    return override(load_spec(arguments.source), changes)
+
+
+def _say(text: str) -> None:
+    # What is printed to standard output may be read by another program.
+    print(text, file=sys.stderr)  # noqa: T201
 
 
 def positive(text: str) -> int:

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 VERBS = {
+    "auto": "find the best model within a time budget",
     "train": "train a model, evaluate it and export it",
     "tune": "search for better values of a spec's fields",
     "extract": "compute and store the features of frozen layers, with many processes",

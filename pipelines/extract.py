@@ -1,8 +1,8 @@
 """Extract: compute and store the features of a training, with many processes or machines.
 
-    python -m pipelines.extract flowers data.path=my_photos --workers 4
+    python -m pipelines.extract my_photos --workers 4
     python -m pipelines.extract saved_models/flowers --workers 4
-    RAY_ADDRESS=10.0.0.1:6379 python -m pipelines.extract flowers data.path=/shared/photos \\
+    RAY_ADDRESS=10.0.0.1:6379 python -m pipelines.extract /shared/photos \\
         cache.folder=/shared/features --workers 64
 
 A training with the same spec then reads them instead of running the frozen layers. Workers are

@@ -1,7 +1,7 @@
 """Probe: measure the value of pretrained weights on these images, with few labels.
 
     python -m pipelines.probe quickstart
-    python -m pipelines.probe flowers data.path=my_photos --labels 50,100,200
+    python -m pipelines.probe my_photos --labels 50,100,200
 
 Prints minimum, median and maximum accuracy over the seeds of a logistic regression on the trunk's
 features, on those of a random trunk, and on raw pixels.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from keras_transfer.devices import native_log_to
+from keras_transfer.storage.model_files import title
 from pipelines.arguments import add_spec_arguments, main_of, make_parser, read_spec, scratch_log
 
 
@@ -38,7 +39,10 @@ def _run(argv: Sequence[str] | None) -> None:
         header = ["features", *(f"{count} labels" for count in counts)]
         caption = f"accuracy in %: median, and minimum–maximum over {arguments.seeds} seeds"
         terminal.table(
-            f"Linear probes of {spec.model.backbone}", header, list(rows.values()), caption=caption
+            f"Linear probes of {title(spec.model.backbone)}",
+            header,
+            list(rows.values()),
+            caption=caption,
         )
 
 

@@ -10,15 +10,23 @@ measured. The recommendation is the fastest of the candidates within the limits 
 significantly worse than the best. Writes rank.json, rank.md and rank.png. `train` reuses the
 features.
 
-The default preset is flowers. `folds` are those of the linear probe.
+The default preset is resnet50. `folds` are those of the linear probe.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
-from keras_transfer.config import describe_fields, load_spec, override, parse_assignments
+from keras_transfer.config import (
+    describe_fields,
+    is_images,
+    load_spec,
+    make_spec,
+    override,
+    parse_assignments,
+)
 from keras_transfer.devices import native_log_to
 from keras_transfer.fields import build
 from keras_transfer.specs import RankSpec, RunSpec
@@ -26,7 +34,7 @@ from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, vacated_on_refusal
 from pipelines.arguments import main_of, make_parser
 
-DEFAULT_PRESET = "flowers"
+DEFAULT_PRESET = "resnet50"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="[preset] key=value",
-        help="a preset, spec file or run folder, then fields of the ranking and of the run",
+        metavar="[images or preset] key=value",
+        help="a folder of images, CSV file, preset, spec file or run folder, then fields of the "
+        "ranking and of the run",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write to (default: saved_models/rank-<name>)"
@@ -53,14 +62,17 @@ def read_words(words: Sequence[str]) -> tuple[RunSpec, RankSpec]:
     Raises:
         SpecError: a field is unknown, has a wrong type or is out of range.
     """
-    preset, *rest = words if "=" not in words[0] else (DEFAULT_PRESET, *words)
+    source, *rest = words if "=" not in words[0] else (DEFAULT_PRESET, *words)
     changes = parse_assignments(rest)
     own = {field.name for field in fields(RankSpec)}
     ranking = build(
         RankSpec, {name: text for name, text in changes.items() if name in own}, "", "the ranking"
     )
     others = {name: text for name, text in changes.items() if name not in own}
-    return override(load_spec(preset), others), ranking
+    path = Path(source)
+    if path.exists() and is_images(path):
+        return make_spec(path, base=load_spec(DEFAULT_PRESET), **others), ranking
+    return override(load_spec(source), others), ranking
 
 
 def _run(argv: Sequence[str] | None) -> None:

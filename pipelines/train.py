@@ -1,7 +1,7 @@
 """Train: from a folder of images to a fine-tuned, verified SavedModel in a run folder.
 
     python -m pipelines.train quickstart
-    python -m pipelines.train flowers data.path=my_photos model.backbone=mobilenet_0.25
+    python -m pipelines.train my_photos model.backbone=mobilenet_0.25
     python -m pipelines.train saved_models/flowers --output saved_models/flowers --resume
 
 A study is many trainings of one spec that share all stored features; it exports nothing:

@@ -1,8 +1,8 @@
 """Tune: search for better values of a spec's fields, at about the cost of one training.
 
     python -m pipelines.tune quickstart
-    python -m pipelines.tune flowers data.path=my_photos search.trials=40 search.time_budget=20m
-    python -m pipelines.tune flowers data.path=my_photos search.tuner=hyperband --workers 4
+    python -m pipelines.tune my_photos search.trials=40 search.time_budget=20m
+    python -m pipelines.tune my_photos search.tuner=hyperband --workers 4
     python -m pipelines.tune saved_models/flowers-search --resume
 
 The search space is the table [search.space] of the spec, or given here:
@@ -71,7 +71,7 @@ def _run(argv: Sequence[str] | None) -> None:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
     # A run folder given as the preset is the folder to resume.
-    named = arguments.preset if arguments.resume and Path(arguments.preset).is_dir() else None
+    named = arguments.source if arguments.resume and Path(arguments.source).is_dir() else None
     output = arguments.output or named
     if is_worker():
         run = wait_for_chief(spec, output)
