@@ -15,6 +15,7 @@ trials = 20
 "phases.1.unfreeze" = {values = ["stage5", "stage4"]}
 
 `RankSpec` sets which trunks are compared, and limits of latency and size for the chosen one.
+`AutoSpec` sets the time budget of `auto`, and limits for its trunk.
 """
 
 from dataclasses import dataclass, field
@@ -39,10 +40,9 @@ class ParameterSpec:
 
 
 DEFAULT_SPACE = {
-    "phases.0.learning_rate": ParameterSpec(low=3e-4, high=1e-2, sampling="log"),
-    "phases.1.learning_rate": ParameterSpec(low=3e-5, high=1e-3, sampling="log"),
+    "phases.0.method_options.strength": ParameterSpec(values=(0.01, 0.03, 0.1, 0.3)),
+    "phases.1.learning_rate": ParameterSpec(low=1e-4, high=3e-3, sampling="log"),
     "phases.1.unfreeze": ParameterSpec(values=("head", "last")),
-    "model.dropout": ParameterSpec(values=(0.0, 0.2, 0.5)),
     "training.label_smoothing": ParameterSpec(values=(0.0, 0.1)),
 }
 """What `keras_transfer.tune` varies where neither the call nor the spec has a search space."""
@@ -83,9 +83,10 @@ class SearchSpec:
 class CandidateSpec:
     """One trunk to be ranked; fields that are None are those of the run's model."""
 
-    backbone: str = option("", "name in the table of backbones")
+    backbone: str = option("", "as model.backbone")
     last_stage: str | None = option(None, "as model.last_stage")
     weights: str | None = option(None, "as model.weights")
+    preprocess: str | None = option(None, "as model.preprocess")
     source_weights: str | None = option(
         None, "weights file of the whole network with its top: adds LEEP and NCE"
     )
@@ -98,8 +99,9 @@ class RankSpec:
     backbones: tuple[str | CandidateSpec, ...] = field(
         default=(),
         metadata={
-            "help": "two or more names, or tables {backbone=…, last_stage=…, weights=…, "
-            "source_weights=…}; fields that a table leaves out are those of the run's model; "
+            "help": "two or more names or paths, or tables {backbone=…, last_stage=…, weights=…, "
+            "preprocess=…, source_weights=…}; fields that a table leaves out are those of the "
+            "run's model; "
             "source_weights is a file of the whole network with its top and adds LEEP and NCE"
         },
     )
@@ -113,6 +115,29 @@ class RankSpec:
     finalists: int = option(3, "how many candidates race=true fine-tunes", low=2)
     neighbours: int = option(5, "k of the k nearest neighbours", low=1)
     folds: int = option(5, "folds of the cross-validated linear probe", low=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoSpec:
+    """How long the best model is looked for, among which trunks."""
+
+    time_budget: str = option(
+        "10m", "time for everything, such as '90s', '10m' or '1.5h'; 60s or more"
+    )
+    max_latency_ms: float | None = option(
+        None, "most milliseconds for one image through the frozen layers on this machine", low=0.001
+    )
+    max_size_mb: float | None = option(
+        None, "most 10^6 bytes of the trunk's weights in float32", low=0.001
+    )
+    backbones: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "names of the trunks to try (empty = all whose weights are on this machine; "
+            "with model.weights other than 'imagenet' and 'package', that of the run's model)"
+        },
+    )
+    folds: int = option(5, "folds of the cross-validation that compares trunks and views", low=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,18 +218,27 @@ class ViewSpec:
 class ModelSpec:
     """Trunk, source of its weights, and head."""
 
-    backbone: str = option("resnet50", "name in the table of backbones")
+    backbone: str = option(
+        "resnet50",
+        "name in the table of backbones, or the path of a Keras model (.keras, .h5) or of a run",
+    )
     last_stage: str = option("", "cut the trunk after this stage, such as 'stage3' ('' = whole)")
     weights: str = option(
         "imagenet",
-        "'imagenet', 'package', 'embedded', 'none' or the path of a local weights file",
+        "'imagenet', 'package', 'embedded', 'none' or the path of a local weights file; with a "
+        "model file or a run as backbone its own: 'file', the default there",
+    )
+    preprocess: str = option(
+        "",
+        "how pixels are scaled for the trunk: 'caffe', 'tf', 'torch', 'lite' or 'none' ('' = as "
+        "the backbone's own weights, or as the model file does)",
     )
     pooling: Literal["avg", "max", "flatten"] = option(
         "avg", "how the feature map becomes a vector"
     )
     head: Literal["linear", "mlp"] = option("linear", "without or with a hidden layer")
     hidden_units: int = option(256, "width of the hidden layer of head = 'mlp'", low=1)
-    dropout: float = option(0.2, "share of features dropped in training", low=0, high=0.95)
+    dropout: float = option(0.0, "share of features dropped in training", low=0, high=0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +269,9 @@ class PhaseSpec:
     train_batchnorm: bool = option(
         False, "train BatchNormalization of unfrozen stages and update its statistics"
     )
+    min_images: int = option(
+        0, "leave the phase out where there are fewer training images than this", low=0
+    )
     method: str = option("supervised", "how the phase trains: a name in the table of methods")
     method_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "a table: the options of the method"}
@@ -246,8 +283,12 @@ class TrainingSpec:
     """Settings of all phases."""
 
     batch_size: int = option(32, "images per optimizer step, over all devices", low=1)
-    label_smoothing: float = option(
-        0.0, "share of the target spread over all classes", low=0, high=0.9
+    label_smoothing: float | None = option(
+        None,
+        "share of the target spread over all classes, where heads are not solved (none = 0.1 for "
+        "single labels, 0 for other tasks)",
+        low=0,
+        high=0.9,
     )
     class_weights: Literal["none", "balanced"] = option(
         "none", "'balanced' weighs the loss by inverse class frequency"
@@ -255,9 +296,13 @@ class TrainingSpec:
     sampling: Literal["natural", "balanced"] = option(
         "natural", "'balanced' draws every class equally often in an epoch"
     )
-    rollback: bool = option(True, "undo a phase that does not beat the one before")
-    rollback_errors: float = option(
-        1.0, "least gain of a phase, in standard errors of the paired difference", low=0
+    rollback: bool = option(
+        True,
+        "after each later phase, take the weights before it, after it, or between the two, "
+        "whichever has the lowest validation loss",
+    )
+    refit: bool = option(
+        True, "train once more on training and validation images together, before the test"
     )
 
 
@@ -321,8 +366,15 @@ class ExportSpec:
 
 
 TWO_PHASES = (
-    PhaseSpec(name="frozen", epochs=15, unfreeze="head", learning_rate=1e-3),
-    PhaseSpec(name="fine-tune", epochs=10, unfreeze="last", learning_rate=1e-4, layer_decay=0.7),
+    PhaseSpec(name="frozen", method="exact", epochs=15, unfreeze="head", learning_rate=1e-3),
+    PhaseSpec(
+        name="fine-tune",
+        epochs=10,
+        unfreeze="last",
+        learning_rate=1e-3,
+        layer_decay=0.7,
+        min_images=400,
+    ),
 )
 
 

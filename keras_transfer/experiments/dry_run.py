@@ -102,5 +102,7 @@ def _try_phases(
         (value,) = model.fit(batch, shuffle=False, verbose=0).history["loss"]
         rates = stage_rates(phase, classifier)
         unfrozen = "\n".join(rates)
-        speed = "\n".join(f"{rate:.1e}" for rate in rates.values())
-        yield phase.name, unfrozen, f"{num_trainable:,}", speed, str(phase.epochs), f"{value:.3f}"
+        speed, epochs = "\n".join(f"{rate:.1e}" for rate in rates.values()), str(phase.epochs)
+        if objective.solve and not objective.fits:
+            speed, epochs = "solved", "–"
+        yield phase.name, unfrozen, f"{num_trainable:,}", speed, epochs, f"{value:.3f}"

@@ -28,6 +28,7 @@ from keras_transfer.inference.prediction import LoadedRun, Prediction, expand_pa
 from keras_transfer.models.forward import BATCH_SIZE
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import RunFolder
 
 Files = str | os.PathLike[str]
@@ -51,7 +52,8 @@ class Run:
 
     def __repr__(self) -> str:
         classes = f"{len(self.class_names)} classes"
-        return f"Run({str(self.path)!r}: {self.spec.model.backbone}, {classes})\n{self.evaluation}"
+        backbone = title(self.spec.model.backbone)
+        return f"Run({str(self.path)!r}: {backbone}, {classes})\n{self.evaluation}"
 
     @cached_property
     def spec(self) -> RunSpec:

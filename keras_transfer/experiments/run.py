@@ -32,6 +32,7 @@ from keras_transfer.storage.run_start import start_run, vacated_on_refusal
 from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import Outcome, fit_phases
+from keras_transfer.training.refitting import Refit, initial_weights, refit
 
 
 def run_transfer(
@@ -69,8 +70,14 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
         writes = session.devices.host == 0
         if writes:
             session.write_splits()
+        initial = initial_weights(classifier, phase_inputs)
         outcomes = fit_phases(classifier, phase_inputs, reporter=reporter, run=run, profile=profile)
         task = _fitted(session.task, classifier, phase_inputs)
+        refitted = None
+        if phase_inputs.refits:
+            refitted = refit(
+                classifier, phase_inputs, outcomes, initial=initial, reporter=reporter, run=run
+            )
         outputs = phase_inputs.predict(classifier, data.splits.test)
         test = evaluate_test(task, data, outputs, seed=spec.seed)
         proof = None
@@ -84,11 +91,11 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             )
             run.write_json("cache.json", cache_use)
             reporter.info(describe_saving(cache_use))
-            run.write_json("metrics.json", _metrics(outcomes, test, proof))
+            run.write_json("metrics.json", _metrics(outcomes, refitted, test, proof))
     wait_for_all()
     if writes:
         shutil.rmtree(run.checkpoint_folder)
-    return Result(run, classifier, outcomes, test, proof, time.perf_counter() - started)
+    return Result(run, classifier, outcomes, refitted, test, proof, time.perf_counter() - started)
 
 
 def _check_single(spec: RunSpec) -> None:
@@ -154,13 +161,16 @@ def _write(
     )
 
 
-def _metrics(outcomes: Sequence[Outcome], test: Evaluation, proof: Proof) -> dict[str, Any]:
+def _metrics(
+    outcomes: Sequence[Outcome], refitted: Refit | None, test: Evaluation, proof: Proof
+) -> dict[str, Any]:
     phases = [asdict(outcome) for outcome in outcomes]
     for phase in phases:
         # history.csv has them.
         del phase["history"]
     return {
         "phases": phases,
+        "refit": refitted and asdict(refitted),
         "test": test.to_dict(),
         "export": {
             # The largest difference of outputs depends on which network was fastest, so

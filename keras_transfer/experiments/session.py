@@ -21,7 +21,7 @@ from typing import Any, Final
 import keras
 import numpy as np
 
-from keras_transfer.config import images_at, load_spec, override
+from keras_transfer.config import make_spec, override
 from keras_transfer.data.audit import Audited, audit, pixels_key
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.plain import make_plain
@@ -33,13 +33,13 @@ from keras_transfer.experiments.summary import describe_data, describe_model
 from keras_transfer.features.extraction import WorkerPool, this_process
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
 from keras_transfer.features.source import Source
-from keras_transfer.fields import nearest
 from keras_transfer.methods.method import Method
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
+from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.registry import read_task, restore_task
 from keras_transfer.tasks.task import Task
@@ -47,9 +47,6 @@ from keras_transfer.training.fitting import prepare_classifier
 
 _PIXELS_SHARE: Final = 0.5
 """Largest share of the cache that decoded images may use: features need space as well."""
-
-_SECTIONS: Final = ("data", "model", "training", "views", "devices", "cache", "search", "export")
-"""Sections in which a field's bare name is searched, in this order, after the spec itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +71,8 @@ class Data:
 class Session:
     """The objects that one experiment uses; see `open_session`.
 
-    `spec` is the given one, with `cache.mode=off` where 'auto' found too little space. `records`
+    `spec` is the given one, with a model file or run as backbone resolved (`model_files.resolve`),
+    and with `cache.mode=off` where 'auto' found too little space. `records`
     are all that the source lists, `data.records` those that could be read. `run` is the folder of
     the results, None where nothing is written. `methods` has one method per phase.
     """
@@ -178,6 +176,7 @@ def open_session(
             or an option is unknown.
         DataError: the source cannot be listed.
     """
+    spec = resolve(spec)
     methods = make_methods(spec)
     if devices is None:
         devices = set_up(spec.devices, seed=spec.seed)
@@ -274,7 +273,7 @@ def build_model(
     Preprocessing is part of the model. All layers are trainable, and nothing is compiled.
 
     Args:
-        source: a backbone's name, or a spec whose `model` and `data.image_size` are used.
+        source: a backbone's name or path, or a spec whose `model` and `data.image_size` are used.
         class_names: names of the logits, in order.
         num_classes: the number of classes, where their names do not matter.
         fields: fields of the spec, see `make_spec`.
@@ -300,45 +299,3 @@ def build_model(
     task = restore_task({"task": spec.task, "options": spec.task_options, "state": {}}, names)
     size, seed = spec.data.image_size, spec.seed
     return build_classifier(spec.model, image_size=size, task=task, seed=seed).model
-
-
-def make_spec(
-    source: RunSpec | str | Path | None, *, base: RunSpec | None = None, **fields: Any
-) -> RunSpec:
-    """A spec from a source of images and fields that differ from their defaults.
-
-    Args:
-        source: a spec; a `.toml` or `.json` file or a run folder with a spec; a CSV file; or a
-            folder with a sub-folder for each class. None keeps the images of `base`.
-        base: the other fields, for a CSV file or folder; by default the defaults.
-        fields: dotted names, `**{"phases.0.epochs": 3}`; or bare ones: `backbone` is
-            `model.backbone`, `batch_size` is `training.batch_size`.
-
-    Raises:
-        SpecError: a field is unknown, has the wrong type or is out of range.
-    """
-    changes = {_dotted(name): value for name, value in fields.items()}
-    base = base or RunSpec()
-    if isinstance(source, RunSpec | None):
-        return override(source or base, changes)
-    path = Path(source)
-    if path.suffix.lower() in (".toml", ".json") or (path / "spec.json").is_file():
-        return override(load_spec(path), changes)
-    return override(base, {"name": path.stem or "run", **images_at(source), **changes})
-
-
-def _dotted(name: str) -> str:
-    spec = RunSpec()
-    if "." in name or hasattr(spec, name):
-        return name
-    for section in _SECTIONS:
-        if hasattr(getattr(spec, section), name):
-            return f"{section}.{name}"
-    parts = [spec, *(getattr(spec, section) for section in _SECTIONS)]
-    known = [field.name for part in parts for field in dataclasses.fields(part)]
-    raise SpecError(
-        f"the spec has no field {name!r}",
-        expected="a field's own name, such as backbone, or its dotted one, model.backbone",
-        received=name,
-        fix=nearest(name, known),
-    )

@@ -16,9 +16,11 @@ from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.model_files import OWN_WEIGHTS, find_file
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor
 from keras_transfer.training.fitting import Outcome
+from keras_transfer.training.refitting import Refit
 
 _MOST_NAMED: Final = 5
 """Unreadable files named on the terminal; run.log names all of them."""
@@ -26,11 +28,16 @@ _MOST_NAMED: Final = 5
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run; `proof` is None on all hosts except the first, which exports."""
+    """The result of a run.
+
+    `refit` is None where the phases were not trained once more on validation images as well, and
+    `proof` on all hosts except the first, which exports.
+    """
 
     run: RunFolder
     classifier: Classifier
     outcomes: list[Outcome]
+    refit: Refit | None
     test: Evaluation
     proof: Proof | None
     seconds: float
@@ -119,18 +126,20 @@ def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterat
 
 
 def describe_model(spec: RunSpec, classifier: Classifier) -> str:
-    """Trunk, weights, stages and BatchNormalization."""
+    """Trunk, weights, stages and BatchNormalization, and how a model file was read."""
     stages = [stage for stage in classifier.stages if stage != HEAD]
     weights = {
         "imagenet": "ImageNet weights",
         "package": "the weights of an installed package",
         "embedded": "the weights that ship with the package",
         "none": "random weights",
-    }.get(spec.model.weights, f"weights from {spec.model.weights}")
+        OWN_WEIGHTS: "its own weights",
+    }.get(spec.model.weights, f"weights from {find_file(spec.model.weights)}")
+    backbone = classifier.trunk.backbone
     return (
-        f"{spec.model.backbone} with {weights}, stages {', '.join(stages)}, and a "
+        f"{backbone.name} with {weights}, stages {', '.join(stages)}, and a "
         f"{spec.model.head} head: {classifier.model.count_params():,} parameters; "
-        f"BatchNormalization {_describe_batchnorm(spec)}."
+        + " ".join([f"BatchNormalization {_describe_batchnorm(spec)}.", *backbone.notes])
     )
 
 
@@ -174,11 +183,13 @@ def describe_saving(cache: dict[str, Any]) -> str:
     if not cache["passes"]:
         return "No features were read or stored here."
     computed, trained_on = cache["views_computed"], cache["views_trained_on"]
-    text = f"Frozen layers ran on {computed:,} views instead of {trained_on:,} in all epochs"
+    if trained_on <= computed:
+        return f"Frozen layers ran on {computed:,} views."
     rate = cache["passes"][0]["views_per_second"]
-    if trained_on > computed:
-        text += f": {(trained_on - computed) / rate:.1f} s saved at {rate:,.0f} views/s"
-    return text + "."
+    return (
+        f"Frozen layers ran on {computed:,} views instead of {trained_on:,} in all epochs: "
+        f"{(trained_on - computed) / rate:.1f} s saved at {rate:,.0f} views/s."
+    )
 
 
 def show_result(result: Result, terminal: TerminalReporter) -> None:
@@ -198,6 +209,12 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
     header = ["phase", "epochs", "seconds", "trainable", "validation", "test"]
     caption = f"{monitor.label}, with its 95 % interval below"
     terminal.table(f"Run {result.run.path}", header, rows, caption=caption)
+    if result.refit:
+        terminal.info(
+            f"The model was trained once more, on all {result.refit.num_images:,} training and "
+            "validation images. What follows is about that model, what is above about the one "
+            "before."
+        )
     terminal.info(result.test.describe())
     if result.proof:
         terminal.info(describe_proof(result.proof))

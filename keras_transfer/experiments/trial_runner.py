@@ -21,13 +21,14 @@ from keras_transfer.devices import forgetting_graphs, set_up
 from keras_transfer.errors import DivergedError
 from keras_transfer.experiments.session import Session
 from keras_transfer.experiments.summary import describe_cache
-from keras_transfer.features.phase_inputs import PhaseInputs, Pool
+from keras_transfer.features.phase_inputs import PhaseInputs, Pool, refits
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier, Rebuilder
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec, SearchSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
+from keras_transfer.training.refitting import Refit, initial_weights, refit
 
 SINGLE: Final = {"folds": 1, "seeds": 1, "halvings": 0}
 VIEW_COUNTS: Final = ("views_computed", "views_found", "views_trained_on")
@@ -87,6 +88,11 @@ def without_test(splits: Splits) -> Splits:
 def held_out(splits: Splits) -> np.ndarray:
     """Rows that a trial is evaluated on: the test split, or the validation split without one."""
     return splits.test if len(splits.test) else splits.val
+
+
+def pool_of(spec: RunSpec, splits: Sequence[Splits]) -> Pool:
+    """The rows of all splits, whose features are stored together."""
+    return Pool.of(*splits, refit=any(refits(spec, own) for own in splits))
 
 
 class TrialRunner:
@@ -158,7 +164,7 @@ class TrialRunner:
             classifier = prepare_classifier(spec, self.session.task, build=self._rebuild)
             fitted = _fit(
                 classifier,
-                self._inputs(spec, own, pool or Pool.of(*splits), reporter),
+                self._inputs(spec, own, pool or pool_of(spec, splits), reporter),
                 reporter=reporter,
                 state=self.state(spec, fold),
                 num_epochs=num_epochs,
@@ -172,7 +178,7 @@ class TrialRunner:
         self, classifier: Classifier, spec: RunSpec, *, num_epochs: int | None = None
     ) -> TrialResult:
         """Train an untrained classifier of the spec on the first of the splits; see `train`."""
-        reporter, pool = SilentReporter(), Pool.of(*self.splits)
+        reporter, pool = SilentReporter(), pool_of(spec, self.splits)
         return _fit(
             classifier,
             self._inputs(spec, self.splits[0], pool, reporter),
@@ -207,15 +213,8 @@ def _fit(
     """Train on one split and evaluate on the rows that it holds out."""
     started = time.perf_counter()
     with forgetting_graphs():
-        outcomes = fit_phases(
-            classifier,
-            inputs,
-            reporter=reporter,
-            run=state,
-            num_epochs=num_epochs,
-            save_seconds=_SAVE_SECONDS,
-        )
-    score, loss = _figures(outcomes)
+        outcomes, refitted = _train(classifier, inputs, reporter, state, num_epochs)
+    score, loss = _figures(outcomes, refitted)
     if not math.isfinite(loss):
         raise DivergedError(
             "training diverged",
@@ -242,8 +241,41 @@ def _fit(
     )
 
 
-def _figures(outcomes: Sequence[Outcome]) -> tuple[float, float]:
-    """Score and loss on the held-out rows, by the classifier as the phases left it."""
+def _train(
+    classifier: Classifier,
+    inputs: PhaseInputs,
+    reporter: Reporter,
+    state: RunFolder | None,
+    num_epochs: int | None,
+) -> tuple[list[Outcome], Refit | None]:
+    """Train all phases; a training that is not stopped earlier is refitted where that is due."""
+    initial = initial_weights(classifier, inputs)
+    outcomes = fit_phases(
+        classifier,
+        inputs,
+        reporter=reporter,
+        run=state,
+        num_epochs=num_epochs,
+        save_seconds=_SAVE_SECONDS,
+    )
+    if not inputs.refits or num_epochs is not None:
+        return outcomes, None
+    refitted = refit(
+        classifier,
+        inputs,
+        outcomes,
+        initial=initial,
+        reporter=reporter,
+        run=state,
+        save_seconds=_SAVE_SECONDS,
+    )
+    return outcomes, refitted
+
+
+def _figures(outcomes: Sequence[Outcome], refitted: Refit | None) -> tuple[float, float]:
+    """Score and loss on the held-out rows, by the classifier as training left it."""
+    if refitted and refitted.test_score is not None and refitted.test_loss is not None:
+        return refitted.test_score, refitted.test_loss
     last = [outcome for outcome in outcomes if outcome.kept][-1]
     if last.test_score is not None and last.test_loss is not None:
         return last.test_score, last.test_loss

@@ -15,12 +15,14 @@ from typing import Any, Final
 import keras
 import numpy as np
 
-from keras_transfer.backbones.registry import get_backbone
+from keras_transfer.backbones.graph import is_random_state
+from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.export.contract import CARD_FILE
-from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import hash_class_names
+from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import describe_environment
 from keras_transfer.tasks.task import Task
 
@@ -41,7 +43,8 @@ _PREPROCESSING: Final = {
 class Card:
     """Plain values, as in card.json; shares are 0-1, intervals 95 %.
 
-    `version` and `precision` are those of the artefact and set when it is written. `figures` are
+    `version` and `precision` are those of the artefact and set when it is written. `last_stage` is
+    '' for a backbone that is kept whole and not in the table of backbones. `figures` are
     those of the task's evaluation, and top-level fields in card.json. `predicts`, `purpose`,
     `quality`, `tables` and `limits` are the text of the task's `CardText`.
     """
@@ -101,8 +104,10 @@ def make_card(
         test: the evaluation on the test split.
         counts: number of images by split: 'train', 'val' and 'test'.
     """
-    backbone = get_backbone(spec.model.backbone)
-    source = backbone.weights.get(spec.model.weights)
+    # Of a model file and of a backbone that is not registered here, only the model is needed.
+    row = BACKBONES.get(spec.model.backbone)
+    source = row.weights.get(spec.model.weights) if row else None
+    (preprocess,) = (layer for layer in model.layers if isinstance(layer, Preprocess))
     environment, text = describe_environment(), task.card(test)
     return Card(
         name=spec.name,
@@ -112,17 +117,17 @@ def make_card(
         quality=text.quality,
         tables=[table._asdict() for table in text.tables],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        backbone=spec.model.backbone,
-        last_stage=spec.model.last_stage or backbone.stage_names[-1],
         # Only names: no paths of the training machine.
-        weights=Path(spec.model.weights).name,
+        backbone=title(spec.model.backbone),
+        last_stage=spec.model.last_stage or (row.stage_names[-1] if row else ""),
+        weights=title(spec.model.weights),
         licence=source.origin if source else "",
         class_names=task.names,
         class_hash=hash_class_names(task.names),
         weights_hash=hash_weights(model),
         image_size=spec.data.image_size,
         resize=spec.data.resize,
-        preprocessing=_PREPROCESSING[backbone.preprocessing],
+        preprocessing=_PREPROCESSING[preprocess.mode],
         figures=text.figures,
         data={
             "source": spec.data.source,

@@ -28,22 +28,26 @@ from keras_transfer.data.datasets import (
 from keras_transfer.data.splits import Splits
 from keras_transfer.devices.hosts import share_from_first, share_out
 from keras_transfer.devices.strategy import current, undistributed
+from keras_transfer.errors import SpecError
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.features.extraction import ExtractionStats, WorkerPool, this_process
 from keras_transfer.features.host_extraction import extract_together
 from keras_transfer.features.source import Features, Request, Source, features_key
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut, find_cut
-from keras_transfer.models.forward import predict_pixels
+from keras_transfer.models.forward import forward_pixels, predict_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.storage.cache import Cache
+from keras_transfer.tasks.linear_head import HeadFeatures
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.objective import PhaseMethod
 from keras_transfer.training.phases import apply_phase
 from keras_transfer.training.progress import changing_variables
 
 FEWEST_VIEWS = 2
+NUM_VIEWS = 4
+"""Views on which a head is solved where every epoch would have a new one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +58,13 @@ class Pool:
     plain: np.ndarray
 
     @classmethod
-    def of(cls, *splits: Splits) -> "Pool":
-        """The training rows of some splits, and all other rows that they evaluate."""
-        train = np.unique(np.concatenate([one.train for one in splits]))
+    def of(cls, *splits: Splits, refit: bool = False) -> "Pool":
+        """The training rows of some splits, and all other rows that they evaluate.
+
+        With `refit` validation rows will be trained on as well.
+        """
+        trained = [rows for one in splits for rows in (one.train, *([one.val] if refit else []))]
+        train = np.unique(np.concatenate(trained))
         evaluated = [rows for one in splits for rows in (one.val, one.test)]
         return cls(train, np.setdiff1d(np.concatenate(evaluated), train))
 
@@ -66,6 +74,11 @@ class Pool:
         plain = [self.plain, np.zeros_like(self.plain)]
         pairs = np.concatenate([np.stack(trained, axis=1), np.stack(plain, axis=1)])
         return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def refits(spec: RunSpec, splits: Splits) -> bool:
+    """Whether a training is repeated with the validation split; only a test split evaluates it."""
+    return spec.training.refit and len(splits.test) > 0 and len(splits.val) > 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ def make_plans(
     cuts: Mapping[int, Cut],
     phases: Sequence[PhaseSpec],
     *,
-    num_views: int,
+    num_views: Mapping[int, int],
     num_train: int,
     num_plain: int,
     item_size: int,
@@ -110,7 +123,7 @@ def make_plans(
 
     Args:
         cuts: by phase number.
-        num_views: distinct views of a training image; a phase with fewer epochs uses fewer.
+        num_views: distinct views of a training image that each phase reads.
         num_train: number of images with all their views.
         num_plain: number of images in view 0 only.
         item_size: bytes of a stored value.
@@ -124,7 +137,7 @@ def make_plans(
     for number, cut in cuts.items():
         name = phases[number].name
         row_bytes = cut.num_values * item_size
-        wanted = min(num_views, phases[number].epochs)
+        wanted = num_views[number]
         if room is None:
             plans[number] = Plan(cut, wanted, row_bytes * (num_train * wanted + num_plain))
             continue
@@ -150,7 +163,8 @@ def make_plans(
 class SplitData:
     """The training and validation splits of a run, as phases want them.
 
-    `inputs` are images or features; epoch e shows view e mod `num_views`. `transform` changes
+    `inputs` are images or features; epoch e shows view e mod `num_views`. `tensor` is the tensor of
+    the classifier's graph whose values they are, None where nothing is trained. `transform` changes
     the batches that are trained on.
     """
 
@@ -160,14 +174,21 @@ class SplitData:
     splits: Splits
     inputs: Inputs
     num_views: int | None
+    tensor: keras.KerasTensor | None = None
     transform: Transform | None = None
 
     @classmethod
     def of_images(
-        cls, spec: RunSpec, task: Task, examples: Examples, splits: Splits
+        cls,
+        spec: RunSpec,
+        task: Task,
+        examples: Examples,
+        splits: Splits,
+        tensor: keras.KerasTensor | None = None,
     ) -> "SplitData":
         """Images: views are computed when they are read."""
-        return cls(spec, task, examples, splits, Views(examples, spec.views), spec.views.count)
+        views = Views(examples, spec.views)
+        return cls(spec, task, examples, splits, views, spec.views.count, tensor)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -190,6 +211,11 @@ class SplitData:
         """Images of an optimizer step."""
         return self.spec.training.batch_size
 
+    @property
+    def train_values(self) -> np.ndarray:
+        """Target values of the training split."""
+        return self.examples.targets.values[self.splits.train]
+
     def training(self, epochs: range, num_parts: int = 1) -> Any:
         """Batches of these epochs, each in so many parts."""
         training = self.spec.training
@@ -203,14 +229,14 @@ class SplitData:
             epochs=epochs,
             encode=self.task.encode,
             sampling=training.sampling,
-            example_weights=self.task.example_weights(
-                self.examples.targets.values[self.splits.train], training
-            ),
+            example_weights=self.task.example_weights(self.train_values, training),
             transform=self.transform,
         )
 
     def validation(self, num_parts: int = 1) -> Any:
-        """Plain batches of the validation split, each in so many parts."""
+        """Plain batches of the validation split, each in so many parts; None if it is empty."""
+        if not len(self.splits.val):
+            return None
         return evaluation_dataset(
             self.examples,
             self.splits.val,
@@ -219,9 +245,24 @@ class SplitData:
             encode=self.task.encode,
         )
 
+    def head_features(self, layer: keras.layers.Layer) -> HeadFeatures:
+        """The inputs of the classifier's layer `layer`, of all views of the training split."""
+        tensor, num_rows = layer.input, len(self.examples.targets)
+        below = None if tensor is self.tensor else undistributed(keras.Model(self.tensor, tensor))
+
+        def read(positions: np.ndarray, view: int) -> np.ndarray:
+            rows = self.splits.train[positions]
+            if below is None:
+                return self.inputs.read(rows, np.full(len(rows), view))
+            return forward_pixels(below, _View(self.inputs, num_rows, view), rows=rows)
+
+        # Without a fixed number of views, the next ones of each image.
+        num_views = NUM_VIEWS if self.num_views is None else self.num_views
+        return HeadFeatures(read, len(self.splits.train), num_views, tensor.shape[-1])
+
     def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
         """Outputs float32 [N, K] of plain images by a part that reads `inputs`."""
-        plain = _Plain(self.inputs, len(self.examples.targets))
+        plain = _View(self.inputs, len(self.examples.targets))
         predictor, activation = undistributed(part), self.task.activation
         return share_out(
             rows,
@@ -231,11 +272,12 @@ class SplitData:
 
 
 @dataclass(frozen=True)
-class _Plain:
-    """View 0 of rows, indexed like images."""
+class _View:
+    """One view of all rows, indexed like images."""
 
     inputs: Inputs
     num_rows: int
+    view: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -245,7 +287,33 @@ class _Plain:
         return self.num_rows
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.inputs.read(rows, np.zeros(len(rows), np.int64))
+        return self.inputs.read(rows, np.full(len(rows), self.view))
+
+
+def _without_small_phases(
+    spec: RunSpec, methods: Sequence[PhaseMethod], num_train: int, reporter: Reporter
+) -> tuple[RunSpec, list[PhaseMethod]]:
+    """The spec and the methods without phases that need more training images.
+
+    Raises:
+        SpecError: no phase is left.
+    """
+    kept = [n for n, phase in enumerate(spec.phases) if num_train >= phase.min_images]
+    if not kept:
+        raise SpecError(
+            "every phase needs more training images than there are",
+            expected=f"a phase with min_images of at most {num_train}",
+            received=", ".join(f"{phase.min_images} in {phase.name!r}" for phase in spec.phases),
+            fix="set phases.0.min_images=0",
+        )
+    for number, phase in enumerate(spec.phases):
+        if number not in kept:
+            reporter.info(
+                f"Phase {phase.name!r} is left out: {num_train:,} training images are fewer than "
+                f"its min_images, {phase.min_images:,}."
+            )
+    phases = tuple(spec.phases[number] for number in kept)
+    return replace(spec, phases=phases), [methods[number] for number in kept]
 
 
 class PhaseInputs:
@@ -253,6 +321,7 @@ class PhaseInputs:
 
     `extraction_stats` has an entry for every pass. `pool` has the rows of this run and of the
     other trials of a study: features of untrained layers are computed for all of them at once.
+    `spec` is the given one without the phases that have too few training images (`min_images`).
     `methods` has one for each phase. `worker_pool` computes missing features.
     """
 
@@ -268,7 +337,8 @@ class PhaseInputs:
         pool: Pool | None = None,
         worker_pool: WorkerPool = this_process,
     ):
-        self._pool = pool or Pool.of(splits)
+        spec, methods = _without_small_phases(spec, methods, len(splits.train), reporter)
+        self._pool = pool or Pool.of(splits, refit=refits(spec, splits))
         self._crew = worker_pool
         self.spec, self.source, self.splits = spec, source, splits
         self.methods = tuple(methods)
@@ -290,10 +360,34 @@ class PhaseInputs:
             self._extract(classifier, number)
         examples, task = self.source.examples, classifier.task
         if number not in self._extracted:
-            return SplitData.of_images(self.spec, task, examples, self.splits), classifier.model
+            image, model = classifier.model.input, classifier.model
+            return SplitData.of_images(self.spec, task, examples, self.splits, image), model
         plan, features = self._extracted.pop(number)
-        data = SplitData(self.spec, task, examples, self.splits, features, plan.num_views)
+        data = SplitData(
+            self.spec, task, examples, self.splits, features, plan.num_views, plan.cut.tensor
+        )
         return data, plan.cut.tail()
+
+    def joined(self) -> "PhaseInputs":
+        """The same with validation images in the training split, and none left to validate on."""
+        train = np.union1d(self.splits.train, self.splits.val)
+        splits = replace(self.splits, train=train, val=self.splits.val[:0])
+        joined = PhaseInputs(
+            self.spec,
+            self.source,
+            splits,
+            methods=self.methods,
+            cache=self._cache,
+            reporter=self._reporter,
+            worker_pool=self._crew,
+        )
+        joined.extraction_stats = self.extraction_stats
+        return joined
+
+    @property
+    def refits(self) -> bool:
+        """Whether the phases are trained once more on training and validation images."""
+        return refits(self.spec, self.splits)
 
     def predict(self, classifier: Classifier, rows: np.ndarray) -> np.ndarray:
         """Outputs float32 [N, K] of plain images, by the whole classifier.
@@ -315,7 +409,7 @@ class PhaseInputs:
     def _extract(self, classifier: Classifier, first: int) -> None:
         """Features for phase `first` and for all later ones whose frozen layers are final."""
         # Once a phase has trained, what lies below a cut is this run's own.
-        pool = Pool.of(self.splits) if first else self._pool
+        pool = Pool.of(self.splits, refit=self.refits) if first else self._pool
         cuts = find_cuts(classifier, self.spec.phases, first)
         cuts = {n: cut for n, cut in cuts.items() if not self.methods[n].needs_images}
         plans = self._plan(cuts, pool)
@@ -343,7 +437,10 @@ class PhaseInputs:
         plans, sentences = make_plans(
             cuts,
             self.spec.phases,
-            num_views=count,
+            num_views={
+                number: self.methods[number].num_views(self.spec.phases[number], count)
+                for number in cuts
+            },
             num_train=len(pool.train),
             num_plain=len(pool.plain),
             item_size=np.dtype(cache_spec.dtype).itemsize,

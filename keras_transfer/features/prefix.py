@@ -14,9 +14,10 @@ from typing import Any, Final
 import keras
 import numpy as np
 
+from keras_transfer.backbones.graph import is_random_state
 from keras_transfer.devices.graphs import compile_frozen
 from keras_transfer.devices.strategy import current, on_one_device
-from keras_transfer.models.cuts import Cut, is_random_state
+from keras_transfer.models.cuts import Cut
 from keras_transfer.models.folding import fold
 
 AGREEMENT: Final = 0.999

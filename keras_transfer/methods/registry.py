@@ -9,6 +9,7 @@ from keras_transfer.methods.method import Method
 from keras_transfer.specs import PhaseSpec, RunSpec
 
 METHODS: Final = {
+    "exact": "keras_transfer.methods.exact:Exact",
     "supervised": "keras_transfer.methods.supervised:Supervised",
     "mixup": "keras_transfer.methods.mixup:Mixup",
 }

@@ -24,6 +24,10 @@ class Supervised:
     name: ClassVar[str] = "supervised"
     needs_images: ClassVar[bool] = False
 
+    def num_views(self, phase: PhaseSpec, available: int) -> int:
+        """One view in each epoch."""
+        return min(available, phase.epochs)
+
     def prepare(
         self,
         context: PhaseContext,

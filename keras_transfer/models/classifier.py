@@ -23,6 +23,7 @@ from keras_transfer.errors import SpecError
 from keras_transfer.fields import nearest
 from keras_transfer.specs import ModelSpec
 from keras_transfer.storage.class_names import model_name
+from keras_transfer.storage.model_files import resolve_model
 from keras_transfer.tasks.task import Task
 
 HEAD: Final = "head"
@@ -63,6 +64,12 @@ class Classifier:
             )
         return names[names.index(lowest) :]
 
+    @property
+    def last_dense(self) -> keras.layers.Dense:
+        """The dense layer of the head that gives the logits."""
+        dense = [layer for layer in self.stages[HEAD] if isinstance(layer, keras.layers.Dense)]
+        return dense[-1]
+
     def save(self, path: Path) -> None:
         """Write the model as a `.keras` file, without the optimizer.
 
@@ -96,9 +103,10 @@ def build_classifier(spec: ModelSpec, *, image_size: int, task: Task, seed: int)
 
 def put_trunk(spec: ModelSpec, *, image_size: int, seed: int) -> tuple[keras.KerasTensor, Trunk]:
     """Input and trunk of a classifier; see `build_classifier`."""
+    spec = resolve_model(spec)
+    backbone = get_backbone(spec.backbone, preprocess=spec.preprocess)
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
-    backbone = get_backbone(spec.backbone)
     with scope():
         trunk = build_trunk(backbone, inputs, last_stage=spec.last_stage, weights=spec.weights)
     return inputs, trunk
@@ -154,8 +162,8 @@ class Rebuilder:
     """Builds one classifier after another, each equal to what `build_classifier` returns.
 
     Building a trunk and loading its weights takes seconds. While backbone, last stage, weights,
-    size and seed stay the same, only the head is new, and the trunk's weights are restored. Use
-    one classifier at a time: the next call reuses the layers of the one before.
+    preprocessing, size and seed stay the same, only the head is new, and the trunk's weights are
+    restored. Use one classifier at a time: the next call reuses the layers of the one before.
     """
 
     def __init__(self) -> None:
@@ -166,7 +174,8 @@ class Rebuilder:
         """See `build_classifier`."""
         policy = keras.config.dtype_policy().name
         # Also the seed: random trunks depend on it, and so do heads, which are drawn after them.
-        key = (spec.backbone, spec.last_stage, spec.weights, image_size, seed, policy)
+        trunk = (spec.backbone, spec.last_stage, spec.weights, spec.preprocess)
+        key = (*trunk, image_size, seed, policy)
         if self._kept is None or self._key != key:
             self._kept = None  # Free the old trunk first: two may not fit into memory.
             self._kept = _Kept.built(spec, image_size=image_size, seed=seed)

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_transfer.backbones.graph import Call, find_bridges, is_random_state
 from keras_transfer.devices.strategy import scope
 
 _NOT_CONTENT = ("name", "dtype", "trainable", "seed")
@@ -99,31 +100,15 @@ def _walk(model: keras.Model) -> Iterator[tuple[int, Any, bool]]:
     Keras sorts them by depth, so every ancestor of a bridge comes before it.
     """
     operations = list(model.operations)
-    producer = {
-        id(tensor): number
-        for number, operation in enumerate(operations)
-        for tensor in keras.tree.flatten(operation.output)
-    }
-    last_use = list(range(len(operations)))
-    for number, operation in enumerate(operations):
-        for tensor in keras.tree.flatten(operation.input):
-            if id(tensor) in producer:
-                last_use[producer[id(tensor)]] = number
-    open_until = 0
-    for number, operation in enumerate(operations[:-1]):
-        yield number, operation, open_until <= number
-        open_until = max(open_until, last_use[number])
+    calls = [Call(op, *map(keras.tree.flatten, (op.input, op.output))) for op in operations]
+    for number, is_bridge in enumerate(find_bridges(calls)[:-1]):
+        yield number, operations[number], is_bridge
 
 
 def _changes(operation: Any) -> bool:
     """Whether it is trained, or draws random numbers in training (their state is a variable)."""
     variables = getattr(operation, "variables", ())
     return any(variable.trainable or is_random_state(variable) for variable in variables)
-
-
-def is_random_state(variable: keras.Variable) -> bool:
-    """Whether it is the state of a random generator, which is reset in every epoch."""
-    return "int" in variable.dtype
 
 
 def fingerprint(model: keras.Model) -> str:

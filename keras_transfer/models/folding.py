@@ -17,8 +17,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_transfer.backbones.graph import only_draws
 from keras_transfer.backbones.preprocess import Preprocess
-from keras_transfer.models.cuts import is_random_state
 
 LINEAR_KINDS: Final = (
     keras.layers.Conv2D,
@@ -42,7 +42,7 @@ def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
     """
     absorbed = _absorbed(model)
     passed_by = {norm.name for norm in absorbed.values()}
-    passed_by |= {layer.name for layer in model.layers if _only_draws(layer)}
+    passed_by |= {layer.name for layer in model.layers if only_draws(layer)}
 
     def call(layer: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if layer.name in passed_by:
@@ -64,11 +64,6 @@ def fold(model: keras.Model, *, dtype: str = "float32") -> keras.Model:
             layer.set_weights(_weights(model.get_layer(layer.name), norm))
     folded.trainable = False
     return folded
-
-
-def _only_draws(layer: keras.layers.Layer) -> bool:
-    """Whether its only variable is the state of a random generator, as in dropout."""
-    return bool(layer.variables) and all(map(is_random_state, layer.variables))
 
 
 def _absorbed(model: keras.Model) -> dict[str, keras.layers.BatchNormalization]:

@@ -11,6 +11,7 @@ from typing import Any
 from keras_transfer.config import load_spec, spec_to_dict
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import PretrainSpec, RunSpec
+from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder, describe_environment, latest, next_free
 
 DEFAULT_PARENT = Path("saved_models")
@@ -40,6 +41,7 @@ def start_run(
     if suffix is None:
         suffix = "-study" if spec.num_trials > 1 else ""
     name = f"{spec.name}{suffix}"
+    spec = resolve(spec)
     if resume:
         run = RunFolder.create(output or latest(DEFAULT_PARENT, name), resume=True)
         check_same_spec(load_spec(run.spec_file), spec, run)
@@ -83,7 +85,7 @@ def await_run(
                 fix="start host 0 as well, with a folder that all hosts can open",
             )
         time.sleep(_POLL_SECONDS)
-    check_same_spec(load_spec(run.spec_file), spec, run)
+    check_same_spec(load_spec(run.spec_file), resolve(spec), run)
     return run
 
 

@@ -308,7 +308,7 @@ class MultiLabel(TaskDefaults):
     def loss(self, training: TrainingSpec) -> keras.losses.Loss:
         """Cross-entropy of the known labels."""
         return KnownLabelsCrossEntropy(
-            self._weights_in_loss(training), label_smoothing=training.label_smoothing
+            self._weights_in_loss(training), label_smoothing=training.label_smoothing or 0.0
         )
 
     def _weights_in_loss(self, training: TrainingSpec) -> list[float] | None:
@@ -344,8 +344,10 @@ class MultiLabel(TaskDefaults):
         training: TrainingSpec,
         *,
         strengths: tuple[float, ...] = (),
-    ) -> LinearHead:
+    ) -> LinearHead | None:
         """A logistic regression for each label on the images where it is known.
+
+        None for balanced sampling, whose weights of labels depend on each other.
 
         The loss of an image is the sum over its known labels, not the mean as in `loss`. Images
         without a known label are left out of the standardisation as well.
@@ -353,6 +355,8 @@ class MultiLabel(TaskDefaults):
         Raises:
             DataError: as `example_weights`, or a feature is not finite.
         """
+        if training.sampling == "balanced":
+            return None
         rows = np.flatnonzero(_known(values).any(axis=1))
         values = values[rows]
         weights = self.example_weights(values, training)[:, None]

@@ -19,7 +19,7 @@ from keras_transfer.models.activations import Activation
 from keras_transfer.models.head import head_layers
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
-from keras_transfer.tasks.ridge import solve_ridge
+from keras_transfer.tasks.ridge import PENALTIES, solve_ridge
 from keras_transfer.tasks.task import Monitor, TaskDefaults
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ class Regression(TaskDefaults):
     Options: ClassVar = RegressionOptions
     name: ClassVar[str] = "regression"
     activation: ClassVar[Activation] = "linear"
+    strengths: ClassVar[tuple[float, ...]] = PENALTIES
 
     def __post_init__(self) -> None:
         """Lists, as JSON has them, become tuples."""
@@ -536,7 +537,7 @@ def _check_spec(training: TrainingSpec) -> None:
         if getattr(training, name) != getattr(defaults, name):
             raise SpecError(
                 f"training.{name} is defined for classes only, not for numbers",
-                expected=f"{getattr(defaults, name)}",
+                expected="its default",
                 received=f"{getattr(training, name)}",
                 fix="remove it",
             )

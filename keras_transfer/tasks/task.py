@@ -17,7 +17,7 @@ from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation, Headline, Table
 from keras_transfer.models.activations import Activation
 from keras_transfer.specs import ModelSpec, TrainingSpec
-from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
+from keras_transfer.tasks.linear_head import STRENGTHS, HeadFeatures, LinearHead
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -145,6 +145,10 @@ class Task(Protocol):
     def example_weights(self, values: np.ndarray, training: TrainingSpec) -> np.ndarray:
         """Weights of training examples in the loss, float32 [N]."""
 
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The candidates for the strength of `solve_head`."""
+
     def solve_head(
         self,
         features: HeadFeatures,
@@ -251,6 +255,7 @@ class TaskDefaults:
 
     names: tuple[str, ...]
     activation: ClassVar[Activation]
+    strengths: ClassVar[tuple[float, ...]] = STRENGTHS
     output_scale: np.ndarray | float = 1.0
 
     @property

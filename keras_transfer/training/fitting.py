@@ -1,7 +1,6 @@
-"""Trains all phases of a run, one after another, and undoes a phase without a gain.
+"""Trains all phases of a run, one after another, and keeps, blends or undoes each later one.
 
-After each phase its validation predictions are compared, image by image, with those before it. If
-the gain does not exceed the noise, the weights are restored.
+After such a phase the weights with the lowest validation loss are chosen: see `selection`.
 """
 
 from collections.abc import Callable
@@ -19,15 +18,18 @@ from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor, Task
+from keras_transfer.training.head_solution import solve_head
 from keras_transfer.training.objective import PhaseContext
 from keras_transfer.training.phases import PhaseResult, train_phase
 from keras_transfer.training.progress import (
+    Arrays,
     Checkpoint,
     State,
     assign_weights,
     changing_variables,
     read_weights,
 )
+from keras_transfer.training.selection import Choice, choose_share, divide_logits
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,13 @@ class Outcome:
     """The result of one phase, as stored in `metrics.json`.
 
     `metric` is the task's monitored metric, and the scores are its values, with 95 % intervals.
-    `gain` is the mean difference of the example scores on validation after and before the phase,
-    `gain_error` its paired standard error; both are None for the first phase. Losses are means
-    without label smoothing. Test figures are for the report only and decide nothing; they are None
-    where the test split is empty.
+    `share` is that of the phase's weights in the mean with those before it, which was chosen on
+    validation: 1 for the phase as it was trained, 0 where it was undone, which `kept` says too.
+    `temperature` is the divisor of the logits that was chosen with it.
+    `gain` is the mean difference of the example scores on validation after the choice and before
+    the phase, `gain_error` its paired standard error; both are None for the first phase. Losses are
+    means without label smoothing. Test figures are for the report only and decide nothing; they are
+    None where the test split is empty.
     """
 
     name: str
@@ -55,6 +60,8 @@ class Outcome:
     test_loss: float | None
     gain: float | None
     gain_error: float | None
+    share: float
+    temperature: float
     kept: bool
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -105,9 +112,7 @@ def fit_phases(
         RunError: training diverged, or the disk is full.
     """
     spec = phase_inputs.spec
-    training = phase_inputs.source.examples.targets.values[phase_inputs.splits.train]
-    classifier = replace(classifier, task=classifier.task.scaled(training))
-    classifier.task.initialise(classifier.model)
+    classifier = scale_task(classifier, phase_inputs)
     finished = Checkpoint(run, "finished") if run else None
     outcomes = _resume_finished(finished, classifier, reporter)
     for number in range(len(outcomes), len(spec.phases)):
@@ -117,75 +122,117 @@ def fit_phases(
         saver = Checkpoint(run, f"phase-{number}") if run else None
         name = spec.phases[number].name
         profiler = Profiler(run.profile_folder / name) if run and profile else None
-        outcome, is_finished = _fit_one(
+        variables = changing_variables(classifier, spec.phases[number])
+        before = read_weights(variables) if outcomes else None
+        trained = run_phase(
             classifier,
             phase_inputs,
             number,
-            outcomes,
-            reporter,
+            reporter=reporter,
             saver=saver,
             num_epochs=left,
             save_seconds=save_seconds,
             profiler=profiler,
         )
-        outcomes.append(outcome)
-        if finished and saver and is_finished:
+        outcomes.append(_conclude(classifier, trained, variables, before))
+        reporter.info(_describe(outcomes[-1], classifier.task.monitor))
+        if finished and saver and trained.result.is_finished:
             finished.save(_state(classifier, spec, outcomes))
             saver.discard()
     return outcomes
 
 
-def _fit_one(
+def scale_task(classifier: Classifier, phase_inputs: PhaseInputs) -> Classifier:
+    """The classifier with its task scaled on the training split, and initialised for it."""
+    values = phase_inputs.source.examples.targets.values[phase_inputs.splits.train]
+    classifier = replace(classifier, task=classifier.task.scaled(values))
+    classifier.task.initialise(classifier.model)
+    return classifier
+
+
+class TrainedPhase(NamedTuple):
+    """A phase whose weights are set, and what is needed to evaluate it.
+
+    `predictor` is the part of the classifier that maps `data.inputs` to logits.
+    """
+
+    result: PhaseResult
+    data: SplitData
+    predictor: keras.Model
+
+
+def run_phase(
     classifier: Classifier,
     phase_inputs: PhaseInputs,
     number: int,
-    outcomes: list[Outcome],
-    reporter: Reporter,
     *,
+    reporter: Reporter,
     saver: Checkpoint | None,
     num_epochs: int | None,
     save_seconds: float,
-    profiler: Profiler | None,
-) -> tuple[Outcome, bool]:
-    """Train and evaluate one phase; also returns whether it is finished."""
-    phase, task = phase_inputs.spec.phases[number], classifier.task
-    method = phase_inputs.methods[number]
+    profiler: Profiler | None = None,
+) -> TrainedPhase:
+    """Train one phase by its method; arguments as for `fit_phases`."""
+    phase, method = phase_inputs.spec.phases[number], phase_inputs.methods[number]
     data, part = phase_inputs.for_phase(classifier, number)
-    on_features = part is not classifier.model
-    context = PhaseContext(data.spec, task, on_features, reporter)
+    context = PhaseContext(data.spec, classifier.task, part is not classifier.model, reporter)
     objective = method.prepare(context, phase, part)
     predictor = keras.Model(part.input, part.output)
-    variables = changing_variables(classifier, phase)
-    weights_before = read_weights(variables)
-    val_before = data.predict(predictor, data.splits.val) if outcomes else None
-    with reporter.training_progress(phase.name, phase.epochs, data.steps_per_epoch) as callbacks:
-        result = train_phase(
+    result = None
+    if objective.solve:
+        result = solve_head(
             classifier,
             phase,
-            replace(data, transform=objective.batch_transform),
-            part=objective.model,
-            loss=objective.loss,
-            num_epochs=num_epochs,
-            saver=saver,
-            save_seconds=save_seconds,
-            num_parts=data.batch_size // (data.spec.devices.batch_size or data.batch_size),
-            callbacks=[*callbacks, *([profiler] if profiler else [])],
-            say=reporter.info,
+            data,
+            solve=objective.solve,
+            predictor=predictor,
+            reporter=reporter,
         )
+    if result is None or objective.fits:
+        with reporter.training_progress(phase.name, phase.epochs, data.steps_per_epoch) as shown:
+            result = train_phase(
+                classifier,
+                phase,
+                replace(data, transform=objective.batch_transform),
+                part=objective.model,
+                loss=objective.loss,
+                num_epochs=num_epochs,
+                saver=saver,
+                save_seconds=save_seconds,
+                num_parts=data.batch_size // (data.spec.devices.batch_size or data.batch_size),
+                callbacks=[*shown, *([profiler] if profiler else [])],
+                say=reporter.info,
+            )
     method.finish(classifier.model)
-    val = _Predictions.of(data, data.splits.val, predictor)
+    return TrainedPhase(result, data, predictor)
+
+
+def _conclude(
+    classifier: Classifier,
+    trained: TrainedPhase,
+    variables: list[keras.Variable],
+    before: Arrays | None,
+) -> Outcome:
+    """Choose the weights of a phase, None `before` the first, and evaluate them."""
+    task, data, predictor = classifier.task, trained.data, trained.predictor
+    rows, choice, gain = data.splits.val, Choice(1.0, 1.0), None
+    values = data.examples.targets.values[rows]
+
+    def predict() -> np.ndarray:
+        return data.predict(predictor, rows)
+
+    if before is not None:
+        after = read_weights(variables)
+        assign_weights(variables, before)
+        scores_before = task.example_scores(values, predict())
+        assign_weights(variables, after)
+        if data.spec.training.rollback:
+            choice = choose_share(variables, before, task=task, values=values, predict=predict)
+            divide_logits(classifier, choice.temperature)
+        gain = paired_gain(scores_before, task.example_scores(values, predict()))
+    val = _Predictions.of(data, rows, predictor)
     test = _Predictions.of(data, data.splits.test, predictor) if len(data.splits.test) else None
-    gain = _gain(task, val, val_before)
-    training = data.spec.training
-    pays = gain is None or gain.difference > max(
-        0.0, training.rollback_errors * gain.standard_error
-    )
-    kept = pays or not training.rollback
-    outcome = _outcome(task, result, val, test, gain=gain, kept=kept)
-    reporter.info(_describe(outcome, task.monitor, pays=pays))
-    if not kept:
-        assign_weights(variables, weights_before)
-    return outcome, result.is_finished
+    return _outcome(task, trained.result, val, test, gain=gain, choice=choice)
 
 
 class _Predictions(NamedTuple):
@@ -199,13 +246,6 @@ class _Predictions(NamedTuple):
         return cls(data.examples.targets.values[rows], data.predict(predictor, rows))
 
 
-def _gain(task: Task, val: _Predictions, outputs_before: np.ndarray | None) -> Gain | None:
-    if outputs_before is None:
-        return None
-    before = task.example_scores(val.values, outputs_before)
-    return paired_gain(before, task.example_scores(*val))
-
-
 def _outcome(
     task: Task,
     result: PhaseResult,
@@ -213,7 +253,7 @@ def _outcome(
     test: _Predictions | None,
     *,
     gain: Gain | None,
-    kept: bool,
+    choice: Choice,
 ) -> Outcome:
     val_figure = task.headline(*val)
     test_figure = task.headline(*test) if test else None
@@ -232,26 +272,29 @@ def _outcome(
         test_loss=float(task.example_losses(*test).mean()) if test else None,
         gain=gain.difference if gain else None,
         gain_error=gain.standard_error if gain else None,
-        kept=kept,
+        share=choice.share,
+        temperature=choice.temperature,
+        kept=choice.share > 0,
         history=list(result.history),
     )
 
 
-def _describe(outcome: Outcome, monitor: Monitor, *, pays: bool) -> str:
+def _describe(outcome: Outcome, monitor: Monitor) -> str:
     low, high = map(monitor.format, outcome.val_interval)
     text = (
         f"Phase {outcome.name!r}: validation {outcome.metric.replace('_', ' ')} "
-        f"{monitor.format(outcome.val_score)} ({low} to {high}), best epoch "
-        f"{outcome.best_epoch} of {outcome.epochs}"
+        f"{monitor.format(outcome.val_score)} ({low} to {high})"
     )
+    if outcome.epochs > 1:
+        text += f", best epoch {outcome.best_epoch} of {outcome.epochs}"
     if outcome.gain is None or outcome.gain_error is None:
         return text + "."
+    if not outcome.kept:
+        return text + "; the phase is undone: the validation loss was lower before it."
     text += f"; gain {monitor.format_gain(outcome.gain, outcome.gain_error)}"
-    if pays:
-        return text + ": more than noise, so it is kept."
-    if outcome.kept:
-        return text + ": within noise, but kept because training.rollback is off."
-    return text + ": within noise, so it is undone."
+    if outcome.share < 1:
+        text += f". Its weights are averaged with those before it, {100 * outcome.share:.0f} % its"
+    return text + "."
 
 
 def _state(classifier: Classifier, spec: RunSpec, outcomes: list[Outcome]) -> State:

@@ -36,7 +36,10 @@ class PhaseData(Protocol):
         """Batches (inputs, encoded targets, weights) of these epochs, each in `num_parts` parts."""
 
     def validation(self, num_parts: int) -> Any:
-        """Batches (inputs, encoded targets, weights) in fixed order, each in `num_parts` parts."""
+        """Batches (inputs, encoded targets, weights) in fixed order, each in `num_parts` parts.
+
+        None where the validation split is empty.
+        """
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def train_phase(
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
 
-    The best epoch has the best value of the task's monitored metric, then the lowest loss.
+    The best epoch has the best value of the task's monitored metric, then the lowest loss; without
+    validation data it is the last one.
 
     Args:
         part: the part of the classifier, over its own layers, that maps `data` to logits; None

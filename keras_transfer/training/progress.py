@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_transfer.backbones.graph import is_random_state
 from keras_transfer.devices.strategy import current, scope
 from keras_transfer.errors import DivergedError
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.models.cuts import is_random_state
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.storage.run_folder import RunFolder
 
@@ -65,11 +65,12 @@ def assign_weights(variables: list[keras.Variable], values: Arrays) -> None:
 
 
 def _check_finite(row: dict[str, float], phase: PhaseSpec, epoch: int) -> None:
-    if not np.isfinite([row["loss"], row["val_loss"]]).all():
+    losses = {name: row[name] for name in ("loss", "val_loss") if name in row}
+    if not np.isfinite([*losses.values()]).all():
         raise DivergedError(
             f"training diverged in epoch {epoch + 1} of phase {phase.name!r}",
             expected="a finite loss",
-            received=f"loss {row['loss']}, validation loss {row['val_loss']}",
+            received=", ".join(f"{name} {value}" for name, value in losses.items()),
             fix=f"lower its learning_rate ({phase.learning_rate:g}) or lengthen its warm-up",
         )
 
@@ -164,7 +165,7 @@ class Progress(keras.callbacks.Callback):
         row["learning_rate"] = self._learning_rate()
         row["seconds"] = time.perf_counter() - self._epoch_started
         self.history.append(row)
-        score = (self._monitor.rank(row[self._monitor.log_name]), -row["val_loss"])
+        score = self._score(row, epoch)
         if score > self.best_score:
             self.best_score, self.best_epoch = score, epoch
             self.best = read_weights(self.variables)
@@ -176,6 +177,12 @@ class Progress(keras.callbacks.Callback):
         if self.saver and self._is_due(epoch):
             self.saver.save(self._last)
             self._saved_at = time.perf_counter()
+
+    def _score(self, row: dict[str, float], epoch: int) -> tuple[float, float]:
+        """By the metric, then the loss; without validation the last epoch is the best."""
+        if "val_loss" not in row:
+            return float(epoch), 0.0
+        return self._monitor.rank(row[self._monitor.log_name]), -row["val_loss"]
 
     def _is_due(self, epoch: int) -> bool:
         is_last = self.stopped or epoch + 1 == self.params["epochs"]

@@ -35,9 +35,14 @@ WORDS = (
     "quickstart",
     "data.train_size=300",
     "views.count=2",
+    "model.dropout=0.2",
+    "phases.0.method=supervised",
+    "phases.0.learning_rate=5e-3",
     "phases.0.epochs=4",
     "phases.1.epochs=1",
+    "training.label_smoothing=0",
     "training.rollback=false",
+    "training.refit=false",
 )
 ACCURACY, LOSS, PROBABILITY = 0.015, 0.02, 0.03
 CERTAIN = 0.8

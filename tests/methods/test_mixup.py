@@ -181,7 +181,9 @@ SPEC = RunSpec(
             method_options={"cutmix_alpha": 1.0},
         ),
     ),
-    training=TrainingSpec(rollback=False, class_weights="balanced"),
+    training=TrainingSpec(
+        rollback=False, refit=False, label_smoothing=0.0, class_weights="balanced"
+    ),
     cache=CacheSpec(precision="float32"),
 )
 

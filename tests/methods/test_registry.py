@@ -21,7 +21,7 @@ TASK = SingleLabel(("a", "b", "c"))
 @pytest.fixture(params=list(METHODS))
 def method(request) -> Method:
     methods = make_methods(override(RunSpec(), {"phases.1.method": request.param}))
-    assert [one.name for one in methods] == ["supervised", request.param]
+    assert [one.name for one in methods] == ["exact", request.param]
     return methods[1]
 
 

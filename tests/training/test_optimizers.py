@@ -40,7 +40,7 @@ def test_rates_fall_by_the_decay_from_the_head_down():
 
 
 def test_step_over_gradient_is_the_rate_of_the_stage_for_every_variable_under_sgd():
-    classifier = make_classifier("resnet50", dropout=0.0)
+    classifier = make_classifier("mobilenet_0.25", dropout=0.0)
     phase = PhaseSpec(
         unfreeze="stem",
         learning_rate=0.1,
@@ -63,7 +63,7 @@ def test_step_over_gradient_is_the_rate_of_the_stage_for_every_variable_under_sg
             step = before[variable.path] - np.array(variable)
             np.testing.assert_allclose(step, rates[stage], rtol=1e-4)
             checked += 1
-    assert checked == len(variables) > 10
+    assert checked == len(variables) == 9
 
 
 def test_weight_decay_spares_offsets_and_shrinks_kernels():

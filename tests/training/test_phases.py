@@ -23,7 +23,7 @@ def _same(before: list[np.ndarray], after: list[np.ndarray]) -> list[bool]:
     return [np.array_equal(old, new) for old, new in zip(before, after, strict=True)]
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_0.25", "vgg16"])
+@pytest.mark.parametrize("backbone", [TINY, "vgg16"])
 def test_two_phases_change_exactly_their_stages(backbone, split_data):
     classifier, data = make_classifier(backbone), split_data(SPEC)
     start = weights_by_stage(classifier)

@@ -29,7 +29,7 @@ class _StopAt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("backbone", "decay"), [(TINY, 1.0), ("mobilenet_0.25", 0.5)])
+@pytest.mark.parametrize(("backbone", "decay"), [(TINY, 1.0), (TINY, 0.5)])
 def test_stopped_phase_ends_bit_identical_when_taken_up(backbone, decay, split_data, tmp_path):
     phase = PhaseSpec(epochs=4, unfreeze="stage2", learning_rate=1e-3, layer_decay=decay)
     data = split_data(SPEC)

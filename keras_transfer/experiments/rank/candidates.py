@@ -13,6 +13,13 @@ from keras_transfer.fields import nearest
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import CandidateSpec, PhaseSpec, RankSpec, RunSpec
+from keras_transfer.storage.model_files import (
+    OWN_WEIGHTS,
+    find_file,
+    names_file,
+    resolve,
+    title,
+)
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 
@@ -64,14 +71,14 @@ def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
         for entry in ranking.backbones
     ]
     for number, table in enumerate(tables):
-        if table.backbone not in BACKBONES:
+        if table.backbone not in BACKBONES and not names_file(table.backbone):
             raise SpecError(
                 f"backbones.{number} is not in the table of backbones",
-                expected=f"one of {', '.join(BACKBONES)}",
+                expected=f"one of {', '.join(BACKBONES)}; or the path of a model file or run",
                 received=repr(table.backbone),
                 fix=nearest(table.backbone, list(BACKBONES)),
             )
-    specs = [override(spec, dict(_changes(table))) for table in tables]
+    specs = [resolve(override(spec, dict(_changes(table)))) for table in tables]
     names = _name(specs)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -88,24 +95,33 @@ def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
 
 
 def _changes(table: CandidateSpec) -> Iterator[tuple[str, str]]:
-    for name in ("backbone", "last_stage", "weights"):
+    for name in ("backbone", "last_stage", "weights", "preprocess"):
         if (value := getattr(table, name)) is not None:
             yield f"model.{name}", value
 
 
 def _name(specs: Sequence[RunSpec]) -> list[str]:
-    """Short names, with the weights only if they are random or the only difference."""
-    cuts = [(spec.model.backbone, spec.model.last_stage) for spec in specs]
-    trained = [cut for cut, spec in zip(cuts, specs, strict=True) if spec.model.weights != "none"]
-    names = []
-    for spec, cut in zip(specs, cuts, strict=True):
-        name = " to ".join(part for part in cut if part)
-        if spec.model.weights == "none":
-            name += ", random"
-        elif trained.count(cut) > 1:
-            name += f", {spec.model.weights}"
-        names.append(name)
-    return names
+    """Short names, with the weights only if they are random or the only difference.
+
+    Of a path only the end is in a name, unless two have the same end.
+    """
+    trained = [_cut(spec) for spec in specs if spec.model.weights != "none"]
+    short, full = [], []
+    for spec in specs:
+        name, weights = _cut(spec), spec.model.weights
+        origin = spec.model.backbone if weights == OWN_WEIGHTS else weights
+        endings = ["", ""]
+        if weights == "none":
+            endings = [", random"] * 2
+        elif trained.count(name) > 1:
+            endings = [f", {title(origin)}", f", {find_file(origin)}"]
+        short.append(name + endings[0])
+        full.append(name + endings[1])
+    return [a if short.count(a) == 1 else b for a, b in zip(short, full, strict=True)]
+
+
+def _cut(spec: RunSpec) -> str:
+    return " to ".join(filter(None, (title(spec.model.backbone), spec.model.last_stage)))
 
 
 def build_candidates(

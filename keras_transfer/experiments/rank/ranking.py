@@ -116,6 +116,8 @@ def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
             candidates = make_candidates(spec, ranking)
             session = held.enter_context(open_session(spec, reporter=reporter))
             built = build_candidates(candidates, session.task, race=ranking.race)
+            for note in (note for one in built for note in one.classifier.trunk.backbone.notes):
+                reporter.info(note)
         with _timed(seconds, "reading"):
             data = session.data
             rows = np.union1d(data.splits.train, data.splits.val)

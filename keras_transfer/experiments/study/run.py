@@ -27,6 +27,7 @@ from keras_transfer.experiments.summary import plural_of
 from keras_transfer.experiments.trial_runner import (
     TrialResult,
     TrialRunner,
+    pool_of,
     single_run,
 )
 from keras_transfer.features.phase_inputs import Pool
@@ -138,7 +139,9 @@ def _pools(trials: Sequence[_Trial]) -> list[Pool]:
     siblings: dict[int | None, list[Splits]] = {}
     for trial in trials:
         siblings.setdefault(_seed_of_trunk(trial), []).append(trial.splits)
-    union = {seed: Pool.of(*splits) for seed, splits in siblings.items()}
+    # They differ in seed, fold and size, none of which changes whether there is a refit.
+    spec = trials[0].spec
+    union = {seed: pool_of(spec, splits) for seed, splits in siblings.items()}
     return [union[_seed_of_trunk(trial)] for trial in trials]
 
 

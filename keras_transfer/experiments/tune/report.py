@@ -14,6 +14,7 @@ from keras_transfer.experiments.tune.space import choices, scales
 from keras_transfer.experiments.tune.tensorboard import write_logs
 from keras_transfer.reporting.numbers import percent
 from keras_transfer.reporting.reporter import TerminalReporter
+from keras_transfer.storage.model_files import title
 from keras_transfer.tasks.task import Monitor
 
 _NUM_SHOWN = 5
@@ -51,7 +52,7 @@ def _facts(found: SearchResult) -> list[tuple[str, str]]:
     return [
         ("images", sizes),
         ("outputs", f"{len(found.task.names)}"),
-        ("backbone", f"{spec.model.backbone} at {spec.data.image_size} px"),
+        ("backbone", f"{title(spec.model.backbone)} at {spec.data.image_size} px"),
         ("tuner", spec.search.tuner),
         ("trials", f"{len(found.trials)}"),
         ("evaluated on", f"{spec.folds} folds" if spec.folds > 1 else "the validation split"),

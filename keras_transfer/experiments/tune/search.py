@@ -19,10 +19,10 @@ from keras_transfer.experiments.tune.record import SearchTrial, TrialLog
 from keras_transfer.experiments.tune.space import check_space
 from keras_transfer.experiments.tune.workers import (
     open_trial_runner,
-    parse_duration,
     run_trials,
     run_workers,
 )
+from keras_transfer.fields import parse_duration
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -54,7 +54,7 @@ class SearchResult:
 def check_search(spec: RunSpec) -> None:
     """Raise SpecError, before anything is read, if the spec cannot be searched."""
     check_space(spec)
-    parse_duration(spec.search.time_budget)
+    parse_duration(spec.search.time_budget, "search.time_budget")
     if spec.seeds > 1 or spec.halvings:
         raise SpecError(
             "a search trains every trial with one seed on all images",

@@ -13,6 +13,7 @@ from typing import Final
 from keras_transfer.config import load_spec
 from keras_transfer.errors import RunError
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import check_same_spec
 
@@ -54,5 +55,5 @@ def wait_for_chief(
                 fix="start the process with KERASTUNER_TUNER_ID=chief, on the same --output",
             )
         time.sleep(_POLL_SECONDS)
-    check_same_spec(load_spec(run.spec_file), spec, run)
+    check_same_spec(load_spec(run.spec_file), resolve(spec), run)
     return run

@@ -8,7 +8,6 @@ trial, while the others continue.
 import contextlib
 import gc
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Final
 
 from keras_transfer.config import load_spec, override
 from keras_transfer.devices.subprocess_call import SubprocessCall, end_with_parent, free_port
-from keras_transfer.errors import SpecError
 from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.experiments.trial_runner import TrialRunner, search_splits
 from keras_transfer.experiments.tune.progress_table import TrialReporter
@@ -29,35 +27,16 @@ from keras_transfer.experiments.tune.tuner import (
     run_tuner,
 )
 from keras_transfer.experiments.tune.worker_roles import is_worker
+from keras_transfer.fields import parse_duration
 from keras_transfer.models.classifier import Rebuilder
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.training.fitting import prepare_classifier
 
-_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _POLL_SECONDS: Final = 0.5
 _MOST_RESTARTS: Final = 5
 """Restarts of one worker: it may be killed for reasons other than its trial."""
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of '90s', '20m' or '1.5h'; '' is infinitely long.
-
-    Raises:
-        SpecError: it is anything else.
-    """
-    if not text:
-        return float("inf")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not match or not float(match[1]):
-        raise SpecError(
-            "search.time_budget is not a duration",
-            expected="a number and its unit s, m or h, such as 20m",
-            received=repr(text),
-            fix="write search.time_budget=20m",
-        )
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def take_part(spec: RunSpec, run: RunFolder, *, reporter: Reporter) -> None:
@@ -123,7 +102,7 @@ def run_trials(runner: TrialRunner, trial_log: TrialLog) -> None:
     if not is_worker():
         retry_unfinished(oracle)
     with _collecting_only_new_garbage():
-        run_tuner(tuner, oracle, seconds=parse_duration(search.time_budget))
+        run_tuner(tuner, oracle, seconds=parse_duration(search.time_budget, "search.time_budget"))
 
 
 @contextlib.contextmanager
