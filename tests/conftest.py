@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# The dozens of processes that tests start read what the first of them compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import numpy as np
 import pytest
@@ -27,6 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -num_slow[item.path])
 
 
+MOST_USES = 20
+"""Exports that one process checks: it keeps every network that it has opened."""
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -44,6 +50,39 @@ def _small_backbone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, SMALL.name, SMALL)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_checking_process() -> Iterator[None]:
+    """Exports are checked in one process without Keras, which stays: TensorFlow starts once.
+
+    Only where a module of tests has imported what exports; tests/export/saved_model/test_parity.py
+    starts a process of its own, as a user's export does.
+    """
+    proof = sys.modules.get("keras_transfer.export.saved_model.proof")
+    if proof is None:
+        yield
+        return
+    start, idle = proof.IsolatedProcess, []
+
+    @contextmanager
+    def kept(kind):
+        process, num_uses = idle.pop() if idle else (start(kind), 0)
+        try:
+            yield process
+        except BaseException:
+            process.close()
+            raise
+        if num_uses < MOST_USES:
+            idle.append((process, num_uses + 1))
+        else:
+            process.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "IsolatedProcess", kept)
+        yield
+    for process, _ in idle:
+        process.close()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ class Fit:
     """What is trained, and on what; `stop_after` epochs it is given up and begun again."""
 
     folder: str
-    backbone: str = "resnet50"
+    backbone: str = "small"
     last_stage: str = "stage2"
     unfreeze: str = "last"
     image_size: int = 32
@@ -83,12 +83,12 @@ def fit(job: Fit) -> dict:
         logical = [tf.config.LogicalDeviceConfiguration()] * job.logical_devices
         tf.config.set_logical_device_configuration(cpu, logical)
     # Not Adam, which divides by the size of gradients: rounding errors would show in full.
-    head = PhaseSpec(epochs=job.epochs[0], learning_rate=1e-5, optimizer="sgd")
+    head = PhaseSpec(epochs=job.epochs[0], learning_rate=3e-3, optimizer="sgd")
     tail = PhaseSpec(
         name="fine-tune",
         epochs=job.epochs[1],
         unfreeze=job.unfreeze,
-        learning_rate=1e-5,
+        learning_rate=3e-3,
         layer_decay=0.5,
         optimizer="sgd",
     )
@@ -98,7 +98,7 @@ def fit(job: Fit) -> dict:
         ),
         views=ViewSpec(count=2),
         phases=(head, tail),
-        training=TrainingSpec(batch_size=32, rollback=False),
+        training=TrainingSpec(batch_size=32, rollback=False, refit=False, label_smoothing=0.0),
         cache=CacheSpec(mode=job.cache, dtype="float32", precision="float32"),
         devices=DeviceSpec(strategy=job.strategy),
     )

@@ -26,6 +26,7 @@ SMALL = {
     "data.train_size": 120,
     "data.val_fraction": 0.05,
     "data.test_fraction": 0.05,
+    "training.refit": False,
     "search.space": {"model.dropout": {"values": [0.0, 0.2]}},
 }
 """The quickstart on fewer images and few layers, for twenty optimizer steps."""

@@ -12,6 +12,10 @@ from keras_transfer.training.fitting import fit_phases
 FEW_LABELS = {
     "data.train_size": 100,
     "data.val_fraction": 0.05,
+    "data.test_fraction": 0.1,
+    "views.count": 1,
+    "model.backbone": "vgg16",
+    "model.last_stage": "stage2",
     "training.batch_size": 20,
     "phases": [{"name": "frozen", "epochs": 8, "learning_rate": 1e-2}],
 }

@@ -33,11 +33,12 @@ FIELDS = {
     "phases.0.epochs": 2,
     "phases.1.epochs": 1,
     "cache.precision": "float32",
+    "training.refit": False,
 }
 
 
 NAMES = """
-    fine_tune tune rank_backbones load_run Run RunSpec load_spec override list_backbones
+    auto fine_tune tune rank_backbones load_run Run RunSpec load_spec override list_backbones
     load_dataset build_model KerasTransferError register
 """
 

@@ -15,7 +15,7 @@ from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.config import PRESETS, load, load_spec, override, parse_assignments
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import PretrainSpec, RunSpec
-from pipelines import rank
+from pipelines import auto, rank
 from pipelines.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -81,9 +81,9 @@ def parse(monkeypatch):
     return parsed
 
 
-def spec_of(preset: str) -> RunSpec:
-    """The spec a command starts from; one that is not a preset stands for a user's own."""
-    return load_spec(preset) if "." not in preset and "/" not in preset else RunSpec()
+def spec_of(source: str) -> RunSpec:
+    """The spec a command starts from; what is not a preset stands for a user's own images."""
+    return load_spec(source) if (PRESETS / f"{source}.toml").is_file() else RunSpec()
 
 
 @pytest.mark.parametrize(("verb", "words"), COMMANDS)
@@ -92,11 +92,13 @@ def test_commands_parse(verb, words, parse):
     given = parse(verb, shlex.split(words))
     if verb == "rank":
         rank.read_words(given.words)
+    elif verb == "auto":
+        auto.read_words("quickstart", given.words)
     elif verb == "pretrain":
         spec = load(PretrainSpec, given.preset, presets=PRESETS / "pretraining")
         override(spec, parse_assignments(given.overrides))
     elif "overrides" in given:
-        override(spec_of(given.preset), parse_assignments(given.overrides))
+        override(spec_of(given.source), parse_assignments(given.overrides))
 
 
 def test_a_wrong_command_would_be_found(parse):
@@ -104,7 +106,7 @@ def test_a_wrong_command_would_be_found(parse):
         parse("rates", ["--image-size", "many", "resnet50"])
     given = parse("train", ["quickstart", "model.dropuot=0"])
     with pytest.raises(SpecError):
-        override(spec_of(given.preset), parse_assignments(given.overrides))
+        override(spec_of(given.source), parse_assignments(given.overrides))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

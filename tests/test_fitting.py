@@ -22,7 +22,7 @@ TAIL = PhaseSpec(name="fine-tune", epochs=3, unfreeze="last", learning_rate=1e-3
 SPEC = RunSpec(
     views=ViewSpec(count=2),
     phases=(HEAD, TAIL),
-    training=TrainingSpec(rollback=False),
+    training=TrainingSpec(rollback=False, refit=False, label_smoothing=0.0),
     cache=CacheSpec(mode="on", precision="float32"),
 )
 

@@ -7,7 +7,7 @@ import pytest
 
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.reporting.reporter import SilentReporter
-from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
+from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from keras_transfer.storage.run_start import start_run
 from pipelines import predict
 
@@ -32,7 +32,8 @@ def test_ants_and_bees_train_export_and_predict(
             PhaseSpec(name="frozen", epochs=6, learning_rate=5e-3),
             PhaseSpec(name="fine-tune", epochs=2, unfreeze="stage5", learning_rate=1e-4),
         ),
-        training=TrainingSpec(class_weights="balanced"),
+        views=ViewSpec(count=1),
+        training=TrainingSpec(class_weights="balanced", refit=False),
     )
     result = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
     assert result.test.num_examples == 153

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
@@ -18,15 +19,19 @@ import pytest
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import NAMES
 from keras_transfer.errors import RunError, SpecError
+from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.evaluation import evaluate_run, export_run
-from keras_transfer.experiments.run import run_transfer
-from keras_transfer.experiments.summary import Result
+from keras_transfer.experiments.run import evaluate_test, run_transfer
+from keras_transfer.experiments.session import open_session
+from keras_transfer.experiments.summary import Result, describe_cache
 from keras_transfer.inference.prediction import load_run, predict_files
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.storage.run_start import start_run
+from keras_transfer.training.fitting import Outcome, fit_phases
 from pipelines import evaluate as evaluate_verb
 from pipelines import predict as predict_verb
+from pipelines import train as train_verb
 from pipelines.arguments import USER_ERROR
 
 FROZEN = PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2)
@@ -41,7 +46,7 @@ def make_spec(folder: Path) -> RunSpec:
         data=DataSpec(path=str(folder), image_size=32, resize="squash"),
         model=ModelSpec(backbone="small", last_stage="stage3", weights="none"),
         phases=(FROZEN, TUNED),
-        training=TrainingSpec(rollback=False),
+        training=TrainingSpec(rollback=False, refit=False, label_smoothing=0.0),
         # What 'auto' measures may differ from run to run, and with it the last bits.
         cache=CacheSpec(precision="float32"),
     )
@@ -139,28 +144,36 @@ def test_reloaded_model_predicts_like_the_trained_one(result):
     np.testing.assert_array_equal(loaded.model(pixels), result.classifier.model(pixels))
 
 
-def test_same_seed_gives_the_same_metrics_from_an_empty_cache(
+def train(spec: RunSpec) -> tuple[list[Outcome], dict, Evaluation]:
+    """The phases of a run, what its cache.json holds, and its test figures; nothing is written."""
+    reporter = SilentReporter()
+    with open_session(spec, reporter=reporter) as session:
+        classifier, phase_inputs = session.build_classifier(), session.phase_inputs()
+        outcomes = fit_phases(classifier, phase_inputs, reporter=reporter)
+        data, stats = session.data, phase_inputs.extraction_stats
+        outputs = phase_inputs.predict(classifier, data.splits.test)
+        test = evaluate_test(session.task, data, outputs, seed=spec.seed)
+    return outcomes, describe_cache(data.num_decoded, stats, outcomes, data.splits), test
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_phases_from_an_empty_cache(
     result, digits_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path))
     keras.utils.clear_session()
-    spec = make_spec(digits_folder)
-    again = run_transfer(
-        spec, start_run(spec, output=tmp_path / "again"), reporter=SilentReporter()
-    )
-    first, second = (read_json(r.run.metrics_file) for r in (result, again))
-    assert without_times(first) == without_times(second)
-    cache = read_json(again.run.path / "cache.json")
+    outcomes, cache, _ = train(make_spec(digits_folder))
+    one, other = ([without_times(asdict(o)) for o in pair] for pair in (result.outcomes, outcomes))
+    assert one == other
     assert (cache["images_decoded"], cache["views_found"]) == (300, 0)
     # 210 training images in three views, 90 others: the cache has them all, in one pass.
     assert cache["views_computed"] == 210 * 3 + 90
 
 
-def test_another_head_decodes_no_image_and_runs_no_frozen_layer(result, digits_folder, tmp_path):
+@pytest.mark.slow
+def test_another_head_decodes_no_image_and_runs_no_frozen_layer(result, digits_folder):
     changes = {"model.dropout": 0.5, "model.head": "mlp", "phases.0.learning_rate": 1e-3}
-    spec = override(make_spec(digits_folder), changes)
-    done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
-    cache = read_json(done.run.path / "cache.json")
+    _, cache, _ = train(override(make_spec(digits_folder), changes))
     assert (cache["images_decoded"], cache["views_computed"]) == (0, 0)
     assert cache["views_found"] == 210 * 3 + 90
 
@@ -198,6 +211,7 @@ def test_evaluate_verb_writes_the_figures_where_told(result, tmp_path, capsys):
     assert "digit_7" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_export_again_gets_the_next_version_and_its_proof(result):
     folder, proof = export_run(result.run.path, reporter=SilentReporter())
     assert folder.name == "2"
@@ -205,14 +219,14 @@ def test_export_again_gets_the_next_version_and_its_proof(result):
     assert (result.run.export_folder / "1" / "saved_model.pb").is_file()
 
 
-def test_phase_that_gains_nothing_is_undone(digits_folder, tmp_path):
+@pytest.mark.slow
+def test_phase_that_gains_nothing_is_undone(digits_folder):
     changes = {"training.rollback": True, "phases.1.learning_rate": 0.0, "phases.1.epochs": 1}
     changes |= {"phases.1.warmup_epochs": 0, "phases.1.weight_decay": 0}
-    spec = override(make_spec(digits_folder), changes)
-    done = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
-    assert [outcome.kept for outcome in done.outcomes] == [True, False]
-    assert done.outcomes[1].gain == 0
-    assert done.test.accuracy == done.outcomes[0].test_score
+    outcomes, _, test = train(override(make_spec(digits_folder), changes))
+    assert [outcome.kept for outcome in outcomes] == [True, False]
+    assert outcomes[1].gain == 0
+    assert test.accuracy == outcomes[0].test_score
 
 
 TESTS = Path(__file__).parent
@@ -227,16 +241,12 @@ runpy.run_module("pipelines.train", run_name="__main__", alter_sys=True)
 """The verb in a process that knows the backbone `small`."""
 
 
-def _train(spec_file: Path, output: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", TRAIN_SMALL, str(spec_file), "--output", str(output)]
-    return subprocess.Popen([*command, *flags], cwd=TESTS, stdout=subprocess.DEVNULL)
-
-
 @pytest.mark.slow
 def test_killed_run_ends_like_an_undisturbed_one(result, digits_folder, tmp_path):
     spec_file, output = tmp_path / "spec.json", tmp_path / "killed"
     spec_file.write_text(json.dumps(spec_to_dict(make_spec(digits_folder))))
-    process = _train(spec_file, output)
+    command = [sys.executable, "-c", TRAIN_SMALL, str(spec_file), "--output", str(output)]
+    process = subprocess.Popen(command, cwd=TESTS, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not (output / "checkpoint" / "phase-1.npz").is_file():
         assert process.poll() is None, "the run ended before it could be killed"
@@ -245,7 +255,7 @@ def test_killed_run_ends_like_an_undisturbed_one(result, digits_folder, tmp_path
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "metrics.json").exists()
-    assert _train(spec_file, output, "--resume").wait() == 0
+    assert train_verb.main([str(spec_file), "--output", str(output), "--resume"]) == 0
     first, second = read_json(result.run.metrics_file), read_json(output / "metrics.json")
     assert without_times(first) == without_times(second)
 

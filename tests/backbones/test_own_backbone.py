@@ -30,6 +30,9 @@ class FileWeights(NamedTuple):
     def find(self, backbone: Backbone) -> Path:
         return self.file
 
+    def local(self) -> Path | None:
+        return self.file
+
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> keras.Model:

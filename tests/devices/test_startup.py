@@ -70,6 +70,7 @@ def test_importing_the_package_has_no_side_effects():
     assert loaded == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not X86, reason="not an x86 processor")
 def test_onednn_is_used_when_called_before_tensorflow_is_imported():
     assert run(KERNELS).stdout.split() == ["1"]

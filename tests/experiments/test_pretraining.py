@@ -12,7 +12,7 @@ from keras_transfer.experiments.pretraining import LetterData, embed, pretrain
 from keras_transfer.specs import PhaseSpec, PretrainSpec
 
 SPEC = PretrainSpec(
-    backbone="mobilenet_0.25",
+    backbone="small",
     last_stage="stage2",
     num_letters=512,
     batch_size=32,
@@ -45,7 +45,7 @@ def test_embedded_trunk_is_the_trained_one_in_half_precision(tmp_path):
     keras.utils.clear_session()
     inputs = keras.Input((32, 32, 3))
     trunk = build_trunk(
-        get_backbone("mobilenet_0.25"),
+        get_backbone("small"),
         inputs,
         last_stage="stage2",
         weights=str(file),

@@ -24,23 +24,12 @@ from keras_transfer.tasks.single_label import SingleLabel
 
 FAMILIES = [
     "vgg16",
-    "resnet50",
-    "resnet50_v2",
-    "inception_v3",
-    "inception_resnet_v2",
-    "xception",
-    "densenet121",
-    "nasnet_mobile",
-    "convnext_tiny",
     "mobilenet_0.25",
-    "mobilenet_v2_0.35",
     "mobilenet_v3_small_minimalistic",
-    "mobilenet_v3_large_0.75",
     "efficientnet_b0",
-    "efficientnet_v2_b0",
+    "convnext_tiny",
 ]
-"""One of each: deeper relatives have the same layers, and a map begins at the last of them."""
-
+"""A map begins at the last layer: max pooling, ReLU6, ReLU, swish and a sum."""
 
 TASK = SingleLabel(("a", "b", "c"))
 
@@ -100,10 +89,10 @@ def test_heat_map_lies_in_0_to_1_and_is_zero_without_a_place_that_speaks_for_the
 
 @pytest.mark.skipif(
     keras.backend.backend() == "jax",
-    reason="compiling fifteen whole trunks for JAX takes a CPU a quarter of an hour",
+    reason="compiling whole trunks for JAX takes a CPU minutes",
 )
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_of_backbones_gives_a_finite_map_of_its_last_places(name):
+def test_every_kind_of_last_layer_gives_a_finite_map_of_its_places(name):
     size = max(64, BACKBONES[name].minimal_size)
     model = build(name, size=size)
     network = as_trained(model)

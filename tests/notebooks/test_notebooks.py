@@ -116,7 +116,7 @@ def test_the_lines_for_own_images_make_a_spec(notebook, tmp_path):
     assert "YOUR OWN IMAGES" in source
     chosen: dict = {}
     exec(re.sub(r"^# (PRESET|CHANGES) =", r"\1 =", source, flags=re.MULTILINE), chosen)
-    assert chosen["PRESET"] == "flowers"
+    assert chosen["PRESET"] == "resnet50"
     spec = override(load_spec(chosen["PRESET"]), chosen["CHANGES"])
     assert spec.data.path == "/content/my_photos"
 

@@ -15,8 +15,8 @@ from running_notebooks import (
 
 @pytest.mark.slow
 def test_the_quickstart_trains_tunes_and_exports(tmp_path):
-    notebook = execute("quickstart", tmp_path, CHANGES=SMALL, TRIALS=2)
-    check_course(notebook, tmp_path, num_trials=2)
+    notebook = execute("quickstart", tmp_path, CHANGES=SMALL, TRIALS=1)
+    check_course(notebook, tmp_path, num_trials=1)
     assert "all 120 90 90" in words(notebook, "preview")
     # The look had stored the pixels: the run decoded nothing again.
     run = tmp_path / "saved_models" / "quickstart"
@@ -26,12 +26,20 @@ def test_the_quickstart_trains_tunes_and_exports(tmp_path):
 @pytest.mark.slow
 def test_the_search_ranks_compares_and_keeps_a_winner(tmp_path):
     space = {"search.space.model.dropout": {"values": [0.0, 0.1]}}
+    backbones = ["vgg16", {"backbone": "vgg16", "last_stage": "stage1"}]
     notebook = execute(
-        "search", tmp_path, CHANGES=SMALL, SPACE=space, TUNER="grid", TRIALS=2, REFITS=0
+        "search",
+        tmp_path,
+        CHANGES=SMALL,
+        BACKBONES=backbones,
+        SPACE=space,
+        TUNER="grid",
+        TRIALS=2,
+        REFITS=0,
     )
     saved = tmp_path / "saved_models"
     ranking = read_json(saved / "rank-quickstart" / "rank.json")
-    assert {one["backbone"] for one in ranking["candidates"]} == {"resnet50", "vgg16"}
+    assert {one["last_stage"] for one in ranking["candidates"]} == {"stage1", "stage2"}
     assert all(one["scores"]["probe"]["value"] > 0.3 for one in ranking["candidates"])
     check_search(saved / "quickstart-search", num_trials=2)
     assert "The best trial is" in words(notebook, "search")

@@ -1,8 +1,19 @@
 """The notebooks for accelerators, on two virtual devices of this processor."""
 
 import pytest
-from running_notebooks import SMALL, check_course, execute, words
+from jax_processes import JAX, TWO_DEVICES
+from running_notebooks import ROOT, SMALL, check_course, execute, words
 
+SMALLEST = {**SMALL, "model.backbone": "small", "model.weights": "none"}
+KNOWS_SMALL = f"""
+import sys
+
+sys.path.append({str(ROOT / "tests")!r})
+from small_backbone import SMALL
+from keras_transfer.backbones.registry import BACKBONES
+
+BACKBONES["small"] = SMALL
+"""
 TWO_PROCESSORS = """
 import tensorflow as tf
 
@@ -15,7 +26,12 @@ tf.config.set_logical_device_configuration(processor, halves)
 @pytest.mark.slow
 def test_the_gpu_notebook_shares_batches_among_mirrors(tmp_path):
     notebook = execute(
-        "colab_gpu", tmp_path, before=TWO_PROCESSORS, CHANGES=SMALL, STRATEGY="mirrored", TRIALS=1
+        "colab_gpu",
+        tmp_path,
+        before=KNOWS_SMALL + TWO_PROCESSORS,
+        CHANGES=SMALLEST,
+        STRATEGY="mirrored",
+        TRIALS=1,
     )
     check_course(notebook, tmp_path, num_trials=1)
     assert "TensorFlow computes on 2 CPUs" in words(notebook, "train")
@@ -24,8 +40,14 @@ def test_the_gpu_notebook_shares_batches_among_mirrors(tmp_path):
 
 @pytest.mark.slow
 def test_the_tpu_notebook_shares_batches_on_jax(tmp_path):
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "KERAS_BACKEND": "jax"}
-    notebook = execute("colab_tpu", tmp_path, environment=two, CHANGES=SMALL, TRIALS=1)
+    notebook = execute(
+        "colab_tpu",
+        tmp_path,
+        before=KNOWS_SMALL,
+        environment=JAX | TWO_DEVICES,
+        CHANGES=SMALLEST,
+        TRIALS=1,
+    )
     check_course(notebook, tmp_path, num_trials=1)
     assert words(notebook, "devices") == "[CpuDevice(id=0), CpuDevice(id=1)]"
     assert "JAX computes on 2 CPUs" in words(notebook, "train")

@@ -79,30 +79,38 @@ def test_dry_run_shows_stages_and_rates_and_writes_nothing(
     digits_folder, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    words = ["flowers", f"data.path={digits_folder}", "data.image_size=32", "model.weights=none"]
-    words += ["model.backbone=mobilenet_0.25", "model.last_stage=stage3"]
+    words = ["resnet50", f"data.path={digits_folder}", "data.image_size=32", "model.weights=none"]
+    words += ["model.backbone=small", "model.last_stage=stage3"]
     words += ["phases.1.unfreeze=stage3", "phases.1.layer_decay=0.5", "--dry-run"]
     assert train.main(words) == 0
     shown = capsys.readouterr().out
-    for part in ("stage3", "300 files of 10 classes", "5.0e-05", "1.0e-04", "nothing was written"):
+    parts = (
+        "stage3",
+        "300 files of 10 classes",
+        "5.0e-04",
+        "1.0e-03",
+        "solved",
+        "nothing was written",
+    )
+    for part in parts:
         assert part in shown
     assert not list(tmp_path.iterdir())
 
 
 def test_pretrain_writes_weights_and_record_where_told(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["letters_vgg16", "backbone=mobilenet_0.25", "last_stage=stage2", "num_letters=64"]
+    words = ["letters_vgg16", "backbone=small", "last_stage=stage2", "num_letters=64"]
     words += ["batch_size=32", "phase.epochs=1", "phase.warmup_epochs=0", "--output", "weights"]
     assert pretrain.main(words) == 0
-    record = json.loads((tmp_path / "weights" / "mobilenet_0.25_stage2.json").read_text())
+    record = json.loads((tmp_path / "weights" / "small_stage2.json").read_text())
     assert record["steps"] == 2
     assert record["command"].startswith("python -m pipelines.pretrain letters_vgg16 backbone=")
-    assert "Weights: weights/mobilenet_0.25_stage2.npz" in capsys.readouterr().out
+    assert "Weights: weights/small_stage2.npz" in capsys.readouterr().out
 
 
 def test_probe_prints_a_row_for_each_kind_of_features(digits_folder, capsys):
-    words = ["flowers", f"data.path={digits_folder}", "data.image_size=32", "model.weights=none"]
-    words += ["model.backbone=mobilenet_0.25", "model.last_stage=stage2"]
+    words = ["resnet50", f"data.path={digits_folder}", "data.image_size=32", "model.weights=none"]
+    words += ["model.backbone=small", "model.last_stage=stage2"]
     assert probe.main([*words, "--labels", "60", "--seeds", "1"]) == 0
     shown = capsys.readouterr().out
     for part in ("random weights", "raw pixels", "60 labels"):

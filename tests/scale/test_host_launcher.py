@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from jax_processes import JAX
 
 from keras_transfer.config import override
 from keras_transfer.devices.hosts import (
@@ -95,14 +96,17 @@ def child_of(parent: int, host: int) -> int | None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes as Linux lists them")
-def test_a_killed_host_ends_the_run_with_a_sentence_that_names_it(tmp_path: Path):
+def test_a_killed_host_ends_the_run_with_a_sentence_that_names_it(
+    digits_folder: Path, tmp_path: Path
+):
     run, words = tmp_path / "run", "views.count=1 phases.0.epochs=1 phases.1.epochs=300"
-    words += " model.backbone=vgg16 model.last_stage=stage1 model.weights=none"
+    words += " data.train_size=40 data.val_fraction=0.1 data.test_fraction=0.1"
+    words += " model.backbone=vgg16 model.last_stage=stage1 model.weights=none devices.hosts=2"
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.train", "quickstart", "data.train_size=40"]
-        + ["devices.hosts=2", *words.split(), "--output", str(run)],
+        [sys.executable, "-m", "pipelines.train", "quickstart", "data.source=folder"]
+        + [f"data.path={digits_folder}", *words.split(), "--output", str(run)],
         cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": "jax", "KERAS_TRANSFER_HOME": str(tmp_path / "home")},
+        env={**os.environ, **JAX, "KERAS_TRANSFER_HOME": str(tmp_path / "home")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

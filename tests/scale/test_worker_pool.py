@@ -43,6 +43,7 @@ def pool_of(method, listener: Listener) -> RayWorkerPool:
     )
 
 
+@pytest.mark.slow
 def test_every_task_is_done_once_and_a_killed_worker_is_reported(tmp_path):
     def square(task: int) -> int:
         import os
@@ -131,9 +132,11 @@ WITHOUT_A_NODE = """
 import os, signal, time
 import ray
 from keras_transfer.errors import RunError
+from keras_transfer.scale import worker_pool
 from keras_transfer.scale.cluster import joined
-from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.reporting.reporter import SilentReporter
+
+worker_pool._LOOK_SECONDS = 1.0
 
 class Worker:
     def do(self, task):
@@ -141,7 +144,7 @@ class Worker:
         time.sleep(60)  # A worker ends when it sees that.
 
 with joined(1, reporter=SilentReporter()) as share:
-    pool = RayWorkerPool(
+    pool = worker_pool.RayWorkerPool(
         start=lambda options: ray.remote(Worker).options(**options).remote(),
         send=lambda worker, task: worker.do.remote(task),
         name=str,
@@ -155,10 +158,19 @@ with joined(1, reporter=SilentReporter()) as share:
 """
 
 
+QUICK_TO_NOTICE = {
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "2",
+}
+"""Ray's settings of how soon a lost machine is noticed, which is half a minute otherwise."""
+
+
 @pytest.mark.slow
 def test_a_cluster_whose_only_machine_dies_ends_the_work():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_A_NODE],
+        env={**os.environ, **QUICK_TO_NOTICE},
         capture_output=True,
         text=True,
         timeout=120,

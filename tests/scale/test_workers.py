@@ -78,6 +78,7 @@ def files_of(folder: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_killed_workers_leave_the_same_cache_as_a_single_process(make_spec, kill_one):
     (alone,) = store_features(make_spec("alone"), num_workers=None, reporter=SilentReporter())
     expected = files_of(make_spec("alone").cache.folder)
@@ -171,6 +172,7 @@ def run_folder(tmp_path) -> str:
     return str(folder.path)
 
 
+@pytest.mark.slow
 def test_two_workers_predict_what_one_process_does_row_by_row(
     run_folder, digits_folder, tmp_path, kill_one
 ):

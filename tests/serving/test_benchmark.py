@@ -4,9 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from pipelines import serve
 
 
+@pytest.mark.slow
 def test_measuring_writes_consistent_figures(
     run_folder: Path, photos: Path, tmp_path: Path, capsys
 ):

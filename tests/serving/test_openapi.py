@@ -32,7 +32,7 @@ CHECKS = [
 
 
 bounded = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,

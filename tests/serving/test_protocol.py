@@ -361,7 +361,7 @@ BODIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=BODIES.map(json.dumps).map(str.encode) | st.binary(max_size=60))
 def test_parsing_ends_in_rows_or_in_a_400(body: bytes):
     try:
@@ -375,7 +375,7 @@ def test_parsing_ends_in_rows_or_in_a_400(body: bytes):
     assert statuses == {400}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.binary(max_size=100))
 def test_bytes_come_back_from_base64_with_and_without_padding(data: bytes):
     text = base64.b64encode(data).decode()

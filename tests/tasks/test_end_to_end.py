@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_transfer.config import make_spec
 from keras_transfer.experiments.run import run_transfer
-from keras_transfer.experiments.session import make_spec
 from keras_transfer.export.conversion import convert_run
 from keras_transfer.export.formats.registry import FORMATS
 from keras_transfer.inference.prediction import load_run

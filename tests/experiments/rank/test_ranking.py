@@ -40,7 +40,7 @@ from pipelines.arguments import USER_ERROR
 TASK = SingleLabel(("a", "b"))
 BACKBONES = (
     CandidateSpec(backbone="vgg16", last_stage="stage3", weights="embedded"),
-    CandidateSpec(backbone="mobilenet_0.25", last_stage="stage1"),
+    CandidateSpec(backbone="small", last_stage="stage1"),
 )
 PHASES = (
     PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2),
@@ -55,7 +55,7 @@ def make_spec(folder, cache, **changes) -> RunSpec:
         views=ViewSpec(count=1),
         model=ModelSpec(backbone="vgg16", last_stage="stage1", weights="none"),
         phases=PHASES,
-        training=TrainingSpec(rollback=False),
+        training=TrainingSpec(rollback=False, refit=False, label_smoothing=0.0),
         cache=CacheSpec(folder=str(cache), precision="float32"),
     )
     return override(spec, changes)
@@ -76,7 +76,7 @@ def ranked(digits_folder, cache) -> Ranking:
 def test_trained_features_come_first_and_noise_last(ranked):
     assert [entry.name for entry in ranked.entries] == [
         "vgg16 to stage3",
-        "mobilenet_0.25 to stage1, random",
+        "small to stage1, random",
     ]
     best, other = ranked.entries
     for metric, value in ranked.control.items():
@@ -247,7 +247,7 @@ def test_leep_and_nce_are_told_for_candidates_with_a_source(
     result = rank(make_spec(digits_folder, cache), ranking, reporter=SilentReporter())
     by_name = {entry.name: entry.scores for entry in result.entries}
     assert {"leep", "nce"} <= set(by_name["mobilenet_0.25"])
-    assert not {"leep", "nce"} & set(by_name["mobilenet_0.25 to stage1, random"])
+    assert not {"leep", "nce"} & set(by_name["small to stage1, random"])
     assert {"leep", "nce"} <= set(result.control)
     table = describe(result, advise(result)).table
     assert table.header[-2:] == ["LEEP", "NCE"]
@@ -359,7 +359,8 @@ def test_verb_races_the_finalists_and_writes_everything(digits_folder, tmp_path,
     words = [f"data.path={digits_folder}", "data.image_size=32", "data.resize=squash"]
     words += ["model.weights=none", "model.last_stage=stage1", "data.train_size=60"]
     words += ["views.count=1", "phases.0.epochs=3", "phases.1.epochs=1"]
-    words += ["phases.1.warmup_epochs=0", 'backbones=["vgg16", "mobilenet_0.25"]', "folds=3"]
+    words += ["phases.0.method=supervised", "phases.1.min_images=0"]
+    words += ["phases.1.warmup_epochs=0", 'backbones=["vgg16", "small"]', "folds=3"]
     words += ["race=true", "--output", str(tmp_path / "rank")]
     assert verb.main(words) == 0
     files = {file.name for file in (tmp_path / "rank").iterdir()}
@@ -384,7 +385,7 @@ def test_words_belong_to_the_ranking_or_to_the_run():
     assert (spec.name, spec.seed, spec.folds) == ("quickstart", 4, 1)
     assert ranking.backbones == ("resnet50", CandidateSpec(backbone="vgg16", last_stage="stage2"))
     assert (ranking.folds, ranking.max_size_mb) == (3, None)
-    assert verb.read_words(["seed=1"])[0].name == "flowers"
+    assert verb.read_words(["seed=1"])[0].name == "resnet50"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def make_spec(folder, cache, **changes) -> RunSpec:
         views=ViewSpec(count=NUM_VIEWS),
         model=ModelSpec(backbone="small", last_stage="stage1", weights="none"),
         phases=(HEAD,),
-        training=TrainingSpec(rollback=False),
+        training=TrainingSpec(rollback=False, refit=False, label_smoothing=0.0),
         # What 'auto' measures may differ from run to run, and with it the last bits.
         cache=CacheSpec(folder=str(cache), precision="float32"),
     )
@@ -173,6 +173,7 @@ def test_a_stopped_study_goes_on_without_repeating_trials(validated, tmp_path):
         start_run(spec, output=output)
 
 
+@pytest.mark.slow
 def test_a_repeat_is_the_run_with_that_seed(digits_folder, cache, tmp_path):
     spec = make_spec(digits_folder, cache, seeds=2, seed=4)
     study = study_of(spec, tmp_path / "seeds")
@@ -206,6 +207,7 @@ class Collector(Listener):
             self.alive.append(sum(type(item).__name__ in kinds for item in gc.get_objects()))
 
 
+@pytest.mark.slow
 def test_learning_curve_halves_down_to_a_image_a_class_on_shared_views(
     cache, digits_folder, tmp_path
 ):
@@ -254,6 +256,7 @@ def test_run_transfer_names_what_to_call_for_a_study(name, digits_folder, cache,
     assert not run.path.exists()
 
 
+@pytest.mark.slow
 def test_train_verb_runs_a_study_into_a_folder_of_its_own(
     digits_folder, cache, tmp_path, monkeypatch, capsys
 ):

@@ -24,6 +24,7 @@ def hypermodel(small_spec):
     return TransferHyperModel(small_spec, reporter=Listener())
 
 
+@pytest.mark.slow
 def test_a_stock_hyperband_searches_and_its_best_models_have_their_scores(
     small_spec, tmp_path, capsys
 ):
@@ -71,6 +72,7 @@ def test_what_a_fit_would_take_is_refused(hypermodel, tmp_path):
         tuner_of(hypermodel, tmp_path).search(np.zeros(3), batch_size=3, verbose=0)
 
 
+@pytest.mark.slow
 def test_errors_stop_the_search_and_divergence_does_not(
     small_spec, hypermodel, tmp_path, monkeypatch
 ):

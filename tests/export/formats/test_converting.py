@@ -13,8 +13,10 @@ from keras_transfer.data.audit import audit
 from keras_transfer.data.splits import make_splits, manifest
 from keras_transfer.errors import DataError, ExportError
 from keras_transfer.export.conversion import convert_run, read_split
+from keras_transfer.export.formats import agreement as module
 from keras_transfer.export.formats.registry import FORMATS, check_libraries
 from keras_transfer.export.formats.runtimes import open_runtime
+from keras_transfer.export.verification import Timing
 from keras_transfer.inference.prediction import load_run
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.reporting.reporter import SilentReporter
@@ -26,6 +28,9 @@ from keras_transfer.tasks.single_label import SingleLabel
 from pipelines import arguments, export
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+FEW_CALLS = Timing(calls={1: 1, 8: 1, 32: 1}, least_rounds=2, most_rounds=2, seconds=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,10 @@ def run(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 
 
 @pytest.mark.slow
-def test_export_writes_formats_beside_the_export_and_compares_them(run: RunFolder, capsys):
+def test_export_writes_formats_beside_the_export_and_compares_them(
+    run: RunFolder, capsys, monkeypatch
+):
+    monkeypatch.setattr(module, "_TIMING", FEW_CALLS)
     words = [str(run.path), "--formats", "litert_float32,openvino_int8,keras", "--compare"]
     assert export.main(words) == 0
     shown = capsys.readouterr().out

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from jax_processes import JAX
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_transfer.data.images import load_encoded
@@ -39,8 +40,8 @@ def files(photos: Path) -> list[Path]:
 def handed_over(files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("handed_over")
     command = [sys.executable, Path(__file__).with_name("jax_process.py"), folder, *files]
-    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env={**os.environ, **environment}, check=True)
+    environment = {**os.environ, **JAX, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True)
     return folder
 
 

@@ -11,9 +11,11 @@ import pytest
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.errors import DataError, ExportError
 from keras_transfer.export.contract import Contract
+from keras_transfer.export.saved_model import proof
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.proof import check_parity, policy_of
 from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.export.verification import IsolatedProcess
 from keras_transfer.models.forward import predict_pixels
 
 
@@ -49,6 +51,7 @@ def test_parity_holds_for_the_model_itself_where_keras_cannot_be_imported(
         (tmp_path / "traps" / name).mkdir(parents=True)
         (tmp_path / "traps" / name / "__init__.py").write_text(f"raise SystemExit('{name}!')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
+    monkeypatch.setattr(proof, "IsolatedProcess", IsolatedProcess)  # Not the one that tests share.
     capfd.readouterr()
     expected = predict_pixels(classifier, pixels, activation="softmax")
     parity = check_parity(exported, files, expected, class_names, max_megapixels=1)
