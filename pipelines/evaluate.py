@@ -1,7 +1,7 @@
 """Evaluate: metrics of a run on its own test split, or on other labelled images.
 
-python -m pipelines.evaluate saved_models/flowers
-python -m pipelines.evaluate saved_models/flowers new_photos --output new.json
+python -m pipelines.evaluate saved_models/my_photos
+python -m pipelines.evaluate saved_models/my_photos new_photos --output new.json
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pipelines.arguments import main_of, make_parser, scratch_log
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("evaluate", str(__doc__))
-    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
+    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/my_photos")
     parser.add_argument(
         "data",
         metavar="DATA",

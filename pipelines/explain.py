@@ -1,7 +1,7 @@
 """Explain: show which parts of images the predictions of a run depend on.
 
-python -m pipelines.explain saved_models/flowers photo.jpg more_photos/ --output explanations
-python -m pipelines.explain saved_models/flowers photo.jpg --class tulips --output tulips
+python -m pipelines.explain saved_models/my_photos photo.jpg more_photos/ --output explanations
+python -m pipelines.explain saved_models/my_photos photo.jpg --class tulips --output tulips
 
 FOLDER gets explain.html to open in a browser, explain.csv, and a heat map for each image.
 """
@@ -18,7 +18,7 @@ from pipelines.arguments import main_of, make_parser, scratch_log
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("explain", str(__doc__))
-    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
+    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/my_photos")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder or - for stdin")
     parser.add_argument(
         "--output", metavar="FOLDER", default="explanations", help="new folder for the results"

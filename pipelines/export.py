@@ -1,7 +1,7 @@
 """Export: write a run's model as a SavedModel again, verified like the first one.
 
-    python -m pipelines.export saved_models/flowers
-    python -m pipelines.export saved_models/flowers --formats all --compare
+    python -m pipelines.export saved_models/my_photos
+    python -m pipelines.export saved_models/my_photos --formats all --compare
 
 The new version gets the next number under export/; none is overwritten. Other formats are written
 to formats/ under the same number.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("export", str(__doc__))
-    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/flowers")
+    parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/my_photos")
     parser.add_argument(
         "--precision",
         choices=["float32", "bfloat16"],

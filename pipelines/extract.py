@@ -1,7 +1,7 @@
 """Extract: compute and store the features of a training, with many processes or machines.
 
     python -m pipelines.extract my_photos --workers 4
-    python -m pipelines.extract saved_models/flowers --workers 4
+    python -m pipelines.extract saved_models/my_photos --workers 4
     RAY_ADDRESS=10.0.0.1:6379 python -m pipelines.extract /shared/photos \\
         cache.folder=/shared/features --workers 64
 

@@ -1,9 +1,9 @@
 """Predict: run files, folders or a list on standard input with a run or an exported model.
 
-python -m pipelines.predict saved_models/flowers photo.jpg more_photos/ --output predictions.csv
-python -m pipelines.predict saved_models/flowers/formats/1/model.onnx photos/ --output all.parquet
-find / -name '*.jpg' | python -m pipelines.predict saved_models/flowers - --output all.csv
-python -m pipelines.predict saved_models/flowers photos/ --output predictions.csv --workers 4
+python -m pipelines.predict saved_models/my_photos photo.jpg more_photos/ --output predictions.csv
+python -m pipelines.predict saved_models/my_photos/formats/1/model.onnx photos/ --output all.parquet
+find / -name '*.jpg' | python -m pipelines.predict saved_models/my_photos - --output all.csv
+python -m pipelines.predict saved_models/my_photos photos/ --output predictions.csv --workers 4
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Serve: predict images over HTTP with TensorFlow Serving's REST protocol.
 
-    python -m pipelines.serve saved_models/flowers
-    python -m pipelines.serve saved_models/flowers --port 8080 --max-batch 64
-    python -m pipelines.serve saved_models/flowers --measure
+    python -m pipelines.serve saved_models/my_photos
+    python -m pipelines.serve saved_models/my_photos --port 8080 --max-batch 64
+    python -m pipelines.serve saved_models/my_photos --measure
 
 Requests follow https://www.tensorflow.org/tfx/serving/api_rest, so the same clients work with
 TensorFlow Serving:

@@ -2,7 +2,7 @@
 
     python -m pipelines.train quickstart
     python -m pipelines.train my_photos model.backbone=mobilenet_0.25
-    python -m pipelines.train saved_models/flowers --output saved_models/flowers --resume
+    python -m pipelines.train saved_models/my_photos --output saved_models/my_photos --resume
 
 A study is many trainings of one spec that share all stored features; it exports nothing:
 

@@ -3,7 +3,7 @@
     python -m pipelines.tune quickstart
     python -m pipelines.tune my_photos search.trials=40 search.time_budget=20m
     python -m pipelines.tune my_photos search.tuner=hyperband --workers 4
-    python -m pipelines.tune saved_models/flowers-search --resume
+    python -m pipelines.tune saved_models/my_photos-search --resume
 
 The search space is the table [search.space] of the spec, or given here:
 

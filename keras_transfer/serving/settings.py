@@ -74,7 +74,7 @@ def find_export_folder(given: Path) -> Path:
             return folder
     raise ExportError(
         f"there is no exported model in {given}",
-        expected="a run folder, or a folder of versions, such as saved_models/flowers/export",
+        expected="a run folder, or a folder of versions, such as saved_models/my_photos/export",
         received="a folder without one" if given.is_dir() else "no folder",
         fix="train or export first, and give the written folder",
     )
