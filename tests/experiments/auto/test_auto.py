@@ -50,7 +50,7 @@ def spec(digits_folder, tmp_path_factory) -> RunSpec:
 
 
 class Clock:
-    """Seconds that pass only when a test says so."""
+    """A fake clock: `now`, in seconds, changes only when a test sets it."""
 
     def __init__(self) -> None:
         self.now = 0.0
