@@ -4,7 +4,6 @@ Keyword arguments are fields of the spec: `backbone="vgg16"` is `model.backbone`
 are given as a dict, `**{"phases.0.epochs": 3}`.
 """
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from keras_transfer.experiments.summary import show_result
 from keras_transfer.experiments.tune.best import WINNER
 from keras_transfer.experiments.tune.report import show_search, write_search
 from keras_transfer.experiments.tune.search import SUFFIX, run_search
-from keras_transfer.fields import build
+from keras_transfer.fields import build, divide
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import DEFAULT_SPACE, AutoSpec, ParameterSpec, RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
@@ -179,7 +178,7 @@ def rank_backbones(
         DataError: the images cannot be used.
         RunError: features or results cannot be stored.
     """
-    own, others = _divide(fields, RankSpec)
+    own, others = divide(fields, RankSpec)
     reporter = reporter or TerminalReporter()
     # The ranking chooses the backbone, so that of the spec does not matter.
     base = preset if preset or isinstance(source, RunSpec) else "resnet50"
@@ -223,7 +222,7 @@ def auto(
         SpecError: the budget is too short, a trunk is unknown, or none can be used.
         DataError, WeightsError, RunError, ExportError: as for `fine_tune`.
     """
-    own, others = _divide(fields, AutoSpec)
+    own, others = divide(fields, AutoSpec)
     settings = build(AutoSpec, {**own, "time_budget": time_budget}, "", "auto")
     budget, reporter = Budget.start(time_budget), reporter or TerminalReporter()
     spec = make_spec(source if isinstance(source, RunSpec) else Path(source), **others)
@@ -233,13 +232,6 @@ def auto(
     if isinstance(reporter, TerminalReporter):
         show_auto(found, reporter)
     return Run(folder.path)
-
-
-def _divide(fields: Mapping[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields that a dataclass has, and all others."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    own = {name: value for name, value in fields.items() if name in names}
-    return own, {name: value for name, value in fields.items() if name not in names}
 
 
 def _make_spec(

@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
@@ -27,19 +28,29 @@ from keras_transfer.specs import RunSpec
 USER_ERROR, INTERRUPTED = 2, 130
 
 
-def make_parser(verb: str, text: str, *, fields: bool = False) -> argparse.ArgumentParser:
-    """A parser for `python -m pipelines.<verb>`; `fields` appends the spec's fields to its help."""
+def make_parser(
+    verb: str, text: str, *, fields: bool = False, own: tuple[str, type] | None = None
+) -> argparse.ArgumentParser:
+    """A parser for `python -m pipelines.<verb>`.
+
+    Args:
+        fields: whether the spec's fields are appended to the help.
+        own: the title and the dataclass of further fields, listed before those.
+    """
+    lists = [_list_fields(f"{own[0]}:", own[1])] if own else []
+    if fields:
+        lists.append(_list_fields("fields that key=value can set, with their defaults:", RunSpec))
     return argparse.ArgumentParser(
         prog=f"python -m pipelines.{verb}",
         description=text,
-        epilog=_list_fields() if fields else None,
+        epilog="\n\n".join(lists) or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def _list_fields() -> str:
-    lines = ["fields that key=value can set, with their defaults:"]
-    for name, default, text in describe_fields():
+def _list_fields(title: str, kind: type) -> str:
+    lines = [title]
+    for name, default, text in describe_fields(kind):
         lines.append(f"  {name + '=' + default:44} {text}")
     return "\n".join(lines)
 
@@ -57,10 +68,26 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of the images or the preset, with the fields that are changed."""
-    changes, path = parse_assignments(arguments.overrides), Path(arguments.source)
-    if path.exists() and is_images(path):
-        return choose_backbone(make_spec(path, **changes), dotted_fields(changes), _say)
-    return override(load_spec(arguments.source), changes)
+    changes = parse_assignments(arguments.overrides)
+    spec = read_source(arguments.source, changes)
+    if _names_images(arguments.source):
+        return choose_backbone(spec, dotted_fields(changes), _say)
+    return spec
+
+
+def read_source(source: str, changes: Mapping[str, Any], *, base: RunSpec | None = None) -> RunSpec:
+    """The spec of a folder of images, CSV file, preset, spec file or run folder, with changes.
+
+    Args:
+        base: the other fields, for a folder of images or a CSV file; by default the defaults.
+    """
+    if _names_images(source):
+        return make_spec(Path(source), base=base, **changes)
+    return override(load_spec(source), changes)
+
+
+def _names_images(source: str) -> bool:
+    return Path(source).exists() and is_images(Path(source))
 
 
 def _say(text: str) -> None:

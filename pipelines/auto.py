@@ -13,32 +13,20 @@ best model so far is finished. The result is an ordinary run folder with auto.js
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 
-from keras_transfer.config import (
-    describe_fields,
-    is_images,
-    load_spec,
-    make_spec,
-    override,
-    parse_assignments,
-)
+from keras_transfer.config import parse_assignments
 from keras_transfer.devices import native_log_to
 from keras_transfer.experiments.auto.budget import Budget
-from keras_transfer.fields import build
+from keras_transfer.fields import build, divide
 from keras_transfer.specs import AutoSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
-from pipelines.arguments import main_of, make_parser
+from pipelines.arguments import main_of, make_parser, read_source
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("auto", str(__doc__), fields=True)
-    lines = ["fields of auto:"]
-    for name, default, text in describe_fields(AutoSpec):
-        lines.append(f"  {name + '=' + default:44} {text}")
-    parser.epilog = "\n".join([*lines, "", str(parser.epilog)])
+    own = "fields of auto", AutoSpec
+    parser = make_parser("auto", str(__doc__), fields=True, own=own)
     parser.add_argument(
         "source",
         help="a folder with a sub-folder of images for each class, a CSV file, a preset, a spec "
@@ -57,13 +45,9 @@ def read_words(source: str, words: Sequence[str]) -> tuple[RunSpec, AutoSpec]:
     Raises:
         SpecError: a field is unknown, has a wrong type or is out of range.
     """
-    changes, own = parse_assignments(words), {field.name for field in fields(AutoSpec)}
-    auto = build(AutoSpec, {n: text for n, text in changes.items() if n in own}, "", "auto")
-    others = {name: text for name, text in changes.items() if name not in own}
-    path = Path(source)
-    if path.exists() and is_images(path):
-        return make_spec(path, **others), auto
-    return override(load_spec(source), others), auto
+    own, others = divide(parse_assignments(words), AutoSpec)
+    auto = build(AutoSpec, own, "", "auto")
+    return read_source(source, others), auto
 
 
 def _run(argv: Sequence[str] | None) -> None:

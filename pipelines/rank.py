@@ -16,33 +16,21 @@ The default preset is resnet50. `folds` are those of the linear probe.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 
-from keras_transfer.config import (
-    describe_fields,
-    is_images,
-    load_spec,
-    make_spec,
-    override,
-    parse_assignments,
-)
+from keras_transfer.config import load_spec, parse_assignments
 from keras_transfer.devices import native_log_to
-from keras_transfer.fields import build
+from keras_transfer.fields import build, divide
 from keras_transfer.specs import RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, vacated_on_refusal
-from pipelines.arguments import main_of, make_parser
+from pipelines.arguments import main_of, make_parser, read_source
 
 DEFAULT_PRESET = "resnet50"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("rank", str(__doc__), fields=True)
-    lines = ["fields of the ranking:"]
-    for name, default, text in describe_fields(RankSpec):
-        lines.append(f"  {name + '=' + default:44} {text}")
-    parser.epilog = "\n".join([*lines, "", str(parser.epilog)])
+    own = "fields of the ranking", RankSpec
+    parser = make_parser("rank", str(__doc__), fields=True, own=own)
     parser.add_argument(
         "words",
         nargs="+",
@@ -63,16 +51,9 @@ def read_words(words: Sequence[str]) -> tuple[RunSpec, RankSpec]:
         SpecError: a field is unknown, has a wrong type or is out of range.
     """
     source, *rest = words if "=" not in words[0] else (DEFAULT_PRESET, *words)
-    changes = parse_assignments(rest)
-    own = {field.name for field in fields(RankSpec)}
-    ranking = build(
-        RankSpec, {name: text for name, text in changes.items() if name in own}, "", "the ranking"
-    )
-    others = {name: text for name, text in changes.items() if name not in own}
-    path = Path(source)
-    if path.exists() and is_images(path):
-        return make_spec(path, base=load_spec(DEFAULT_PRESET), **others), ranking
-    return override(load_spec(source), others), ranking
+    own, others = divide(parse_assignments(rest), RankSpec)
+    ranking = build(RankSpec, own, "", "the ranking")
+    return read_source(source, others, base=load_spec(DEFAULT_PRESET)), ranking
 
 
 def _run(argv: Sequence[str] | None) -> None:
