@@ -96,6 +96,11 @@ class Trunk:
         return list(self.stages)[-1]
 
     @property
+    def num_parameters(self) -> int:
+        """Of all stages."""
+        return sum(layer.count_params() for layer in self.layers)
+
+    @property
     def layers(self) -> tuple[keras.layers.Layer, ...]:
         """The layers of all stages, from bottom to top."""
         return tuple(layer for layers in self.stages.values() for layer in layers)

@@ -33,7 +33,7 @@ from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.features.extraction import ExtractionStats, WorkerPool, this_process
 from keras_transfer.features.host_extraction import extract_together
 from keras_transfer.features.source import Features, Request, Source, features_key
-from keras_transfer.models.classifier import Classifier
+from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.models.cuts import Cut, find_cut
 from keras_transfer.models.forward import forward_pixels, predict_pixels
 from keras_transfer.reporting.reporter import Reporter
@@ -46,6 +46,7 @@ from keras_transfer.training.phases import apply_phase
 from keras_transfer.training.progress import changing_variables
 
 FEWEST_VIEWS = 2
+HEAD_ONLY = PhaseSpec(unfreeze=HEAD)
 NUM_VIEWS = 4
 """Views on which a head is solved where every epoch would have a new one."""
 
@@ -107,6 +108,12 @@ def find_cuts(classifier: Classifier, phases: Sequence[PhaseSpec], first: int) -
         moved.update(map(id, changing_variables(classifier, phase)))
     apply_phase(classifier, phases[first])
     return cuts
+
+
+def find_head_cut(classifier: Classifier) -> Cut:
+    """The cut of a phase that trains only the head, for which the classifier is set up."""
+    (cut,) = find_cuts(classifier, (HEAD_ONLY,), 0).values()
+    return cut
 
 
 def make_plans(

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 
 from keras_transfer.experiments.rank.latency import take_turns
-from keras_transfer.features.phase_inputs import find_cuts
+from keras_transfer.features.phase_inputs import find_head_cut
 from keras_transfer.features.prefix import Prefix, half_precision
-from keras_transfer.models.classifier import HEAD, build_classifier
-from keras_transfer.specs import ModelSpec, PhaseSpec
+from keras_transfer.models.classifier import build_classifier
+from keras_transfer.specs import ModelSpec
 from keras_transfer.tasks.single_label import SingleLabel
 
 NUM_ROUNDS = 5
@@ -45,7 +45,7 @@ def measure_rates(backbone: str, *, image_size: int, batch_size: int) -> Rates:
         task=SingleLabel(("a", "b")),
         seed=0,
     )
-    (cut,) = find_cuts(classifier, [PhaseSpec(unfreeze=HEAD)], 0).values()
+    cut = find_head_cut(classifier)
     shape = (batch_size, image_size, image_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     model = keras.Model(cut.model.input, cut.tensor)

@@ -16,19 +16,16 @@ from keras_transfer.config import override
 from keras_transfer.errors import SpecError, WeightsError
 from keras_transfer.experiments.auto.budget import Budget
 from keras_transfer.experiments.rank.latency import latencies_ms, take_turns
-from keras_transfer.features.phase_inputs import find_cuts
+from keras_transfer.features.phase_inputs import HEAD_ONLY, find_head_cut
 from keras_transfer.features.prefix import COMPARED, Prefix
 from keras_transfer.fields import nearest
-from keras_transfer.models.classifier import HEAD
-from keras_transfer.specs import AutoSpec, PhaseSpec, RunSpec
+from keras_transfer.specs import AutoSpec, RunSpec
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 
 _SHARE: Final = 0.1
 _MOST_SECONDS: Final = 30.0
 """No further trunk is timed after this share of the budget, or after these seconds."""
-
-_HEAD_ONLY: Final = PhaseSpec(unfreeze=HEAD)
 
 
 @dataclass(frozen=True)
@@ -120,13 +117,13 @@ def _time(name: str, spec: RunSpec, auto: AutoSpec, task: Task) -> Candidate:
     keras.utils.clear_session(free_memory=False)
     own = override(spec, {"model.backbone": name})
     try:
-        classifier = prepare_classifier(replace(own, phases=(_HEAD_ONLY,)), task)
+        classifier = prepare_classifier(replace(own, phases=(HEAD_ONLY,)), task)
     except (SpecError, WeightsError) as error:
         if auto.backbones:
             raise
         return Candidate(name, error.what)
-    size_mb = sum(layer.count_params() for layer in classifier.trunk.layers) * 4 / 1e6
-    (cut,) = find_cuts(classifier, [_HEAD_ONLY], 0).values()
+    size_mb = classifier.trunk.num_parameters * 4 / 1e6
+    cut = find_head_cut(classifier)
     shape = (COMPARED, *cut.model.input_shape[1:])
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     call = functools.partial(Prefix([cut], precision="float32"), pixels, COMPARED)

@@ -36,11 +36,10 @@ from keras_transfer.reporting.reporter import PrefixedReporter, Reporter, Termin
 from keras_transfer.specs import TWO_PHASES, AutoSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+from keras_transfer.tasks.single_label import SMOOTHING
 
 RATES: Final = (1e-3, 3e-4)
 """Learning rates of the last stage; the better one is then used for the last two stages."""
-SMOOTHING: Final = 0.1
-"""Label smoothing of fine-tuning, for tasks that have it."""
 VIEWS: Final = 4
 """Views that are compared with one, where the spec's own number is not finite or is 1."""
 

@@ -8,11 +8,11 @@ from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.rank.source_head import SourceHead, load_source_head
-from keras_transfer.features.phase_inputs import find_cuts
+from keras_transfer.features.phase_inputs import HEAD_ONLY, find_head_cut
 from keras_transfer.fields import nearest
-from keras_transfer.models.classifier import HEAD, Classifier
+from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut
-from keras_transfer.specs import CandidateSpec, PhaseSpec, RankSpec, RunSpec
+from keras_transfer.specs import CandidateSpec, RankSpec, RunSpec
 from keras_transfer.storage.model_files import (
     OWN_WEIGHTS,
     find_file,
@@ -22,8 +22,6 @@ from keras_transfer.storage.model_files import (
 )
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
-
-_HEAD_ONLY = PhaseSpec(unfreeze=HEAD)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class BuiltCandidate:
     @property
     def num_parameters(self) -> int:
         """Of the trunk, through its last kept stage."""
-        return sum(layer.count_params() for layer in self.classifier.trunk.layers)
+        return self.classifier.trunk.num_parameters
 
 
 def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
@@ -140,9 +138,9 @@ def build_candidates(
     built = []
     for candidate in candidates:
         spec = candidate.spec
-        trained = spec if race else replace(spec, phases=(_HEAD_ONLY,))
+        trained = spec if race else replace(spec, phases=(HEAD_ONLY,))
         classifier = prepare_classifier(trained, task)
-        (cut,) = find_cuts(classifier, [_HEAD_ONLY], 0).values()
+        cut = find_head_cut(classifier)
         source = None
         if candidate.source_weights is not None:
             source = load_source_head(
