@@ -215,7 +215,7 @@ def _conclude(
 ) -> Outcome:
     """Choose the weights of a phase, None `before` the first, and evaluate them."""
     task, data, predictor = classifier.task, trained.data, trained.predictor
-    rows, choice, gain = data.splits.val, Choice(1.0, 1.0), None
+    rows, choice, scores_before = data.splits.val, Choice(1.0, 1.0), None
     values = data.examples.targets.values[rows]
 
     def predict() -> np.ndarray:
@@ -229,8 +229,10 @@ def _conclude(
         if data.spec.training.rollback:
             choice = choose_share(variables, before, task=task, values=values, predict=predict)
             divide_logits(classifier, choice.temperature)
-        gain = paired_gain(scores_before, task.example_scores(values, predict()))
     val = _Predictions.of(data, rows, predictor)
+    gain = None
+    if scores_before is not None:
+        gain = paired_gain(scores_before, task.example_scores(*val))
     test = _Predictions.of(data, data.splits.test, predictor) if len(data.splits.test) else None
     return _outcome(task, trained.result, val, test, gain=gain, choice=choice)
 
