@@ -20,16 +20,6 @@ RATE, DROPOUT = "phases.0.learning_rate", "model.dropout"
 SPACE = {RATE: {"values": [1e-3, 3e-2]}, DROPOUT: {"values": [0.0, 0.3]}}
 
 
-class Listener(SilentReporter):
-    """Remembers what is said."""
-
-    def __init__(self):
-        self.said: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.said.append(text)
-
-
 def make_spec(folder, cache, **changes) -> RunSpec:
     """A grid of four heads on a random trunk."""
     spec = RunSpec(

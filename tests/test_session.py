@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from listener import Listener
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
@@ -17,16 +18,6 @@ from keras_transfer.storage.run_folder import RunFolder
 
 SMALL = {"image_size": 32, "resize": "squash", "batch_size": 50}
 TRUNK = {"last_stage": "stage1", "weights": "none", "image_size": 32}
-
-
-class Listener(SilentReporter):
-    """Remembers what is said."""
-
-    def __init__(self):
-        self.said: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from feature_sources import make_source, make_splits
+from listener import Listener
 from small_models import make_classifier, weights_by_stage
 
 from keras_transfer.config import override
@@ -11,7 +12,6 @@ from keras_transfer.data.splits import Splits
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool, find_cuts, make_plans
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.training.fitting import Outcome, fit_phases
@@ -26,16 +26,6 @@ SPEC = RunSpec(
     training=TrainingSpec(batch_size=32, rollback=False, refit=False, label_smoothing=0.0),
     cache=CacheSpec(mode="on", dtype="float32", precision="float32"),
 )
-
-
-class Listener(SilentReporter):
-    """Remembers what is said."""
-
-    def __init__(self):
-        self.said: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from feature_sources import make_source, make_splits
+from listener import Listener
 from small_models import CLASS_NAMES
 
 from keras_transfer.config import override
@@ -13,7 +14,6 @@ from keras_transfer.errors import SpecError
 from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import build_classifier
-from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, ModelSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
@@ -32,16 +32,6 @@ SPEC = RunSpec(
     cache=CacheSpec(dtype="float32", precision="float32"),
 )
 HEAD_ONLY = [{"name": "frozen", "method": "exact"}]
-
-
-class Listener(SilentReporter):
-    """Remembers what is said."""
-
-    def __init__(self):
-        self.said: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Training:

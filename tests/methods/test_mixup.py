@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from feature_sources import make_source, make_splits
+from listener import Listener
 from small_models import make_classifier, weights_by_stage
 
 from keras_transfer.config import override
@@ -12,7 +13,6 @@ from keras_transfer.errors import SpecError
 from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.methods.mixup import _STREAM, Mixup, MixupOptions, draw_box
 from keras_transfer.methods.registry import make_methods
-from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
@@ -186,16 +186,6 @@ SPEC = RunSpec(
     ),
     cache=CacheSpec(precision="float32"),
 )
-
-
-class Listener(SilentReporter):
-    """Remembers what is said."""
-
-    def __init__(self):
-        self.said: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.said.append(text)
 
 
 def train(tmp_path, spec=SPEC, run=None, num_epochs=None):

@@ -6,7 +6,8 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from searches import DROPOUT, RATE, Listener
+from listener import Listener
+from searches import DROPOUT, RATE
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError

@@ -7,7 +7,8 @@ import tomllib
 import numpy as np
 import pytest
 import tensorflow as tf
-from searches import DROPOUT, RATE, SPACE, Listener, read_json, search
+from listener import Listener
+from searches import DROPOUT, RATE, SPACE, read_json, search
 
 from keras_transfer.config import load_spec, override
 from keras_transfer.errors import RunError, SpecError, WeightsError

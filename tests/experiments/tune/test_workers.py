@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from searches import DROPOUT, RATE, SPACE, Listener, search
+from listener import Listener
+from searches import DROPOUT, RATE, SPACE, search
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
@@ -64,6 +65,6 @@ def test_two_workers_try_everything_once_though_one_is_killed(small_spec, tmp_pa
 
 def test_an_error_in_a_process_ends_the_search_with_it(tmp_path):
     # There is no spec for them to read.
-    with pytest.raises(SpecError, match="preset, spec file or run folder"):
+    with pytest.raises(SpecError, match="there are no images, preset, spec file or run folder"):
         run_workers(RunFolder(tmp_path), 1, reporter=Listener())
     assert not processes("chief") + processes("tuner0")
