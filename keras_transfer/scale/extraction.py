@@ -6,6 +6,7 @@ gets a chunk with the files of its decoded images, and writes its shards into th
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from keras_transfer.devices import Devices
@@ -20,6 +21,7 @@ from keras_transfer.scale.environment import Environment
 from keras_transfer.scale.worker_pool import RayWorkerPool
 from keras_transfer.scale.workers import Extractor
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.atomic import discard_partials
 from keras_transfer.tasks.task import Task
 
 
@@ -101,6 +103,7 @@ class _Workers:
         if first is None:  # Nothing is missing, so no cluster is started.
             return
         source = feature_writer.source
+        folders: set[Path] = set()
 
         def send(worker: Any, chunk: Chunk) -> Any:
             own, rows = chunk.alone()
@@ -121,8 +124,12 @@ class _Workers:
             for _, chunk, _ in worker_pool.work(
                 itertools.chain([first], chunks), self._num_workers
             ):
+                folders.update(chunk.folder / each.id for each in chunk.cache_keys)
                 on_views(len(chunk))
                 yield chunk
+        # A worker that was killed while it wrote leaves a partial file under a name of its own.
+        for folder in sorted(folders):
+            discard_partials(folder)
 
 
 def _name(chunk: Chunk) -> str:
