@@ -1,12 +1,15 @@
 """Race: compare a plain Keras recipe with this package on your images and machine.
 
     python -m pipelines.race quickstart
-    python -m pipelines.race my_photos --seeds 5 --also mixed_bfloat16
+    python -m pipelines.race my_photos --seeds 5 --also fast --also scikit-learn
 
 Both train the same trunk and head through the same phases on the same splits, each training in a
-process of its own, in alternating order over the seeds. Writes race.json, race.md and race.png:
-seconds by stage, test accuracy with intervals, peak memory, bytes stored, and the rate of
-extraction with the limits of the machine.
+process of its own, in alternating order over the seeds. --also trains further contestants: the
+plain recipe in half precision, this package with the views and phases of the presets fast and
+best, or scikit-learn's logistic regression on the features of the plain images.
+
+Writes race.json, race.md and race.png: seconds by stage, test accuracy with intervals, peak memory,
+bytes stored, and the rate of extraction with the limits of the machine.
 """
 
 import sys
@@ -28,8 +31,8 @@ def _run(argv: Sequence[str] | None) -> None:
         "--also",
         action="append",
         default=[],
-        choices=["mixed_bfloat16", "mixed_float16"],
-        help="train the plain recipe in this precision as well",
+        choices=["mixed_bfloat16", "mixed_float16", "fast", "best", "scikit-learn"],
+        help="train this contestant as well; may be repeated",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write to (default: saved_models/race-<name>)"

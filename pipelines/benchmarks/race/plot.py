@@ -27,6 +27,7 @@ from pipelines.benchmarks.race.timings import (
     TEST,
     Timing,
     estimate,
+    names_of,
     of,
     stage_seconds,
     total_seconds,
@@ -47,8 +48,7 @@ def draw_race(timings: Sequence[Timing], headline: str, file: Path) -> None:
         headline: drawn above, broken into lines.
         file: PNG to write.
     """
-    # The plain recipe at the top, as in the table.
-    names = sorted({timing.name for timing in timings}, key=lambda name: (name == OURS, name))
+    names = names_of(timings)
     figure = new_figure(11, 2.3 + 0.75 * len(names))
     seconds, accuracy = figure.subplots(1, 2, sharey=True, width_ratios=[2.6, 1])
     _draw_seconds(seconds, timings, names)

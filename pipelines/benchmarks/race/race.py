@@ -4,7 +4,7 @@
 
 Every training runs in its own process, one at a time, on the same splits, with the same trunk, head
 and stages to unfreeze. This package trains as in a run: where it solves the head, the plain recipe
-trains it for `HEAD_EPOCHS` at `HEAD_RATE`. Stages are wall seconds of everything except imports.
+trains it (`contestants.plain_spec`). Stages are wall seconds of everything except imports.
 """
 
 import contextlib
@@ -12,19 +12,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.devices.subprocess_call import call_in_subprocess
 from keras_transfer.errors import SpecError
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
+from pipelines.benchmarks.race.contestants import CONTESTANTS, Contestant, Runner, plain_spec
 from pipelines.benchmarks.race.plain_recipe import left_out
 from pipelines.benchmarks.race.runners import run_ours, run_plain, survey
 from pipelines.benchmarks.race.timings import OURS, PLAIN, STAGES, TOTAL, Limits, Timing
-
-HEAD_EPOCHS: Final = 15
-HEAD_RATE: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,10 @@ class Race:
 def race(
     spec: RunSpec, *, num_seeds: int, also: Sequence[str], folder: Path, reporter: Reporter
 ) -> Race:
-    """Train with every recipe once for each of the seeds spec.seed, spec.seed + 1 …
+    """Train every contestant once for each of the seeds spec.seed, spec.seed + 1 …
 
     Args:
-        also: dtype policies in which the plain recipe is trained as well.
+        also: names in `CONTESTANTS` that are trained as well.
         folder: an existing one for temporary files and the log of the processes.
 
     Raises:
@@ -68,11 +65,10 @@ def race(
         runs = _plan_runs(spec, num_seeds=num_seeds, also=also)
         timings: list[Timing] = []
         with reporter.progress("trainings") as count:
-            for name, run_spec in runs:
+            for name, function, run_spec in runs:
                 count(len(timings), len(runs))
                 given["spec"] = spec_to_dict(run_spec)
                 title = f"{name}, seed {run_spec.seed},"
-                function = run_ours if name == OURS else run_plain
                 timing = Timing(
                     **call_in_subprocess(function, title=title, log=log, name=name, **given)
                 )
@@ -122,25 +118,19 @@ def _raceable(spec: RunSpec) -> RunSpec:
     return override(spec, patience)
 
 
-def _plain(spec: RunSpec) -> RunSpec:
-    """The spec with heads that are trained where this package solves them."""
-    changes: dict[str, Any] = {}
-    for number, phase in enumerate(spec.phases):
-        if phase.method == "exact":
-            changes[f"phases.{number}.epochs"] = HEAD_EPOCHS
-            changes[f"phases.{number}.learning_rate"] = HEAD_RATE
-    return override(spec, changes)
-
-
-def _plan_runs(spec: RunSpec, *, num_seeds: int, also: Sequence[str]) -> list[tuple[str, RunSpec]]:
-    """Name and spec of every training, in alternating order so that a slow machine affects all."""
+def _plan_runs(
+    spec: RunSpec, *, num_seeds: int, also: Sequence[str]
+) -> list[tuple[str, Runner, RunSpec]]:
+    """Name, function and spec of every training, in alternating order so that a slow machine
+    affects all."""
+    contestants = {
+        PLAIN: Contestant(run_plain, plain_spec),
+        OURS: Contestant(run_ours, lambda spec: spec),
+        **{name: CONTESTANTS[name] for name in also},
+    }
     runs = []
     for number in range(num_seeds):
         seeded = override(spec, {"seed": spec.seed + number})
-        plain = _plain(seeded)
-        round_ = [(PLAIN, plain), (OURS, seeded)]
-        round_ += [
-            (f"{PLAIN} {policy}", override(plain, {"devices.precision": policy})) for policy in also
-        ]
+        round_ = [(name, one.run, one.spec_of(seeded)) for name, one in contestants.items()]
         runs += round_ if number % 2 == 0 else round_[::-1]
     return runs

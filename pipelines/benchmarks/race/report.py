@@ -22,6 +22,7 @@ from pipelines.benchmarks.race.timings import (
     compare,
     estimate,
     median_of,
+    names_of,
     of,
     stage_seconds,
     total_seconds,
@@ -61,10 +62,11 @@ def write_race(race: Race, folder: RunFolder) -> RaceReport:
 
 def describe(timings: Sequence[Timing], figures: dict[str, Any]) -> RaceReport:
     """Timings and their comparison (of `timings.compare`) as a sentence and a table."""
-    names = list(dict.fromkeys(timing.name for timing in timings))
-    names.sort(key=lambda name: (name == OURS, name))
+    names = names_of(timings)
     header = ["", *names, f"{PLAIN} / {OURS}"]
     rows = [*_seconds_rows(timings, names, figures["ratio"]), *_other_rows(timings, names)]
+    if figures["others"]:
+        rows += _comparison_rows(figures, names)
     table = Table(TITLE, header, rows, _limits(figures["limits"]))
     return RaceReport(_headline(timings, figures), table)
 
@@ -156,6 +158,17 @@ def _other_rows(timings: Sequence[Timing], names: Sequence[str]) -> list[list[st
         columns.append([text, f"{peak:,.0f}", "–" if stored is None else f"{stored:,.1f}"])
     labels = ("test accuracy, %", "peak memory, MB", "stored, MB")
     return [[label, *cells, ""] for label, *cells in zip(labels, *columns, strict=True)]
+
+
+def _comparison_rows(figures: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """Every contestant against the plain recipe: seconds and accuracy."""
+    ours = {**figures, "ratio": figures["ratio"][TOTAL]}
+    found = {**figures["others"], OURS: ours}
+    ratios = [_times(found[name]["ratio"]) if name in found else "" for name in names]
+    points = [
+        _difference(found[name]["accuracy_difference"]) if name in found else "" for name in names
+    ]
+    return [[f"total, {PLAIN} / it", *ratios, ""], [f"accuracy, it − {PLAIN}", *points, ""]]
 
 
 def _markdown(race: Race, report: RaceReport) -> str:

@@ -12,7 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from keras_transfer.config import override, spec_from_dict
 from keras_transfer.data.reading import DecodedImage, read_pixels
@@ -23,6 +27,7 @@ from keras_transfer.experiments.session import open_session
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.features.phase_inputs import find_cuts
 from keras_transfer.features.prefix import choose
+from keras_transfer.models.classifier import HEAD
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -146,6 +151,38 @@ def _run_plain(spec: RunSpec, scratch: str, name: str) -> Timing:
     with timed(stages, TEST):
         figures = recipe.model.evaluate(test, return_dict=True, verbose=0)
     return Timing(name, spec.seed, stages, figures["accuracy"], peak_mb())
+
+
+def run_scikit_learn(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
+    """Fit scikit-learn's logistic regression on the trunk's features of the linked splits."""
+    return asdict(_run_scikit_learn(spec_from_dict(spec), scratch, name))
+
+
+def _run_scikit_learn(spec: RunSpec, scratch: str, name: str) -> Timing:
+    """Standardised features of the plain images; training and validation images are both used."""
+    stages: dict[str, float] = {}
+    folder = splits_folder(scratch, spec.seed)
+    with timed(stages, SETUP):
+        set_up(spec.devices, seed=spec.seed)
+        splits = [read_split(folder, split, spec) for split in ("train", "val", "test")]
+        classifier = build_plain(spec, splits[0].class_names).classifier
+        pooled = classifier.stages[HEAD][0](classifier.trunk.output)
+        base = keras.Model(classifier.model.input, pooled)
+    with timed(stages, EXTRACTION):
+        train, val = (_features(base, split) for split in splits[:2])
+    with timed(stages, spec.phases[0].name):
+        regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        regression.fit(*(np.concatenate(pair) for pair in zip(train, val, strict=True)))
+    with timed(stages, TEST):
+        accuracy = regression.score(*_features(base, splits[2]))
+    return Timing(name, spec.seed, stages, float(accuracy), peak_mb())
+
+
+def _features(base: keras.Model, split: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, C] and class indices [N] of a split, in the order in which it is read."""
+    batches = [(base.predict_on_batch(x), np.argmax(y, axis=1)) for x, y in split]
+    features, labels = zip(*batches, strict=True)
+    return np.concatenate(features), np.concatenate(labels)
 
 
 def run_ours(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:

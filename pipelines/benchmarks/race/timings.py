@@ -85,12 +85,13 @@ def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
     `rows`: one for each timing and stage. `ratio`: the plain recipe's median seconds divided by
     this package's, for every stage that both have and in total.
     `accuracy_difference`: this package minus plain, paired by seed; no interval from one seed.
+    `others`: for every other contestant the plain recipe's median seconds divided by its own, and
+    its accuracy minus plain.
     `time_to_accuracy`: the median over seeds of the plain recipe's seconds divided by those in
     which this package reached the accuracy that the plain recipe has at its end; `num_reached` is
     the number of seeds in which it did. `limits`: images or views per second.
     """
     plain, ours = of(timings, PLAIN), of(timings, OURS)
-    by_seed = {timing.seed: timing.accuracy for timing in plain}
     extraction = median_of([timing.extraction_rate for timing in ours])
     return {
         "rows": [
@@ -113,9 +114,15 @@ def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
             },
             TOTAL: total_seconds(plain) / total_seconds(ours),
         },
-        "accuracy_difference": asdict(
-            estimate([timing.accuracy - by_seed[timing.seed] for timing in ours])
-        ),
+        "accuracy_difference": _accuracy_difference(plain, ours),
+        "others": {
+            name: {
+                "ratio": total_seconds(plain) / total_seconds(of(timings, name)),
+                "accuracy_difference": _accuracy_difference(plain, of(timings, name)),
+            }
+            for name in names_of(timings)
+            if name not in (PLAIN, OURS)
+        },
         "time_to_accuracy": _time_to_accuracy(plain, ours),
         "limits": {
             "decode_and_resize_per_second": limits.decode_rate,
@@ -124,6 +131,11 @@ def compare(timings: Sequence[Timing], limits: Limits) -> dict[str, Any]:
             "share_of_slower": None if extraction is None else extraction / limits.slower,
         },
     }
+
+
+def _accuracy_difference(plain: Sequence[Timing], other: Sequence[Timing]) -> dict[str, Any]:
+    by_seed = {timing.seed: timing.accuracy for timing in plain}
+    return asdict(estimate([timing.accuracy - by_seed[timing.seed] for timing in other]))
 
 
 def _time_to_accuracy(plain: Sequence[Timing], ours: Sequence[Timing]) -> dict[str, Any]:
@@ -135,6 +147,12 @@ def _time_to_accuracy(plain: Sequence[Timing], ours: Sequence[Timing]) -> dict[s
     ]
     ratio = median(ratios) if ratios else None
     return {"ratio": ratio, "num_reached": len(ratios), "num_seeds": len(ours)}
+
+
+def names_of(timings: Sequence[Timing]) -> list[str]:
+    """The contestants in the order of tables and figures: the plain recipe, others, this one."""
+    names = dict.fromkeys(timing.name for timing in timings)
+    return sorted(names, key=lambda name: (name != PLAIN, name == OURS))
 
 
 def of(timings: Sequence[Timing], name: str) -> list[Timing]:

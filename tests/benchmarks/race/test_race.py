@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_transfer.config import load_spec, override
 from pipelines import arguments, race
+from pipelines.benchmarks.race.contestants import CONTESTANTS, HEAD_EPOCHS
 from pipelines.benchmarks.race.plot import draw_race
 from pipelines.benchmarks.race.report import describe
 from pipelines.benchmarks.race.timings import Limits, Timing, compare
@@ -40,26 +42,33 @@ def _timings(*, ours_frozen: float) -> list[Timing]:
 def test_race_writes_its_figures_and_never_over_others(digits_folder, capsys, tmp_path):
     output = tmp_path / "race"
     words = [*WORDS, f"data.path={digits_folder}", "--seeds", "1", "--output", str(output)]
+    words += ["--also", "fast", "--also", "scikit-learn"]
     assert race.main(words) == 0
     files = {file.name for file in output.iterdir()}
     assert files == {"race.json", "race.md", "race.png", "environment.json", "run.log"}
     figures = json.loads((output / "race.json").read_text())
-    assert set(figures) == {"rows", "ratio", "accuracy_difference", "time_to_accuracy", "limits"}
+    expected = {"rows", "ratio", "accuracy_difference", "others", "time_to_accuracy", "limits"}
+    assert set(figures) == expected
+    assert set(figures["others"]) == {"fast", "scikit-learn"}
     rows = figures["rows"]
     assert all(row["seconds"] > 0 and row["peak_mb"] > 100 for row in rows)
     assert all(0 <= row["accuracy"] <= 1 and row["seed"] == 0 for row in rows)
     stages = {
-        name: [row["stage"] for row in rows if row["name"] == name] for name in ("plain", "ours")
+        name: [row["stage"] for row in rows if row["name"] == name]
+        for name in ("plain", "ours", "fast", "scikit-learn")
     }
+    assert "fine-tune" not in stages["fast"]
+    assert stages["scikit-learn"] == ["setup", "extraction", "frozen", "test"]
     assert stages["plain"] == ["setup", "frozen", "fine-tune", "test"]
     assert {*stages["plain"], "reading images", "refit"} <= {*stages["ours"]}
     assert set(figures["ratio"]) == {*stages["plain"], "total"}
     assert figures["limits"]["decode_and_resize_per_second"] > 0
     assert figures["limits"]["forward_per_second"] > 0
     shown = " ".join(capsys.readouterr().out.split())  # Lines are broken at any space.
-    for part in ("This package took", "one seed, so no interval", "plain / ours"):
+    for part in ("This package took", "one seed, so no interval"):
         assert part in shown
-    assert "30 train, " in (output / "race.md").read_text()
+    for part in ("30 train, ", "| plain / ours |", "| total, plain / it |"):
+        assert part in (output / "race.md").read_text()
     assert race.main(words) == arguments.USER_ERROR
     assert "race.json" in capsys.readouterr().err
 
@@ -93,6 +102,26 @@ def test_headline_tells_gain_and_loss_and_the_table_agrees():
     timings = _timings(ours_frozen=80.0)
     report = describe(timings, compare(timings, Limits(500.0, 20.0)))
     assert "84 s where the plain recipe took 42 s: 2.0 × slower (frozen 0.5 ×" in report.headline
+
+
+def test_other_contestants_have_their_own_comparison_with_the_plain_recipe():
+    timings = _timings(ours_frozen=3.0)
+    timings += [Timing("fast", seed, {"setup": 4.0}, 0.78, 800.0) for seed in range(2)]
+    figures = compare(timings, Limits(500.0, 20.0))
+    assert figures["others"]["fast"]["ratio"] == pytest.approx(42 / 4)
+    assert figures["others"]["fast"]["accuracy_difference"]["mean"] == pytest.approx(-0.02)
+    table = describe(timings, figures).table
+    assert table.header == ["", "plain", "fast", "ours", "plain / ours"]
+    assert ["total, plain / it", "", "10 ×", "6.0 ×", ""] in table.rows
+
+
+def test_presets_as_contestants_keep_images_and_trunk():
+    spec = override(load_spec("resnet50"), {"data.path": "photos", "seed": 3})
+    best = CONTESTANTS["best"].spec_of(spec)
+    assert (best.views.count, best.phases[0].method_options) == (8, {"cross_validate": True})
+    assert (best.data, best.model, best.seed) == (spec.data, spec.model, 3)
+    trained = CONTESTANTS["mixed_bfloat16"].spec_of(spec)
+    assert (trained.devices.precision, trained.phases[0].epochs) == ("mixed_bfloat16", HEAD_EPOCHS)
 
 
 def test_time_to_the_plain_accuracy_counts_only_seeds_that_reach_it():
