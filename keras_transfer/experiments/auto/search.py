@@ -36,7 +36,6 @@ from keras_transfer.reporting.reporter import PrefixedReporter, Reporter, Termin
 from keras_transfer.specs import TWO_PHASES, AutoSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
-from keras_transfer.tasks.single_label import SMOOTHING
 
 RATES: Final = (1e-3, 3e-4)
 """Learning rates of the last stage; the better one is then used for the last two stages."""
@@ -127,21 +126,22 @@ def run_auto(
     """Find the best model that the time allows, and make its run; Ctrl-C ends the search early.
 
     Args:
-        spec: the images and all fields that are not chosen here; its folds, seeds and search are
-            not used, nor are its phases, except for an exact first one.
+        spec: the images and all fields that are not chosen here; its search is not used, nor are
+            its phases, except for an exact first one.
         run: from `start_run`, new; by default a new one under saved_models/.
         budget: of `auto.time_budget`, if it began earlier.
         reporter: shows decisions and progress; by default on the terminal.
 
     Raises:
-        SpecError: the budget is too short, a trunk is unknown, or none can be used.
+        SpecError: the budget is too short, a trunk is unknown, none can be used, or the spec is
+            that of a study.
         DataError, WeightsError, RunError, ExportError: as for a run.
     """
     budget = budget or Budget.start(auto.time_budget)
     reporter = reporter or TerminalReporter()
     run = run or start_run(spec, suffix="")
     with vacated_on_refusal(run):
-        check_one_host(spec.devices, "auto")
+        _check(spec)
         names = find_backbones(spec, auto)
         with open_session(_head_spec(spec), reporter=reporter, run=run) as session:
             candidates = time_candidates(
@@ -166,6 +166,17 @@ def run_auto(
         seconds=budget.spent,
         was_interrupted=was_interrupted,
     )
+
+
+def _check(spec: RunSpec) -> None:
+    check_one_host(spec.devices, "auto")
+    if spec.num_trials > 1:
+        raise SpecError(
+            "auto compares by folds of its own",
+            expected="folds=1, seeds=1 and halvings=0; auto.folds is the number of folds",
+            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
+            fix="leave these fields out",
+        )
 
 
 def _head_spec(spec: RunSpec) -> RunSpec:
@@ -386,10 +397,7 @@ class Search:
         """The spec of a head, with a second phase."""
         # Whatever the number of images: the validation loss decides.
         phase = replace(TWO_PHASES[1], unfreeze=unfreeze, learning_rate=rate, min_images=0)
-        training = spec.training
-        if self.session.task.activation != "linear":
-            training = replace(training, label_smoothing=SMOOTHING)
-        return replace(spec, phases=(*spec.phases, phase), training=training)
+        return replace(spec, phases=(*spec.phases, phase))
 
 
 def _compare(result: TrialResult, best: TrialResult) -> dict[str, Any]:

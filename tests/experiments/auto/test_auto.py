@@ -180,6 +180,13 @@ def test_limits_that_exclude_everything_name_all_trunks(spec, tmp_path, limits):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_study_is_refused_with_the_field_of_auto_s_own_folds(spec, tmp_path):
+    study = override(spec, {"seeds": 3})
+    with pytest.raises(SpecError, match=r"auto\.folds"):
+        run_auto(study, AutoSpec(), RunFolder.create(tmp_path / "run"), reporter=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("budget", ["59s", "", "soon"])
 def test_a_budget_must_be_long_enough(budget):
     with pytest.raises(SpecError, match="time_budget"):
