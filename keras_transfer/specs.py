@@ -373,7 +373,7 @@ TWO_PHASES = (
         unfreeze="last",
         learning_rate=1e-3,
         layer_decay=0.7,
-        min_images=400,
+        min_images=1000,
     ),
 )
 

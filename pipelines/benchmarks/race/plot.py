@@ -30,6 +30,7 @@ from pipelines.benchmarks.race.timings import (
     names_of,
     of,
     stage_seconds,
+    stages_of,
     total_seconds,
 )
 
@@ -67,7 +68,7 @@ def draw_race(timings: Sequence[Timing], headline: str, file: Path) -> None:
 
 
 def _draw_seconds(axes: Axes, timings: Sequence[Timing], names: Sequence[str]) -> None:
-    stages = max((timing.stages for timing in timings), key=len)
+    stages = stages_of(timings)
     phases = [stage for stage in stages if stage not in _COLOURS]
     colours = _COLOURS | {
         phase: _PHASE_COLOURS[number % len(_PHASE_COLOURS)] for number, phase in enumerate(phases)

@@ -25,6 +25,7 @@ from pipelines.benchmarks.race.timings import (
     names_of,
     of,
     stage_seconds,
+    stages_of,
     total_seconds,
 )
 
@@ -124,9 +125,8 @@ def _limits(limits: dict[str, Any]) -> str:
 def _seconds_rows(
     timings: Sequence[Timing], names: Sequence[str], ratio: dict[str, float]
 ) -> list[list[str]]:
-    longest = max((timing.stages for timing in timings if timing.name == OURS), key=len)
     rows = []
-    for stage in longest:
+    for stage in stages_of(timings):
         cells = [
             _seconds(stage_seconds(of(timings, name), stage))
             if stage in of(timings, name)[0].stages

@@ -155,6 +155,14 @@ def names_of(timings: Sequence[Timing]) -> list[str]:
     return sorted(names, key=lambda name: (name != PLAIN, name == OURS))
 
 
+def stages_of(timings: Sequence[Timing]) -> list[str]:
+    """All stages that any contestant has, in the order of the work."""
+    found = dict.fromkeys(stage for timing in timings for stage in timing.stages)
+    phases = [stage for stage in found if stage not in STAGES]
+    order = (SETUP, READING, EXTRACTION, *phases, REFIT, TEST)
+    return [stage for stage in order if stage in found]
+
+
 def of(timings: Sequence[Timing], name: str) -> list[Timing]:
     """The timings of one recipe."""
     return [timing for timing in timings if timing.name == name]

@@ -115,6 +115,23 @@ def test_other_contestants_have_their_own_comparison_with_the_plain_recipe():
     assert ["total, plain / it", "", "10 ×", "6.0 ×", ""] in table.rows
 
 
+def test_a_phase_that_only_the_plain_recipe_trains_has_a_row_and_no_ratio():
+    timings = _timings(ours_frozen=3.0)
+    for timing in timings:
+        if timing.name == "plain":
+            timing.stages["fine-tune"] = 20.0
+    table = describe(timings, compare(timings, Limits(500.0, 20.0))).table
+    assert [row[0] for row in table.rows][:6] == [
+        "setup, s",
+        "reading images, s",
+        "frozen, s",
+        "fine-tune, s",
+        "test, s",
+        "total, s",
+    ]
+    assert ["fine-tune, s", "20", "–", ""] in table.rows
+
+
 def test_presets_as_contestants_keep_images_and_trunk():
     spec = override(load_spec("resnet50"), {"data.path": "photos", "seed": 3})
     best = CONTESTANTS["best"].spec_of(spec)
