@@ -31,7 +31,7 @@ class ExactOptions:
         high=1e6,
     )
     cross_validate: bool = option(
-        False, "choose C from 0.01, 0.03, 0.1 and 0.3 by the loss in five folds of training images"
+        False, "choose C from 0.01, 0.03, … 3 by the loss in five folds of training images"
     )
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from keras_transfer.errors import DataError
 MEMORY: Final = 2_000_000_000
 """Bytes of standardised features that are held; more are read again in every pass."""
 
-STRENGTHS: Final = (0.01, 0.03, 0.1, 0.3)
+STRENGTHS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Candidates for C."""
 
 MOST_COLUMNS: Final = 4096
