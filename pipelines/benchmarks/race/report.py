@@ -7,8 +7,10 @@ from typing import Any
 
 from keras_transfer.reporting.numbers import percent, percent_range
 from keras_transfer.reporting.tables import Table
+from keras_transfer.specs import PhaseSpec
 from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import RunFolder, describe_environment
+from pipelines.benchmarks.race.contestants import HEAD_EPOCHS
 from pipelines.benchmarks.race.plot import draw_race
 from pipelines.benchmarks.race.race import Race
 from pipelines.benchmarks.race.timings import (
@@ -178,7 +180,7 @@ def _markdown(race: Race, report: RaceReport) -> str:
         f"Trained: {title(spec.model.backbone)} at {spec.data.image_size} px, weights "
         f"{title(spec.model.weights)}, {spec.devices.precision}, "
         f"batches of {spec.training.batch_size}, "
-        f"{' + '.join(f'{phase.epochs} epochs {phase.name}' for phase in spec.phases)}; "
+        f"{' + '.join(map(_describe, spec.phases))}; "
         f"{', '.join(f'{number:,} {split}' for split, number in race.num_images.items())} "
         f"images; seeds {', '.join(map(str, seeds))}; {os.cpu_count()} processors."
     )
@@ -191,6 +193,13 @@ def _markdown(race: Race, report: RaceReport) -> str:
         "![seconds and accuracy](race.png)",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _describe(phase: PhaseSpec) -> str:
+    if phase.method == "exact":
+        return f"{phase.name} solved (by the plain recipe {HEAD_EPOCHS} epochs)"
+    few = f" from {phase.min_images:,} images on" if phase.min_images else ""
+    return f"{phase.epochs} epochs {phase.name}{few}"
 
 
 def _seconds(value: float) -> str:

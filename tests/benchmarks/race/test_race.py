@@ -67,7 +67,12 @@ def test_race_writes_its_figures_and_never_over_others(digits_folder, capsys, tm
     shown = " ".join(capsys.readouterr().out.split())  # Lines are broken at any space.
     for part in ("This package took", "one seed, so no interval"):
         assert part in shown
-    for part in ("30 train, ", "| plain / ours |", "| total, plain / it |"):
+    for part in (
+        "30 train, ",
+        "frozen solved (by the plain recipe 15 epochs)",
+        "| plain / ours |",
+        "| total, plain / it |",
+    ):
         assert part in (output / "race.md").read_text()
     assert race.main(words) == arguments.USER_ERROR
     assert "race.json" in capsys.readouterr().err
