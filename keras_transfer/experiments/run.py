@@ -142,7 +142,7 @@ def _write(
     run, spec, data = session.run, session.spec, session.data
     assert run
     rows, task = data.splits.test, classifier.task
-    write_history(run, outcomes, task.monitor)
+    write_history(run, outcomes, task)
     write_views(run, spec, data.records, data.splits, data.examples)
     write_test(run, task, data.records, rows, data.examples, test=test, outputs=outputs)
     run.write_json(TASK_FILE, describe_task(task))

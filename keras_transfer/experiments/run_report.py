@@ -13,30 +13,32 @@ from keras_transfer.evaluation.plots import draw_learning_curves, draw_views
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.tasks.task import Monitor, Task
+from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import Outcome
 
 NUM_IMAGES, NUM_VIEWS = 6, 6
 """Rows and columns of views.png at most, the plain image included."""
 
 
-def write_history(run: RunFolder, outcomes: Sequence[Outcome], monitor: Monitor) -> None:
+def write_history(run: RunFolder, outcomes: Sequence[Outcome], task: Task) -> None:
     """Write history.csv, a row for each epoch, and the learning curves; epochs count from 1."""
     history: list[dict[str, Any]] = []
     for outcome in outcomes:
         for row in outcome.history:
             history.append({"phase": outcome.name, "epoch": len(history) + 1, **row})
-    columns = history_columns(monitor)
+    columns = history_columns(task)
     rows = ([row[name] for name in columns] for row in history)
     run.write_rows("history.csv", columns, rows)
+    monitor = task.monitor
     with run.replacing("figures/learning_curves.png") as path:
         draw_learning_curves(history, path, metric=monitor.metric, is_share=monitor.is_share)
 
 
-def history_columns(monitor: Monitor) -> list[str]:
-    """The header of history.csv."""
-    metrics = ["loss", monitor.metric, "val_loss", monitor.log_name]
-    return ["phase", "epoch", *metrics, "learning_rate", "seconds"]
+def history_columns(task: Task) -> list[str]:
+    """The header of history.csv: the loss and all of the task's metrics, on both splits."""
+    metrics = ["loss", *(metric.name for metric in task.metrics())]
+    validation = [f"val_{name}" for name in metrics]
+    return ["phase", "epoch", *metrics, *validation, "learning_rate", "seconds"]
 
 
 def write_views(

@@ -33,9 +33,10 @@ from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.features.extraction import ExtractionStats, WorkerPool, this_process
 from keras_transfer.features.host_extraction import extract_together
 from keras_transfer.features.source import Features, Request, Source, features_key
+from keras_transfer.models.activations import activate
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.models.cuts import Cut, find_cut
-from keras_transfer.models.forward import forward_pixels, predict_pixels
+from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.storage.cache import Cache
@@ -267,15 +268,19 @@ class SplitData:
         num_views = NUM_VIEWS if self.num_views is None else self.num_views
         return HeadFeatures(read, len(self.splits.train), num_views, tensor.shape[-1])
 
-    def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
-        """Outputs float32 [N, K] of plain images by a part that reads `inputs`."""
-        plain = _View(self.inputs, len(self.examples.targets))
-        predictor, activation = undistributed(part), self.task.activation
+    def logits(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
+        """Logits float32 [N, K] of plain images by a part that reads `inputs`."""
+        plain, predictor = _View(self.inputs, len(self.examples.targets)), undistributed(part)
         return share_out(
             rows,
-            lambda some: predict_pixels(predictor, plain, rows=some, activation=activation),
+            lambda some: forward_pixels(predictor, plain, rows=some),
             shape=part.output_shape[1:],
         )
+
+    def predict(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
+        """Outputs float32 [N, K] of plain images by a part that reads `inputs`."""
+        logits = self.logits(part, rows)
+        return activate(logits, self.task.activation) if len(logits) else logits
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,15 @@ import numpy as np
 from keras_transfer.devices.hosts import share_from_first
 from keras_transfer.devices.strategy import scope
 from keras_transfer.features.phase_inputs import SplitData
+from keras_transfer.models.activations import activate
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec
+from keras_transfer.tasks.task import Task
 from keras_transfer.training.objective import Solve
 from keras_transfer.training.phases import PhaseResult, apply_phase
+
+_BATCH_SIZE = 1024
 
 
 def solve_head(
@@ -49,7 +53,7 @@ def solve_head(
         f"{features.num_views} {'view' if features.num_views == 1 else 'views'}, with strength "
         f"{head.strength:.3g}."
     )
-    row = _figures(data, predictor)
+    row = _history_row(data, predictor)
     row["seconds"] = time.perf_counter() - started
     return PhaseResult(
         name=phase.name,
@@ -62,14 +66,23 @@ def solve_head(
     )
 
 
-def _figures(data: SplitData, predictor: keras.Model) -> dict[str, float]:
+def _history_row(data: SplitData, predictor: keras.Model) -> dict[str, float]:
     """The columns of an epoch in the history; those of validation only where there is one."""
-    monitor, values = data.task.monitor, data.examples.targets.values
-    row = {"learning_rate": 0.0}
-    splits = {"": data.splits.train, "val_": data.splits.val}
-    for prefix, rows in splits.items():
+    values, row = data.examples.targets.values, {"learning_rate": 0.0}
+    for prefix, rows in {"": data.splits.train, "val_": data.splits.val}.items():
         if len(rows):
-            outputs = data.predict(predictor, rows)
-            row[f"{prefix}loss"] = float(data.task.example_losses(values[rows], outputs).mean())
-            row[prefix + monitor.metric] = data.task.headline(values[rows], outputs).value
+            found = epoch_metrics(data.task, values[rows], data.logits(predictor, rows))
+            row |= {prefix + name: value for name, value in found.items()}
     return row
+
+
+def epoch_metrics(task: Task, values: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """The loss and the task's metrics by name, as Keras logs them; all examples weigh the same."""
+    metrics = task.metrics()
+    for start in range(0, len(values), _BATCH_SIZE):
+        part = slice(start, start + _BATCH_SIZE)
+        encoded = task.encode(values[part])
+        for metric in metrics:
+            metric.update_state(encoded, logits[part])
+    losses = task.example_losses(values, activate(logits, task.activation))
+    return {"loss": float(losses.mean()), **{m.name: float(m.result()) for m in metrics}}

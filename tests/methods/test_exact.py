@@ -106,6 +106,7 @@ def test_head_is_at_the_optimum_of_all_views_and_phase_two_starts_there(tmp_path
     assert outcome.epochs == outcome.best_epoch == 1
     assert outcome.history[0]["learning_rate"] == 0
     assert outcome.history[0]["val_loss"] == pytest.approx(outcome.val_loss)
+    assert outcome.history[0]["val_accuracy"] == pytest.approx(outcome.val_score)
     assert np.abs(gradient_of_the_objective(training, 0.3)).max() < 1e-3
     tuned = Training(tmp_path, {**options, "phases.1.learning_rate": 0.0}).fit()
     assert tuned.outcomes[1].history[0]["val_loss"] == pytest.approx(outcome.val_loss, rel=1e-5)

@@ -9,11 +9,13 @@ import pytest
 
 from keras_transfer.data.records import Record
 from keras_transfer.errors import SpecError
+from keras_transfer.experiments.run_report import history_columns
 from keras_transfer.models.activations import activate
 from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
 from keras_transfer.tasks.linear_head import HeadFeatures
 from keras_transfer.tasks.registry import TASKS, describe_task, make_task, restore_task
 from keras_transfer.tasks.task import Task
+from keras_transfer.training import head_solution
 
 CELLS = {
     "single_label": [("b",), ("a",), ("c",)],
@@ -72,6 +74,22 @@ def test_encoded_targets_logits_and_weights_fit_loss_and_metrics(task):
     found = float(metrics[task.monitor.metric].result())
     error = METRIC_ERROR.get(task.name, 0)
     assert found == pytest.approx(task.headline(values, outputs).value, rel=1e-5, abs=error)
+
+
+def test_every_phase_records_all_metrics_whether_it_solves_or_fits(task, monkeypatch):
+    monkeypatch.setattr(head_solution, "_BATCH_SIZE", 7)
+    values = task.targets(records(task.name)).values
+    values = values[task.example_weights(values, TrainingSpec()) > 0]
+    logits = np.random.default_rng(1).normal(size=task.encode(values).shape).astype(np.float32)
+    model = keras.Sequential([keras.Input(logits.shape[1:]), keras.layers.Identity()])
+    model.compile(loss=task.loss(TrainingSpec()), weighted_metrics=task.metrics())
+    fitted = model.evaluate(logits, task.encode(values), return_dict=True, verbose=0)
+    solved = head_solution.epoch_metrics(task, values, logits)
+    assert solved.keys() == fitted.keys() == {"loss", *(m.name for m in task.metrics())}
+    assert solved | {"loss": 0} == pytest.approx(fitted | {"loss": 0})
+    columns = history_columns(task)
+    assert {*fitted, *(f"val_{name}" for name in fitted)} <= set(columns)
+    assert len(columns) == len(set(columns))
 
 
 def test_the_head_ends_in_an_output_a_name(task):

@@ -103,6 +103,13 @@ def test_several_numbers(table: Path, tmp_path: Path):
     assert 60 < task.means[0] < 160
     content = json.loads((run / "metrics.json").read_text())
     assert content["test"]["standardised_absolute_error"] < 3
+    with (run / "history.csv").open() as stream:
+        errors = [name for name in csv.DictReader(stream).fieldnames if name.endswith("_error")]
+    assert errors == [
+        f"{split}standardised_{kind}_error"
+        for split in ("", "val_")
+        for kind in ("absolute", "root_mean_squared")
+    ]
     assert content["export"]["label_agreement"] == 1
     rows = predicted(run, table, tmp_path / "predictions.csv")
     assert list(rows[0]) == ["path", "error", "brightness", "redness"]
