@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import Typed, build, nearest, raise_unknown
-from keras_transfer.specs import PretrainSpec, RunSpec
+from keras_transfer.specs import SOURCES, PretrainSpec, RunSpec
 
 PRESETS: Final = Path(__file__).parent / "presets"
 """Folder of the presets, `<name>.toml`; those of a pretraining are in `pretraining/`."""
@@ -253,9 +253,10 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def images_at(path: str | Path) -> dict[str, str]:
-    """The fields for images at a path: a CSV file by its suffix, else a folder of classes."""
-    kind = "csv" if Path(path).suffix.lower() == ".csv" else "folder"
-    return {"data.source": kind, "data.path": str(path)}
+    """The fields for images at a path: its source by its suffix, else a folder of classes."""
+    suffix = Path(path).suffix.lower()
+    kinds = (name for name, row in SOURCES.items() if suffix in row.suffixes)
+    return {"data.source": next(kinds, "folder"), "data.path": str(path)}
 
 
 def make_spec(

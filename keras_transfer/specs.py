@@ -19,9 +19,28 @@ trials = 20
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from keras_transfer.fields import option
+
+
+class SourceRow(NamedTuple):
+    """A row of the table of sources.
+
+    `read` is the import string of a function from a `DataSpec` to a `data.records.Listing`. A path
+    that ends with one of `suffixes`, in lower case, is read by this source.
+    """
+
+    read: str
+    suffixes: tuple[str, ...] = ()
+
+
+SOURCES: Final = {
+    "folder": SourceRow("keras_transfer.data.folder_source:read"),
+    "csv": SourceRow("keras_transfer.data.csv_source:read", (".csv",)),
+    "tfds": SourceRow("keras_transfer.data.tfds_source:read"),
+}
+"""Where images and targets are listed, by the name of `data.source`. Other paths are folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +163,7 @@ class AutoSpec:
 class DataSpec:
     """Where the images come from, and how they are split and resized."""
 
-    source: str = option("folder", "name in the table of sources: 'folder', 'csv' or 'tfds'")
+    source: str = option("folder", f"name in the table of sources: {', '.join(SOURCES)}")
     path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
     name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
     path_column: str = option("path", "CSV column of image paths (relative to the CSV)")

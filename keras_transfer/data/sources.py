@@ -1,21 +1,12 @@
-"""The table of sources: where images and their targets are listed, by the name of `data.source`.
+"""Lists images and their targets by the source that `data.source` names.
 
 No image is opened here: the audit does that. What the targets mean is decided by the task.
 """
 
-from typing import Final
-
 from keras_transfer.data.records import Listing
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.fields import load_row
-from keras_transfer.specs import DataSpec
-
-SOURCES: Final = {
-    "folder": "keras_transfer.data.folder_source:read",
-    "csv": "keras_transfer.data.csv_source:read",
-    "tfds": "keras_transfer.data.tfds_source:read",
-}
-"""Import strings of functions from a `DataSpec` to a `Listing`: only the one used is imported."""
+from keras_transfer.specs import SOURCES, DataSpec
 
 
 def read_records(spec: DataSpec) -> Listing:
@@ -26,7 +17,8 @@ def read_records(spec: DataSpec) -> Listing:
         SpecError: the source is unknown, or two splits are given the same name.
     """
     _check_split_names(spec)
-    read = load_row(SOURCES, spec.source, f"data.source={spec.source!r} is unknown")
+    rows = {name: row.read for name, row in SOURCES.items()}
+    read = load_row(rows, spec.source, f"data.source={spec.source!r} is unknown")
     try:
         return read(spec)
     except OSError as error:

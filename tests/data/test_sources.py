@@ -1,5 +1,6 @@
 """Folders, CSV files and TFDS data sets become records, or say what is wrong with them."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 from labelled import read_records
 from PIL import Image
 
+from keras_transfer.config import images_at, make_spec
 from keras_transfer.data.records import Records
 from keras_transfer.errors import DataError, KerasTransferError
-from keras_transfer.specs import DataSpec
+from keras_transfer.specs import SOURCES, DataSpec, SourceRow
 
 
 def image(file: Path, level: int = 0) -> Path:
@@ -251,6 +253,27 @@ def test_an_unknown_label_outside_training_is_refused(tmp_path):
     lines = ["path,label,split", "a.png,a,train", "b.png,b,train", "c.png,bb,val"]
     error = error_of(source="csv", path=str(table(tmp_path / "t.csv", *lines)))
     assert "'bb'" in error.what
+
+
+def test_every_row_names_a_function_and_no_suffix_is_read_twice():
+    for row in SOURCES.values():
+        module, _, name = row.read.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+    suffixes = [suffix for row in SOURCES.values() for suffix in row.suffixes]
+    assert len(suffixes) == len(set(suffixes))
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in suffixes)
+
+
+def test_a_path_is_read_by_the_source_of_its_suffix_also_a_new_one(tmp_path, monkeypatch):
+    file = table(tmp_path / "t.LIST", "path,label", "a.png,a", "b.png,b")
+    row = SourceRow("keras_transfer.data.csv_source:read", (".list",))
+    assert make_spec(file).data.source == "folder"
+    monkeypatch.setitem(SOURCES, "list", row)
+    spec = make_spec(file).data
+    assert (spec.source, spec.path) == ("list", str(file))
+    assert len(read_records(spec).items) == 2
+    assert images_at("t.CSV")["data.source"] == "csv"
+    assert images_at(tmp_path)["data.source"] == "folder"
 
 
 def test_a_data_error_is_what_a_front_door_catches(tmp_path):
