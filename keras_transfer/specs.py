@@ -249,8 +249,8 @@ class ModelSpec:
     )
     preprocess: str = option(
         "",
-        "how pixels are scaled for the trunk: 'caffe', 'tf', 'torch', 'lite' or 'none' ('' = as "
-        "the backbone's own weights, or as the model file does)",
+        "how pixels are scaled for the trunk, by a mode of `backbones.scaling.MODES` such as 'tf' "
+        "or 'none' ('' = as for the backbone's own weights, or as the model file does)",
     )
     pooling: Literal["avg", "max", "flatten"] = option(
         "avg", "how the feature map becomes a vector"

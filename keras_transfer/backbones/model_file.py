@@ -12,15 +12,16 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_transfer.backbones.graph import Call, bridges, only_draws, weights_of
 from keras_transfer.backbones.preprocess import Preprocess
-from keras_transfer.backbones.record import Backbone, Mode
+from keras_transfer.backbones.record import Backbone
 from keras_transfer.backbones.resolution import find_stages
+from keras_transfer.backbones.scaling import MODES
 from keras_transfer.devices.strategy import on_one_device
 from keras_transfer.errors import KerasTransferError, SpecError, WeightsError
 from keras_transfer.storage.model_files import OWN_WEIGHTS
@@ -105,7 +106,7 @@ class OwnWeights(NamedTuple):
         return self.file
 
 
-def read_backbone(file: Path, name: str, *, preprocess: Mode | Literal[""] = "") -> Backbone:
+def read_backbone(file: Path, name: str, *, preprocess: str = "") -> Backbone:
     """The backbone in a `.keras` or `.h5` file of a whole model; `name` is shown for it.
 
     `preprocess` is the mode by which pixels are scaled for the first layer of the file; ''
@@ -326,8 +327,8 @@ def _pools_globally(call: Call) -> bool:
 
 
 def _find_scaling(
-    own: Sequence[Preprocess], calls: Sequence[Call], declared: Mode | Literal[""], name: str
-) -> tuple[Mode, str]:
+    own: Sequence[Preprocess], calls: Sequence[Call], declared: str, name: str
+) -> tuple[str, str]:
     """The mode of `Preprocess`, and by what pixels are scaled; SpecError if that is not known."""
     num_below = next(number for number, call in enumerate(calls) if weights_of(call))
     kinds = (keras.layers.Rescaling, keras.layers.Normalization)
@@ -351,7 +352,7 @@ def _find_scaling(
     raise SpecError(
         f"{name} does not scale pixels, and model.preprocess is not set",
         expected="Rescaling or Normalization at the input, or as model.preprocess one of "
-        + ", ".join(get_args(Mode)),
+        + ", ".join(MODES),
         received=f"an input into {_kinds(call.operation for call in calls[: num_below + 1])}",
         fix="set model.preprocess to the scaling that the network was trained with; 'none' if it "
         "was trained on pixels 0-255, or scales them by other layers",

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import keras
-
-Mode = Literal["caffe", "tf", "torch", "lite", "none"]
 
 
 class Stage(NamedTuple):
@@ -56,8 +54,8 @@ class Backbone:
     builder: Callable[[keras.KerasTensor], keras.KerasTensor]
     """Puts all layers of the network, with random weights, on scaled images `[B, S, S, 3]` and
     returns their feature map. The layers are one flat graph, with no model inside another."""
-    preprocessing: Mode
-    """The mode of `Preprocess`, which scales raw pixels for the builder's layers."""
+    preprocessing: str
+    """The mode of `Preprocess`, which scales raw pixels for the builder's layers: see `MODES`."""
     image_size: int
     """Side of the images it was trained on, px."""
     minimal_size: int = 32

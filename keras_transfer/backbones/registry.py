@@ -4,10 +4,10 @@ import dataclasses
 import difflib
 from itertools import chain
 from pathlib import Path
-from typing import get_args
 
 from keras_transfer.backbones import applications, efficientnet_lite
-from keras_transfer.backbones.record import Backbone, Mode
+from keras_transfer.backbones.record import Backbone
+from keras_transfer.backbones.scaling import MODES
 from keras_transfer.errors import SpecError
 from keras_transfer.storage.model_files import (
     SUFFIXES,
@@ -53,11 +53,10 @@ def get_backbone(name: str, *, preprocess: str = "") -> Backbone:
     Raises SpecError with the nearest names if there is none, and for a file whose model cannot be
     a backbone; WeightsError for a file that is damaged or was changed.
     """
-    mode = next((mode for mode in get_args(Mode) if mode == preprocess), None)
-    if preprocess and not mode:
+    if preprocess and preprocess not in MODES:
         raise SpecError(
             "model.preprocess is not a mode of Preprocess",
-            expected=f"one of {', '.join(get_args(Mode))}, or nothing for the backbone's own",
+            expected=f"one of {', '.join(MODES)}, or nothing for the backbone's own",
             received=repr(preprocess),
             fix="choose one of those modes",
         )
@@ -65,10 +64,10 @@ def get_backbone(name: str, *, preprocess: str = "") -> Backbone:
         file = _existing(name)
         from keras_transfer.backbones.model_file import read_backbone
 
-        return read_backbone(file, title(name), preprocess=mode or "")
+        return read_backbone(file, title(name), preprocess=preprocess)
     if name in BACKBONES:
         row = BACKBONES[name]
-        return dataclasses.replace(row, preprocessing=mode) if mode else row
+        return dataclasses.replace(row, preprocessing=preprocess) if preprocess else row
     raise SpecError(
         "model.backbone is not a known backbone",
         expected=f"one of {', '.join(BACKBONES)}; or a path with a / or the suffix .keras or .h5",

@@ -15,8 +15,9 @@ import numpy as np
 
 from keras_transfer.backbones.archives import load_embedded
 from keras_transfer.backbones.model_file import ModelGraph, OwnWeights
-from keras_transfer.backbones.preprocess import TORCH_MEANS_RGB, TORCH_STDS_RGB, Preprocess
+from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Trunk
+from keras_transfer.backbones.scaling import MODES
 from keras_transfer.backbones.torch_files import read_tensors
 from keras_transfer.errors import WeightsError
 
@@ -158,15 +159,16 @@ def _check_scaling(network: keras.Model, file: Path) -> None:
     standard deviation in place of the variance, which Keras corrects in a further layer; other
     files may have the variance. Networks trained from scratch have neither.
     """
+    means, deviations = MODES["torch"].means, MODES["torch"].deviations
     for layer in network.layers:
         if not (isinstance(layer, keras.layers.Normalization) and layer.weights):
             continue
         mean, variance = (np.ravel(array) for array in layer.get_weights()[:2])
-        fits = any(np.allclose(std, TORCH_STDS_RGB, atol=1e-4) for std in (variance, variance**0.5))
-        if not (fits and np.allclose(mean, TORCH_MEANS_RGB, atol=1e-4)):
+        fits = any(np.allclose(std, deviations, atol=1e-4) for std in (variance, variance**0.5))
+        if not (fits and np.allclose(mean, means, atol=1e-4)):
             raise WeightsError(
                 f"{file} was trained on pixels with another scaling",
-                expected=f"mean {TORCH_MEANS_RGB}, standard deviation {TORCH_STDS_RGB}",
+                expected=f"mean {means}, standard deviation {deviations}",
                 received=f"mean {mean.tolist()}, variance {variance.tolist()}",
                 fix="give weights that were trained on ImageNet's scaling",
             )

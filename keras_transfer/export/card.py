@@ -18,6 +18,7 @@ import numpy as np
 from keras_transfer.backbones.graph import is_random_state
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.backbones.scaling import MODES
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.export.contract import CARD_FILE
 from keras_transfer.specs import RunSpec
@@ -30,13 +31,6 @@ _IMAGES_AS_STORED: Final = (
     "Images are used as their pixels are stored: EXIF rotation is ignored, transparency is "
     "dropped, and only the first frame of an animation is used."
 )
-_PREPROCESSING: Final = {
-    "caffe": "channels in the order BGR, minus ImageNet's mean of each channel",
-    "tf": "scaled to −1…1",
-    "torch": "scaled to 0…1, minus ImageNet's mean of each channel, divided by its deviation",
-    "lite": "minus 127, divided by 128",
-    "none": "not scaled; the first layers of the network scale it",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +121,7 @@ def make_card(
         weights_hash=hash_weights(model),
         image_size=spec.data.image_size,
         resize=spec.data.resize,
-        preprocessing=_PREPROCESSING[preprocess.mode],
+        preprocessing=MODES[preprocess.mode].text,
         figures=text.figures,
         data={
             "source": spec.data.source,

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from keras_transfer.backbones.applications import Application
-from keras_transfer.backbones.preprocess import TORCH_MEANS_RGB, TORCH_STDS_RGB
 from keras_transfer.backbones.record import Backbone, Stage
 from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.backbones.scaling import MODES
 from keras_transfer.backbones.trunk import build_trunk, last_tensor, split_stages
 
 GIANTS = {
@@ -253,7 +253,9 @@ def keras_network_with_weights_of(trunk) -> keras.Model:
             old.set_weights(new.get_weights())
     for layer in network.layers:
         if isinstance(layer, keras.layers.Normalization) and layer.weights:
-            layer.set_weights([np.array(TORCH_MEANS_RGB), np.square(TORCH_STDS_RGB), np.array(0)])
+            layer.set_weights(
+                [np.array(MODES["torch"].means), np.square(MODES["torch"].deviations), np.array(0)]
+            )
             layer.finalize_state()
     last = next(stage for stage in row.stages if stage.name == trunk.last_stage)
     return keras.Model(network.inputs[0], last_tensor(network, last))

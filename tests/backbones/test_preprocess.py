@@ -1,7 +1,6 @@
 """`Preprocess` against the functions of keras.applications, in every dtype it may meet."""
 
 import sys
-from typing import get_args
 
 import keras
 import numpy as np
@@ -10,11 +9,13 @@ import tensorflow as tf
 
 from keras_transfer.backbones.applications import Application
 from keras_transfer.backbones.preprocess import Preprocess
-from keras_transfer.backbones.record import Mode
-from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.backbones.registry import BACKBONES, get_backbone
+from keras_transfer.backbones.scaling import MODES, Scaling
 from keras_transfer.errors import SpecError
+from keras_transfer.export.card import make_card
+from keras_transfer.specs import RunSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
-MODES = get_args(Mode)
 APPLICATIONS = {
     name: row for name, row in BACKBONES.items() if isinstance(row.builder, Application)
 }
@@ -100,3 +101,17 @@ def test_preprocess_captures_no_tensors(mode):
 def test_preprocess_with_unknown_mode_is_refused():
     with pytest.raises(SpecError, match="caffe, tf, torch, lite, none"):
         Preprocess("bgr")
+
+
+def test_a_new_mode_is_one_row(monkeypatch):
+    row = Scaling("halved", divisor=2.0, means=(1.0, 2.0, 3.0), deviations=(4.0, 1.0, 2.0))
+    monkeypatch.setitem(MODES, "new", row)
+    pixels = random_pixels()
+    expected = (pixels / 2 - np.array(row.means)) / np.array(row.deviations)
+    np.testing.assert_allclose(np.asarray(Preprocess("new")(pixels)), expected, rtol=1e-5)
+    assert get_backbone("resnet50", preprocess="new").preprocessing == "new"
+    model = keras.Sequential([keras.Input((8, 8, 3)), Preprocess("new")])
+    evaluation = SingleLabel(("a", "b")).evaluate(np.array([0, 1]), np.eye(2, dtype=np.float32))
+    counts = {"train": 1, "val": 1, "test": 2}
+    card = make_card(RunSpec(), model, SingleLabel(("a", "b")), evaluation, counts)
+    assert card.preprocessing == "halved"

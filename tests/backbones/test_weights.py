@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from small_backbone import build_small
 
-from keras_transfer.backbones.preprocess import TORCH_MEANS_RGB, TORCH_STDS_RGB
 from keras_transfer.backbones.registry import get_backbone
+from keras_transfer.backbones.scaling import MODES
 from keras_transfer.backbones.trunk import build_trunk
 from keras_transfer.backbones.weights import load_network
 from keras_transfer.errors import WeightsError
@@ -73,11 +73,11 @@ def rescale(network: keras.Model, mean, variance) -> None:
 
 def test_efficientnet_file_with_deviations_for_variances_is_meant_so(tmp_path, efficientnet):
     """ImageNet's files have them so, and Keras divides by their root once more."""
-    rescale(efficientnet, TORCH_MEANS_RGB, TORCH_STDS_RGB)
+    rescale(efficientnet, MODES["torch"].means, MODES["torch"].deviations)
     efficientnet.save_weights(tmp_path / "own.weights.h5")
     file = str(tmp_path / "own.weights.h5")
     ours = trunk_model(file, name="efficientnet_b0", last_stage="stage1")
-    rescale(efficientnet, TORCH_MEANS_RGB, np.square(TORCH_STDS_RGB))
+    rescale(efficientnet, MODES["torch"].means, np.square(MODES["torch"].deviations))
     end = efficientnet.get_layer("block1a_project_bn").output
     expected = np.asarray(keras.Model(efficientnet.inputs[0], end)(random_pixels()))
     np.testing.assert_allclose(

@@ -1,14 +1,13 @@
 """The graphs that converters and quantisation read have the outputs of the model."""
 
 from pathlib import Path
-from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 
 from keras_transfer.backbones.preprocess import Preprocess
-from keras_transfer.backbones.record import Mode
+from keras_transfer.backbones.scaling import MODES
 from keras_transfer.export.formats.source import inference_graph
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.storage.class_names import model_name
@@ -18,7 +17,7 @@ from keras_transfer.tasks.single_label import SingleLabel
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="the graph is made of TensorFlow's operations"
 )
-@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("mode", MODES)
 def test_the_inference_graph_equals_the_model_in_every_mode_of_preprocessing(mode, pixels):
     import tensorflow as tf
 

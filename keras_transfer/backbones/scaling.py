@@ -1,0 +1,36 @@
+"""The table of scalings of pixels, by the mode of `Preprocess`. Standard library only."""
+
+from typing import Final, NamedTuple
+
+
+class Scaling(NamedTuple):
+    """From pixels x in 0-255 to (x / divisor - mean) / deviation.
+
+    `text` completes "Pixels are …" in a model card. Means and deviations are one for all channels,
+    or one for each of three, which `is_bgr` puts in the order blue, green, red.
+    """
+
+    text: str
+    divisor: float = 1.0
+    means: tuple[float, ...] = (0.0,)
+    deviations: tuple[float, ...] = (1.0,)
+    is_bgr: bool = False
+
+
+MODES: Final = {
+    "caffe": Scaling(
+        "channels in the order BGR, minus ImageNet's mean of each channel",
+        means=(103.939, 116.779, 123.68),
+        deviations=(1.0, 1.0, 1.0),
+        is_bgr=True,
+    ),
+    "tf": Scaling("scaled to −1…1", divisor=127.5, means=(1.0,)),
+    "torch": Scaling(
+        "scaled to 0…1, minus ImageNet's mean of each channel, divided by its deviation",
+        divisor=255.0,
+        means=(0.485, 0.456, 0.406),
+        deviations=(0.229, 0.224, 0.225),
+    ),
+    "lite": Scaling("minus 127, divided by 128", means=(127.0,), deviations=(128.0,)),
+    "none": Scaling("not scaled; the first layers of the network scale it"),
+}
