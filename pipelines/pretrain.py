@@ -46,12 +46,13 @@ def _run(argv: Sequence[str] | None) -> None:
         with terminal.training_progress(spec.name, spec.phase.epochs, steps) as callbacks:
             saver = Checkpoint(run, "phase-0")
             classifier, result = pretrain(spec, saver=saver, callbacks=callbacks)
-        accuracy = result.history[result.best_epoch - 1]["val_accuracy"]
+        monitor = classifier.task.monitor
+        score = monitor.format(result.best_row[monitor.log_name])
         command = " ".join(["python -m pipelines.pretrain", arguments.preset, *arguments.overrides])
         folder = Path(arguments.output) if arguments.output else EMBEDDED
         file = embed(classifier, result, spec, command=command, folder=folder)
         terminal.info(
-            f"Validation accuracy on new letters: {accuracy:.1%}, after {result.seconds:.0f} s."
+            f"Validation {monitor.metric} on new letters: {score}, after {result.seconds:.0f} s."
         )
         terminal.info(f"Weights: {file}")
 

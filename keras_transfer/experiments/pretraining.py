@@ -94,13 +94,14 @@ def embed(
     classifier: Classifier, result: PhaseResult, spec: PretrainSpec, *, command: str, folder: Path
 ) -> Path:
     """Write the weights in float16 with a JSON record of the training; return the weights' path."""
+    monitor = classifier.task.monitor
     record = {
         "command": command,
         "source_task": "rendered letters, 52 classes",
         "data_seed": spec.seed,
         "letters_seen": spec.num_letters * result.epochs,
         "steps": (spec.num_letters // spec.batch_size) * result.epochs,
-        "source_accuracy": round(result.history[result.best_epoch - 1]["val_accuracy"], 4),
+        f"source_{monitor.metric}": round(result.best_row[monitor.log_name], 4),
         "seconds": round(result.seconds),
         "keras": keras.__version__,
     }

@@ -54,6 +54,11 @@ class PhaseResult:
     history: tuple[dict[str, float], ...]
     is_finished: bool
 
+    @property
+    def best_row(self) -> dict[str, float]:
+        """The history's row of the best epoch."""
+        return self.history[self.best_epoch - 1]
+
 
 def apply_phase(classifier: Classifier, phase: PhaseSpec) -> int:
     """Set `trainable` of all layers for this phase; returns the number of trainable parameters.
