@@ -192,7 +192,7 @@ def test_folds_have_a_fifth_of_every_class():
 def test_the_strength_has_the_lowest_log_loss_on_held_out_folds():
     views, labels = digits(100, views=2, classes=4)
     noise = np.random.default_rng(0).permutation(labels)
-    for wrong, expected in ((labels, (0.3,)), (noise, (0.01,))):
+    for wrong, expected in ((labels, (3.0,)), (noise, (0.01,))):
         found = solve_softmax(
             features_of(views), np.eye(4)[wrong], np.ones(100), strengths=STRENGTHS
         )
