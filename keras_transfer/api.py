@@ -12,6 +12,7 @@ from typing import Any
 
 from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
+    default_space,
     dotted_fields,
     is_images,
     load_spec,
@@ -33,7 +34,7 @@ from keras_transfer.experiments.tune.report import show_search, write_search
 from keras_transfer.experiments.tune.search import SUFFIX, run_search
 from keras_transfer.fields import build, divide
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
-from keras_transfer.specs import DEFAULT_SPACE, AutoSpec, ParameterSpec, RankSpec, RunSpec
+from keras_transfer.specs import AutoSpec, ParameterSpec, RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, start_run, vacated_on_refusal
 
@@ -114,7 +115,7 @@ def tune(
     given = fields if trials is None else {**fields, "search.trials": trials}
     reporter = reporter or TerminalReporter()
     spec = _make_spec(source, preset, given, reporter)
-    chosen = space or spec.search.space or _default_space(spec)
+    chosen = space or spec.search.space or default_space(spec)
     spec = override(spec, {"search.space": {name: _entry(own) for name, own in chosen.items()}})
     reporter.info(f"The search varies {', '.join(chosen)}.")
     folder = start_run(spec, output=output, resume=resume, suffix=SUFFIX)
@@ -257,16 +258,6 @@ def _make_spec(
     if base is None and isinstance(given, Path) and is_images(given):
         return choose_backbone(spec, dotted_fields(fields), reporter.info)
     return spec
-
-
-def _default_space(spec: RunSpec) -> dict[str, ParameterSpec]:
-    """`DEFAULT_SPACE` without the phases that the spec does not have."""
-    phases = tuple(f"phases.{number}." for number in range(len(spec.phases)))
-    return {
-        name: entry
-        for name, entry in DEFAULT_SPACE.items()
-        if not name.startswith("phases.") or name.startswith(phases)
-    }
 
 
 def _entry(given: Any) -> dict[str, Any]:

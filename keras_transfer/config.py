@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import Typed, build, nearest, raise_unknown
-from keras_transfer.specs import SOURCES, PretrainSpec, RunSpec
+from keras_transfer.specs import DEFAULT_SPACE, SOURCES, ParameterSpec, PretrainSpec, RunSpec
 
 PRESETS: Final = Path(__file__).parent / "presets"
 """Folder of the presets, `<name>.toml`; those of a pretraining are in `pretraining/`."""
@@ -229,22 +229,29 @@ def check_consistency(spec: RunSpec) -> None:
             )
 
 
-def describe_fields(cls: type = RunSpec, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every field as (dotted name, default, help), in the order of the spec."""
+def describe_fields(
+    cls: type = RunSpec, prefix: str = "", defaults: Any = None
+) -> Iterator[tuple[str, str, str]]:
+    """Every field as (dotted name, default, help), in the order of the spec.
+
+    Args:
+        defaults: an object with the default values; None takes those of the class.
+    """
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            yield from describe_fields(hint, f"{prefix}{field.name}.")
+            assert field.default_factory is not dataclasses.MISSING
+            yield from describe_fields(hint, f"{prefix}{field.name}.", field.default_factory())
         elif typing.get_origin(hint) is tuple and (rows := _dataclass_in(hint)):
             yield from describe_fields(rows, f"{prefix}{field.name}.N.")
         else:
             text = field.metadata["help"]
             if typing.get_origin(hint) is typing.Literal:
                 text += f" ({' | '.join(typing.get_args(hint))})"
-            empty = field.default is None or field.default is dataclasses.MISSING
-            default = "none" if empty else str(field.default)
-            yield f"{prefix}{field.name}", default, text
+            default = field.default if defaults is None else getattr(defaults, field.name)
+            empty = default is dataclasses.MISSING or default is None or default in ({}, ())
+            yield f"{prefix}{field.name}", "none" if empty else str(default), text
 
 
 def _dataclass_in(hint: Any) -> type | None:
@@ -282,6 +289,16 @@ def make_spec(
     if not is_images(path):
         return override(load_spec(path), changes)
     return override(base, {"name": path.stem or "run", **images_at(source), **changes})
+
+
+def default_space(spec: RunSpec) -> dict[str, ParameterSpec]:
+    """The space of a search without one: `DEFAULT_SPACE`, without phases the spec does not have."""
+    phases = tuple(f"phases.{number}." for number in range(len(spec.phases)))
+    return {
+        name: entry
+        for name, entry in DEFAULT_SPACE.items()
+        if not name.startswith("phases.") or name.startswith(phases)
+    }
 
 
 def is_images(path: Path) -> bool:

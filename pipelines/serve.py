@@ -7,7 +7,7 @@
 Requests follow https://www.tensorflow.org/tfx/serving/api_rest, so the same clients work with
 TensorFlow Serving:
 
-    curl -d '{"instances": [{"b64": "…"}]}' http://127.0.0.1:8501/v1/models/flowers:predict
+    curl -d '{"instances": [{"b64": "…"}]}' http://127.0.0.1:8501/v1/models/my_photos:predict
 
 Images are checked before they are decoded, and images of concurrent requests share a batch. The
 newest version in the folder is served, and a newer one replaces it without a failed request. Other

@@ -123,6 +123,7 @@ def test_every_field_has_a_help_text():
     assert len(fields) > 50
     assert all(text for _, _, text in fields)
     assert ("phases.N.epochs", "10", "passes over the training split") in fields
+    assert ("phase.epochs", "8", "passes over the training split") in describe_fields(PretrainSpec)
 
 
 def test_ground_floor_does_not_import_tensorflow_or_keras():

@@ -9,6 +9,13 @@ from keras_transfer.specs import AutoSpec, PretrainSpec, RankSpec, RunSpec
 NOTE = "Generated from the code by `python docs/reference/generate.py`.\n"
 
 
+PHASES = """\
+The defaults of `phases.N` are those of a phase that is written from scratch. Without phases of your
+own there are two: `frozen` (`method=exact`) and `fine-tune` (`unfreeze=last`, `epochs=10`,
+`learning_rate=1e-3`, `layer_decay=0.7`, `min_images=1000`).
+"""
+
+
 def render_fields() -> str:
     """All fields with their defaults, as Markdown."""
     lines = ["# Fields\n", NOTE]
@@ -18,7 +25,7 @@ def render_fields() -> str:
         for row in describe_fields(spec):
             name, default, text = (cell.replace("|", r"\|") for cell in row)
             lines.append(f"| `{name}` | {f'`{default}`' if default else ''} | {text} |")
-        lines.append("")
+        lines += ["", PHASES] if spec is RunSpec else [""]
     return "\n".join(lines)
 
 

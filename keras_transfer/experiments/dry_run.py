@@ -105,4 +105,6 @@ def _try_phases(
         speed, epochs = "\n".join(f"{rate:.1e}" for rate in rates.values()), str(phase.epochs)
         if objective.solve and not objective.fits:
             speed, epochs = "solved", "–"
+        if phase.min_images:
+            epochs += f", from {phase.min_images:,} training images on"
         yield phase.name, unfrozen, f"{num_trainable:,}", speed, epochs, f"{value:.3f}"

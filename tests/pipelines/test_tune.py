@@ -12,6 +12,7 @@ from keras_transfer.config import spec_from_dict, spec_to_dict
 from keras_transfer.errors import RunError
 from keras_transfer.experiments.tune.space import check_space
 from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chief
+from keras_transfer.specs import DEFAULT_SPACE
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
 from pipelines import tune
@@ -37,10 +38,17 @@ def test_presets_can_be_searched_as_they_are(capsys):
         check_space(spec_from_dict(json.loads(capsys.readouterr().out)))
 
 
+def test_images_without_a_spec_are_searched_over_the_default_space(digits_folder, capsys):
+    words = [str(digits_folder), "model.backbone=mobilenet_0.25", "--print-spec"]
+    assert tune.main(words) == 0
+    spec = spec_from_dict(json.loads(capsys.readouterr().out))
+    assert spec.search.space == DEFAULT_SPACE
+    check_space(spec)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["quickstart", "search.space={}"], "no search space"),
         (["quickstart", "search.space.model.dropuot={values=[0.1]}"], "did you mean 'dropout'"),
         (["quickstart", "search.tuner=genetic"], "one of random, bayesian, grid, hyperband"),
         (["quickstart", "search.time_budget=soon"], "such as 20m"),
