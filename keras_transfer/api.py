@@ -12,13 +12,14 @@ from typing import Any
 
 from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
-    default_space,
+    check_single_training,
     dotted_fields,
     is_images,
     load_spec,
     make_spec,
     override,
     spec_to_dict,
+    with_search_space,
 )
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.auto.budget import Budget
@@ -72,13 +73,11 @@ def fine_tune(
     """
     reporter = reporter or TerminalReporter()
     spec = _make_spec(source, preset, fields, reporter)
-    if spec.num_trials > 1:
-        raise SpecError(
-            "fine_tune runs a single training, but this spec is a study of several trainings",
-            expected="folds=1, seeds=1 and halvings=0",
-            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
-            fix="run studies with `python -m pipelines.train`",
-        )
+    check_single_training(
+        spec,
+        "fine_tune runs a single training, but this spec is a study of several trainings",
+        fix="run studies with `python -m pipelines.train`",
+    )
     result = run_transfer(spec, start_run(spec, output=output, resume=resume), reporter=reporter)
     if isinstance(reporter, TerminalReporter):
         show_result(result, reporter)
@@ -114,8 +113,8 @@ def tune(
     """
     given = fields if trials is None else {**fields, "search.trials": trials}
     reporter = reporter or TerminalReporter()
-    spec = _make_spec(source, preset, given, reporter)
-    chosen = space or spec.search.space or default_space(spec)
+    spec = with_search_space(_make_spec(source, preset, given, reporter))
+    chosen = space or spec.search.space
     spec = override(spec, {"search.space": {name: _entry(own) for name, own in chosen.items()}})
     reporter.info(f"The search varies {', '.join(chosen)}.")
     folder = start_run(spec, output=output, resume=resume, suffix=SUFFIX)

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import Typed, build, nearest, raise_unknown
-from keras_transfer.specs import DEFAULT_SPACE, SOURCES, ParameterSpec, PretrainSpec, RunSpec
+from keras_transfer.specs import DEFAULT_SPACE, SOURCES, PretrainSpec, RunSpec
 
 PRESETS: Final = Path(__file__).parent / "presets"
 """Folder of the presets, `<name>.toml`; those of a pretraining are in `pretraining/`."""
@@ -291,14 +291,33 @@ def make_spec(
     return override(base, {"name": path.stem or "run", **images_at(source), **changes})
 
 
-def default_space(spec: RunSpec) -> dict[str, ParameterSpec]:
-    """The space of a search without one: `DEFAULT_SPACE`, without phases the spec does not have."""
+def with_search_space(spec: RunSpec) -> RunSpec:
+    """The spec; without a search space with `DEFAULT_SPACE`, for the phases that it has."""
+    if spec.search.space:
+        return spec
     phases = tuple(f"phases.{number}." for number in range(len(spec.phases)))
-    return {
+    space = {
         name: entry
         for name, entry in DEFAULT_SPACE.items()
         if not name.startswith("phases.") or name.startswith(phases)
     }
+    return dataclasses.replace(spec, search=dataclasses.replace(spec.search, space=space))
+
+
+def check_single_training(spec: RunSpec, what: str, *, fix: str, hint: str = "") -> None:
+    """Raise SpecError, which says `what` is wrong, if the spec is a study of several trainings.
+
+    Args:
+        fix: how to correct it.
+        hint: appended to the expected values.
+    """
+    if spec.num_trials > 1:
+        raise SpecError(
+            what,
+            expected=f"folds=1, seeds=1 and halvings=0{hint}",
+            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
+            fix=fix,
+        )
 
 
 def is_images(path: Path) -> bool:

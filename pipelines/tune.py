@@ -18,7 +18,6 @@ becomes a run in the folder `winner`, next to best.toml (its spec), search.html 
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -26,7 +25,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from keras_transfer.config import default_space, spec_to_dict
+from keras_transfer.config import spec_to_dict, with_search_space
 from keras_transfer.devices import native_log_to
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chief
@@ -60,10 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
-    spec = read_spec(arguments)
-    if not spec.search.space:
-        space = default_space(spec)
-        spec = dataclasses.replace(spec, search=dataclasses.replace(spec.search, space=space))
+    spec = with_search_space(read_spec(arguments))
     if arguments.against_plain and spec.cache.folder:
         raise SpecError(
             "--against-plain starts with an empty cache of its own",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_transfer.config import check_single_training
 from keras_transfer.data.splits import NAMES
 from keras_transfer.devices.hosts import given_host, num_hosts_of, wait_for_all
 from keras_transfer.devices.strategy import on_one_device, undistributed
@@ -99,14 +100,12 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
 
 
 def _check_single(spec: RunSpec) -> None:
-    if spec.num_trials > 1:
-        raise SpecError(
-            "this spec is a study with several trainings, not a single run",
-            expected="folds=1, seeds=1 and halvings=0",
-            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
-            fix="call keras_transfer.experiments.study.run.run_study(spec), or use the verb "
-            "`train`, which does",
-        )
+    check_single_training(
+        spec,
+        "this spec is a study with several trainings, not a single run",
+        fix="call keras_transfer.experiments.study.run.run_study(spec), or use the verb `train`, "
+        "which does",
+    )
     if (num_hosts := num_hosts_of(spec.devices)) > given_host()[1]:
         raise SpecError(
             "a run on several hosts needs one process per host",

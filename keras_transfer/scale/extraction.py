@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from keras_transfer.config import check_single_training
 from keras_transfer.devices import Devices
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.session import open_session
@@ -65,13 +66,11 @@ def _check(spec: RunSpec) -> None:
             received="off",
             fix="set cache.mode=auto",
         )
-    if spec.num_trials > 1:
-        raise SpecError(
-            "the trainings of a study have different splits",
-            expected="folds=1, seeds=1 and halvings=0",
-            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
-            fix="leave them out: the first trial of a study stores the features for all",
-        )
+    check_single_training(
+        spec,
+        "the trainings of a study have different splits",
+        fix="leave them out: the first trial of a study stores the features for all",
+    )
 
 
 def _check_devices(devices: Devices) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import keras
 
-from keras_transfer.config import override, spec_to_dict
+from keras_transfer.config import check_single_training, override, spec_to_dict
 from keras_transfer.data.splits import make_folds
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DivergedError, SpecError
@@ -141,7 +141,13 @@ def run_auto(
     reporter = reporter or TerminalReporter()
     run = run or start_run(spec, suffix="")
     with vacated_on_refusal(run):
-        _check(spec)
+        check_one_host(spec.devices, "auto")
+        check_single_training(
+            spec,
+            "auto compares by folds of its own",
+            fix="leave these fields out",
+            hint="; auto.folds is the number of folds",
+        )
         names = find_backbones(spec, auto)
         with open_session(_head_spec(spec), reporter=reporter, run=run) as session:
             candidates = time_candidates(
@@ -166,17 +172,6 @@ def run_auto(
         seconds=budget.spent,
         was_interrupted=was_interrupted,
     )
-
-
-def _check(spec: RunSpec) -> None:
-    check_one_host(spec.devices, "auto")
-    if spec.num_trials > 1:
-        raise SpecError(
-            "auto compares by folds of its own",
-            expected="folds=1, seeds=1 and halvings=0; auto.folds is the number of folds",
-            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
-            fix="leave these fields out",
-        )
 
 
 def _head_spec(spec: RunSpec) -> RunSpec:

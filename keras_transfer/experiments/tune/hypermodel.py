@@ -18,9 +18,10 @@ from typing import Any
 import keras
 import keras_tuner
 
+from keras_transfer.config import check_single_training
 from keras_transfer.data.splits import Splits
 from keras_transfer.devices import is_out_of_memory, set_up
-from keras_transfer.errors import DivergedError, SpecError
+from keras_transfer.errors import DivergedError
 from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.trial_runner import TrialRunner, without_test
 from keras_transfer.experiments.tune.space import check_space, declare, values_of
@@ -65,13 +66,11 @@ class TransferHyperModel(keras_tuner.HyperModel):
         """
         super().__init__()
         check_space(spec)
-        if spec.num_trials > 1:
-            raise SpecError(
-                "a hypermodel trains each trial once",
-                expected="folds=1, seeds=1 and halvings=0",
-                received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
-                fix="leave these fields out, or search with `python -m pipelines.tune`",
-            )
+        check_single_training(
+            spec,
+            "a hypermodel trains each trial once",
+            fix="leave these fields out, or search with `python -m pipelines.tune`",
+        )
         reporter = reporter or TerminalReporter()
         held = ExitStack()
         weakref.finalize(self, held.close)

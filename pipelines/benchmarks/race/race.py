@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_transfer.config import override, spec_to_dict
+from keras_transfer.config import check_single_training, override, spec_to_dict
 from keras_transfer.devices.subprocess_call import call_in_subprocess
 from keras_transfer.errors import SpecError
 from keras_transfer.reporting.reporter import Reporter
@@ -100,13 +100,12 @@ def _raceable(spec: RunSpec) -> RunSpec:
             received=", ".join(sorted(names)),
             fix="set phases.N.name",
         )
-    if spec.num_trials > 1:
-        raise SpecError(
-            "a study of several trainings cannot be raced",
-            expected="folds=1, seeds=1 and halvings=0; --seeds is the number of runs of each",
-            received=f"folds={spec.folds}, seeds={spec.seeds}, halvings={spec.halvings}",
-            fix="leave these fields out",
-        )
+    check_single_training(
+        spec,
+        "a study of several trainings cannot be raced",
+        fix="leave these fields out",
+        hint="; --seeds is the number of runs of each",
+    )
     if spec.training.sampling != "natural":
         raise SpecError(
             "the plain recipe cannot sample classes equally often",

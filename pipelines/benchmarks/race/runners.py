@@ -34,7 +34,13 @@ from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
 from keras_transfer.training.refitting import initial_weights, refit
-from pipelines.benchmarks.race.plain_recipe import build_plain, fit_plain, link_splits, read_split
+from pipelines.benchmarks.race.plain_recipe import (
+    PlainRecipe,
+    build_plain,
+    fit_plain,
+    link_splits,
+    read_split,
+)
 from pipelines.benchmarks.race.timings import (
     EXTRACTION,
     READING,
@@ -138,19 +144,22 @@ def run_plain(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
 
 def _run_plain(spec: RunSpec, scratch: str, name: str) -> Timing:
     stages: dict[str, float] = {}
-    folder = splits_folder(scratch, spec.seed)
     with timed(stages, SETUP):
-        set_up(spec.devices, seed=spec.seed)
-        training, validation, test = (
-            read_split(folder, split, spec) for split in ("train", "val", "test")
-        )
-        recipe = build_plain(spec, training.class_names)
+        recipe, (training, validation, test) = _open_plain(spec, scratch)
     for phase in spec.phases:
         with timed(stages, phase.name):
             fit_plain(recipe, phase, spec, training=training, validation=validation)
     with timed(stages, TEST):
         figures = recipe.model.evaluate(test, return_dict=True, verbose=0)
     return Timing(name, spec.seed, stages, figures["accuracy"], peak_mb())
+
+
+def _open_plain(spec: RunSpec, scratch: str) -> tuple[PlainRecipe, list[Any]]:
+    """The plain recipe, untrained, and the linked splits for training, validation and test."""
+    set_up(spec.devices, seed=spec.seed)
+    folder = splits_folder(scratch, spec.seed)
+    splits = [read_split(folder, split, spec) for split in NAMES]
+    return build_plain(spec, splits[0].class_names), splits
 
 
 def run_scikit_learn(spec: dict[str, Any], scratch: str, name: str) -> dict[str, Any]:
@@ -161,11 +170,9 @@ def run_scikit_learn(spec: dict[str, Any], scratch: str, name: str) -> dict[str,
 def _run_scikit_learn(spec: RunSpec, scratch: str, name: str) -> Timing:
     """Standardised features of the plain images; training and validation images are both used."""
     stages: dict[str, float] = {}
-    folder = splits_folder(scratch, spec.seed)
     with timed(stages, SETUP):
-        set_up(spec.devices, seed=spec.seed)
-        splits = [read_split(folder, split, spec) for split in ("train", "val", "test")]
-        classifier = build_plain(spec, splits[0].class_names).classifier
+        recipe, splits = _open_plain(spec, scratch)
+        classifier = recipe.classifier
         pooled = classifier.stages[HEAD][0](classifier.trunk.output)
         base = keras.Model(classifier.model.input, pooled)
     with timed(stages, EXTRACTION):
