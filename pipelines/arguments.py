@@ -21,7 +21,7 @@ from keras_transfer.config import (
     override,
     parse_assignments,
 )
-from keras_transfer.devices import use_onednn
+from keras_transfer.devices import skip_optional_imports, use_onednn
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import RunSpec
 
@@ -105,6 +105,7 @@ def positive(text: str) -> int:
 def run_verb(verb: Callable[[], int | None]) -> int:
     """Run a verb; the exit status: its own or 0, 2 for the user's errors, 130 if interrupted."""
     use_onednn()
+    skip_optional_imports()
     logging.getLogger("keras_transfer").setLevel(logging.INFO)
     try:
         _check_backend()

@@ -19,9 +19,10 @@ from PIL import Image
 from small_backbone import SMALL
 
 from keras_transfer.backbones.registry import BACKBONES
-from keras_transfer.devices import use_onednn
+from keras_transfer.devices import skip_optional_imports, use_onednn
 
 use_onednn()  # Before a test imports TensorFlow.
+skip_optional_imports()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

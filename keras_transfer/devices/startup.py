@@ -1,6 +1,7 @@
-"""Settings before the import of TensorFlow: its kernels and the file of its log output."""
+"""Settings before the import of TensorFlow: kernels, optional packages and the file of its log."""
 
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -35,6 +36,42 @@ def use_onednn() -> None:
         )
         return
     os.environ[ONEDNN] = "1"
+
+
+def skip_optional_imports() -> None:
+    """Import TensorFlow and Keras without three packages that they load where these are installed.
+
+    They load JAX to convert its functions, matplotlib for `keras.visualization` and scikit-learn
+    for `keras.wrappers`: a third of the time of the import, for parts that this package does not
+    use. Importing the three afterwards works as always. JAX is loaded where it is the backend.
+    """
+    if not any(isinstance(finder, _OptionalPackages) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OptionalPackages())
+
+
+class _OptionalPackages:
+    """A finder that does not find optional packages while TensorFlow or Keras is being imported."""
+
+    def __init__(self) -> None:
+        self._skipped = {"matplotlib", "sklearn"} | ({"jax"} if _backend() != "jax" else set())
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Leave every package to the other finders, or raise ModuleNotFoundError."""
+        if name in self._skipped and any(map(_is_being_imported, ("tensorflow", "keras"))):
+            raise ModuleNotFoundError(f"{name} is left out of this import", name=name)
+
+
+def _is_being_imported(name: str) -> bool:
+    return bool(getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False))
+
+
+def _backend() -> str:
+    """The backend that Keras will choose."""
+    with contextlib.suppress(OSError, ValueError):
+        home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+        configured = json.loads((home / "keras.json").read_text()).get("backend")
+        return os.environ.get("KERAS_BACKEND") or str(configured)
+    return os.environ.get("KERAS_BACKEND") or "tensorflow"
 
 
 @contextlib.contextmanager

@@ -1,12 +1,16 @@
 """What is set before TensorFlow starts: the log of native code, and oneDNN's kernels."""
 
+import importlib.util
 import json
 import os
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
+
+from keras_transfer.devices import skip_optional_imports
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 LOGGING = """
@@ -34,6 +38,16 @@ use_onednn()
 import tensorflow
 from tensorflow.python.util import _pywrap_util_port as port
 print(int(port.IsMklEnabled()))
+"""
+OPTIONAL = """
+import sys
+from keras_transfer.devices import skip_optional_imports
+skip_optional_imports()
+import tensorflow, keras
+keras.Sequential([keras.layers.Dense(1)]).build((None, 2))
+print([name for name in ("jax", "matplotlib", "sklearn") if name in sys.modules])
+import sklearn.base, matplotlib.pyplot
+print(keras.backend.backend(), "jax" in sys.modules)
 """
 TOO_LATE = """
 import os, sys, types, warnings
@@ -74,6 +88,41 @@ def test_importing_the_package_has_no_side_effects():
 @pytest.mark.skipif(not X86, reason="not an x86 processor")
 def test_onednn_is_used_when_called_before_tensorflow_is_imported():
     assert run(KERNELS).stdout.split() == ["1"]
+
+
+@pytest.mark.slow
+def test_optional_packages_of_tensorflow_and_keras_are_imported_only_when_asked_for():
+    assert run(OPTIONAL).stdout.splitlines() == ["[]", "tensorflow False"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "content", "skipped"),
+    [
+        ("", None, True),
+        ("", '{"backend": "tensorflow"}', True),
+        ("", '{"backend": "jax"}', False),
+        ("", "{", True),
+        ("jax", '{"backend": "tensorflow"}', False),
+        ("tensorflow", '{"backend": "jax"}', True),
+    ],
+)
+def test_jax_is_imported_where_it_is_the_backend(tmp_path, monkeypatch, variable, content, skipped):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", variable)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    sys.meta_path[:] = [f for f in sys.meta_path if "OptionalPackages" not in type(f).__name__]
+    if content:
+        (tmp_path / "keras.json").write_text(content)
+    being_imported = types.ModuleType("tensorflow")
+    being_imported.__spec__ = types.SimpleNamespace(_initializing=True)
+    monkeypatch.setitem(sys.modules, "tensorflow", being_imported)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    skip_optional_imports()
+    if skipped:
+        with pytest.raises(ModuleNotFoundError, match="jax"):
+            importlib.util.find_spec("jax")
+    else:
+        assert importlib.util.find_spec("jax")
 
 
 @pytest.mark.skipif(not X86, reason="not an x86 processor")

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from keras_transfer.devices import skip_optional_imports
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import FORMATS, megabytes
@@ -95,6 +96,7 @@ def _report(**line: Any) -> None:
 
 def _make(job: Job) -> None:
     """Main function of the separate process."""
+    skip_optional_imports()
     import keras
 
     # This also imports Preprocess, which registers it with Keras.
