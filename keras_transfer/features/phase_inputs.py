@@ -10,6 +10,7 @@ again in every epoch, without gradients.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -445,22 +446,26 @@ class PhaseInputs:
         cache_spec, count = self.spec.cache, self.spec.views.count
         if not cuts or count is None:
             return {}
-        cache_keys = [features_key(cut, self.source, cache_spec) for cut in cuts.values()]
-        plans, sentences = make_plans(
+        num_views = {
+            number: self.methods[number].num_views(self.spec.phases[number], count)
+            for number in cuts
+        }
+        make = partial(
+            make_plans,
             cuts,
             self.spec.phases,
-            num_views={
-                number: self.methods[number].num_views(self.spec.phases[number], count)
-                for number in cuts
-            },
+            num_views=num_views,
             num_train=len(pool.train),
             num_plain=len(pool.plain),
             item_size=np.dtype(cache_spec.dtype).itemsize,
-            # What host 0 finds, so that all hosts make the same plans.
-            room=share_from_first(self._cache.free_for(*cache_keys))
-            if cache_spec.mode == "auto"
-            else None,
         )
+        plans, sentences = make(room=None)
+        if cache_spec.mode == "auto":
+            cache_keys = [features_key(cut, self.source, cache_spec) for cut in cuts.values()]
+            needed = sum(plan.num_bytes for plan in plans.values())
+            # What host 0 finds, so that all hosts make the same plans.
+            room = share_from_first(self._cache.free_for(*cache_keys, enough=needed))
+            plans, sentences = make(room=room)
         for sentence in sentences:
             self._reporter.info(sentence)
         return plans

@@ -92,19 +92,26 @@ class Cache:
                 entries = {name: self._open(cache_key) for name, cache_key in wanted.items()}
             yield tuple(entries[cache_key.id] for cache_key in cache_keys)
 
-    def free_for(self, *cache_keys: CacheKey) -> int:
+    def free_for(self, *cache_keys: CacheKey, enough: int | None = None) -> int:
         """Bytes that the entries of cache keys may have in total, including what they have now.
 
         This is the space within the limit and on the disk after removing every entry not in use.
+        Where `enough` bytes are free without removing any, that number is returned without finding
+        out which entries are in use.
         """
         wanted = {cache_key.id for cache_key in cache_keys}
-        in_use = removable = 0
         with explained(self.folder):
-            for info in self.entries():
-                if info.id in wanted or self._is_free(info.id):
-                    removable += info.num_bytes
-                else:
-                    in_use += info.num_bytes
+            sizes = {info.id: info.num_bytes for info in self.entries()}
+        own = sum(size for name, size in sizes.items() if name in wanted)
+        others = sum(sizes.values()) - own
+        if enough is not None and (room := self._room(own, others)) >= enough:
+            return room
+        with explained(self.folder):
+            free = sum(sizes[name] for name in sizes.keys() - wanted if self._is_free(name))
+        return self._room(own + free, others - free)
+
+    def _room(self, removable: int, in_use: int) -> int:
+        """Bytes free if `removable` bytes of the cache were removed and `in_use` bytes kept."""
         room = shutil.disk_usage(_existing(self.folder)).free + removable
         return room if self._limit_bytes is None else max(0, min(room, self._limit_bytes - in_use))
 

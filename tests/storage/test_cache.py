@@ -238,6 +238,21 @@ def test_free_for_counts_what_may_go(tmp_path, cache_key, fill):
         assert cache.free_for(cache_key(a=1), cache_key(a=2)) == 9000
 
 
+def test_entries_in_use_are_looked_for_only_where_room_is_short(
+    tmp_path, cache_key, fill, monkeypatch
+):
+    fill(Cache(tmp_path), cache_key(a=1), KEYS)
+    fill(Cache(tmp_path), cache_key(a=2), KEYS)
+    tried = []
+    monkeypatch.setattr(Cache, "_is_free", lambda _, name: tried.append(name) or True)
+    cache = Cache(tmp_path, limit_bytes=9000)
+    beside_the_other = cache.free_for(cache_key(a=1), enough=1000)
+    assert 9000 - ENTRY_BYTES - 2000 < beside_the_other < 9000 - ENTRY_BYTES
+    assert tried == []
+    assert cache.free_for(cache_key(a=1), enough=beside_the_other + 1) == 9000
+    assert tried == [cache_key(a=2).id]
+
+
 def test_a_moved_store_has_everything(tmp_path, cache_key, fill, heard):
     fill(Cache(tmp_path / "here"), cache_key(), KEYS)
     (tmp_path / "far").mkdir()
