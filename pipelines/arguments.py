@@ -1,9 +1,12 @@
 """Shared code of the command lines: presets, overrides, exit statuses and errors."""
 
 import argparse
+import contextlib
 import difflib
+import importlib.metadata
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -114,13 +117,16 @@ def run_verb(verb: Callable[[], int | None]) -> int:
         print(f"\nerror: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except ModuleNotFoundError as error:
-        if error.name != "jax":
+        package = (error.name or "").partition(".")[0]
+        extra = _extra_with(package)
+        if not extra or package == "keras_transfer":
             raise
         missing = RunError(
-            "KERAS_BACKEND=jax needs JAX, which is not installed",
-            expected="a package called jax",
-            received="none",
-            fix='pip install "keras_transfer[jax]", or unset KERAS_BACKEND',
+            f"this needs the package {package}, which is not installed",
+            expected="one of the optional packages of keras_transfer",
+            received=str(error),
+            fix=f'pip install "keras_transfer[{extra}]"'
+            + (", or unset KERAS_BACKEND" if extra == "jax" else ""),
         )
         print(f"\nerror: {missing}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
@@ -131,6 +137,17 @@ def run_verb(verb: Callable[[], int | None]) -> int:
         # The program that reads the output, such as `head`, has closed the pipe.
         sys.stderr.close()
         return 0
+
+
+def _extra_with(package: str) -> str:
+    """The extra of this project that installs a package, '' if none does."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for requirement in importlib.metadata.requires("keras_transfer") or ():
+            name = re.match(r"[\w-]+", requirement)
+            extra = re.search(r"extra == ['\"](\w+)", requirement)
+            if extra and name and name[0].replace("-", "_").lower() == package.lower():
+                return extra[1]
+    return ""
 
 
 def _check_backend() -> None:

@@ -221,7 +221,7 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
     path = result.run.path
     terminal.info(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
     terminal.info(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
-    terminal.info(f"{result.seconds:.0f} seconds in all.")
+    terminal.info(f"The run took {result.seconds:.0f} seconds, without the start of TensorFlow.")
 
 
 def _test_cell(outcome: Outcome, monitor: Monitor) -> str:

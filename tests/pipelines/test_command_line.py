@@ -143,3 +143,30 @@ def test_a_backend_that_is_not_installed_is_an_error_that_says_what_to_install()
     )
     assert done.returncode == 2, done.stderr
     assert 'pip install "keras_transfer[jax]"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("starlette.routing", "serve"),
+        ("prometheus_client", "serve"),
+        ("ai_edge_litert", "formats"),
+        ("pyarrow", "parquet"),
+        ("ray", "scale"),
+        ("jax", "jax"),
+    ],
+)
+def test_a_missing_optional_package_is_an_error_that_names_the_extra(module, extra, capsys):
+    def verb():
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    assert arguments.run_verb(verb) == 2
+    assert f'pip install "keras_transfer[{extra}]"' in capsys.readouterr().err
+
+
+def test_other_missing_modules_are_faults_of_the_program():
+    def verb():
+        raise ModuleNotFoundError("No module named 'keras_transfer.nothing'", name="keras_transfer")
+
+    with pytest.raises(ModuleNotFoundError):
+        arguments.run_verb(verb)
