@@ -68,6 +68,8 @@ class Backbone:
     """Class names of the builder's layers that the trunk leaves out."""
     notes: tuple[str, ...] = ()
     """Sentences for the user on how a model file was read."""
+    parts: tuple[Backbone, ...] = ()
+    """Of a combination the backbones whose feature maps it concatenates: see `combination`."""
 
     @property
     def stage_names(self) -> tuple[str, ...]:

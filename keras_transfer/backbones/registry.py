@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from keras_transfer.backbones import applications, efficientnet_lite
+from keras_transfer.backbones.combination import SEPARATOR, combine
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.backbones.scaling import MODES
 from keras_transfer.errors import SpecError
@@ -17,7 +18,14 @@ from keras_transfer.storage.model_files import (
     title,
 )
 
-__all__ = ["BACKBONES", "Backbone", "get_backbone", "list_backbones", "register_backbone"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "get_backbone",
+    "is_backbone",
+    "list_backbones",
+    "register_backbone",
+]
 
 BACKBONES: dict[str, Backbone] = {
     row.name: row for row in chain(applications.rows(), efficientnet_lite.rows())
@@ -29,24 +37,32 @@ def list_backbones() -> list[str]:
     return list(BACKBONES)
 
 
+def is_backbone(name: str) -> bool:
+    """Whether all backbones that a name has, one or several, are in the table."""
+    return all(part in BACKBONES for part in name.split(SEPARATOR))
+
+
 def register_backbone(backbone: Backbone) -> None:
     """Add a backbone, which `model.backbone` can name in this process from now on.
 
     Raises SpecError if the name is that of another backbone, or would be read as a path.
     """
     name = backbone.name
-    if names_file(name) or BACKBONES.get(name, backbone) != backbone:
+    is_read_otherwise = names_file(name) or SEPARATOR in name
+    if is_read_otherwise or BACKBONES.get(name, backbone) != backbone:
         raise SpecError(
             f"a backbone cannot be registered as {name!r}",
-            expected="a name of its own, without a separator or the suffix of a file",
-            received="a path" if names_file(name) else "the name of another backbone",
+            expected=f"a name of its own, without /, {SEPARATOR} or the suffix of a file",
+            received="a path or a combination"
+            if is_read_otherwise
+            else "the name of another backbone",
             fix="choose another name",
         )
     BACKBONES[name] = backbone
 
 
 def get_backbone(name: str, *, preprocess: str = "") -> Backbone:
-    """The backbone with that name, or the one in the model file with that path.
+    """The backbone with that name, the one in the model file with that path, or a combination.
 
     `preprocess` is the mode of `Preprocess` to use, '' for the backbone's own.
 
@@ -65,12 +81,22 @@ def get_backbone(name: str, *, preprocess: str = "") -> Backbone:
         from keras_transfer.backbones.model_file import read_backbone
 
         return read_backbone(file, title(name), preprocess=preprocess)
+    if SEPARATOR in name:
+        if preprocess:
+            raise SpecError(
+                "model.preprocess cannot be set for a combination of backbones",
+                expected="the scaling of each backbone",
+                received=f"model.preprocess={preprocess}, model.backbone={name}",
+                fix="leave out model.preprocess",
+            )
+        return combine(name, get_backbone)
     if name in BACKBONES:
         row = BACKBONES[name]
         return dataclasses.replace(row, preprocessing=preprocess) if preprocess else row
     raise SpecError(
         "model.backbone is not a known backbone",
-        expected=f"one of {', '.join(BACKBONES)}; or a path with a / or the suffix .keras or .h5",
+        expected=f"one of {', '.join(BACKBONES)}; several of them with {SEPARATOR} between; or a "
+        "path with a / or the suffix .keras or .h5",
         received=repr(name),
         fix=f"write ./{name} for the path" if Path(name).exists() else _suggest(name),
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_transfer.backbones.combination import check_combination, check_sides
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Stage, Trunk
 from keras_transfer.backbones.sources import find_source
@@ -30,6 +31,9 @@ def build_trunk(
     missing or do not fit.
     """
     _check_size(backbone, inputs)
+    if backbone.parts:
+        check_combination(backbone, last_stage=last_stage, weights=weights)
+        return _build_combination(backbone, inputs, weights=weights)
     kept = _kept_stages(backbone, last_stage)
     source = find_source(backbone, weights, last_stage=kept[-1].name)
     whole = len(kept) == len(backbone.stages) and not backbone.leave_out
@@ -41,6 +45,37 @@ def build_trunk(
     if source and not is_loaded:
         load_trunk(trunk, source)
     return trunk
+
+
+def _build_combination(backbone: Backbone, inputs: keras.KerasTensor, *, weights: str) -> Trunk:
+    """The trunks of all parts on the same input, and their feature maps concatenated."""
+    maps: list[keras.KerasTensor] = []
+    levels: list[list[keras.layers.Layer]] = [[] for _ in backbone.stages]
+    for part in backbone.parts:
+        images = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
+        trunk = build_trunk(part, images, weights=weights)
+        copied = _copy_renamed(keras.Model([images], trunk.output), inputs, prefix=f"{part.name}_")
+        maps.append(copied.output)
+        for level, layers in zip(levels[-len(trunk.stages) :], trunk.stages.values(), strict=True):
+            level += [copied.get_layer(f"{part.name}_{layer.name}") for layer in layers]
+    check_sides(backbone, maps)
+    concatenate = keras.layers.Concatenate(name="concatenated")
+    levels[-1].append(concatenate)
+    stages = dict(zip(backbone.stage_names, map(tuple, levels), strict=True))
+    return Trunk(backbone, concatenate(maps), stages)
+
+
+def _copy_renamed(network: keras.Model, inputs: keras.KerasTensor, *, prefix: str) -> keras.Model:
+    """Copy a network onto the caller's input, with its weights and a prefix to its names."""
+
+    def renamed(operation: Any) -> Any:
+        config = {**operation.get_config(), "name": f"{prefix}{operation.name}"}
+        return type(operation).from_config(config)
+
+    copied = keras.models.clone_model(network, input_tensors=[inputs], clone_function=renamed)
+    for layer in network.layers[1:]:
+        copied.get_layer(f"{prefix}{layer.name}").set_weights(layer.get_weights())
+    return copied
 
 
 def _check_size(backbone: Backbone, inputs: keras.KerasTensor) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_transfer.backbones.graph import is_random_state
 from keras_transfer.backbones.preprocess import Preprocess
-from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.backbones.registry import Backbone, get_backbone, is_backbone
 from keras_transfer.backbones.scaling import MODES
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.export.contract import CARD_FILE
@@ -99,9 +99,9 @@ def make_card(
         counts: number of images by split: 'train', 'val' and 'test'.
     """
     # Of a model file and of a backbone that is not registered here, only the model is needed.
-    row = BACKBONES.get(spec.model.backbone)
-    source = row.weights.get(spec.model.weights) if row else None
-    (preprocess,) = (layer for layer in model.layers if isinstance(layer, Preprocess))
+    name = spec.model.backbone
+    row = get_backbone(name) if is_backbone(name) else None
+    modes = dict.fromkeys(layer.mode for layer in model.layers if isinstance(layer, Preprocess))
     environment, text = describe_environment(), task.card(test)
     return Card(
         name=spec.name,
@@ -112,16 +112,16 @@ def make_card(
         tables=[table._asdict() for table in text.tables],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         # Only names: no paths of the training machine.
-        backbone=title(spec.model.backbone),
+        backbone=title(name),
         last_stage=spec.model.last_stage or (row.stage_names[-1] if row else ""),
         weights=title(spec.model.weights),
-        licence=source.origin if source else "",
+        licence=_origins(row, spec.model.weights) if row else "",
         class_names=task.names,
         class_hash=hash_class_names(task.names),
         weights_hash=hash_weights(model),
         image_size=spec.data.image_size,
         resize=spec.data.resize,
-        preprocessing=MODES[preprocess.mode].text,
+        preprocessing="; for another part of the network ".join(MODES[mode].text for mode in modes),
         figures=text.figures,
         data={
             "source": spec.data.source,
@@ -132,6 +132,13 @@ def make_card(
         limits=[*text.limits, _IMAGES_AS_STORED],
         environment={name: environment[name] for name in ("python", "packages")},
     )
+
+
+def _origins(backbone: Backbone, weights: str) -> str:
+    """Authors and licences of named weights, each once; '' for weights of another kind."""
+    parts = backbone.parts or (backbone,)
+    sources = [part.weights[weights] for part in parts if weights in part.weights]
+    return "; ".join(dict.fromkeys(source.origin for source in sources))
 
 
 def hash_weights(model: keras.Model) -> str:

@@ -10,6 +10,7 @@ from typing import Final
 import keras
 import numpy as np
 
+from keras_transfer.backbones.combination import SEPARATOR
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.backbones.sources import find_source
 from keras_transfer.config import override
@@ -32,13 +33,14 @@ _MOST_SECONDS: Final = 30.0
 class Candidate:
     """One trunk that was built and timed, or the `reason` why it is not used.
 
-    `ms_per_image` is the time of an image in a batch through the frozen layers; `stages` are from
-    bottom to top.
+    `ms_per_image` is the time of an image in a batch through the frozen layers, `latency_ms` that
+    of a single one, where it is limited; `stages` are from bottom to top, none for a combination.
     """
 
     backbone: str
     reason: str = ""
     ms_per_image: float = 0.0
+    latency_ms: float = 0.0
     size_mb: float = 0.0
     stages: tuple[str, ...] = ()
 
@@ -128,17 +130,33 @@ def _time(name: str, spec: RunSpec, auto: AutoSpec, task: Task) -> Candidate:
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     call = functools.partial(Prefix([cut], precision="float32"), pixels, COMPARED)
     (seconds,) = take_turns([call], fewest=3)
+    (latency,) = latencies_ms([cut], ["float32"]) if auto.max_latency_ms is not None else (0.0,)
     candidate = Candidate(
         name,
         ms_per_image=1000 * median(seconds) / COMPARED,
+        latency_ms=latency,
         size_mb=size_mb,
         stages=tuple(classifier.trunk.stages),
     )
-    reasons = []
-    if auto.max_latency_ms is not None:
-        (latency,) = latencies_ms([cut], ["float32"])
-        if latency > auto.max_latency_ms:
-            reasons.append(f"{latency:.3g} ms are above max_latency_ms={auto.max_latency_ms:g}")
+    return _within_limits(candidate, auto)
+
+
+def side_by_side(first: Candidate, second: Candidate, auto: AutoSpec) -> Candidate:
+    """The combination of two trunks; its costs are the sums of theirs."""
+    candidate = Candidate(
+        f"{first.backbone}{SEPARATOR}{second.backbone}",
+        ms_per_image=first.ms_per_image + second.ms_per_image,
+        latency_ms=first.latency_ms + second.latency_ms,
+        size_mb=first.size_mb + second.size_mb,
+    )
+    return _within_limits(candidate, auto)
+
+
+def _within_limits(candidate: Candidate, auto: AutoSpec) -> Candidate:
+    """The candidate, with a reason if it is too slow or too large."""
+    latency, size_mb, reasons = candidate.latency_ms, candidate.size_mb, []
+    if auto.max_latency_ms is not None and latency > auto.max_latency_ms:
+        reasons.append(f"{latency:.3g} ms are above max_latency_ms={auto.max_latency_ms:g}")
     if auto.max_size_mb is not None and size_mb > auto.max_size_mb:
         reasons.append(f"{size_mb:.3g} MB are above max_size_mb={auto.max_size_mb:g}")
     return replace(candidate, reason=" and ".join(reasons))

@@ -1,6 +1,7 @@
 """The best model within a time budget: trunks, views and fine-tuning, while there is time.
 
-open_session → trunks, timed → solved heads out of fold → views → fine-tuning → run_transfer
+open_session → trunks, timed → solved heads out of fold → the two best trunks side by side → views →
+fine-tuning → run_transfer
 
 Nothing is started unless its predicted seconds fit in front of the final run. All trials share
 the cache, and the final run finds the features of the chosen trunk in it.
@@ -19,7 +20,12 @@ from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DivergedError, SpecError
 from keras_transfer.evaluation.intervals import Interval, bootstrap
 from keras_transfer.experiments.auto.budget import Budget
-from keras_transfer.experiments.auto.candidates import Candidate, find_backbones, time_candidates
+from keras_transfer.experiments.auto.candidates import (
+    Candidate,
+    find_backbones,
+    side_by_side,
+    time_candidates,
+)
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.experiments.summary import Result
@@ -215,8 +221,9 @@ class Search:
         test = data.splits.test
         folds = make_folds(data.records, spec.data, test, num_folds=auto.folds, seed=spec.seed)
         session.write_splits()
-        self.session, self.budget = session, budget
+        self.session, self.auto, self.budget = session, auto, budget
         self.best: Best | None = None
+        self._heads: list[Best] = []
         self.attempts: list[Attempt] = []
         self.folds = TrialRunner(session, folds)
         # Trials of the own split are resumed, by the rest of their epochs and by the final run.
@@ -241,6 +248,7 @@ class Search:
                 else:
                     self._try_head("trunk", candidate, 1)
             assert self.best
+            self._try_combination()
             self._try_head("views", self.best.candidate, self.session.spec.views.count or VIEWS)
             self._fine_tune()
         except KeyboardInterrupt:
@@ -294,14 +302,33 @@ class Search:
         attempt = Attempt(step, name, "the first", True, predicted, seconds)
         if best:
             attempt = replace(attempt, **_compare(result, best.result))
+        self._heads.append(Best(name, self.folds.vary(changes), candidate, result))
         if attempt.is_chosen:
-            self.best = Best(name, self.folds.vary(changes), candidate, result)
+            self.best = self._heads[-1]
         self._record(replace(attempt, score=result.val_score, loss=result.val_loss))
+
+    def _try_combination(self) -> None:
+        """Compare the two best trunks side by side, out of fold, with the best so far."""
+        if len(self._heads) < 2:
+            return
+        first, second = sorted(self._heads, key=lambda head: _rank(head.result))[:2]
+        candidate = side_by_side(first.candidate, second.candidate, self.auto)
+        if candidate.reason:
+            self._record(Attempt("trunk", candidate.backbone, candidate.reason))
+            return
+        try:
+            self._try_head("trunk", candidate, 1)
+        except SpecError as error:  # Their feature maps may differ in size.
+            self._record(Attempt("trunk", candidate.backbone, error.what))
 
     def _fine_tune(self) -> None:
         """Train stages from the solved head on; the lowest validation loss is chosen."""
         head = self.best
         assert head
+        if not head.candidate.stages:
+            reason = "not tried: trunks that are combined stay frozen"
+            self._record(Attempt("fine-tuning", "fine-tuning", reason))
+            return
         started, predicted = self.budget.spent, SPLIT_SHARE * self._trial_seconds
         if not self._fits(head, predicted):
             self._skip("fine-tuning", "fine-tuning", predicted)
@@ -393,6 +420,12 @@ class Search:
         # Whatever the number of images: the validation loss decides.
         phase = replace(TWO_PHASES[1], unfreeze=unfreeze, learning_rate=rate, min_images=0)
         return replace(spec, phases=(*spec.phases, phase))
+
+
+def _rank(result: TrialResult) -> tuple[float, float]:
+    """Lower is better: by the mean of the example scores, then by the loss."""
+    assert result.scores is not None
+    return -float(result.scores.mean()), result.val_loss
 
 
 def _compare(result: TrialResult, best: TrialResult) -> dict[str, Any]:

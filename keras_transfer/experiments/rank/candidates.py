@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.backbones.registry import BACKBONES, is_backbone
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.rank.source_head import SourceHead, load_source_head
@@ -69,7 +69,7 @@ def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
         for entry in ranking.backbones
     ]
     for number, table in enumerate(tables):
-        if table.backbone not in BACKBONES and not names_file(table.backbone):
+        if not (is_backbone(table.backbone) or names_file(table.backbone)):
             raise SpecError(
                 f"backbones.{number} is not in the table of backbones",
                 expected=f"one of {', '.join(BACKBONES)}; or the path of a model file or run",

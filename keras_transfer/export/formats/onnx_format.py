@@ -89,9 +89,14 @@ def _quantise(source: "Source", target: Path) -> None:
             batch = next(batches, None)
             return None if batch is None else {INPUT: batch}
 
-    # The first convolution is `Preprocess`; it stays in float32, because pixels need full
-    # precision.
-    first = next(node.name for node in model.graph.node if node.op_type == "Conv")
+    # Convolutions in place of `Preprocess` stay in float32, because pixels need full precision.
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    scaling = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and shapes.get(node.input[1]) == [3, 3, 1, 1]
+    ]
+    assert scaling
     quantization.quantize_static(
         prepared,
         target,
@@ -102,7 +107,7 @@ def _quantise(source: "Source", target: Path) -> None:
         reduce_range=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
-        nodes_to_exclude=[first],
+        nodes_to_exclude=scaling,
     )
 
 

@@ -49,17 +49,18 @@ def inference_graph(model: keras.Model, task: Task) -> Any:
     """The model as one concrete function of constants, in the form that converters support best.
 
     It maps uint8 [B, S, S, 3] to activated outputs float32 [B, K], for any B. Batch normalisation
-    is folded into convolutions, and `Preprocess` becomes one 1 × 1 convolution: slices and
+    is folded into convolutions, and each `Preprocess` becomes one 1 × 1 convolution: slices and
     concatenations of channels would take longer than this convolution.
     """
     folded = fold(model)
-    preprocess = next(layer for layer in folded.layers if isinstance(layer, Preprocess))
-    network = keras.Model(preprocess.output, folded.output)
-    kernel, bias = _as_convolution(preprocess)
+    scaling = [layer for layer in folded.layers if isinstance(layer, Preprocess)]
+    network = keras.Model([layer.output for layer in scaling], folded.output)
+    convolutions = [_as_convolution(layer) for layer in scaling]
     size = model.input.shape[1]
 
     def predict(pixels: tf.Tensor) -> tf.Tensor:
-        scaled = tf.nn.conv2d(tf.cast(pixels, tf.float32), kernel, 1, "VALID") + bias
+        images = tf.cast(pixels, tf.float32)
+        scaled = [tf.nn.conv2d(images, kernel, 1, "VALID") + bias for kernel, bias in convolutions]
         logits = tf.cast(network(scaled, training=False), tf.float32)
         return tf.identity(activate_in_graph(logits, task.activation), name=task.output_name)
 

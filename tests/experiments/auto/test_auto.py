@@ -59,8 +59,8 @@ class Clock:
         return self.now
 
 
-def find(spec, folder, *, clock=None, trunks=TRUNKS) -> AutoResult:
-    auto = AutoSpec(time_budget="10m", backbones=trunks, folds=2)
+def find(spec, folder, *, clock=None, trunks=TRUNKS, **limits) -> AutoResult:
+    auto = AutoSpec(time_budget="10m", backbones=trunks, folds=2, **limits)
     budget = Budget.start(auto.time_budget, clock=clock or Clock())
     return run_auto(spec, auto, RunFolder.create(folder), budget=budget, reporter=QUIET)
 
@@ -69,7 +69,8 @@ def find(spec, folder, *, clock=None, trunks=TRUNKS) -> AutoResult:
 def found(spec, tmp_path_factory) -> AutoResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "RATES", (1e-3,))  # Every configuration takes seconds to compile.
-        found = find(spec, tmp_path_factory.mktemp("auto") / "run")
+        # One trunk fits into the limit, two do not.
+        found = find(spec, tmp_path_factory.mktemp("auto") / "run", max_size_mb=0.01)
     write_auto(found)
     return found
 
@@ -77,10 +78,13 @@ def found(spec, tmp_path_factory) -> AutoResult:
 @pytest.mark.slow
 def test_everything_is_tried_where_there_is_time(found):
     steps = [attempt.step for attempt in found.attempts]
-    assert steps == ["trunk", "trunk", "views", *["fine-tuning"] * 3]
-    assert all(attempt.score is not None for attempt in found.attempts)
-    assert found.attempts[0].difference is None
-    for attempt in found.attempts[1:3]:
+    assert steps == ["trunk", "trunk", "trunk", "views", *["fine-tuning"] * 3]
+    first, second, both, views, *_ = found.attempts
+    assert both.name in ("small+shallow", "shallow+small")
+    assert "MB are above max_size_mb" in both.reason
+    assert all(attempt.score is not None for attempt in found.attempts if attempt is not both)
+    assert first.difference is None
+    for attempt in (second, views):
         low, high = attempt.interval
         assert low <= attempt.difference <= high
         assert attempt.is_chosen or attempt.difference <= 0
@@ -89,12 +93,26 @@ def test_everything_is_tried_where_there_is_time(found):
 
 @pytest.mark.slow
 def test_fine_tuning_is_chosen_by_validation_loss(found):
-    tuned = found.attempts[3:]
+    tuned = found.attempts[4:]
     chosen = [attempt.loss for attempt in tuned if attempt.is_chosen]
     assert chosen == sorted(chosen, reverse=True)
     assert chosen[-1] == min(attempt.loss for attempt in tuned)
     num_phases = 1 if tuned[0].loss == chosen[-1] else 2
     assert len(found.result.outcomes) == num_phases
+
+
+@pytest.mark.slow
+def test_the_two_best_trunks_are_tried_side_by_side(spec, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "RATES", ())
+    monkeypatch.setattr(search, "run_transfer", lambda *_, **__: found.result)
+    combined = find(spec, tmp_path / "run")
+    both, _, last = combined.attempts[2:5]
+    assert both.name in ("small+shallow, 1 view", "shallow+small, 1 view")
+    assert both.score is not None
+    assert both.interval[0] <= both.difference <= both.interval[1]
+    if both.is_chosen:
+        assert combined.spec.model.backbone == both.name.partition(",")[0]
+        assert last.reason == "not tried: trunks that are combined stay frozen"
 
 
 @pytest.mark.slow
