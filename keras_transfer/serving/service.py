@@ -42,7 +42,7 @@ class Service:
             queue_depth=lambda: self._num_images, version=lambda: self.versions.number or 0
         )
         self.versions = Versions(settings, report=report, on_batch=self.metrics.count_batch)
-        self._settings = settings
+        self.settings = settings
         self._num_images = 0
         self._bodies = _BodyReader(settings.max_body_bytes, settings.request_seconds)
         # One at a time: gradients take memory, and predictions run at the same time.
@@ -117,7 +117,7 @@ class Service:
 
     async def _run(self, version: Version, request: PredictRequest) -> dict[str, list[Any]]:
         """Outputs of a request's rows, one column per output, within the limits on images."""
-        num_rows, limits = request.num_rows, self._settings
+        num_rows, limits = request.num_rows, self.settings
         if num_rows > limits.max_instances:
             raise RefusedError(422, f"{num_rows} rows are more than {limits.max_instances}")
         # Only the event loop's thread reads and changes the count.

@@ -91,7 +91,7 @@ def noise(r: random.Random) -> bytes:
             b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
             b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000,
-            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf",
+            b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf",
             b"POST",
         ]
     )
@@ -173,7 +173,7 @@ def test_a_request_body_that_stops_gets_408(live: Live):
     async def send() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
         writer.write(
-            f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf".encode()
+            f"POST {PREDICT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\nhalf".encode()
         )
         async with asyncio.timeout(20):
             received = await reader.read()
@@ -188,7 +188,7 @@ def test_a_request_body_that_stops_gets_408(live: Live):
 def test_a_head_that_is_too_long_is_refused(live: Live):
     async def send() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 70_000)
         async with asyncio.timeout(20):
             received = await reader.read()
         await hang_up(writer)
@@ -200,7 +200,7 @@ def test_a_head_that_is_too_long_is_refused(live: Live):
 def test_a_chunked_body_is_limited_while_it_arrives(live: Live):
     async def send() -> tuple[int, object]:
         reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
-        head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = f"POST {PREDICT} HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
         chunks = b"".join([b"c350\r\n" + b" " * 50_000 + b"\r\n"] * 8) + b"0\r\n\r\n"
         async with asyncio.timeout(20):
             result = await exchange(reader, writer, head.encode() + chunks)
