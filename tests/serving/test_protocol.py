@@ -208,6 +208,14 @@ PIXEL = {"signature_name": "serving_pixels"}
         (b'{"instances": [NaN]}', "NaN is not JSON"),
         (b'{"instances": [-Infinity]}', "not JSON"),
         (b"\xff\xfe{}", "not UTF-8"),
+        ('{"instances": [1]}'.encode("utf-16"), "send UTF-8"),
+        ('{"instances": [1]}'.encode("utf-16-le"), "send UTF-8"),
+        ('{"instances": [1]}'.encode("utf-16-be"), "send UTF-8"),
+        (b"\xff\xd8\xff\xe0 a JPEG", "with the bytes of an image in base64"),
+        (b"--boundary\r\nContent-Disposition: form-data\r\n", "with the bytes of an image"),
+        ({"instances": [{"b64": "b'/9j/4AAQ'"}]}, "decode('ascii') first"),
+        ({"instances": ["data:image/png;base64,iVBORw0KGgo="]}, "send its bytes as"),
+        ({"instances": [{"b64": "data:image/svg+xml,%3Csvg%3E"}]}, "Unable to base64 decode"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 50_000, "nested too deeply"),
         (b'{"instances": [' + b"9" * 5000 + b"]}", "Parse error"),
@@ -381,6 +389,17 @@ def test_bytes_come_back_from_base64_with_and_without_padding(data: bytes):
     text = base64.b64encode(data).decode()
     assert read_bytes({"b64": text}) == read_bytes({"b64": text.rstrip("=")}) == data
     assert read_bytes({"b64": "\n".join(text)}) == data
+    for_urls = base64.urlsafe_b64encode(data).decode()
+    assert read_bytes({"b64": for_urls}) == read_bytes({"b64": for_urls.rstrip("=")}) == data
+    for head in ("data:image/jpeg;base64,", "DATA:;charset=utf-8;BASE64,", " data:;base64,\n"):
+        assert read_bytes({"b64": head + text}) == read_bytes({"b64": head + for_urls}) == data
+
+
+def test_a_byte_order_mark_is_read(client, images):
+    content = {"instances": [as_base64(images[0])]}
+    body = json.dumps(content).encode("utf-8-sig")
+    response = client.post(PREDICT, content=body)
+    assert response.json()["predictions"] == predictions(client, content)
 
 
 def test_probabilities_are_finite_and_sum_to_one(client, images):
