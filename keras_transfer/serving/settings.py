@@ -44,6 +44,9 @@ class Settings:
     max_megapixels: float | None = option(
         None, "size of an image, else 422; None for the limit in the contract", low=_LEAST
     )
+    max_request_megapixels: float = option(
+        200.0, "sum over the images of a request with several, else 422", low=_LEAST
+    )
     request_seconds: float = option(30.0, "for a request body to arrive, else 408", low=_LEAST)
     poll_seconds: float = option(2.0, "how often to check for a newer version", low=_LEAST)
     grace_seconds: int = option(20, "to finish the current requests at shutdown", low=1)

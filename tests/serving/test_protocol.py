@@ -307,6 +307,17 @@ def test_requests_get_503_before_a_version_is_loaded(tmp_path: Path):
         assert client.get("/v1/models/temples").status_code == 404
 
 
+def test_a_server_without_a_version_that_loads_is_alive_and_not_ready(run_folder, tmp_path):
+    folder = Path(shutil.copytree(run_folder / "export", tmp_path / "export"))
+    (folder / "1" / "labels.txt").write_text("other\nclasses\nhere\n")
+    with InProcess(Settings(folder=folder, name="temples")) as client:
+        assert client.get("/healthz").json() == {"status": "alive"}
+        response = client.get("/readyz")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert response.json() == {"error": "No version is loaded yet; version 1: END"}
+        assert refusal(client, {"instances": [1]}, status=503) == response.json()["error"]
+
+
 def test_health_card_and_metrics(client, images, class_names):
     predictions(client, {"instances": [as_base64(images[0])]})
     assert client.get("/readyz").json() == {"status": "ready"}
