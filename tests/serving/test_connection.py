@@ -1,21 +1,14 @@
 """Connections byte by byte: upgrades, half-closed clients and pipelines get one answer each."""
 
+import json
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from http_clients import Live, http_request
+from http_clients import Live, as_base64, http_request
 
 PREDICT = "/v1/models/temples:predict"
 INNER = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def live(run_folder: Path, live_server) -> Iterator[Live]:
-    with live_server(run_folder) as live:
-        yield live
 
 
 def statuses(live: Live, *parts: bytes, half_close: bool = False) -> list[int]:
@@ -71,3 +64,10 @@ def test_half_closed_clients_get_the_answers_to_whole_requests(
 ):
     assert statuses(live, sent, half_close=True) == expected
     assert live.ask("/healthz")[0] == 200
+
+
+def test_half_closed_clients_get_predictions_that_take_time(live: Live, images: list[bytes]):
+    body = json.dumps({"instances": [as_base64(images[0])] * 4}).encode()
+    request = http_request(PREDICT, body)
+    assert statuses(live, request, half_close=True) == [200]
+    assert statuses(live, request * 3, half_close=True) == [200] * 3

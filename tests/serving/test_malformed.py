@@ -5,8 +5,7 @@ import contextlib
 import gzip
 import json
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,13 +14,6 @@ from http_clients import Live, as_base64, claim_png, exchange, hang_up, http_req
 NUM_MALFORMED = 2_000
 NUM_CLIENTS = 12
 PREDICT = "/v1/models/temples:predict"
-
-
-@pytest.fixture(scope="module")
-def live(run_folder: Path, live_server) -> Iterator[Live]:
-    options = ("--max-body-megabytes", "0.3", "--max-instances", "8", "--request-seconds", "2")
-    with live_server(run_folder, *options) as live:
-        yield live
 
 
 def makers(images: list[bytes]) -> list[Callable[[random.Random], bytes]]:
