@@ -32,7 +32,7 @@ class InProcess:
         self.service.versions.refresh()
         self._runner = asyncio.Runner()
         transport = httpx.ASGITransport(self.app)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -70,8 +70,8 @@ def claim_png(width: int, height: int) -> bytes:
 
 def http_request(path: str, body: bytes, *, method: str = "POST", headers: str = "") -> bytes:
     """A whole request."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-    return head.encode() + body
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, f"{headers}\r\n"]).encode() + body
 
 
 async def exchange(

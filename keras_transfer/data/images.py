@@ -111,6 +111,18 @@ def check_encoded(data: bytes, *, max_megapixels: float) -> bytes:
         return _to_png(image) if _is_misread_by_tensorflow(image, data) else data
 
 
+def count_pixels(data: bytes, *, max_megapixels: float) -> int:
+    """Pixels of an image in memory, by its header.
+
+    Raises:
+        UnreadableError: as `read_encoded`.
+    """
+    _check_kind(data)
+    with _as_unreadable():
+        width, height = _open(data, max_megapixels).size
+        return width * height
+
+
 @contextlib.contextmanager
 def _as_unreadable() -> Iterator[None]:
     try:

@@ -14,19 +14,22 @@ from starlette.applications import Starlette
 from starlette.convertors import IntegerConvertor, StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from keras_transfer.serving.metrics import CountRequests
+from keras_transfer.serving.origins import CheckOrigin
 from keras_transfer.serving.protocol import RefusedError
 from keras_transfer.serving.service import Service, json_response
+from keras_transfer.serving.settings import Settings
 
 _MODEL: Final = "/v1/models/{name:model_name}"
 _VERSION: Final = _MODEL + "/versions/{version:model_version}"
 _PAGE_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data: blob:",
-    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data: blob:; "
+    "frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
     "Cache-Control": "no-cache",
 }
 
@@ -56,7 +59,11 @@ def build_app(service: Service) -> Starlette:
 
     app = Starlette(
         routes=_routes(service),
-        middleware=[Middleware(CountRequests, metrics=service.metrics)],
+        middleware=[
+            Middleware(CountRequests, metrics=service.metrics),
+            Middleware(CheckOrigin, settings=service.settings),
+            *_cross_origin(service.settings),
+        ],
         exception_handlers={
             HTTPException: _refuse,
             ClientDisconnect: _disconnected,
@@ -66,6 +73,22 @@ def build_app(service: Service) -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _cross_origin(settings: Settings) -> list[Middleware]:
+    """Lets the pages of other sites read responses, if settings allow any."""
+    if not settings.origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Content-Type",),
+            expose_headers=("Retry-After",),
+            allow_private_network=True,
+        )
+    ]
 
 
 def _routes(service: Service) -> list[Route]:

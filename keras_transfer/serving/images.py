@@ -1,7 +1,9 @@
 """Rows of a request as pixels for the network, or the reason why a row is invalid."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -13,6 +15,7 @@ from keras_transfer.data.images import (
     UnreadableError,
     batch_decoder,
     check_encoded,
+    count_pixels,
     decoder,
     resizer,
 )
@@ -24,6 +27,9 @@ Input = bytes | np.ndarray
 
 Result = TypeVar("Result")
 _INT32: Final = np.iinfo(np.int32)
+_START_OF_SCAN: Final = b"\xff\xda"
+_USUAL_SCANS: Final = 10
+"""Scans of a progressive JPEG as encoders write it. Each scan visits all pixels."""
 
 
 class RowError(Exception):
@@ -44,17 +50,20 @@ class ImageRows:
     contract: Contract
     max_megapixels: float
 
-    def encoded(self, value: Any) -> bytes:
-        """A checked encoded image, in a form that TensorFlow decodes correctly."""
+    def header(self, value: Any) -> tuple[bytes, int]:
+        """The bytes of an image with a checked header, and the pixels to decode."""
         try:
-            return check_encoded(read_bytes(value), max_megapixels=self.max_megapixels)
-        except TooLargeError as error:
-            raise RowError(str(error), status=422) from error
-        except UnreadableError as error:
-            hint = '; send its bytes as {"b64": "…"}' if isinstance(value, str) else ""
-            raise RowError(f"{error}{hint}") from error
+            data = read_bytes(value)
         except ValueError as error:
             raise RowError(str(error)) from error
+        with _as_row_error('; send its bytes as {"b64": "…"}' if isinstance(value, str) else ""):
+            num_pixels = count_pixels(data, max_megapixels=self.max_megapixels)
+        return data, num_pixels * max(1, data.count(_START_OF_SCAN) // _USUAL_SCANS)
+
+    def encoded(self, data: bytes) -> bytes:
+        """An image from `header` in a form that TensorFlow decodes correctly."""
+        with _as_row_error():
+            return check_encoded(data, max_megapixels=self.max_megapixels)
 
     def resized(self, value: Any) -> np.ndarray:
         """Pixels uint8 [S, S, 3] of nested lists [H, W, 3] of integers 0-255."""
@@ -101,6 +110,16 @@ class ImageRows:
         return [next(decoded) if isinstance(x, bytes) else x for x in ready]
 
 
+@contextlib.contextmanager
+def _as_row_error(hint: str = "") -> Iterator[None]:
+    try:
+        yield
+    except TooLargeError as error:
+        raise RowError(str(error), status=422) from error
+    except UnreadableError as error:
+        raise RowError(f"{error}{hint}") from error
+
+
 def _attempt(call: Callable[[], Result]) -> Result | Exception:
     """The result or the error of a call: one invalid image must not fail its whole batch."""
     try:
@@ -127,7 +146,8 @@ def _pixels(value: Any) -> np.ndarray:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise RowError(f"{expected}, received the shape {pixels.shape}")
     # NumPy would convert true and false to 1 and 0.
-    kinds = {type(x) for row in value for pixel in row for x in pixel}
+    chain = itertools.chain.from_iterable
+    kinds = set().union(*(map(type, chain(row)) for row in value))
     if kinds != {int} or pixels.dtype.kind != "i" or pixels.min() < 0 or pixels.max() > 255:
         raise RowError(f"{expected}, received other numbers or values")
     return pixels.astype(np.uint8)

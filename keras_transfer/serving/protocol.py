@@ -10,7 +10,9 @@ with one output returns bare values. Bytes are {"b64": "…"}; outputs are bytes
 
 import base64
 import binascii
+import codecs
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -21,6 +23,10 @@ DEFAULT_SIGNATURE: Final = "serving_default"
 PER_OUTPUT: Final = ("probabilities", "values")
 """Outputs of the signatures with one number for each name of the contract."""
 _MAX_SHOWN: Final = 80
+_DATA_URI: Final = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+_REPRS: Final = ("b'", 'b"')
+"""How bytes begin that Python's `str` has written."""
+_FROM_URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
 class RefusedError(HTTPException):
@@ -74,13 +80,23 @@ def parse_request(body: bytes, inputs: Mapping[str, Sequence[str]]) -> Request:
 
 def _parse_json(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise RefusedError(400, f"The body is not UTF-8 at byte {error.start}") from error
+        words = f"The body is not UTF-8 at byte {error.start}{_hint_for(body)}"
+        raise RefusedError(400, words) from error
     except RecursionError as error:
         raise RefusedError(400, "JSON Parse error: nested too deeply") from error
     except ValueError as error:  # Integers with thousands of digits also raise it.
-        raise RefusedError(400, f"JSON Parse error: {error}") from error
+        raise RefusedError(400, f"JSON Parse error: {error}{_hint_for(body)}") from error
+
+
+def _hint_for(body: bytes) -> str:
+    """What to send instead of a body in another encoding, of a form, or of an image itself."""
+    if body[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in body[:2]:
+        return "; it seems to be UTF-16: send UTF-8"
+    if body.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        return ""
+    return '; send {"instances": [{"b64": "…"}]} with the bytes of an image in base64'
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -138,7 +154,9 @@ def _is_base64(value: Any) -> bool:
 
 
 def read_bytes(value: Any) -> bytes:
-    """The bytes of a string or of {"b64": "…"}, where padding and white space are optional.
+    """The bytes of a string or of {"b64": "…"}.
+
+    Padding, white space, the alphabet for URLs and the beginning of a `data:` URI are optional.
 
     Raises:
         ValueError: it is neither.
@@ -151,11 +169,13 @@ def read_bytes(value: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        text = "".join(text.split()).rstrip("=")
+        text = "".join(_DATA_URI.sub("", text, count=1).split()).rstrip("=")
     try:
-        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
+        text = text.translate(_FROM_URL_SAFE) + "=" * (-len(text) % 4)
+        return binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:
-        raise ValueError(f"Unable to base64 decode: {error}") from error
+        hint = "; it is a text of Python: decode('ascii') first" if text[:2] in _REPRS else ""
+        raise ValueError(f"Unable to base64 decode: {error}{hint}") from error
 
 
 def add_class_names(columns: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:

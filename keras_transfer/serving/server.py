@@ -9,6 +9,7 @@ import uvicorn
 
 from keras_transfer.errors import KerasTransferError
 from keras_transfer.serving.app import build_app
+from keras_transfer.serving.connection import Connection
 from keras_transfer.serving.service import Service
 from keras_transfer.serving.settings import Settings
 
@@ -34,7 +35,7 @@ def serve(settings: Settings, *, report: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         build_app(Service(settings, report=report)),
         loop="uvloop",
-        http="h11",  # The only parser of uvicorn that limits request heads.
+        http=Connection,
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         limit_concurrency=_MAX_CONNECTIONS,
         ws="none",

@@ -1,9 +1,11 @@
 """Functions of the endpoints: predictions, status, metadata and card of one model, with limits."""
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -11,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
-from keras_transfer.serving.images import RowError
+from keras_transfer.serving.images import ImageRows, Input, RowError
 from keras_transfer.serving.metrics import Metrics
 from keras_transfer.serving.protocol import (
     RefusedError,
@@ -21,12 +23,19 @@ from keras_transfer.serving.protocol import (
 )
 from keras_transfer.serving.protocol import Request as PredictRequest
 from keras_transfer.serving.settings import Settings
-from keras_transfer.serving.versions import Version, Versions
+from keras_transfer.serving.versions import BULK_PIXELS, Version, Versions
 
 _log = logging.getLogger(__name__)
 
 _MAX_LARGEST_BODIES: Final = 4
 """Most bodies in memory at once if all have the largest size; more if they are smaller."""
+_MAX_LARGEST_REQUESTS: Final = 2
+"""Most pixels of bulk requests at once, as a multiple of the most in one request."""
+_PIXELS_OF_LISTS: Final = 20
+"""Encoded pixels that are decoded in the time that one pixel in nested lists takes."""
+_NUM_READERS: Final = 2
+_SHORT_BODY: Final = 1_000_000
+"""Bytes of a body whose images are read in less time than another thread takes to start."""
 _RETRY: Final = {"Retry-After": "1"}
 
 
@@ -42,11 +51,14 @@ class Service:
             queue_depth=lambda: self._num_images, version=lambda: self.versions.number or 0
         )
         self.versions = Versions(settings, report=report, on_batch=self.metrics.count_batch)
-        self._settings = settings
+        self.settings = settings
         self._num_images = 0
+        self._num_bulk_pixels = 0
         self._bodies = _BodyReader(settings.max_body_bytes, settings.request_seconds)
+        self._reader = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="read")
         # One at a time: gradients take memory, and predictions run at the same time.
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")
+        self._bulk_explainer = ThreadPoolExecutor(1, thread_name_prefix="explain-bulk")
 
     async def predict(self, request: Request, name: str, version: int | None = None) -> Response:
         """Respond to a `predict` request.
@@ -58,7 +70,7 @@ class Service:
         try:
             with self.versions.use(name, version) as loaded:
                 parsed = parse_request(body, loaded.inputs)
-                columns = await self._run(loaded, parsed)
+                columns = await self._run(loaded, parsed, num_bytes=len(body))
         finally:
             self._bodies.release(body)
         try:
@@ -112,12 +124,15 @@ class Service:
 
     def stop(self) -> None:
         """End all threads."""
-        self._explainer.shutdown(cancel_futures=True)
+        for executor in (self._reader, self._explainer, self._bulk_explainer):
+            executor.shutdown(cancel_futures=True)
         self.versions.stop()
 
-    async def _run(self, version: Version, request: PredictRequest) -> dict[str, list[Any]]:
+    async def _run(
+        self, version: Version, request: PredictRequest, *, num_bytes: int
+    ) -> dict[str, list[Any]]:
         """Outputs of a request's rows, one column per output, within the limits on images."""
-        num_rows, limits = request.num_rows, self._settings
+        num_rows, limits = request.num_rows, self.settings
         if num_rows > limits.max_instances:
             raise RefusedError(422, f"{num_rows} rows are more than {limits.max_instances}")
         # Only the event loop's thread reads and changes the count.
@@ -129,54 +144,116 @@ class Service:
             )
         self._num_images += num_rows
         try:
-            if request.signature == EXPLAIN:
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._explainer, _explain, version, request)
-            return await _predict(version, request)
+            rows, num_pixels = await self._read(version.images, request, num_bytes=num_bytes)
+            with self._reserving(version, sum(num_pixels)):
+                if request.signature == EXPLAIN:
+                    return await self._explain(version, request, rows, sum(num_pixels))
+                return await _predict(version, request, rows, num_pixels)
         finally:
             self._num_images -= num_rows
 
+    async def _read(
+        self, images: ImageRows, request: PredictRequest, *, num_bytes: int
+    ) -> tuple[Sequence[Any], Sequence[int]]:
+        """The rows of images, with checked headers where they are encoded, and their pixels."""
+        if request.signature in (BYTES, EXPLAIN):
+            call = functools.partial(_read_headers, images, request)
+            is_short = num_bytes <= _SHORT_BODY
+            loop = asyncio.get_running_loop()
+            read = call() if is_short else await loop.run_in_executor(self._reader, call)
+            rows, num_pixels = zip(*read, strict=True)
+            return rows, num_pixels
+        (column,) = request.columns.values()
+        _check_equal_sizes(request, column)
+        return column, [_PIXELS_OF_LISTS * math.prod(_outer_size(value)) for value in column]
 
-async def _predict(version: Version, request: PredictRequest) -> dict[str, list[Any]]:
+    @contextlib.contextmanager
+    def _reserving(self, version: Version, num_pixels: int) -> Iterator[None]:
+        """Count the pixels of a bulk request while they are processed.
+
+        Raises:
+            RefusedError: 422 for too many pixels in one request, 429 in all bulk requests.
+        """
+        most = 1e6 * self.settings.max_request_megapixels
+        if version.images.max_megapixels * 1e6 < num_pixels > most:
+            words = f"The images take {num_pixels / 1e6:.1f} megapixels, of at most {most / 1e6:g}"
+            raise RefusedError(422, f"{words}; send fewer in each request, or smaller ones")
+        bulk = num_pixels if num_pixels > BULK_PIXELS else 0
+        if bulk and self._num_bulk_pixels + bulk > _MAX_LARGEST_REQUESTS * max(most, bulk):
+            raise RefusedError(429, "Too many large images at once", headers=_RETRY)
+        self._num_bulk_pixels += bulk
+        try:
+            yield
+        finally:
+            self._num_bulk_pixels -= bulk
+
+    async def _explain(
+        self, version: Version, request: PredictRequest, rows: Sequence[bytes], num_pixels: int
+    ) -> dict[str, list[Any]]:
+        is_bulk = num_pixels > BULK_PIXELS
+        executor = self._bulk_explainer if is_bulk else self._explainer
+        loop = asyncio.get_running_loop()
+        call = functools.partial(_explain, version, request, rows, is_bulk=is_bulk)
+        return await loop.run_in_executor(executor, call)
+
+
+def _read_headers(images: ImageRows, request: PredictRequest) -> list[tuple[bytes, int]]:
+    read = []
+    for number, value in enumerate(request.columns["image_bytes"]):
+        try:
+            read.append(images.header(value))
+        except Exception as error:
+            raise _refusal(request, number, error) from error
+    return read
+
+
+async def _predict(
+    version: Version, request: PredictRequest, values: Sequence[Any], num_pixels: Sequence[int]
+) -> dict[str, list[Any]]:
     """Outputs of a request's rows, batched with those of other requests."""
     images = version.images
-    readers: dict[str, Callable[[Any], Any]] = {
+    readers: dict[str, Callable[[Any], Input]] = {
         BYTES: images.encoded,
         PIXELS: images.resized,
         RESIZED: images.unchanged,
     }
-    (column,) = request.columns.values()
-    if request.signature != BYTES:
-        _check_equal_sizes(request, column)
     read = readers[request.signature]
-    futures = [version.batcher.submit(functools.partial(read, value)) for value in column]
+    calls = [functools.partial(read, value) for value in values]
+    futures = version.submit(calls, num_pixels=num_pixels)
     rows: list[Any] = []
-    for number, future in enumerate(futures):
-        try:
-            rows.append(await asyncio.wrap_future(future))
-        except Exception as error:
-            raise _refusal(request, number, error) from error
+    try:
+        for number, future in enumerate(futures):
+            try:
+                rows.append(await asyncio.wrap_future(future))
+            except Exception as error:
+                raise _refusal(request, number, error) from error
+    finally:
+        for future in futures:  # After a refusal nobody waits for the others.
+            future.cancel()
     columns = {name: [row[name].tolist() for row in rows] for name in rows[0]}
     if request.signature == RESIZED:
         return columns
     return version.named(columns)
 
 
-def _explain(version: Version, request: PredictRequest) -> dict[str, list[Any]]:
+def _explain(
+    version: Version, request: PredictRequest, rows: Sequence[bytes], *, is_bulk: bool
+) -> dict[str, list[Any]]:
     """Outputs of `serving_explain`; every row is checked first."""
     images, encoded, indices = version.images, [], []
-    columns = zip(request.columns["image_bytes"], request.columns["class_index"], strict=True)
-    for number, (value, class_index) in enumerate(columns):
+    with version.bulk_slots if is_bulk else contextlib.nullcontext():
+        columns = zip(rows, request.columns["class_index"], strict=True)
+        for number, (data, class_index) in enumerate(columns):
+            try:
+                indices.append(images.class_index(class_index))
+                encoded.append(images.encoded(data))
+                images.decode(encoded[-1])
+            except Exception as error:
+                raise _refusal(request, number, error) from error
         try:
-            indices.append(images.class_index(class_index))
-            encoded.append(images.encoded(value))
-            images.decode(encoded[-1])
+            return version.explain(encoded, indices)
         except Exception as error:
-            raise _refusal(request, number, error) from error
-    try:
-        return version.explain(encoded, indices)
-    except Exception as error:
-        raise _refusal(request, 0, error) from error
+            raise _refusal(request, 0, error) from error
 
 
 def _refusal(request: PredictRequest, row: int, error: Exception) -> RefusedError:

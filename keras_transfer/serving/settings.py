@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,10 @@ from keras_transfer.fields import option
 from keras_transfer.storage.run_folder import version_folders
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_HOST_NAME: Final = re.compile(r"\[[0-9a-f:.]+\]|[^\[\]:@/\\?#\s*]+", re.IGNORECASE)
+_ORIGIN: Final = re.compile(
+    rf"\*|null|[a-z][a-z0-9+.-]*://({_HOST_NAME.pattern})(:\d+)?", re.IGNORECASE
+)
 _LEAST: Final = 1e-3
 
 
@@ -27,6 +32,10 @@ class Settings:
     name: str = option("", "the model's name in URLs, '' for the run's")
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8501, "port to listen on, 0 for any free one")
+    allow_hosts: str = option("", "more names of this server in URLs, with commas, else 403")
+    allow_origins: str = option(
+        "", "other sites whose pages may ask, such as https://a.example, with commas, * for all"
+    )
     max_batch: int = option(32, "images in a batch", low=1)
     max_wait_ms: float = option(2.0, "how long a batch waits for more images", low=0)
     max_queue: int = option(256, "images of all current requests, else 429", low=1)
@@ -34,6 +43,9 @@ class Settings:
     max_body_megabytes: float = option(32.0, "size of a request body, else 413", low=_LEAST)
     max_megapixels: float | None = option(
         None, "size of an image, else 422; None for the limit in the contract", low=_LEAST
+    )
+    max_request_megapixels: float = option(
+        200.0, "sum over the images of a request with several, else 422", low=_LEAST
     )
     request_seconds: float = option(30.0, "for a request body to arrive, else 408", low=_LEAST)
     poll_seconds: float = option(2.0, "how often to check for a newer version", low=_LEAST)
@@ -47,6 +59,8 @@ class Settings:
                 received=repr(self.name),
                 fix="choose another name",
             )
+        _check_listed("--allow-hosts", self.hosts, _HOST_NAME, "names without ports: a.example")
+        _check_listed("--allow-origins", self.origins, _ORIGIN, "https://a.example without a path")
         for field in dataclasses.fields(self):
             low, value = field.metadata.get("low"), getattr(self, field.name)
             if low is not None and value is not None and not low <= value < math.inf:
@@ -57,10 +71,37 @@ class Settings:
                     fix="leave it out to use the default",
                 )
 
+    @cached_property
+    def hosts(self) -> frozenset[str]:
+        """The names in `allow_hosts`, in lower case."""
+        return _listed(self.allow_hosts)
+
+    @cached_property
+    def origins(self) -> frozenset[str]:
+        """The origins in `allow_origins`, in lower case."""
+        return _listed(self.allow_origins)
+
     @property
     def max_body_bytes(self) -> int:
         """Largest accepted request body."""
         return int(self.max_body_megabytes * 1e6)
+
+
+def _listed(text: str) -> frozenset[str]:
+    return frozenset(part.strip().lower() for part in text.split(",") if part.strip())
+
+
+def _check_listed(
+    argument: str, given: frozenset[str], pattern: re.Pattern[str], expected: str
+) -> None:
+    wrong = sorted(value for value in given if not pattern.fullmatch(value))
+    if wrong:
+        raise SpecError(
+            f"{argument} has values of another form",
+            expected=expected,
+            received=", ".join(map(repr, wrong)),
+            fix="correct them, with commas between several",
+        )
 
 
 def find_export_folder(given: Path) -> Path:

@@ -6,11 +6,14 @@ request. A version that fails to load is reported once, and tried again when its
 """
 
 import contextlib
+import functools
 import gc
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +44,12 @@ Outputs = dict[str, np.ndarray]
 
 _EXPLAIN_BATCH: Final = 8
 """Images in one call of `serving_explain`, whose gradients need memory."""
+BULK_PIXELS: Final = 4_000_000
+"""Requests with more pixels take turns on a part of the processor, so that others do not wait."""
+_BATCH_PIXELS: Final = 4 * BULK_PIXELS
+_NUM_WORKERS: Final = 2
+"""Batches running at once: one is decoded while the network computes the other."""
+_NUM_BULK_WORKERS: Final = max(1, (os.cpu_count() or 1) // 2)
 _DRAIN_SECONDS: Final = 60.0
 """How long the requests of a replaced version may take before it is closed."""
 
@@ -81,9 +90,23 @@ class Version:
         self._check(folder)
         sizes = batch_sizes(settings.max_batch)
         self._warm_up(sizes)
-        self.batcher = Batcher(
-            self._run, sizes=sizes, max_wait=settings.max_wait_ms / 1e3, on_batch=on_batch
+        # One large image, or several small ones, on each bulk worker.
+        self.bulk_slots = threading.Semaphore(_NUM_BULK_WORKERS)
+        batcher = functools.partial(
+            Batcher, sizes=sizes, max_wait=settings.max_wait_ms / 1e3, on_batch=on_batch
         )
+        self._batcher = batcher(self._run, max_pixels=_BATCH_PIXELS, num_workers=_NUM_WORKERS)
+        self._bulk_batcher = batcher(
+            self._run_bulk, max_pixels=BULK_PIXELS, num_workers=_NUM_BULK_WORKERS
+        )
+
+    def submit(
+        self, read: Sequence[Callable[[], Input]], *, num_pixels: Sequence[int]
+    ) -> list[Future[Outputs]]:
+        """Queue the images of a request, with the pixels of each: the outputs of each image."""
+        is_bulk = sum(num_pixels) > BULK_PIXELS
+        batcher = self._bulk_batcher if is_bulk else self._batcher
+        return batcher.submit(read, num_pixels=num_pixels)
 
     def explain(self, encoded: Sequence[bytes], class_index: Sequence[int]) -> dict[str, list[Any]]:
         """Outputs of `serving_explain` for checked images, one column per output."""
@@ -111,7 +134,8 @@ class Version:
 
     def close(self) -> None:
         """Finish the running batches and release the network."""
-        self.batcher.close()
+        self._batcher.close()
+        self._bulk_batcher.close()
         del self._loaded
 
     def _run(self, read: list[Callable[[], Input]]) -> list[Outputs | Exception]:
@@ -120,6 +144,10 @@ class Version:
         valid = [pixels for pixels in images if not isinstance(pixels, Exception)]
         outputs = iter(self._classify(np.stack(valid)) if valid else ())
         return [pixels if isinstance(pixels, Exception) else next(outputs) for pixels in images]
+
+    def _run_bulk(self, read: list[Callable[[], Input]]) -> list[Outputs | Exception]:
+        with self.bulk_slots:
+            return self._run(read)
 
     def _classify(self, pixels: np.ndarray) -> list[Outputs]:
         with self._turn:
@@ -267,7 +295,9 @@ class Versions:
         with self._changed:
             current = self._current
             if current is None:
-                raise RefusedError(503, "No version is loaded yet", headers={"Retry-After": "1"})
+                found = [f"version {key}: {state['state']}" for key, state in self.states().items()]
+                words = "; ".join(["No version is loaded yet", *found])
+                raise RefusedError(503, words, headers={"Retry-After": "1"})
             if name != self.name or number not in (None, current.number):
                 wanted = f"Latest({name})" if number is None else f"Specific({name}, {number})"
                 raise RefusedError(404, f"Servable not found for request: {wanted}")

@@ -85,6 +85,14 @@ def live_server() -> Callable[..., AbstractContextManager[Live]]:
 
 
 @pytest.fixture(scope="session")
+def live(run_folder: Path) -> Iterator[Live]:
+    """A server with low limits."""
+    options = ("--max-body-megabytes", "0.3", "--max-instances", "8", "--request-seconds", "2")
+    with _live(run_folder, *options) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
 def images(photos: Path) -> list[bytes]:
     """36 images of all kinds, encoded."""
     return [file.read_bytes() for file in sorted(photos.iterdir())]

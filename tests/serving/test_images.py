@@ -93,7 +93,7 @@ def test_one_invalid_image_does_not_fail_its_batch(
 
     async def ask(data: bytes) -> httpx.Response:
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(client.app), base_url="http://test"
+            transport=httpx.ASGITransport(client.app), base_url="http://localhost"
         ) as one:
             content = {"instances": [as_base64(data)]}
             return await one.post("/v1/models/temples:predict", json=content)

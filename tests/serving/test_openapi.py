@@ -50,7 +50,7 @@ def client(run_folder: Path) -> Iterator[InProcess]:
 def ask(case: schemathesis.Case, client: InProcess) -> None:
     if "name" in case.path_parameters:
         case.path_parameters["name"] = "temples"
-    request = case.as_transport_kwargs(base_url="http://test")
+    request = case.as_transport_kwargs(base_url="http://localhost")
     known = {"params", "headers", "json"}
     content = {"content": request["data"]} if request.get("data") is not None else {}
     content |= {name: value for name, value in request.items() if name in known}

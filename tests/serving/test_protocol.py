@@ -208,6 +208,14 @@ PIXEL = {"signature_name": "serving_pixels"}
         (b'{"instances": [NaN]}', "NaN is not JSON"),
         (b'{"instances": [-Infinity]}', "not JSON"),
         (b"\xff\xfe{}", "not UTF-8"),
+        ('{"instances": [1]}'.encode("utf-16"), "send UTF-8"),
+        ('{"instances": [1]}'.encode("utf-16-le"), "send UTF-8"),
+        ('{"instances": [1]}'.encode("utf-16-be"), "send UTF-8"),
+        (b"\xff\xd8\xff\xe0 a JPEG", "with the bytes of an image in base64"),
+        (b"--boundary\r\nContent-Disposition: form-data\r\n", "with the bytes of an image"),
+        ({"instances": [{"b64": "b'/9j/4AAQ'"}]}, "decode('ascii') first"),
+        ({"instances": ["data:image/png;base64,iVBORw0KGgo="]}, "send its bytes as"),
+        ({"instances": [{"b64": "data:image/svg+xml,%3Csvg%3E"}]}, "Unable to base64 decode"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 50_000, "nested too deeply"),
         (b'{"instances": [' + b"9" * 5000 + b"]}", "Parse error"),
@@ -299,6 +307,17 @@ def test_requests_get_503_before_a_version_is_loaded(tmp_path: Path):
         assert client.get("/v1/models/temples").status_code == 404
 
 
+def test_a_server_without_a_version_that_loads_is_alive_and_not_ready(run_folder, tmp_path):
+    folder = Path(shutil.copytree(run_folder / "export", tmp_path / "export"))
+    (folder / "1" / "labels.txt").write_text("other\nclasses\nhere\n")
+    with InProcess(Settings(folder=folder, name="temples")) as client:
+        assert client.get("/healthz").json() == {"status": "alive"}
+        response = client.get("/readyz")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert response.json() == {"error": "No version is loaded yet; version 1: END"}
+        assert refusal(client, {"instances": [1]}, status=503) == response.json()["error"]
+
+
 def test_health_card_and_metrics(client, images, class_names):
     predictions(client, {"instances": [as_base64(images[0])]})
     assert client.get("/readyz").json() == {"status": "ready"}
@@ -322,7 +341,7 @@ def test_the_page_cannot_reach_other_hosts(client):
     response = client.get("/")
     assert response.headers["content-type"].startswith("text/html")
     policy = response.headers["content-security-policy"]
-    assert policy == "default-src 'self' 'unsafe-inline' data: blob:"
+    assert policy.startswith("default-src 'self' 'unsafe-inline' data: blob:; ")
 
 
 def test_the_card_of_an_export_is_shown_as_it_is(run_folder: Path, tmp_path: Path):
@@ -381,6 +400,17 @@ def test_bytes_come_back_from_base64_with_and_without_padding(data: bytes):
     text = base64.b64encode(data).decode()
     assert read_bytes({"b64": text}) == read_bytes({"b64": text.rstrip("=")}) == data
     assert read_bytes({"b64": "\n".join(text)}) == data
+    for_urls = base64.urlsafe_b64encode(data).decode()
+    assert read_bytes({"b64": for_urls}) == read_bytes({"b64": for_urls.rstrip("=")}) == data
+    for head in ("data:image/jpeg;base64,", "DATA:;charset=utf-8;BASE64,", " data:;base64,\n"):
+        assert read_bytes({"b64": head + text}) == read_bytes({"b64": head + for_urls}) == data
+
+
+def test_a_byte_order_mark_is_read(client, images):
+    content = {"instances": [as_base64(images[0])]}
+    body = json.dumps(content).encode("utf-8-sig")
+    response = client.post(PREDICT, content=body)
+    assert response.json()["predictions"] == predictions(client, content)
 
 
 def test_probabilities_are_finite_and_sum_to_one(client, images):
