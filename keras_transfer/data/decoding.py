@@ -302,8 +302,10 @@ def _opaque(pixels: tf.Tensor, background: str) -> tf.Tensor:
 
 def _find_chunk(content: tf.Tensor, start: int, name: bytes, *, is_riff: bool = False) -> tf.Tensor:
     """Position of the data of a chunk in a PNG or, as in WebP, a RIFF file; -1 if it has none."""
-    order = "little" if is_riff else "big"
-    sought, end = int.from_bytes(name, order), tf.size(content, tf.int64) - _PADDING
+    sought, end = (
+        int.from_bytes(name[::-1] if is_riff else name, "big"),
+        tf.size(content, tf.int64) - _PADDING,
+    )
     fields = ((4, 4), (0, 4)) if is_riff else ((0, 4), (4, 4))
 
     def is_other(position: tf.Tensor, _: tf.Tensor, found: tf.Tensor) -> tf.Tensor:

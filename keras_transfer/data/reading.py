@@ -88,18 +88,18 @@ def read_new_pixels(
         return pool.submit(_decode, file, encoded, decode)
 
     reading: deque[tuple[Future[Encoded | BadFile], Path]] = deque()
-    decoding: deque[_Waiting] = deque()
+    waiting: deque[_Waiting] = deque()
     try:
         for file in files:
             reading.append((pool.submit(_read, file, max_megapixels), file))
             if len(reading) == _LOOK_AHEAD:
-                decoding.append(decode_new(*reading.popleft()))
-            if len(decoding) == _LOOK_AHEAD:
-                yield _result(decoding.popleft())
+                waiting.append(decode_new(*reading.popleft()))
+            if len(waiting) == _LOOK_AHEAD:
+                yield _result(waiting.popleft())
         while reading:
-            decoding.append(decode_new(*reading.popleft()))
-        while decoding:
-            yield _result(decoding.popleft())
+            waiting.append(decode_new(*reading.popleft()))
+        while waiting:
+            yield _result(waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
 
