@@ -192,6 +192,16 @@ class DataSpec:
     resize: Literal["crop", "pad", "squash"] = option(
         "crop", "how an image becomes square: centre crop, black bars, or stretched"
     )
+    background: Literal["white", "grey", "black"] = option(
+        "white", "what is shown where an image is transparent"
+    )
+    bit_depth: int = option(
+        16,
+        "bits in use of 16-bit PNG files, of which the highest 8 are kept: 10, 12 or 14 for most "
+        "cameras and scanners, else images are nearly black",
+        low=8,
+        high=16,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

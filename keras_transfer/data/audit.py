@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.images import DECODER_VERSION, Encoded
+from keras_transfer.data.contrast import notes_on_ranges
+from keras_transfer.data.images import DECODER_VERSION, Encoded, decoding_of
 from keras_transfer.data.reading import DecodedImage, read_new_pixels
 from keras_transfer.data.records import BadFile, Record, Records, counted
 from keras_transfer.devices.hosts import gather, meet, share_from_first
@@ -123,6 +124,8 @@ def pixels_key(spec: DataSpec) -> CacheKey:
         content={
             "image_size": size,
             "resize": spec.resize,
+            "background": spec.background,
+            "bit_depth": spec.bit_depth,
             "decoder": DECODER_VERSION,
             "tensorflow": tf.__version__,
         },
@@ -192,10 +195,14 @@ def _audit_together(
 
 @dataclass(frozen=True)
 class _Found:
-    """The result of reading some rows of the records; `num_decoded` of them were new."""
+    """The result of reading some rows of the records; `num_decoded` of them were new.
+
+    `deep` has the digests of PNG files with 16 bits.
+    """
 
     results: dict[int, Record | BadFile]
     unusual: Counter[str]
+    deep: set[str]
     num_decoded: int
 
 
@@ -219,9 +226,15 @@ def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: E
             fix="raise cache.limit_gb, make all hosts use the same folder, and run it again",
         )
     unusual = sum((part.unusual for part in parts), Counter[str]())
-    notes = [*records.notes, *_notes_on_files(unusual), *_notes_on_copies(good)]
-    audited = dataclasses.replace(audited, notes=tuple(notes))
-    return Audited(audited, entry.rows(digests), sum(part.num_decoded for part in parts))
+    pixels = entry.rows(digests)
+    notes = (
+        *records.notes,
+        *_notes_on_files(unusual, spec),
+        *notes_on_ranges(good, pixels, set().union(*(part.deep for part in parts)), spec),
+        *_notes_on_copies(good),
+    )
+    audited = dataclasses.replace(audited, notes=notes)
+    return Audited(audited, pixels, sum(part.num_decoded for part in parts))
 
 
 def _read(
@@ -236,12 +249,11 @@ def _read(
     rows = range(len(records.items)) if rows is None else rows
     found: dict[int, Record | BadFile] = {}
     unusual: Counter[str] = Counter()
+    deep: set[str] = set()
     results = read_new_pixels(
         (records.file(row) for row in rows),
         known=batches.holds,
-        image_size=spec.image_size,
-        resize=spec.resize,
-        max_megapixels=spec.max_megapixels,
+        **decoding_of(spec),
     )
     with reporter.progress("reading images") as count:
         for done, (row, result) in enumerate(zip(rows, results, strict=True), 1):
@@ -251,11 +263,13 @@ def _read(
             else:
                 found[row] = dataclasses.replace(record, digest=result.encoded.digest)
                 unusual.update(_traits(result.encoded))
+                if result.encoded.is_deep:
+                    deep.add(result.encoded.digest)
             if isinstance(result, DecodedImage):
                 batches.add(result)
             count(done, len(rows))
     batches.store()
-    return _Found(found, unusual, batches.num_decoded)
+    return _Found(found, unusual, deep, batches.num_decoded)
 
 
 def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None:
@@ -305,17 +319,17 @@ def _traits(encoded: Encoded) -> Iterator[str]:
         yield encoded.converted_from
 
 
-def _notes_on_files(unusual: Counter[str]) -> Iterator[str]:
+def _notes_on_files(unusual: Counter[str], spec: DataSpec) -> Iterator[str]:
     alpha, rotated = unusual.pop("alpha", 0), unusual.pop("rotated", 0)
     if alpha:
         words = counted(alpha, "image has", "images have")
-        yield f"{words} an alpha channel; transparency is dropped"
+        yield f"{words} transparency, shown on {spec.background} (data.background)"
     if rotated:
-        words = counted(rotated, "image carries", "images carry")
-        yield f"{words} an EXIF rotation, which is ignored in training and serving alike"
+        words = counted(rotated, "image was", "images were")
+        yield f"{words} turned upright by the EXIF orientation"
     for name, count in sorted(unusual.items()):
         words = counted(count, "image was", "images were")
-        yield f"{words} converted to PNG first ({name})"
+        yield f"{words} converted to PNG first, which an exported model does not do ({name})"
 
 
 def _notes_on_copies(items: Iterable[Record]) -> Iterator[str]:

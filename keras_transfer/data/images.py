@@ -1,31 +1,32 @@
 """Image files: header checks, decoding and resizing.
 
 Pillow reads the header only, so an image that is too large is refused before it takes memory. The
-few files that TensorFlow reads wrongly or not at all (animations, palette bitmaps, transparent
-WebP) are converted to PNG without loss; all others are passed on unchanged.
+few files that an exported model refuses (animations, transparent GIF, old bitmaps) are converted to
+PNG without loss; all others are passed on unchanged.
 
 `decode_and_resize` is TensorFlow graph code and the only function that makes pixels of a file: the
 audit before training, evaluation, the exported model and prediction all call it.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
+import re
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NotRequired, Protocol, TypedDict, Unpack
 
 import tensorflow as tf
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
-from PIL.Image import Exif
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from keras_transfer.data.decoding import decode
 from keras_transfer.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
@@ -41,7 +42,8 @@ _READERS: dict[str, type[ImageFile]] = {
     ".webp": WebPImageFile,
 }
 _HEAD_BYTES = 12
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _SHORT = 0x0112, 3
+_PNG_DEPTH = 24
 
 
 class UnreadableError(Exception):
@@ -52,12 +54,48 @@ class TooLargeError(UnreadableError):
     """An image has more pixels than are allowed."""
 
 
+class Decoding(TypedDict):
+    """The arguments of `decode_and_resize`, which describes them."""
+
+    image_size: int
+    resize: str
+    max_megapixels: float
+    background: NotRequired[str]
+    bit_depth: NotRequired[int]
+
+
+class HasDecoding(Protocol):
+    """The fields of a `DataSpec` or a contract that decoding depends on."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def max_megapixels(self) -> float: ...
+    @property
+    def background(self) -> str: ...
+    @property
+    def bit_depth(self) -> int: ...
+
+
+def decoding_of(fields: HasDecoding) -> Decoding:
+    """The arguments of `decode_and_resize` under a spec or a contract."""
+    return Decoding(
+        image_size=fields.image_size,
+        resize=fields.resize,
+        max_megapixels=fields.max_megapixels,
+        background=fields.background,
+        bit_depth=fields.bit_depth,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Bytes of an image that TensorFlow decodes correctly, and what is unusual about the file.
 
     `digest` is the SHA-256 of the file on disk, in hex. `converted_from` is the format before the
-    conversion to PNG, '' where nothing was converted.
+    conversion to PNG, '' where nothing was converted. `is_deep`: it is a PNG of 16 bits.
     """
 
     data: bytes
@@ -65,6 +103,7 @@ class Encoded:
     converted_from: str = ""
     has_alpha: bool = False
     is_rotated: bool = False
+    is_deep: bool = False
 
 
 def sniff(head: bytes) -> str:
@@ -86,17 +125,7 @@ def read_encoded(file: Path, *, max_megapixels: float) -> Encoded:
     Raises:
         UnreadableError: the file is missing, empty, not an image, too large, or damaged.
     """
-    data = _read_image_bytes(file)
-    with _as_unreadable():
-        image = _open(data, max_megapixels)
-        must_convert = _is_misread_by_tensorflow(image, data)
-        return Encoded(
-            data=_to_png(image) if must_convert else data,
-            digest=hashlib.sha256(data).hexdigest(),
-            converted_from=str(image.format) if must_convert else "",
-            has_alpha="A" in image.mode or "transparency" in image.info,
-            is_rotated=_orientation(image) > 1,
-        )
+    return _examined(_read_image_bytes(file), max_megapixels)
 
 
 def check_encoded(data: bytes, *, max_megapixels: float) -> bytes:
@@ -106,39 +135,62 @@ def check_encoded(data: bytes, *, max_megapixels: float) -> bytes:
         UnreadableError: as `read_encoded`.
     """
     _check_kind(data)
-    with _as_unreadable():
-        image = _open(data, max_megapixels)
-        return _to_png(image) if _is_misread_by_tensorflow(image, data) else data
+    return _examined(data, max_megapixels).data
 
 
 def count_pixels(data: bytes, *, max_megapixels: float) -> int:
-    """Pixels of an image in memory, by its header.
+    """Pixels of an image in memory, by its header; the most allowed where Pillow cannot read it.
 
     Raises:
         UnreadableError: as `read_encoded`.
     """
     _check_kind(data)
-    with _as_unreadable():
-        width, height = _open(data, max_megapixels).size
-        return width * height
-
-
-@contextlib.contextmanager
-def _as_unreadable() -> Iterator[None]:
     try:
-        yield
-    except UnreadableError:
-        raise
-    except Exception as error:  # Parsers of arbitrary bytes may raise anything.
-        raise UnreadableError("truncated or damaged") from error
+        width, height = _header_size(data)
+    except Exception:  # Parsers of arbitrary bytes may raise anything.
+        return int(max_megapixels * 1e6)
+    _check_size(width, height, max_megapixels)
+    return width * height
 
 
-def _open(data: bytes, max_megapixels: float) -> ImageFile:
-    image = _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data))
-    width, height = image.size
+def refusal(error: tf.errors.InvalidArgumentError) -> str:
+    """Why `decode_and_resize` refuses an image, in a few words."""
+    reason = re.search(r"assertion failed: \[(.*?)\]", str(error))
+    return reason[1] if reason else "truncated or damaged"
+
+
+def _header_size(data: bytes) -> tuple[int, int]:
+    width, height = _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data)).size
+    return width, height
+
+
+def _check_size(width: int, height: int, max_megapixels: float) -> None:
     if width * height > max_megapixels * 1e6:
         raise TooLargeError(f"{width} × {height} px is more than {max_megapixels:g} megapixels")
-    return image
+
+
+def _examined(data: bytes, max_megapixels: float) -> Encoded:
+    """The bytes of an image, converted if exported models refuse it, and the facts about it.
+
+    Where Pillow cannot read the header the decoder decides, as it does in exported models.
+    """
+    plain = Encoded(data, hashlib.sha256(data).hexdigest())
+    try:
+        image = _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data))
+        width, height = image.size
+        is_refused = _is_refused_by_exports(image, data)
+        examined = replace(
+            plain,
+            has_alpha=image.has_transparency_data,
+            is_rotated=_orientation(image) > 1,
+            is_deep=image.format == "PNG" and data[_PNG_DEPTH] == 16,
+        )
+    except Exception:  # Parsers of arbitrary bytes may raise anything.
+        return plain
+    _check_size(width, height, max_megapixels)
+    if not is_refused:
+        return examined
+    return replace(examined, data=_to_png(image), converted_from=str(image.format))
 
 
 def _check_kind(head: bytes) -> None:
@@ -160,16 +212,12 @@ def _read_image_bytes(file: Path) -> bytes:
     return data
 
 
-def _is_misread_by_tensorflow(image: ImageFile, data: bytes) -> bool:
-    """True for images that `tf.io.decode_image` decodes wrongly, refuses, or decodes slowly.
-
-    It reads the indices of a palette bitmap as grey values, refuses animated and transparent
-    WebP, and decodes every frame of an animated GIF although only the first is used.
-    """
+def _is_refused_by_exports(image: ImageFile, data: bytes) -> bool:
+    """True for images that `decoding.decode` refuses because of their kind."""
     if isinstance(image, GifImageFile):
-        return image.is_animated
+        return image.is_animated or image.has_transparency_data
     if isinstance(image, WebPImageFile):
-        return image.is_animated or image.mode != "RGB"
+        return data[12:16] == b"VP8X" and bool(data[20] & 2)
     if isinstance(image, BmpImageFile):
         header_bytes, bits, compression = struct.unpack_from("<I10xHI", data, 14)
         return header_bytes < 40 or bits not in (24, 32) or compression != 0
@@ -177,40 +225,53 @@ def _is_misread_by_tensorflow(image: ImageFile, data: bytes) -> bool:
 
 
 def _to_png(image: ImageFile) -> bytes:
-    """The first frame, without alpha, as a PNG."""
+    """The first frame as a PNG, with its transparency and EXIF orientation.
+
+    Raises:
+        UnreadableError: it cannot be decoded.
+    """
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    try:
+        image.convert(mode).save(buffer, "PNG", compress_level=1, exif=image.info.get("exif", b""))
+    except Exception as error:  # Decoders of arbitrary bytes may raise anything.
+        raise UnreadableError("truncated or damaged") from error
     return buffer.getvalue()
 
 
 def _orientation(image: ImageFile) -> int:
-    """EXIF orientation, 1 (upright) to 8; 1 where there is none or it cannot be read."""
-    raw = image.info.get("exif")
-    if not raw:
-        return 1
-    exif = Exif()
+    """EXIF orientation 1-8, as `decoding.decode` reads it; 1 where there is none or a wrong one."""
+    block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order = ">" if block[:2] == b"MM" else "<"
     try:
-        exif.load(raw)
-        return int(exif.get(_ORIENTATION_TAG, 1))
-    except Exception:  # Broken metadata leaves the image itself usable.
-        return 1
+        (table,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, table)
+        for entry in range(table + 2, table + 2 + 12 * count, 12):
+            tag, kind, value = struct.unpack_from(f"{order}HH4xH", block, entry)
+            if tag == _ORIENTATION_TAG:
+                return int(value) if kind == _SHORT and 1 <= value <= 8 else 1
+    except struct.error:  # The block ends early.
+        pass
+    return 1
 
 
 __all__ = [
     "DECODER_VERSION",
     "EXTENSIONS",
+    "Decoding",
     "batch_decoder",
     "decode_and_resize",
     "decoder",
+    "decoding_of",
     "load_encoded",
     "resize_pixels",
     "resizer",
 ]
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """Increase it when the same file is decoded to other pixels: cached pixels are then not used."""
-_BMP_HEADER_BYTES = 30
-_BMP_BITS_PER_PIXEL = 28
+_MIRRORED_ROWS, _MIRRORED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
+"""EXIF orientations whose rows or columns are mirrored; those above 4 are transposed before."""
 
 
 def load_encoded(file: Path, *, max_megapixels: float) -> bytes:
@@ -234,33 +295,65 @@ def load_encoded(file: Path, *, max_megapixels: float) -> bytes:
         ) from error
 
 
-def decode_and_resize(encoded: tf.Tensor, *, image_size: int, resize: str) -> tf.Tensor:
+def decode_and_resize(
+    encoded: tf.Tensor,
+    *,
+    image_size: int,
+    resize: str,
+    max_megapixels: float = 100.0,
+    background: str = "white",
+    bit_depth: int = 16,
+) -> tf.Tensor:
     """Decode one image and resize it to the network's square input.
 
     Args:
-        encoded: scalar string, the bytes of a JPEG, PNG, GIF, BMP without palette or opaque WebP.
+        encoded: scalar string, the bytes of an image that `decoding.decode` accepts.
         image_size: side S of the square, px.
         resize: 'crop' (centre), 'pad' (black bars) or 'squash' (aspect ratio not kept).
+        max_megapixels, background, bit_depth: see `decoding.decode`.
 
     Returns:
-        uint8 [S, S, 3], RGB. Alpha is dropped, 16-bit channels keep their high byte, a GIF its
-        first frame; EXIF rotation is ignored.
+        uint8 [S, S, 3], RGB, upright. Of 16-bit channels the highest 8 of `bit_depth` bits are
+        kept, of a GIF its first frame.
 
     Raises:
-        tf.errors.InvalidArgumentError: the bytes are not such an image, or damaged.
+        tf.errors.InvalidArgumentError: the bytes are not such an image, or damaged; `refusal` has
+            the reason.
     """
-    with tf.control_dependencies([_refuse_palette_bmp(encoded)]):
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return resize_pixels(image, image_size=image_size, resize=resize)
+    # Small integers are faster there than on an accelerator.
+    with tf.device("/CPU:0"):
+        image, orientation = decode(
+            encoded, max_megapixels=max_megapixels, background=background, bit_depth=bit_depth
+        )
+        is_transposed = orientation > 4
+        rows, columns = (
+            tf.reduce_any(orientation == tf.constant(orientations, tf.int64))
+            for orientations in (_MIRRORED_ROWS, _MIRRORED_COLUMNS)
+        )
+        stored = tf.where(is_transposed, [columns, rows], [rows, columns])
+        square = resize_pixels(image, image_size=image_size, resize=resize, mirrored=stored)
+        # A small square is turned much faster than a photograph.
+        square = tf.cond(is_transposed, lambda: tf.transpose(square, [1, 0, 2]), lambda: square)
+        square = tf.cond(rows, lambda: square[::-1], lambda: square)
+        square = tf.cond(columns, lambda: square[:, ::-1], lambda: square)
+        return tf.ensure_shape(square, [image_size, image_size, 3])
 
 
-def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tensor:
+def resize_pixels(
+    image: tf.Tensor,
+    *,
+    image_size: int,
+    resize: str,
+    mirrored: tf.Tensor | Sequence[bool] = (False, False),
+) -> tf.Tensor:
     """Resize pixels to the network's square input, bilinear with antialiasing.
 
     Args:
         image: [H, W, 3] or [B, H, W, 3] of any numeric type, clipped to 0-255; H, W >= 1.
         image_size: side S of the square, px.
         resize: 'crop', 'pad' or 'squash', as in `decode_and_resize`.
+        mirrored: bool [2], whether rows and columns will be mirrored. The centre is then rounded
+            to the other side, as if that had happened before.
 
     Returns:
         uint8 of the same rank, [.., S, S, 3], rounded to the nearest value.
@@ -271,9 +364,10 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
         batch = tf.clip_by_value(tf.cast(batch, tf.float32), 0, 255)
     size = tf.shape(batch)[1:3]
     content = tf.fill([2], image_size)
+    extra = tf.cast(mirrored, tf.int32)
     if resize == "crop":
         side = tf.reduce_min(size)
-        top, left = tf.unstack((size - side) // 2)
+        top, left = tf.unstack((size - side + extra) // 2)
         batch = batch[:, top : top + side, left : left + side]
         size = tf.fill([2], side)
     elif resize == "pad":
@@ -284,7 +378,7 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
         images=batch,
         size=[image_size, image_size],
         scale=tf.cast(content / size, tf.float32),
-        translation=tf.cast((image_size - content) // 2, tf.float32),
+        translation=tf.cast((image_size - content + extra) // 2, tf.float32),
         kernel_type="triangle",
         antialias=True,
     )
@@ -294,23 +388,19 @@ def resize_pixels(image: tf.Tensor, *, image_size: int, resize: str) -> tf.Tenso
 
 
 @functools.cache
-def decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
+def decoder(**decoding: Unpack[Decoding]) -> Callable[[tf.Tensor], tf.Tensor]:
     """`decode_and_resize` as one traced function that runs on the CPU."""
-
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        with tf.device("/CPU:0"):
-            return decode_and_resize(encoded, image_size=image_size, resize=resize)
-
-    return tf.function(decode, autograph=False).get_concrete_function(tf.TensorSpec([], tf.string))
+    function = tf.function(functools.partial(decode_and_resize, **decoding), autograph=False)
+    return function.get_concrete_function(tf.TensorSpec([], tf.string))
 
 
 @functools.cache
-def batch_decoder(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
+def batch_decoder(**decoding: Unpack[Decoding]) -> Callable[[tf.Tensor], tf.Tensor]:
     """`decoder` for a batch, string [B] to uint8 [B, S, S, 3]; one bad image fails the batch."""
-    decode = decoder(image_size, resize)
+    decode, size = decoder(**decoding), decoding["image_size"]
 
     def decode_all(encoded: tf.Tensor) -> tf.Tensor:
-        square = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
+        square = tf.TensorSpec([size, size, 3], tf.uint8)
         with tf.device("/CPU:0"):
             return tf.map_fn(decode, encoded, fn_output_signature=square)
 
@@ -328,15 +418,3 @@ def resizer(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
 
     specification = tf.TensorSpec([None, None, 3], tf.uint8)
     return tf.function(shrink, autograph=False).get_concrete_function(specification)
-
-
-def _refuse_palette_bmp(encoded: tf.Tensor) -> tf.Operation:
-    """Fail on BMP files with a palette: TensorFlow ignores it and gives wrong colours."""
-    start = tf.strings.substr(encoded, 0, _BMP_HEADER_BYTES)
-    padded = tf.strings.join([start, b"\0" * _BMP_HEADER_BYTES])
-    header = tf.io.decode_raw(tf.strings.substr(padded, 0, _BMP_HEADER_BYTES), tf.uint8)
-    is_bmp = tf.equal(tf.strings.substr(padded, 0, 2), b"BM")
-    has_palette = tf.logical_and(is_bmp, header[_BMP_BITS_PER_PIXEL] <= 8)
-    return tf.debugging.Assert(
-        tf.logical_not(has_palette), ["BMP files with a palette are not supported"]
-    )

@@ -5,11 +5,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.images import Encoded, UnreadableError, decoder, read_encoded
+from keras_transfer.data.images import (
+    Decoding,
+    Encoded,
+    UnreadableError,
+    decoder,
+    read_encoded,
+    refusal,
+)
 from keras_transfer.data.records import BadFile
 
 _NUM_THREADS = 4
@@ -42,11 +50,7 @@ _Waiting = Future[DecodedImage | BadFile] | Known | BadFile
 
 
 def read_pixels(
-    files: Iterable[Path],
-    *,
-    image_size: int,
-    resize: str,
-    max_megapixels: float,
+    files: Iterable[Path], **decoding: Unpack[Decoding]
 ) -> Iterator[DecodedImage | BadFile]:
     """Read, check, decode and resize files, in their order, on several threads.
 
@@ -56,9 +60,7 @@ def read_pixels(
     for item in read_new_pixels(
         files,
         known=lambda digest: False,  # noqa: ARG005
-        image_size=image_size,
-        resize=resize,
-        max_megapixels=max_megapixels,
+        **decoding,
     ):
         assert not isinstance(item, Known)
         yield item
@@ -68,15 +70,13 @@ def read_new_pixels(
     files: Iterable[Path],
     *,
     known: Callable[[str], bool],
-    image_size: int,
-    resize: str,
-    max_megapixels: float,
+    **decoding: Unpack[Decoding],
 ) -> Iterator[DecodedImage | Known | BadFile]:
     """As `read_pixels`, but a file whose digest is `known` is read and checked, not decoded.
 
     `known` is called once per file, in the caller's thread and in the order of the files.
     """
-    decode = decoder(image_size, resize)
+    decode, max_megapixels = decoder(**decoding), decoding["max_megapixels"]
     pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="read_pixels")
 
     def decode_new(read: Future[Encoded | BadFile], file: Path) -> _Waiting:
@@ -88,18 +88,18 @@ def read_new_pixels(
         return pool.submit(_decode, file, encoded, decode)
 
     reading: deque[tuple[Future[Encoded | BadFile], Path]] = deque()
-    decoding: deque[_Waiting] = deque()
+    waiting: deque[_Waiting] = deque()
     try:
         for file in files:
             reading.append((pool.submit(_read, file, max_megapixels), file))
             if len(reading) == _LOOK_AHEAD:
-                decoding.append(decode_new(*reading.popleft()))
-            if len(decoding) == _LOOK_AHEAD:
-                yield _result(decoding.popleft())
+                waiting.append(decode_new(*reading.popleft()))
+            if len(waiting) == _LOOK_AHEAD:
+                yield _result(waiting.popleft())
         while reading:
-            decoding.append(decode_new(*reading.popleft()))
-        while decoding:
-            yield _result(decoding.popleft())
+            waiting.append(decode_new(*reading.popleft()))
+        while waiting:
+            yield _result(waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -120,5 +120,5 @@ def _decode(
 ) -> DecodedImage | BadFile:
     try:
         return DecodedImage(file, decode(tf.constant(encoded.data)).numpy(), encoded)
-    except tf.errors.InvalidArgumentError:
-        return BadFile(file.as_posix(), "truncated or damaged")
+    except tf.errors.InvalidArgumentError as error:
+        return BadFile(file.as_posix(), refusal(error))

@@ -6,6 +6,7 @@ from itertools import islice
 import numpy as np
 
 from keras_transfer.data.datasets import Batching, Examples, Views, training_dataset
+from keras_transfer.data.images import decoding_of
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Records
 from keras_transfer.devices.hosts import check_one_host
@@ -45,12 +46,7 @@ def _one_batch(spec: RunSpec, records: Records) -> Examples:
     """A batch of readable images spread over the whole source."""
     stride = max(1, len(records.items) // spec.training.batch_size)
     rows = range(0, len(records.items), stride)
-    read = read_pixels(
-        (records.file(row) for row in rows),
-        image_size=spec.data.image_size,
-        resize=spec.data.resize,
-        max_megapixels=spec.data.max_megapixels,
-    )
+    read = read_pixels((records.file(row) for row in rows), **decoding_of(spec.data))
     pairs = ((row, item) for row, item in zip(rows, read, strict=True))
     good = [(row, item) for row, item in pairs if not isinstance(item, BadFile)]
     good = list(islice(good, spec.training.batch_size))

@@ -11,7 +11,7 @@ from keras_transfer.data.targets import Targets
 from keras_transfer.data.views import strengths
 from keras_transfer.devices.strategy import current
 from keras_transfer.evaluation.results import Evaluation
-from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof
+from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof, describe_refused
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
@@ -244,7 +244,8 @@ def describe_proof(proof: Proof) -> str:
     sentences = [
         f"Export verified in a process without Keras: on {parity.num_files} test files "
         f"{parity.label_agreement:.0%} of the predictions agree, outputs within "
-        f"{parity.max_abs_difference:.1e}."
+        f"{parity.max_abs_difference:.1e}.",
+        *describe_refused(parity),
     ]
     trained = proof.variants[0]
     for variant in proof.variants[1:]:

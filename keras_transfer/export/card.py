@@ -27,9 +27,11 @@ from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import describe_environment
 from keras_transfer.tasks.task import Task
 
-_IMAGES_AS_STORED: Final = (
-    "Images are used as their pixels are stored: EXIF rotation is ignored, transparency is "
-    "dropped, and only the first frame of an animation is used."
+_IMAGE_FILES: Final = (
+    "Images are turned upright by their EXIF orientation, transparency is shown on {background}, "
+    "and only the first frame of an animation is used. serving_default reads JPEG, PNG, WebP, GIF "
+    "and BMP; it refuses animated WebP, animated or transparent GIF, BMP with a palette, 16 bits, "
+    "compression or an old header, incomplete files, and more than {max_megapixels:g} megapixels."
 )
 
 
@@ -129,7 +131,12 @@ def make_card(
             **{f"num_{split}": counts[split] for split in ("train", "val", "test")},
         },
         phases=[dataclasses.asdict(phase) for phase in spec.phases],
-        limits=[*text.limits, _IMAGES_AS_STORED],
+        limits=[
+            *text.limits,
+            _IMAGE_FILES.format(
+                background=spec.data.background, max_megapixels=spec.data.max_megapixels
+            ),
+        ],
         environment={name: environment[name] for name in ("python", "packages")},
     )
 

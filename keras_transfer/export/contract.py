@@ -33,7 +33,8 @@ class Contract:
 
     `name` is the model's name in URLs; `class_names` are in the order of the outputs; `image_size`
     (px) and `resize` give the size and the resizing of the network's square input; images of more
-    than `max_megapixels` are refused; `precision` is that of the computation. `task` is
+    than `max_megapixels` are refused; `background` and `bit_depth` are those of the run's data;
+    `precision` is that of the computation. `task` is
     {"task": name, "options": {…}, "state": {…}}: what the outputs are, with the values fitted after
     training.
     """
@@ -43,6 +44,8 @@ class Contract:
     image_size: int
     resize: str
     max_megapixels: float
+    background: str = "white"
+    bit_depth: int = 16
     precision: str = "float32"
     task: dict[str, Any] = field(
         default_factory=lambda: {"task": RunSpec().task, "options": {}, "state": {}}
@@ -67,6 +70,8 @@ class Contract:
             image_size=spec.data.image_size,
             resize=spec.data.resize,
             max_megapixels=spec.data.max_megapixels,
+            background=spec.data.background,
+            bit_depth=spec.data.bit_depth,
         )
 
     @classmethod

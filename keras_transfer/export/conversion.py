@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_transfer.data.audit import pixels_key
+from keras_transfer.data.images import decoding_of
 from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, ExportError
@@ -151,12 +152,8 @@ def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
     entries = [listed[row] for row in chosen]
     data, listing = run.spec.data, read_records(run.spec.data)
     by_path = {record.path: record for record in listing.items}
-    images = read_pixels(
-        [listing.root / entry["path"] for entry in entries],
-        image_size=data.image_size,
-        resize=data.resize,
-        max_megapixels=data.max_megapixels,
-    )
+    paths = [listing.root / entry["path"] for entry in entries]
+    images = read_pixels(paths, **decoding_of(data))
     pixels = np.empty((len(entries), data.image_size, data.image_size, 3), np.uint8)
     for row, (entry, image) in enumerate(zip(entries, images, strict=True)):
         if (

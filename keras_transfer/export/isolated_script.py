@@ -12,8 +12,9 @@ result, both JSON objects. If a command fails, its result has the key "error" wi
     {"do": "serve", "number": 0, "images": a.bin, "outputs": b.npz}                  {}
 
 `opener` is the file of a format with the function `open_artefact`. `pixels` are uint8 [N, S, S, 3].
-`images` holds encoded images, each preceded by its length as 8 bytes, big endian; a SavedModel runs
-them through all of its signatures.
+`images` holds encoded images and after each its conversion to PNG, which may be empty. All of them
+are preceded by their length as 8 bytes, big endian; a SavedModel runs them through all of its
+signatures.
 """
 
 import importlib.util
@@ -104,11 +105,12 @@ def main(*blocked: str) -> None:
         print(json.dumps(reply), file=replies)
 
 
-def _batches(file: Path) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
+def _batches(file: Path) -> Iterator[list[tuple[bytes, bytes]]]:
+    batch: list[tuple[bytes, bytes]] = []
     with file.open("rb") as stream:
         while header := stream.read(8):
-            batch.append(stream.read(int.from_bytes(header, "big")))
+            original = stream.read(int.from_bytes(header, "big"))
+            batch.append((original, stream.read(int.from_bytes(stream.read(8), "big"))))
             if len(batch) == _BATCH_SIZE:
                 yield batch
                 batch = []

@@ -156,7 +156,8 @@ class IsolatedArtefact:
 
         The outputs of serving_default by name, and of the first few images also
         'pixel_outputs' and 'square_outputs' float32 [few, K] of serving_pixels and serving_resized,
-        and 'heat_map' float32 [few, h, w] of serving_explain.
+        and 'heat_map' float32 [few, h, w] of serving_explain. 'refusals' has a text for each image:
+        why serving_default refuses the file, and was given its conversion instead; else ''.
 
         Raises:
             ExportError: a signature fails or is missing.
@@ -181,7 +182,9 @@ class IsolatedArtefact:
 
 
 def write_images(files: Iterable[Path], target: Path, *, max_megapixels: float) -> None:
-    """Write encoded images into one file, as `IsolatedArtefact.serve` reads them.
+    """Write the bytes of files into one file, as `IsolatedArtefact.serve` reads them.
+
+    After each follows its conversion to PNG, which is empty for files that are not converted.
 
     Raises:
         DataError: a file cannot be read.
@@ -189,7 +192,9 @@ def write_images(files: Iterable[Path], target: Path, *, max_megapixels: float) 
     with target.open("wb") as stream:
         for file in files:
             encoded = load_encoded(file, max_megapixels=max_megapixels)
-            stream.write(len(encoded).to_bytes(8, "big") + encoded)
+            original = file.read_bytes()
+            for data in (original, b"" if encoded == original else encoded):
+                stream.write(len(data).to_bytes(8, "big") + data)
 
 
 @dataclass(frozen=True, kw_only=True)

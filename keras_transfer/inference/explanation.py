@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.images import decoding_of
 from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.records import BadFile
 from keras_transfer.devices.graphs import full_float32
@@ -105,10 +106,7 @@ def explain_files(
         DataError: at once, if the run has no such output.
     """
     index = _column(run, class_name)
-    data = run.spec.data
-    images = read_pixels(
-        files, image_size=data.image_size, resize=data.resize, max_megapixels=data.max_megapixels
-    )
+    images = read_pixels(files, **decoding_of(run.spec.data))
     task = run.task
     explain = explainer(run.model, task)
 

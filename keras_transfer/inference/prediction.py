@@ -14,7 +14,7 @@ import numpy as np
 
 import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer with Keras
 from keras_transfer.config import load_spec
-from keras_transfer.data.images import EXTENSIONS
+from keras_transfer.data.images import EXTENSIONS, decoding_of
 from keras_transfer.data.reading import DecodedImage, Known, read_new_pixels
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError, RunError
@@ -191,13 +191,7 @@ def predict_files(
     """
     contract, known = target.contract, known or {}
     task = contract.restored_task
-    images = read_new_pixels(
-        files,
-        known=known.__contains__,
-        image_size=contract.image_size,
-        resize=contract.resize,
-        max_megapixels=contract.max_megapixels,
-    )
+    images = read_new_pixels(files, known=known.__contains__, **decoding_of(contract))
     while batch := list(itertools.islice(images, batch_size)):
         new = [item.pixels for item in batch if isinstance(item, DecodedImage)]
         predicted = iter(target(np.stack(new)) if new else ())

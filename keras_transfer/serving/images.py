@@ -17,6 +17,8 @@ from keras_transfer.data.images import (
     check_encoded,
     count_pixels,
     decoder,
+    decoding_of,
+    refusal,
     resizer,
 )
 from keras_transfer.export.contract import Contract
@@ -92,7 +94,7 @@ class ImageRows:
 
     def decode(self, encoded: bytes) -> np.ndarray:
         """Pixels uint8 [S, S, 3] of an image from `encoded`."""
-        decode = decoder(self.contract.image_size, self.contract.resize)
+        decode = decoder(**decoding_of(self.contract))
         return _run(decode, tf.constant(encoded))
 
     def decode_all(self, read: Sequence[Callable[[], Input]]) -> list[np.ndarray | Exception]:
@@ -103,7 +105,7 @@ class ImageRows:
         ready = [_attempt(call) for call in read]
         encoded = [image for image in ready if isinstance(image, bytes)]
         try:
-            decode = batch_decoder(self.contract.image_size, self.contract.resize)
+            decode = batch_decoder(**decoding_of(self.contract))
             decoded = iter(decode(tf.constant(encoded)).numpy() if encoded else ())
         except tf.errors.InvalidArgumentError:
             decoded = iter([_attempt(functools.partial(self.decode, x)) for x in encoded])
@@ -132,7 +134,7 @@ def _run(function: Callable[[tf.Tensor], tf.Tensor], argument: tf.Tensor) -> np.
     try:
         pixels: np.ndarray = function(argument).numpy()
     except tf.errors.InvalidArgumentError as error:
-        raise RowError("truncated or damaged") from error
+        raise RowError(refusal(error)) from error
     return pixels
 
 

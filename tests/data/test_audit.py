@@ -139,11 +139,13 @@ def test_audit_tells_what_is_unusual_about_files(tmp_path):
     for number in range(2):
         transparent = Image.fromarray(RNG.integers(0, 256, (9, 9, 4), dtype=np.uint8))
         transparent.save(root / "b" / f"glass{number}.webp", lossless=True)
+    shades = Image.fromarray(RNG.integers(0, 256, (9, 9), dtype=np.uint8))
+    shades.save(root / "b" / "old.bmp")
     records, _, _ = run(root, tmp_path / "store")
     assert records.notes == (
-        "2 images have an alpha channel; transparency is dropped",
-        "1 image carries an EXIF rotation, which is ignored in training and serving alike",
-        "2 images were converted to PNG first (WEBP)",
+        "2 images have transparency, shown on white (data.background)",
+        "1 image was turned upright by the EXIF orientation",
+        "1 image was converted to PNG first, which an exported model does not do (BMP)",
     )
 
 
@@ -214,3 +216,42 @@ def test_audit_keeps_the_notes_of_the_source(tmp_path):
     cache = Cache(tmp_path / "store")
     audited = audit(records, spec, cache=cache, reporter=SilentReporter())
     assert audited.records.notes == ("said before",)
+
+
+@pytest.mark.parametrize(
+    ("level", "width"), [(0, 0), (255, 0), (128, 2), (40, 4)], ids=["black", "white", "grey", "dim"]
+)
+def test_audit_names_images_of_a_single_colour(level, width, tmp_path):
+    root = two_classes(tmp_path / "set")
+    for number in range(7):
+        noise = RNG.integers(0, width + 1, (12, 10, 3)) + level + number % 2 * (level < 200)
+        Image.fromarray(noise.astype(np.uint8)).save(root / "a" / f"flat{number}.png")
+    (note,) = run(root, tmp_path / "store")[0].notes[:1]
+    named = ", ".join(f"a/flat{number}.png" for number in range(5))
+    assert note == f"7 images decode to a single colour or nearly so: {named} and 2 more"
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_audit_suggests_the_bit_depth_of_dark_16_bit_files(bits, tmp_path):
+    root = two_classes(tmp_path / "set")
+    values = RNG.integers(0, 2**bits, (12, 12), dtype=np.uint16)
+    values[0], values[-1] = 0, 2**bits - 1
+    Image.fromarray(values).save(root / "b" / "scan.png")
+    *_, note = run(root, tmp_path / "store")[0].notes
+    assert note == f"1 of these is a 16-bit file with at most {bits} bits in use: " + (
+        f"set data.bit_depth={bits}"
+    )
+    records, pixels, _ = run(root, tmp_path / "store", bit_depth=bits)
+    assert records.notes == ()
+    assert pixels[-1].max() > 200
+
+
+def test_audit_names_masks_and_images_of_little_contrast(tmp_path):
+    root = two_classes(tmp_path / "set")
+    for name, low, high in (("mask", 0, 20), ("inverted", 235, 256), ("fog", 100, 150)):
+        shades = RNG.choice([low, high - 1], (12, 12, 1)).repeat(3, axis=2).astype(np.uint8)
+        Image.fromarray(shades).save(root / "a" / f"{name}.png")
+    (note,) = run(root, tmp_path / "store")[0].notes
+    assert note == (
+        "3 images use less than a quarter of the range 0-255: a/fog.png, a/inverted.png, a/mask.png"
+    )

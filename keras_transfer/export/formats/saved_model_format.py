@@ -3,6 +3,7 @@
 Loaded by path where this package cannot be imported. TensorFlow only.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,34 +28,52 @@ class OpenedSavedModel:
     output_name: str
     class_hash: str = ""
 
-    def serve(self, batches: Iterable[list[bytes]]) -> dict[str, np.ndarray]:
-        """Outputs of all signatures for encoded images; see `IsolatedArtefact.serve`."""
+    def serve(self, batches: Iterable[list[tuple[bytes, bytes]]]) -> dict[str, np.ndarray]:
+        """Outputs of all signatures for encoded images; see `IsolatedArtefact.serve`.
+
+        Each image comes with its conversion, which is used where the image itself is refused.
+        """
         import tensorflow as tf
 
         parts: dict[str, list[Any]] = defaultdict(list)
-        for batch in batches:
+        for pairs in batches:
+            refusals = [self._refusal(image) if other else "" for image, other in pairs]
+            batch = [
+                other if refusal else image
+                for (image, other), refusal in zip(pairs, refusals, strict=True)
+            ]
             if not parts:
                 self._serve_few(batch[:_NUM_FEW], parts)
             served = self.signatures["serving_default"](image_bytes=tf.constant(batch))
             for name, values in served.items():
                 parts[name].append(values.numpy())
+            parts["refusals"].append(np.array(refusals, dtype=np.str_))
         joined = {name: np.concatenate(values) for name, values in parts.items()}
         for name in [name for name, values in joined.items() if values.dtype == object]:
             joined[name] = np.char.decode(joined[name].astype(bytes), "utf-8")
         return joined
 
+    def _refusal(self, encoded: bytes) -> str:
+        """Why serving_default refuses an image; '' if it does not."""
+        import tensorflow as tf
+
+        try:
+            self.signatures["serving_default"](image_bytes=tf.constant([encoded]))
+        except tf.errors.InvalidArgumentError as error:
+            reason = re.search(r"assertion failed: \[(.*?)\]", str(error))
+            return reason[1] if reason else "unreadable"
+        return ""
+
     def _serve_few(self, few: list[bytes], parts: dict[str, list[Any]]) -> None:
         import tensorflow as tf
 
-        for encoded in few:
-            pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-            served = self.signatures["serving_pixels"](pixels=pixels[tf.newaxis])
-            parts["pixel_outputs"].append(served[self.output_name].numpy())
         explained = self.signatures["serving_explain"](
             image_bytes=tf.constant(few), class_index=tf.fill([len(few)], -1)
         )
         parts["heat_map"].append(explained["heat_map"].numpy())
         squares = tf.stack([tf.io.decode_png(png) for png in explained["square_bytes"]])
+        served = self.signatures["serving_pixels"](pixels=squares)
+        parts["pixel_outputs"].append(served[self.output_name].numpy())
         parts["square_outputs"].append(self.predict(squares))
 
 

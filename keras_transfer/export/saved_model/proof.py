@@ -13,8 +13,9 @@ import math
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,11 +78,16 @@ def policy_of(model: keras.Model) -> str:
 
 @dataclass(frozen=True)
 class Parity:
-    """How well export and model agree; `label_agreement` is a share, 1.0 when all agree."""
+    """How well export and model agree; `label_agreement` is a share, 1.0 when all agree.
+
+    `refused` counts files that serving_default refuses, by reason; of these the conversion to PNG
+    was compared, of all others the file itself.
+    """
 
     num_files: int
     label_agreement: float
     max_abs_difference: float
+    refused: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -228,9 +234,23 @@ def export_proven(
         (path / PROOF_FILE).write_text(content, encoding="utf-8")
         write_warmup(path, reference.files, contract)
         if card is not None:
-            version = int(folder.name)
-            dataclasses.replace(card, version=version, precision=kept.precision).write(path)
+            limits = [*card.limits, *describe_refused(proof.parity)]
+            written = dataclasses.replace(
+                card, version=int(folder.name), precision=kept.precision, limits=limits
+            )
+            written.write(path)
     return proof
+
+
+def describe_refused(parity: Parity) -> Iterator[str]:
+    """A sentence on test files that the SavedModel refuses."""
+    if parity.refused:
+        kinds = ", ".join(f"{count} × {reason}" for reason, count in parity.refused.items())
+        yield (
+            f"Of {parity.num_files} test files of the verification, serving_default refuses "
+            f"{sum(parity.refused.values())} as they are ({kinds}); `predict` and "
+            "`pipelines.serve` convert such files to PNG."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,7 +335,10 @@ def _compare(
     outputs = served[task.output_name]
     differences = _differences(task, served, outputs, reference.outputs)
     agrees = task.agrees(outputs, reference.outputs, margin=2 * tolerance)
-    parity = Parity(len(reference.files), float(agrees.mean()), float(differences.max()))
+    refused = Counter(reason for reason in served["refusals"].tolist() if reason)
+    parity = Parity(
+        len(reference.files), float(agrees.mean()), float(differences.max()), dict(refused)
+    )
     # Written so that NaN fails.
     if not (agrees.all() and parity.max_abs_difference <= tolerance):
         worst = int(np.argmax(np.where(agrees, differences, np.inf)))

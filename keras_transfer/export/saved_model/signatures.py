@@ -24,12 +24,13 @@ decoded fails its whole batch. Other tasks return the outputs of their `served`
 and `served_names`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
 import tensorflow as tf
 
-from keras_transfer.data.images import decode_and_resize, resize_pixels
+from keras_transfer.data.images import decode_and_resize, decoding_of, resize_pixels
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import Network, activate_in_graph, grad_cam, heat_map
 
@@ -99,11 +100,8 @@ class Signatures(tf.Module):
         }
 
     def _squares(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        size, resize = self._contract.image_size, self._contract.resize
-
-        def decode(encoded: tf.Tensor) -> tf.Tensor:
-            return decode_and_resize(encoded, image_size=size, resize=resize)
-
+        size = self._contract.image_size
+        decode = functools.partial(decode_and_resize, **decoding_of(self._contract))
         square = tf.TensorSpec([size, size, 3], tf.uint8)
         return tf.map_fn(decode, image_bytes, fn_output_signature=square)
 

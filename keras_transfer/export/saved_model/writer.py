@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from keras_transfer.data.images import decoder, load_encoded
+from keras_transfer.data.images import decoder, decoding_of, load_encoded
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import Network
@@ -84,7 +84,7 @@ def write_warmup(export_folder: Path, files: Sequence[Path], contract: Contract)
     """
     rows = np.unique(np.linspace(0, len(files) - 1, _NUM_IMAGES).round().astype(int))
     encoded = [load_encoded(files[row], max_megapixels=contract.max_megapixels) for row in rows]
-    square = decoder(contract.image_size, contract.resize)(tf.constant(encoded[0]))
+    square = decoder(**decoding_of(contract))(tf.constant(encoded[0]))
     requests = [
         _request(contract, BYTES, image_bytes=tf.constant(_filled(encoded, size)))
         for size in BATCH_SIZES

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from keras_transfer.config import override, spec_from_dict
+from keras_transfer.data.images import decoding_of
 from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.splits import NAMES, make_splits, manifest
 from keras_transfer.devices import set_up
@@ -103,13 +104,7 @@ def _measure_limits(spec: RunSpec, scratch: str) -> dict[str, float]:
 
 
 def _read(files: Sequence[Path], spec: RunSpec) -> list[DecodedImage]:
-    data = spec.data
-    found = read_pixels(
-        files,
-        image_size=data.image_size,
-        resize=data.resize,
-        max_megapixels=data.max_megapixels,
-    )
+    found = read_pixels(files, **decoding_of(spec.data))
     return [image for image in found if isinstance(image, DecodedImage)]
 
 

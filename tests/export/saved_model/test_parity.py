@@ -73,6 +73,11 @@ def test_parity_holds_for_every_kind_of_file(
     folder = export(classifier, tmp_path / "1", class_names, resize=resize)
     parity = check_parity(folder, files, expected, class_names, max_megapixels=1)
     assert (parity.num_files, parity.label_agreement) == (15, 1.0)
+    odd_bitmap = "BMP with a palette, 16 bits, compression or an old header"
+    assert parity.refused == {"animated GIF": 1, odd_bitmap: 1}
+    (sentence,) = proof.describe_refused(parity)
+    assert "serving_default refuses 2 as they are" in sentence
+    assert f"1 × {odd_bitmap}" in sentence
     assert parity.max_abs_difference <= 1e-6
 
 
