@@ -249,7 +249,8 @@ class ModelSpec:
 
     backbone: str = option(
         "resnet50",
-        "name in the table of backbones, or the path of a Keras model (.keras, .h5) or of a run",
+        "name in the table of backbones, several names with + in between to combine them, or the "
+        "path of a Keras model (.keras, .h5) or of a run",
     )
     last_stage: str = option("", "cut the trunk after this stage, such as 'stage3' ('' = whole)")
     weights: str = option(

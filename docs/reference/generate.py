@@ -52,6 +52,18 @@ is below the first stage that can be cut at. `head` is everything above the back
 
 `model.backbone` may also be the path of a Keras model or of a run, see
 [Your own network](../guides/own_network.md).
+
+## Several backbones at once
+
+`model.backbone=efficientnet_lite0+efficientnet_lite1` puts both on the image, each with its own
+scaling of pixels, and concatenates their feature maps. One head reads all features. That costs the
+time and the memory of both, in training and in use.
+
+- The maps must have the same height and width, and `model.weights` must be a name that all have.
+- `model.last_stage`, `model.preprocess` and files of weights are for single backbones.
+- Stages are counted from the top: the last one has the last stage of every part. A phase that
+  unfreezes it trains on images, because no single tensor separates it from the frozen layers. So
+  leave fine-tuning out: `'phases=[{name="frozen", method="exact"}]'`.
 """
 
 if __name__ == "__main__":

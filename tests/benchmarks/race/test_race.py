@@ -140,7 +140,7 @@ def test_a_phase_that_only_the_plain_recipe_trains_has_a_row_and_no_ratio():
 def test_presets_as_contestants_keep_images_and_trunk():
     spec = override(load_spec("resnet50"), {"data.path": "photos", "seed": 3})
     best = CONTESTANTS["best"].spec_of(spec)
-    assert (best.views.count, best.phases[0].method_options) == (8, {"cross_validate": True})
+    assert (best.views.count, best.phases[0].method_options) == (4, {"cross_validate": True})
     assert (best.data, best.model, best.seed) == (spec.data, spec.model, 3)
     trained = CONTESTANTS["mixed_bfloat16"].spec_of(spec)
     assert (trained.devices.precision, trained.phases[0].epochs) == ("mixed_bfloat16", HEAD_EPOCHS)
