@@ -1,12 +1,16 @@
 """Shared code of the command lines: presets, overrides, exit statuses and errors."""
 
 import argparse
+import contextlib
 import difflib
+import errno
 import logging
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,12 @@ from keras_transfer.config import (
 from keras_transfer.devices import use_onednn
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.atomic import storage_error
 
 USER_ERROR, INTERRUPTED = 2, 130
+STOPPED = "no finished file was changed"
+RESUMABLE = "a training continues with --resume"
+_RAISES = signal.default_int_handler
 
 
 def make_parser(
@@ -102,13 +110,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def run_verb(verb: Callable[[], int | None]) -> int:
-    """Run a verb; the exit status: its own or 0, 2 for the user's errors, 130 if interrupted."""
+def run_verb(verb: Callable[[], int | None], *, stopped: str = STOPPED) -> int:
+    """Run a verb; the exit status: its own or 0, 2 for the user's errors, 130 if interrupted.
+
+    Args:
+        stopped: what is said after an interruption: what there is, and how to go on.
+    """
     use_onednn()
     logging.getLogger("keras_transfer").setLevel(logging.INFO)
     try:
         _check_backend()
-        return verb() or 0
+        with _second_interrupt_ends():
+            return verb() or 0
     except KerasTransferError as error:
         print(f"\nerror: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
@@ -124,12 +137,55 @@ def run_verb(verb: Callable[[], int | None]) -> int:
         print(f"\nerror: {missing}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt:
-        print("\nstopped; a training continues with --resume", file=sys.stderr)  # noqa: T201
+        print(f"\nstopped; {stopped}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except BrokenPipeError:
         # The program that reads the output, such as `head`, has closed the pipe.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        refusal = storage_error(error, Path(os.fsdecode(error.filename)))
+        print(f"\nerror: {refusal}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+
+
+@contextlib.contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """Confirm the first SIGINT, which raises KeyboardInterrupt; a second one ends the process.
+
+    Native code that is running, or that calls Python and drops its errors, can hold back or lose
+    the KeyboardInterrupt. The signals are therefore counted in a thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_count_interrupts, args=(receiver,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(sender)
+        watcher.join()
+        os.close(receiver)
+
+
+def _count_interrupts(receiver: int) -> None:
+    is_first = True
+    while received := os.read(receiver, 1):
+        # A server has a handler of its own.
+        if received[0] != signal.SIGINT or signal.getsignal(signal.SIGINT) is not _RAISES:
+            continue
+        if not is_first:
+            os._exit(INTERRUPTED)
+        print("\ninterrupted; Ctrl-C again ends the process at once", file=sys.stderr)  # noqa: T201
+        sys.stderr.flush()
+        is_first = False
 
 
 def _check_backend() -> None:
@@ -155,10 +211,15 @@ def scratch_log() -> Path:
     return Path(tempfile.gettempdir()) / f"keras_transfer-{user}.log"
 
 
-def main_of(parse_and_run: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Turn `parse_and_run(argv)` into a `main(argv=None)` that returns an exit status."""
+def main_of(
+    parse_and_run: Callable[[Sequence[str] | None], int | None], *, stopped: str = STOPPED
+) -> Callable[..., int]:
+    """Turn `parse_and_run(argv)` into a `main(argv=None)` that returns an exit status.
+
+    `stopped` is as in `run_verb`.
+    """
 
     def main(argv: Sequence[str] | None = None) -> int:
-        return run_verb(lambda: parse_and_run(argv))
+        return run_verb(lambda: parse_and_run(argv), stopped=stopped)
 
     return main
