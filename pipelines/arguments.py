@@ -6,6 +6,7 @@ import difflib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -26,13 +27,14 @@ from keras_transfer.config import (
     parse_assignments,
 )
 from keras_transfer.devices import use_onednn
-from keras_transfer.errors import KerasTransferError, RunError
+from keras_transfer.errors import KerasTransferError, RunError, SpecError
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import storage_error
 
 USER_ERROR, INTERRUPTED = 2, 130
 STOPPED = "no finished file was changed"
 RESUMABLE = "a training continues with --resume"
+_PLACE = "data.path="
 _RAISES = signal.default_int_handler
 
 
@@ -72,6 +74,27 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
         f"({known}), a .toml or spec.json file, or a run folder",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
+
+
+def divide_place(words: Sequence[str], *, others: str) -> tuple[list[str], str | None]:
+    """The words of a verb for a finished run, without data.path=…, and the place given by it.
+
+    Args:
+        others: what the other words are, for the error.
+
+    Raises:
+        SpecError: another field is given, which a finished run does not change.
+    """
+    changes = [word for word in words if re.match(r"[a-z_]+(\.[a-z_0-9]+)+=", word)]
+    if wrong := [word for word in changes if not word.startswith(_PLACE)]:
+        raise SpecError(
+            "a finished run does not change its fields",
+            expected=f"{others}, and {_PLACE}… for images that were moved",
+            received=" ".join(wrong),
+            fix="leave it out, or train a new run with it",
+        )
+    place = changes[-1].removeprefix(_PLACE) if changes else None
+    return [word for word in words if word not in changes], place
 
 
 def read_spec(arguments: argparse.Namespace) -> RunSpec:

@@ -9,6 +9,7 @@ as splits, because scikit-learn's StratifiedGroupKFold can leave a class out of 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def with_train_size(splits: Splits, records: Records, size: int | None) -> Split
 
 
 def manifest(splits: Splits, records: Records) -> dict[str, Any]:
-    """The splits as plain JSON values: path, label, group and digest of every row.
+    """The splits as plain JSON values, with all that a record has for every row.
 
     `hash` is the SHA-256 of the sorted (split, label, digest) triples: two runs with the same
     images in the same splits have the same hash, whatever the folders are called.
@@ -97,7 +98,9 @@ def manifest(splits: Splits, records: Records) -> dict[str, Any]:
     rows = {name: getattr(splits, name).tolist() for name in NAMES}
     used = {row for part in rows.values() for row in part}
     rows[UNUSED] = [row for row in range(len(records.items)) if row not in used]
-    entries = {name: [_entry(records.items[row]) for row in part] for name, part in rows.items()}
+    entries = {
+        name: [_entry(row, records.items[row]) for row in part] for name, part in rows.items()
+    }
     counts = {
         name: _count(records.targets.take(np.array(part, int))) for name, part in rows.items()
     }
@@ -112,11 +115,11 @@ def manifest(splits: Splits, records: Records) -> dict[str, Any]:
     }
 
 
-def read_manifest(document: dict[str, Any], records: Records) -> Splits:
-    """Find the rows of a manifest among audited records; the root folder may have changed.
+def read_manifest(document: dict[str, Any]) -> tuple[tuple[Record, ...], Splits]:
+    """The images of a manifest in the order of their rows, as they were listed, and the splits.
 
     Raises:
-        DataError: the manifest was edited, or images, labels or classes are not those it lists.
+        DataError: the manifest was edited.
     """
     entries: dict[str, list[dict[str, Any]]] = document["rows"]
     if document["hash"] != _content_hash(entries):
@@ -126,26 +129,27 @@ def read_manifest(document: dict[str, Any], records: Records) -> Splits:
             received=_content_hash(entries),
             fix="restore the original splits.json, or start a new run",
         )
-    row_of = {_identity(_entry(item)): row for row, item in enumerate(records.items)}
-    listed = {_identity(entry) for part in entries.values() for entry in part}
-    missing, added = sorted(listed - row_of.keys()), sorted(row_of.keys() - listed)
-    same_classes = document["class_names_hash"] == hash_class_names(records.targets.names)
-    if missing or added or not same_classes:
-        raise DataError(
-            f"the images below {records.root} are not those that were split",
-            expected=f"{len(listed)} images with the paths, labels and content of the manifest",
-            received=_describe("changed or gone", missing) + ", " + _describe("new", added),
-            fix="restore the images, or start a new run on them",
-        )
+    listed = sorted(itertools.chain(*entries.values()), key=lambda entry: entry["row"])
     rows = {
-        name: np.array(sorted(row_of[_identity(entry)] for entry in entries[name]), dtype=np.int64)
-        for name in NAMES
+        name: np.array([entry["row"] for entry in entries[name]], dtype=np.int64) for name in NAMES
     }
-    return Splits(
+    splits = Splits(
         **rows,
         seed=document["seed"],
         val_fraction=document["val_fraction"],
         test_fraction=document["test_fraction"],
+    )
+    return tuple(map(record_of, listed)), splits
+
+
+def record_of(entry: dict[str, Any]) -> Record:
+    """The record of one image of a manifest."""
+    return Record(
+        path=entry["path"],
+        target=tuple(entry["target"]),
+        split=entry["source_split"],
+        group=entry["group"],
+        digest=entry["digest"],
     )
 
 
@@ -271,17 +275,16 @@ def _check_train_size(size: int, targets: Targets) -> None:
         )
 
 
-def _entry(record: Record) -> dict[str, Any]:
+def _entry(row: int, record: Record) -> dict[str, Any]:
     return {
+        "row": row,
         "path": record.path,
         "label": record.label,
+        "target": list(record.target),
+        "source_split": record.split,
         "group": record.group,
         "digest": record.digest,
     }
-
-
-def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
-    return entry["path"], entry["label"], entry["digest"]
 
 
 def _content_hash(entries: dict[str, list[dict[str, Any]]]) -> str:
@@ -289,11 +292,6 @@ def _content_hash(entries: dict[str, list[dict[str, Any]]]) -> str:
         (name, entry["label"], entry["digest"]) for name, part in entries.items() for entry in part
     )
     return hashlib.sha256(json.dumps(triples).encode()).hexdigest()
-
-
-def _describe(what: str, identities: list[tuple[str, str, str]]) -> str:
-    example = f" (such as {identities[0][0]})" if identities else ""
-    return f"{len(identities)} {what}{example}"
 
 
 def make_folds(

@@ -93,7 +93,7 @@ def check_spec_hash(spec: RunSpec, run: RunFolder) -> None:
             f"{run.spec_file} was changed since the run was started",
             expected=f"the spec with the SHA-256 {recorded}; only data.path may be changed",
             received=f"one with {received}",
-            fix="restore the file, or start a new run with the changed one: give the file "
+            fix="restore the file, or train a new run with the changed one: give the file "
             "instead of a preset, and another --output",
         )
 
