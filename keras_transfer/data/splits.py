@@ -119,31 +119,32 @@ def read_manifest(document: dict[str, Any]) -> tuple[tuple[Record, ...], Splits]
     """The images of a manifest in the order of their rows, as they were listed, and the splits.
 
     Raises:
-        DataError: the manifest was edited.
+        DataError: the manifest was edited, or is damaged.
     """
-    entries: dict[str, list[dict[str, Any]]] = document["rows"]
-    if document["hash"] != _content_hash(entries):
+    try:
+        entries: dict[str, list[dict[str, Any]]] = document["rows"]
+        listed = sorted(itertools.chain(*entries.values()), key=lambda entry: entry["row"])
+        expected, received = document["hash"], _content_hash(entries)
+        if [entry["row"] for entry in listed] != list(range(len(listed))):
+            received = "rows that are missing or listed twice"
+        items = tuple(map(_record, listed))
+        if [item.label for item in items] != [entry["label"] for entry in listed]:
+            received = "targets that differ from the labels"
+        rows = {name: np.array([e["row"] for e in entries[name]], np.int64) for name in NAMES}
+        drawn = {name: document[name] for name in ("seed", "val_fraction", "test_fraction")}
+    except (KeyError, TypeError, AttributeError) as error:
+        expected, received = "the manifest of a run", f"no {error}"
+    if expected != received:
         raise DataError(
-            "the split manifest does not agree with its own hash",
-            expected=document["hash"],
-            received=_content_hash(entries),
+            "splits.json does not agree with its own hash",
+            expected=expected,
+            received=received,
             fix="restore the original splits.json, or start a new run",
         )
-    listed = sorted(itertools.chain(*entries.values()), key=lambda entry: entry["row"])
-    rows = {
-        name: np.array([entry["row"] for entry in entries[name]], dtype=np.int64) for name in NAMES
-    }
-    splits = Splits(
-        **rows,
-        seed=document["seed"],
-        val_fraction=document["val_fraction"],
-        test_fraction=document["test_fraction"],
-    )
-    return tuple(map(record_of, listed)), splits
+    return items, Splits(**rows, **drawn)
 
 
-def record_of(entry: dict[str, Any]) -> Record:
-    """The record of one image of a manifest."""
+def _record(entry: dict[str, Any]) -> Record:
     return Record(
         path=entry["path"],
         target=tuple(entry["target"]),

@@ -10,7 +10,7 @@ from filelock import FileLock
 from keras_transfer.config import images_at, override
 from keras_transfer.data.audit import pixels_key
 from keras_transfer.data.records import Records, counted
-from keras_transfer.data.splits import record_of
+from keras_transfer.data.splits import read_manifest
 from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation
@@ -120,7 +120,8 @@ def _predict_test(
     """As `_predict_labelled`, for the run's test images; the source is not listed again."""
     # They were readable in training.
     run = dataclasses.replace(run, spec=override(run.spec, {"data.on_bad_file": "error"}))
-    listed = [record_of(entry) for entry in run.folder.read_json("splits.json")["rows"]["test"]]
+    records, splits = read_manifest(run.folder.read_json("splits.json"))
+    listed = [records[row] for row in splits.test]
     items, root = find_or_kept(listed, run, split="test", all_needed=all_needed, reporter=reporter)
     return _predict_labelled(run, Records(items, run.task.targets(items), root), reporter)
 
@@ -176,5 +177,5 @@ def _without_training(records: Records, rows: np.ndarray, reporter: Reporter) ->
 
 def _training_digests(run: LoadedRun) -> set[str]:
     """Digests of the images that the run was trained on, or chosen on."""
-    rows = run.folder.read_json("splits.json")["rows"]
-    return {entry["digest"] for name in ("train", "val") for entry in rows[name]}
+    records, splits = read_manifest(run.folder.read_json("splits.json"))
+    return {records[row].digest for row in (*splits.train, *splits.val)}

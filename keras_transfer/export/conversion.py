@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_transfer.data.audit import pixels_key
 from keras_transfer.data.reading import DecodedImage, read_pixels
-from keras_transfer.data.splits import record_of
+from keras_transfer.data.splits import read_manifest
 from keras_transfer.errors import DataError, ExportError
 from keras_transfer.export.formats import variants
 from keras_transfer.export.formats.agreement import num_processors
@@ -151,8 +151,9 @@ def read_split(run: LoadedRun, name: str, limit: int, *, reporter: Reporter) -> 
     Raises:
         DataError: one of them is missing, or has changed since the run, which keeps none.
     """
-    entries = run.folder.read_json("splits.json")["rows"][name]
-    listed = [record_of(entries[row]) for row in spread(len(entries), limit)]
+    items, splits = read_manifest(run.folder.read_json("splits.json"))
+    rows = getattr(splits, name)
+    listed = [items[rows[position]] for position in spread(len(rows), limit)]
     data = run.spec.data
     records, root = find_or_kept(listed, run, split=name, all_needed=False, reporter=reporter)
     images = read_pixels(

@@ -303,9 +303,55 @@ def test_manifest_hash_depends_on_content_and_roles_alone():
     assert manifest(swapped, records)["hash"] != manifest(splits, records)["hash"]
 
 
-def test_read_manifest_refuses_an_edited_manifest():
+def move_an_image(document):
+    document["rows"]["test"].append(document["rows"]["train"].pop())
+
+
+def drop_an_image(document):
+    document["rows"]["unused"] = document["rows"]["train"][:0]
+    document["rows"]["train"].pop()
+
+
+def relabel(document):
+    document["rows"]["val"][0]["label"] = "b" if document["rows"]["val"][0]["label"] == "a" else "a"
+
+
+def retarget(document):
+    document["rows"]["val"][0]["target"] = ["other"]
+
+
+def number_twice(document):
+    document["rows"]["val"][0]["row"] = document["rows"]["train"][0]["row"]
+
+
+def drop_a_field(document):
+    del document["rows"]["train"][3]["digest"]
+
+
+def drop_the_rows(document):
+    del document["rows"]
+
+
+def spoil(document):
+    document["rows"] = [1, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        move_an_image,
+        drop_an_image,
+        relabel,
+        retarget,
+        number_twice,
+        drop_a_field,
+        drop_the_rows,
+        spoil,
+    ],
+)
+def test_read_manifest_refuses_an_edited_manifest(change):
     records = make_records("ab" * 30)
     document = copy.deepcopy(manifest(make_splits(records, DataSpec(), seed=0), records))
-    document["rows"]["test"].append(document["rows"]["train"].pop())
+    change(document)
     with pytest.raises(DataError, match="own hash"):
         read_manifest(document)

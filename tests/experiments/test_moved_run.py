@@ -148,7 +148,7 @@ def test_images_of_the_training_are_left_out_and_counted(
     rows = run.read_json("splits.json")["rows"]
     place = tmp_path / "mixed"
     for name in ("train", "val", "test"):
-        for number, entry in enumerate(rows[name][:4]):
+        for number, entry in enumerate([*rows[name][:2], *rows[name][-2:]]):
             target = place / entry["label"] / f"{name}-{number}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(photos / entry["path"], target)
@@ -174,26 +174,24 @@ def test_only_images_of_the_training_are_refused(run: RunFolder, photos: Path, t
     assert "--include-training" in failure.value.fix
 
 
-@pytest.mark.parametrize("change", [rename_classes, add_a_class])
 def test_resume_at_another_place_ends_like_an_undisturbed_run(
-    change: Callable[[Path], None], run: RunFolder, photos: Path, tmp_path: Path
+    run: RunFolder, photos: Path, tmp_path: Path
 ):
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(photos, first)
-    folder = start_run(make_spec(first), output=tmp_path / "run")
+    spec = override(make_spec(first), {"run.keep_images": "none"})
+    folder = start_run(spec, output=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         run_transfer(load_spec(folder.path), folder, reporter=Interrupting())
     first.rename(second)
-    change(second)
+    rename_classes(second)
+    add_a_class(second)
     moved = override(load_spec(folder.path), {"data.path": str(second)})
     resumed = start_run(moved, output=folder.path, resume=True)
     run_transfer(moved, resumed, reporter=SilentReporter())
-    for name in ("splits.json", "metrics.json"):
-        ours, theirs = resumed.read_json(name), run.read_json(name)
-        if name == "splits.json":
-            assert ours["hash"] == theirs["hash"]
-        else:
-            assert ours["test"] == theirs["test"]
+    assert resumed.read_json("splits.json")["hash"] == run.read_json("splits.json")["hash"]
+    assert resumed.read_json("metrics.json")["test"] == run.read_json("metrics.json")["test"]
+    assert not (resumed.path / "images").exists()
 
 
 def test_refused_resume_keeps_the_run(photos: Path, tmp_path: Path):
@@ -225,7 +223,8 @@ def test_copied_run_is_exported_without_its_data(copy: Path, capsys):
     # As many test images as a long split leaves.
     next((copy / "images" / "test").iterdir()).unlink()
     assert export_verb.main([str(copy)]) == 0
-    assert "images that the run keeps are used" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "images that the run keeps are used" in said
     before, after = (json.loads((copy / f"export/{n}/card.json").read_text()) for n in (1, 2))
     assert (before.pop("version"), after.pop("version")) == (1, 2)
     assert before == after
@@ -254,14 +253,6 @@ def test_evaluating_without_images_is_refused(change: Callable[[Path], None], co
     with pytest.raises(DataError, match="images of the run are") as failure:
         evaluate_run(copy, None, reporter=SilentReporter())
     assert "data.path=" in failure.value.fix
-
-
-def test_images_are_kept_only_where_the_spec_says_so(photos: Path, tmp_path: Path):
-    spec = override(make_spec(photos), {"run.keep_images": "none"})
-    folder = start_run(spec, output=tmp_path / "run")
-    run_transfer(spec, folder, reporter=SilentReporter())
-    assert not (folder.path / "images").exists()
-    assert (folder.path / "export" / "1" / "saved_model.pb").is_file()
 
 
 def other_weights(copy: Path) -> None:
