@@ -130,8 +130,9 @@ def read_manifest(document: dict[str, Any]) -> tuple[tuple[Record, ...], Splits]
         items = tuple(map(_record, listed))
         if [item.label for item in items] != [entry["label"] for entry in listed]:
             received = "targets that differ from the labels"
-        rows = {name: np.array([e["row"] for e in entries[name]], np.int64) for name in NAMES}
-        drawn = {name: document[name] for name in ("seed", "val_fraction", "test_fraction")}
+        fields = {name: document[name] for name in ("seed", "val_fraction", "test_fraction")}
+        for name in NAMES:
+            fields[name] = np.array([entry["row"] for entry in entries[name]], np.int64)
     except (KeyError, TypeError, AttributeError) as error:
         expected, received = "the manifest of a run", f"no {error}"
     if expected != received:
@@ -141,7 +142,7 @@ def read_manifest(document: dict[str, Any]) -> tuple[tuple[Record, ...], Splits]
             received=received,
             fix="restore the original splits.json, or start a new run",
         )
-    return items, Splits(**rows, **drawn)
+    return items, Splits(**fields)
 
 
 def _record(entry: dict[str, Any]) -> Record:
