@@ -20,7 +20,17 @@ from keras_transfer.specs import DEFAULT_SPACE, SOURCES, PretrainSpec, RunSpec
 PRESETS: Final = Path(__file__).parent / "presets"
 """Folder of the presets, `<name>.toml`; those of a pretraining are in `pretraining/`."""
 
-_SECTIONS: Final = ("data", "model", "training", "views", "devices", "cache", "search", "export")
+_SECTIONS: Final = (
+    "data",
+    "model",
+    "training",
+    "views",
+    "devices",
+    "cache",
+    "search",
+    "export",
+    "run",
+)
 """Sections in which a field's bare name is searched, in this order, after the spec itself."""
 
 _SPACE = "search.space"

@@ -395,6 +395,17 @@ class ExportSpec:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FolderSpec:
+    """What the run folder has besides its results."""
+
+    keep_images: Literal["proof", "none"] = option(
+        "proof",
+        "'proof' copies up to 256 test and 64 training images into the run, so that it can be "
+        "exported again where its data are not",
+    )
+
+
 TWO_PHASES = (
     PhaseSpec(name="frozen", method="exact", epochs=15, unfreeze="head", learning_rate=1e-3),
     PhaseSpec(
@@ -434,6 +445,7 @@ class RunSpec:
     cache: CacheSpec = field(default_factory=CacheSpec)
     search: SearchSpec = field(default_factory=SearchSpec)
     export: ExportSpec = field(default_factory=ExportSpec)
+    run: FolderSpec = field(default_factory=FolderSpec)
 
     @property
     def num_epochs(self) -> int:

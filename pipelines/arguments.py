@@ -3,13 +3,16 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib.metadata
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,15 @@ from keras_transfer.config import (
     parse_assignments,
 )
 from keras_transfer.devices import skip_optional_imports, use_onednn
-from keras_transfer.errors import KerasTransferError, RunError
+from keras_transfer.errors import KerasTransferError, RunError, SpecError
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.atomic import storage_error
 
 USER_ERROR, INTERRUPTED = 2, 130
+STOPPED = "no finished file was changed"
+RESUMABLE = "a training continues with --resume"
+_PLACE = "data.path="
+_RAISES = signal.default_int_handler
 
 
 def make_parser(
@@ -69,6 +77,27 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
 
 
+def divide_place(words: Sequence[str], *, others: str) -> tuple[list[str], str | None]:
+    """The words of a verb for a finished run, without data.path=…, and the place given by it.
+
+    Args:
+        others: what the other words are, for the error.
+
+    Raises:
+        SpecError: another field is given, which a finished run does not change.
+    """
+    changes = [word for word in words if re.match(r"[a-z_]+(\.[a-z_0-9]+)+=", word)]
+    if wrong := [word for word in changes if not word.startswith(_PLACE)]:
+        raise SpecError(
+            "a finished run does not change its fields",
+            expected=f"{others}, and {_PLACE}… for images that were moved",
+            received=" ".join(wrong),
+            fix="leave it out, or train a new run with it",
+        )
+    place = changes[-1].removeprefix(_PLACE) if changes else None
+    return [word for word in words if word not in changes], place
+
+
 def read_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of the images or the preset, with the fields that are changed."""
     changes = parse_assignments(arguments.overrides)
@@ -105,14 +134,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def run_verb(verb: Callable[[], int | None]) -> int:
-    """Run a verb; the exit status: its own or 0, 2 for the user's errors, 130 if interrupted."""
+def run_verb(verb: Callable[[], int | None], *, stopped: str = STOPPED) -> int:
+    """Run a verb; the exit status: its own or 0, 2 for the user's errors, 130 if interrupted.
+
+    Args:
+        stopped: what is said after an interruption: what there is, and how to go on.
+    """
     use_onednn()
     skip_optional_imports()
     logging.getLogger("keras_transfer").setLevel(logging.INFO)
     try:
         _check_backend()
-        return verb() or 0
+        with _second_interrupt_ends():
+            return verb() or 0
     except KerasTransferError as error:
         print(f"\nerror: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
@@ -131,12 +165,55 @@ def run_verb(verb: Callable[[], int | None]) -> int:
         print(f"\nerror: {missing}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt:
-        print("\nstopped; a training continues with --resume", file=sys.stderr)  # noqa: T201
+        print(f"\nstopped; {stopped}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except BrokenPipeError:
         # The program that reads the output, such as `head`, has closed the pipe.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        refusal = storage_error(error, Path(os.fsdecode(error.filename)))
+        print(f"\nerror: {refusal}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+
+
+@contextlib.contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """Confirm the first SIGINT, which raises KeyboardInterrupt; a second one ends the process.
+
+    Native code that is running, or that calls Python and drops its errors, can hold back or lose
+    the KeyboardInterrupt. The signals are therefore counted in a thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_count_interrupts, args=(receiver,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(sender)
+        watcher.join()
+        os.close(receiver)
+
+
+def _count_interrupts(receiver: int) -> None:
+    is_first = True
+    while received := os.read(receiver, 1):
+        # A server has a handler of its own.
+        if received[0] != signal.SIGINT or signal.getsignal(signal.SIGINT) is not _RAISES:
+            continue
+        if not is_first:
+            os._exit(INTERRUPTED)
+        print("\ninterrupted; Ctrl-C again ends the process at once", file=sys.stderr)  # noqa: T201
+        sys.stderr.flush()
+        is_first = False
 
 
 def _extra_with(package: str) -> str:
@@ -173,10 +250,15 @@ def scratch_log() -> Path:
     return Path(tempfile.gettempdir()) / f"keras_transfer-{user}.log"
 
 
-def main_of(parse_and_run: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Turn `parse_and_run(argv)` into a `main(argv=None)` that returns an exit status."""
+def main_of(
+    parse_and_run: Callable[[Sequence[str] | None], int | None], *, stopped: str = STOPPED
+) -> Callable[..., int]:
+    """Turn `parse_and_run(argv)` into a `main(argv=None)` that returns an exit status.
+
+    `stopped` is as in `run_verb`.
+    """
 
     def main(argv: Sequence[str] | None = None) -> int:
-        return run_verb(lambda: parse_and_run(argv))
+        return run_verb(lambda: parse_and_run(argv), stopped=stopped)
 
     return main

@@ -2,6 +2,7 @@
 
 python -m pipelines.evaluate saved_models/my_photos
 python -m pipelines.evaluate saved_models/my_photos new_photos --output new.json
+python -m pipelines.evaluate saved_models/my_photos data.path=/where/my_photos/are/now
 """
 
 import argparse
@@ -11,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.devices import native_log_to
+from keras_transfer.errors import SpecError
 from keras_transfer.storage.atomic import check_vacant, replacing
-from pipelines.arguments import main_of, make_parser, scratch_log
+from pipelines.arguments import divide_place, main_of, make_parser, scratch_log
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -21,15 +23,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "data",
         metavar="DATA",
-        nargs="?",
-        help="folder of class sub-folders, or a CSV file; by default the run's test split",
+        nargs="*",
+        help="folder of class sub-folders, or a CSV file; by default the run's test split, whose "
+        "images data.path=… finds if they were moved",
+    )
+    parser.add_argument(
+        "--include-training",
+        action="store_true",
+        help="keep images of DATA that the run was trained on; by default they are left out",
     )
     parser.add_argument("--output", metavar="FILE", help="JSON file for the metrics")
     return parser
 
 
+def _divide(words: Sequence[str]) -> tuple[str | None, str | None]:
+    """The other images, and the place of the run's own."""
+    data, place = divide_place(words, others="one folder or CSV file")
+    if len(data) > 1:
+        raise SpecError(
+            "evaluate takes one folder or CSV file of other images",
+            expected="RUN, or RUN DATA",
+            received=" ".join(data),
+            fix="evaluate them one after the other",
+        )
+    return (data[0] if data else None), place
+
+
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
+    data, place = _divide(arguments.data)
     if arguments.output:
         check_vacant(Path(arguments.output))
     with native_log_to(scratch_log()):
@@ -38,7 +60,13 @@ def _run(argv: Sequence[str] | None) -> None:
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()
-        evaluation = evaluate_run(arguments.run, arguments.data, reporter=terminal)
+        evaluation = evaluate_run(
+            arguments.run,
+            data,
+            reporter=terminal,
+            moved_to=place,
+            include_training=arguments.include_training,
+        )
         show_evaluation(evaluation, terminal)
         if arguments.output:
             with replacing(Path(arguments.output)) as path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from keras_transfer.devices import native_log_to
 from keras_transfer.errors import SpecError
-from pipelines.arguments import main_of, make_parser, scratch_log
+from pipelines.arguments import divide_place, main_of, make_parser, scratch_log
 
 if TYPE_CHECKING:
     from keras_transfer.reporting.reporter import TerminalReporter
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("export", str(__doc__))
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/my_photos")
+    parser.add_argument(
+        "place",
+        metavar="data.path=DIR",
+        nargs="*",
+        help="where the run's images are now, if they were moved",
+    )
     parser.add_argument(
         "--precision",
         choices=["float32", "bfloat16"],
@@ -45,7 +51,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
+    others, arguments.place = divide_place(arguments.place, others="RUN")
+    if others:
+        raise SpecError(
+            "export takes one run",
+            expected="RUN, and data.path=… for images that were moved",
+            received=" ".join(others),
+            fix="export the runs one after the other",
+        )
     if arguments.compare and arguments.formats is None:
         raise SpecError(
             "--compare needs other formats to compare",
@@ -64,7 +78,12 @@ def _run(argv: Sequence[str] | None) -> None:
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()
-        folder, proof = export_run(arguments.run, reporter=terminal, precision=arguments.precision)
+        folder, proof = export_run(
+            arguments.run,
+            reporter=terminal,
+            precision=arguments.precision,
+            moved_to=arguments.place,
+        )
         terminal.info(describe_proof(proof))
         terminal.info(f"SavedModel {folder}")
         if arguments.formats is not None:
@@ -85,6 +104,7 @@ def _convert(
         parse_formats(arguments.formats),
         compare=arguments.compare,
         reporter=terminal,
+        moved_to=arguments.place,
     )
     table = tabulate(
         rows,

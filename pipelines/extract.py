@@ -53,7 +53,7 @@ def _run(argv: Sequence[str] | None) -> None:
             terminal.info("Nothing is stored: the first phase trains on images.")
 
 
-main = main_of(_run)
+main = main_of(_run, stopped="the features stored so far are kept")
 
 if __name__ == "__main__":
     sys.exit(main())

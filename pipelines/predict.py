@@ -138,7 +138,7 @@ def _show(summary: "PredictionSummary", output: str, terminal: "TerminalReporter
     terminal.info(f"Predictions: {output}")
 
 
-main = main_of(_run)
+main = main_of(_run, stopped="the rows so far are kept, and --resume continues after them")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,7 @@ from keras_transfer.devices import native_log_to
 from keras_transfer.specs import PretrainSpec
 from keras_transfer.storage.run_folder import RunFolder, latest, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, check_same_spec
-from pipelines.arguments import main_of, make_parser
+from pipelines.arguments import RESUMABLE, main_of, make_parser
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def _run(argv: Sequence[str] | None) -> None:
         terminal = TerminalReporter()
         steps = spec.num_letters // spec.batch_size
         with terminal.training_progress(spec.name, spec.phase.epochs, steps) as callbacks:
-            saver = Checkpoint(run, "phase-0")
+            saver = Checkpoint(run, "phase-0", terminal.info)
             classifier, result = pretrain(spec, saver=saver, callbacks=callbacks)
         monitor = classifier.task.monitor
         score = monitor.format(result.best_row[monitor.log_name])
@@ -68,7 +68,7 @@ def _enter(spec: PretrainSpec, *, resume: bool) -> RunFolder:
     return run
 
 
-main = main_of(_run)
+main = main_of(_run, stopped=RESUMABLE)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,6 +24,7 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import await_run, start_run
 from pipelines.arguments import (
+    RESUMABLE,
     add_spec_arguments,
     main_of,
     make_parser,
@@ -125,7 +126,7 @@ def _study(spec: RunSpec, run: RunFolder) -> None:
     show_study(run_study(spec, run, reporter=terminal), terminal)
 
 
-main = main_of(_run)
+main = main_of(_run, stopped=RESUMABLE)
 
 if __name__ == "__main__":
     sys.exit(main())

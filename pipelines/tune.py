@@ -32,7 +32,14 @@ from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chi
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
-from pipelines.arguments import add_spec_arguments, main_of, make_parser, positive, read_spec
+from pipelines.arguments import (
+    RESUMABLE,
+    add_spec_arguments,
+    main_of,
+    make_parser,
+    positive,
+    read_spec,
+)
 
 _NUM_PLAIN = 2
 
@@ -126,7 +133,7 @@ def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int) 
         terminal.info(describe_against_plain(found, plain))
 
 
-main = main_of(_run)
+main = main_of(_run, stopped=RESUMABLE)
 
 if __name__ == "__main__":
     sys.exit(main())

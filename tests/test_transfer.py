@@ -92,6 +92,8 @@ def test_run_folder_holds_everything_and_nothing_half_done(result):
         "model.keras",
         "environment.json",
         "cache.json",
+        "checksums.json",
+        "images",
         "figures",
         "export",
     }
@@ -181,7 +183,7 @@ def test_another_head_decodes_no_image_and_runs_no_frozen_layer(result, digits_f
 def test_evaluating_a_run_again_decodes_and_predicts_nothing(result):
     reporter = Counting()
     evaluate_run(result.run.path, None, reporter=reporter)
-    assert reporter.counted == {"reading images"}
+    assert reporter.counted == {"looking for the run's images", "reading images"}
 
 
 def test_evaluate_gives_the_runs_own_figures(result):
@@ -195,7 +197,9 @@ def test_evaluate_on_other_images_goes_by_name(result, digits_folder, tmp_path):
         (tmp_path / "two" / name).mkdir(parents=True)
         for file in (digits_folder / name).iterdir():
             (tmp_path / "two" / name / file.name).write_bytes(file.read_bytes())
-    evaluation = evaluate_run(result.run.path, str(tmp_path / "two"), reporter=SilentReporter())
+    evaluation = evaluate_run(
+        result.run.path, str(tmp_path / "two"), include_training=True, reporter=SilentReporter()
+    )
     loaded = load_run(result.run.path)
     right = 0
     files = sorted((tmp_path / "two").rglob("*.png"))

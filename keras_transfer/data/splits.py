@@ -9,6 +9,7 @@ as splits, because scikit-learn's StratifiedGroupKFold can leave a class out of 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def with_train_size(splits: Splits, records: Records, size: int | None) -> Split
 
 
 def manifest(splits: Splits, records: Records) -> dict[str, Any]:
-    """The splits as plain JSON values: path, label, group and digest of every row.
+    """The splits as plain JSON values, with all that a record has for every row.
 
     `hash` is the SHA-256 of the sorted (split, label, digest) triples: two runs with the same
     images in the same splits have the same hash, whatever the folders are called.
@@ -97,7 +98,9 @@ def manifest(splits: Splits, records: Records) -> dict[str, Any]:
     rows = {name: getattr(splits, name).tolist() for name in NAMES}
     used = {row for part in rows.values() for row in part}
     rows[UNUSED] = [row for row in range(len(records.items)) if row not in used]
-    entries = {name: [_entry(records.items[row]) for row in part] for name, part in rows.items()}
+    entries = {
+        name: [_entry(row, records.items[row]) for row in part] for name, part in rows.items()
+    }
     counts = {
         name: _count(records.targets.take(np.array(part, int))) for name, part in rows.items()
     }
@@ -112,40 +115,43 @@ def manifest(splits: Splits, records: Records) -> dict[str, Any]:
     }
 
 
-def read_manifest(document: dict[str, Any], records: Records) -> Splits:
-    """Find the rows of a manifest among audited records; the root folder may have changed.
+def read_manifest(document: dict[str, Any]) -> tuple[tuple[Record, ...], Splits]:
+    """The images of a manifest in the order of their rows, as they were listed, and the splits.
 
     Raises:
-        DataError: the manifest was edited, or images, labels or classes are not those it lists.
+        DataError: the manifest was edited, or is damaged.
     """
-    entries: dict[str, list[dict[str, Any]]] = document["rows"]
-    if document["hash"] != _content_hash(entries):
+    try:
+        entries: dict[str, list[dict[str, Any]]] = document["rows"]
+        listed = sorted(itertools.chain(*entries.values()), key=lambda entry: entry["row"])
+        expected, received = document["hash"], _content_hash(entries)
+        if [entry["row"] for entry in listed] != list(range(len(listed))):
+            received = "rows that are missing or listed twice"
+        items = tuple(map(_record, listed))
+        if [item.label for item in items] != [entry["label"] for entry in listed]:
+            received = "targets that differ from the labels"
+        fields = {name: document[name] for name in ("seed", "val_fraction", "test_fraction")}
+        for name in NAMES:
+            fields[name] = np.array([entry["row"] for entry in entries[name]], np.int64)
+    except (KeyError, TypeError, AttributeError) as error:
+        expected, received = "the manifest of a run", f"no {error}"
+    if expected != received:
         raise DataError(
-            "the split manifest does not agree with its own hash",
-            expected=document["hash"],
-            received=_content_hash(entries),
+            "splits.json does not agree with its own hash",
+            expected=expected,
+            received=received,
             fix="restore the original splits.json, or start a new run",
         )
-    row_of = {_identity(_entry(item)): row for row, item in enumerate(records.items)}
-    listed = {_identity(entry) for part in entries.values() for entry in part}
-    missing, added = sorted(listed - row_of.keys()), sorted(row_of.keys() - listed)
-    same_classes = document["class_names_hash"] == hash_class_names(records.targets.names)
-    if missing or added or not same_classes:
-        raise DataError(
-            f"the images below {records.root} are not those that were split",
-            expected=f"{len(listed)} images with the paths, labels and content of the manifest",
-            received=_describe("changed or gone", missing) + ", " + _describe("new", added),
-            fix="restore the images, or start a new run on them",
-        )
-    rows = {
-        name: np.array(sorted(row_of[_identity(entry)] for entry in entries[name]), dtype=np.int64)
-        for name in NAMES
-    }
-    return Splits(
-        **rows,
-        seed=document["seed"],
-        val_fraction=document["val_fraction"],
-        test_fraction=document["test_fraction"],
+    return items, Splits(**fields)
+
+
+def _record(entry: dict[str, Any]) -> Record:
+    return Record(
+        path=entry["path"],
+        target=tuple(entry["target"]),
+        split=entry["source_split"],
+        group=entry["group"],
+        digest=entry["digest"],
     )
 
 
@@ -271,17 +277,16 @@ def _check_train_size(size: int, targets: Targets) -> None:
         )
 
 
-def _entry(record: Record) -> dict[str, Any]:
+def _entry(row: int, record: Record) -> dict[str, Any]:
     return {
+        "row": row,
         "path": record.path,
         "label": record.label,
+        "target": list(record.target),
+        "source_split": record.split,
         "group": record.group,
         "digest": record.digest,
     }
-
-
-def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
-    return entry["path"], entry["label"], entry["digest"]
 
 
 def _content_hash(entries: dict[str, list[dict[str, Any]]]) -> str:
@@ -289,11 +294,6 @@ def _content_hash(entries: dict[str, list[dict[str, Any]]]) -> str:
         (name, entry["label"], entry["digest"]) for name, part in entries.items() for entry in part
     )
     return hashlib.sha256(json.dumps(triples).encode()).hexdigest()
-
-
-def _describe(what: str, identities: list[tuple[str, str, str]]) -> str:
-    example = f" (such as {identities[0][0]})" if identities else ""
-    return f"{len(identities)} {what}{example}"
 
 
 def make_folds(

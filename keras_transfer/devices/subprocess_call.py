@@ -87,8 +87,7 @@ class SubprocessCall:
     @property
     def ending(self) -> str:
         """The signal or exit status of the process."""
-        status = self._process.returncode
-        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return describe_status(self._process.returncode)
 
     def result(self) -> Any:
         """Wait for the end and return what the function returned.
@@ -114,6 +113,11 @@ class SubprocessCall:
             self._process.kill()
             self._process.wait()
         self._scratch.cleanup()
+
+
+def describe_status(status: int) -> str:
+    """The signal that ended a process, or its exit status; as `Popen.returncode` gives it."""
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 def _error_class(name: str) -> type[KerasTransferError]:

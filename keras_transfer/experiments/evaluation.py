@@ -1,6 +1,7 @@
 """Evaluation and export of a finished run."""
 
 import dataclasses
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -8,56 +9,76 @@ from filelock import FileLock
 
 from keras_transfer.config import images_at, override
 from keras_transfer.data.audit import pixels_key
-from keras_transfer.data.records import Records
+from keras_transfer.data.records import Records, counted
+from keras_transfer.data.splits import read_manifest
 from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.summary import describe_images
 from keras_transfer.export.bundle.deployment import deliver
-from keras_transfer.export.card import make_card
+from keras_transfer.export.card import Card, make_card
+from keras_transfer.export.kept_images import find_or_kept
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.storage.run_folder import next_version
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import next_version, version_folders
 from keras_transfer.tasks.registry import read_task
 
 
-def evaluate_run(run_path: str | Path, data_path: str | None, *, reporter: Reporter) -> Evaluation:
-    """Evaluate a run on its own test split, or on all images of a folder or CSV file.
+def evaluate_run(
+    run_path: str | Path,
+    data_path: str | None,
+    *,
+    reporter: Reporter,
+    moved_to: str | None = None,
+    include_training: bool = False,
+) -> Evaluation:
+    """Evaluate a run on its own test split, or on the images of a folder or CSV file.
 
     Args:
         data_path: targets are matched by name, so there may be only some of the run's classes.
+        moved_to: where the run's own images are now; None is its `data.path`.
+        include_training: whether images of `data_path` count that the run was trained on.
 
     Raises:
         RunError: the folder has no finished run.
-        DataError: the images cannot be used, changed since the run, or have unknown classes.
+        DataError: the images cannot be used, changed since the run, have unknown classes, or were
+            all used in training.
     """
-    run = load_run(run_path)
-    records, values, outputs = _predict_labelled(run, data_path, reporter)
+    run = load_run(run_path).at(moved_to)
+    if data_path is None:
+        records, values, outputs = _predict_test(run, reporter, all_needed=True)
+    else:
+        listed = read_task(override(run.spec, images_at(data_path)))[1]
+        leave_out = set() if include_training else _training_digests(run)
+        records, values, outputs = _predict_labelled(run, listed, reporter, leave_out=leave_out)
     reporter.info(f"{describe_images(records.targets)}.")
     return run.task.evaluate(values, outputs, seed=run.spec.seed)
 
 
 def export_run(
-    run_path: str | Path, *, reporter: Reporter, precision: str | None = None
+    run_path: str | Path,
+    *,
+    reporter: Reporter,
+    precision: str | None = None,
+    moved_to: str | None = None,
 ) -> tuple[Path, Proof]:
     """Export the run's model under the next version number, verified on its test split.
 
     Args:
         precision: as export.precision; None uses that of the run.
+        moved_to: where the run's own images are now; None is its `data.path`.
 
     Raises:
         RunError, DataError: the run or its test images no longer exist.
         ExportError: the exported model does not agree with the trained one.
     """
-    run = load_run(run_path)
+    run = load_run(run_path).at(moved_to)
     spec = override(run.spec, {"export.precision": precision}) if precision else run.spec
-    records, values, outputs = _predict_labelled(run, None, reporter)
-    test = run.task.evaluate(values, outputs, seed=run.spec.seed)
-    rows = run.folder.read_json("splits.json")["rows"]
-    counts = {name: len(entries) for name, entries in rows.items()}
+    records, values, outputs = _predict_test(run, reporter, all_needed=False)
     export_folder = run.folder.export_folder
     export_folder.mkdir(exist_ok=True)
     # Another process that exports at the same time gets another number.
@@ -68,25 +89,59 @@ def export_run(
             folder,
             spec=spec,
             task=run.task,
-            card=make_card(spec, run.model, run.task, test, counts),
+            card=_card(run, spec, values, outputs),
             files=[records.file(row) for row in range(len(records.items))],
             outputs=outputs,
         )
     return folder, proof
 
 
-def _predict_labelled(
-    run: LoadedRun, data_path: str | None, reporter: Reporter
+def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray) -> Card:
+    """The card of the model; with only some test images, that of the last export."""
+    rows = run.folder.read_json("splits.json")["rows"]
+    if len(values) == len(rows["test"]):
+        counts = {name: len(entries) for name, entries in rows.items()}
+        test = run.task.evaluate(values, outputs, seed=run.spec.seed)
+        return make_card(spec, run.model, run.task, test, counts)
+    versions = version_folders(run.folder.export_folder)
+    if not versions:
+        raise DataError(
+            f"the test figures of {run.folder.path} cannot be computed",
+            expected=f"all {len(rows['test'])} test images, or an earlier export with its card",
+            received=f"{len(values)} images that the run keeps, and no export",
+            fix="give the place of the images: data.path=…",
+        )
+    return Card.read(versions[max(versions)])
+
+
+def _predict_test(
+    run: LoadedRun, reporter: Reporter, *, all_needed: bool
 ) -> tuple[Records, np.ndarray, np.ndarray]:
-    """The images to evaluate on, their targets for the run's task, and the outputs."""
-    listed = _test_split(run) if data_path is None else _other_images(run, data_path)
+    """As `_predict_labelled`, for the run's test images; the source is not listed again."""
+    # They were readable in training.
+    run = dataclasses.replace(run, spec=override(run.spec, {"data.on_bad_file": "error"}))
+    records, splits = read_manifest(run.folder.read_json("splits.json"))
+    listed = [records[row] for row in splits.test]
+    items, root = find_or_kept(listed, run, split="test", all_needed=all_needed, reporter=reporter)
+    return _predict_labelled(run, Records(items, run.task.targets(items), root), reporter)
+
+
+def _predict_labelled(
+    run: LoadedRun, listed: Records, reporter: Reporter, *, leave_out: Container[str] = ()
+) -> tuple[Records, np.ndarray, np.ndarray]:
+    """The images to evaluate on, their targets for the run's task, and the outputs.
+
+    `leave_out` has digests of images that were used in training.
+    """
     # A finished run predicts on the current device: those of the spec are not set up.
     with open_session(
         run.spec, reporter=reporter, devices=current(), task=run.task, records=listed
     ) as session:
         records, pixels, _ = session.read_images()
-        if data_path is None:
-            _check_unchanged(records, run)
+        rows = [n for n, record in enumerate(records.items) if record.digest not in leave_out]
+        if len(rows) < len(records.items):
+            records = _without_training(records, np.array(rows, np.int64), reporter)
+            pixels = pixels.part(np.array(rows, np.int64))
         values = run.task.targets(records.items).values
         outputs = predict_cached(
             run.model,
@@ -100,36 +155,27 @@ def _predict_labelled(
     return records, values, outputs
 
 
-def _test_split(run: LoadedRun) -> Records:
-    """The run's test images, as the source lists them."""
-    listed = {entry["path"] for entry in run.folder.read_json("splits.json")["rows"]["test"]}
-    _, records = read_task(run.spec)
-    items = tuple(record for record in records.items if record.path in listed)
-    missing = listed - {record.path for record in items}
-    if missing:
+def _without_training(records: Records, rows: np.ndarray, reporter: Reporter) -> Records:
+    """The records of `rows`, which were not used in training."""
+    num_left_out = len(records.items) - len(rows)
+    if not len(rows):
         raise DataError(
-            f"{len(missing)} test images of the run are no longer in {records.root}",
-            expected=f"all {len(listed)} images of the test split",
-            received=f"no {min(missing)}",
-            fix="restore the images, or name other images to evaluate the run on",
+            f"all {num_left_out} images were used in the run's training",
+            expected="images that the run was not trained and not chosen on",
+            received="only images of its training and validation splits",
+            fix="give other images, or --include-training (in Python include_training=True) for "
+            "figures that say nothing about new images",
         )
-    rows = np.array([record.path in listed for record in records.items], bool)
+    words = counted(num_left_out, "image was", "images were")
+    reporter.info(
+        f"{words} used in the run's training (training and validation splits) and left out; "
+        "--include-training keeps them."
+    )
+    items = tuple(records.items[row] for row in rows)
     return dataclasses.replace(records, items=items, targets=records.targets.take(rows))
 
 
-def _check_unchanged(records: Records, run: LoadedRun) -> None:
-    rows = run.folder.read_json("splits.json")["rows"]["test"]
-    digests = {entry["path"]: entry["digest"] for entry in rows}
-    changed = [r.path for r in records.items if r.digest != digests[r.path]]
-    changed += [bad.path for bad in records.bad_files]
-    if changed:
-        raise DataError(
-            f"{len(changed)} test images changed since the run",
-            expected="the files that the run was evaluated on",
-            received=f"other content in {changed[0]}",
-            fix="restore the images, or name other images to evaluate the run on",
-        )
-
-
-def _other_images(run: LoadedRun, data_path: str) -> Records:
-    return read_task(override(run.spec, images_at(data_path)))[1]
+def _training_digests(run: LoadedRun) -> set[str]:
+    """Digests of the images that the run was trained on, or chosen on."""
+    records, splits = read_manifest(run.folder.read_json("splits.json"))
+    return {records[row].digest for row in (*splits.train, *splits.val)}

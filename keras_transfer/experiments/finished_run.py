@@ -82,17 +82,30 @@ class Run:
         return dict(folder.read_json("search.json")) if folder.search_file.is_file() else None
 
     def evaluate(
-        self, data: Files | None = None, *, reporter: Reporter | None = None
+        self,
+        data: Files | None = None,
+        *,
+        moved_to: Files | None = None,
+        include_training: bool = False,
+        reporter: Reporter | None = None,
     ) -> Evaluation:
         """Evaluate the model on a labelled folder or CSV file, or again on its test split.
 
-        Classes are matched by name, so the data may have only some of the run's classes.
+        Args:
+            data: classes are matched by name, so it may have only some of the run's classes.
+            moved_to: where the run's own images are now; None is its `data.path`.
+            include_training: whether images of `data` count that the run was trained on.
 
         Raises:
             DataError: the images cannot be used, changed since the run, or have unknown classes.
         """
-        data = None if data is None else os.fspath(data)
-        return evaluate_run(self.path, data, reporter=reporter or TerminalReporter())
+        return evaluate_run(
+            self.path,
+            None if data is None else os.fspath(data),
+            moved_to=None if moved_to is None else os.fspath(moved_to),
+            include_training=include_training,
+            reporter=reporter or TerminalReporter(),
+        )
 
     def predict(self, images: Files | Iterable[Files] | np.ndarray) -> list[Prediction | BadFile]:
         """Predict images: a list of files, one file, a folder, or an array.
@@ -136,6 +149,7 @@ class Run:
         formats: Sequence[str] = (),
         *,
         precision: Literal["float32", "bfloat16"] | None = None,
+        moved_to: Files | None = None,
         reporter: Reporter | None = None,
     ) -> Path:
         """Export the model under the next version number, verified on the run's test split.
@@ -143,6 +157,7 @@ class Run:
         Args:
             formats: other formats to write as well, such as "onnx" and "litert_int8"; "all".
             precision: of the SavedModel; None is the spec's `export.precision`.
+            moved_to: where the run's own images are now; None is its `data.path`.
 
         Returns:
             the folder of the SavedModel, or of the other formats if there are any.
@@ -155,11 +170,16 @@ class Run:
         names = [formats] if isinstance(formats, str) else formats
         chosen = parse_formats(",".join(names)) if names else ()
         check_libraries(chosen)  # Before anything is written.
-        folder, proof = export_run(self.path, reporter=reporter, precision=precision)
+        place = None if moved_to is None else os.fspath(moved_to)
+        folder, proof = export_run(
+            self.path, reporter=reporter, precision=precision, moved_to=place
+        )
         reporter.info(describe_proof(proof))
         if not chosen:
             return folder
-        folder, rows = convert_run(self.path, folder, chosen, compare=False, reporter=reporter)
+        folder, rows = convert_run(
+            self.path, folder, chosen, compare=False, reporter=reporter, moved_to=place
+        )
         for row in rows:
             if row.refusal:
                 reporter.info(f"{row.name} is refused: {row.refusal}")

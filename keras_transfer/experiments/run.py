@@ -22,12 +22,14 @@ from keras_transfer.experiments.session import Data, Session, open_session
 from keras_transfer.experiments.summary import Result, describe_cache, describe_saving
 from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
+from keras_transfer.export.kept_images import keep_images
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.inference.prediction import TASK_FILE
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.checksums import write_checksums
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
 from keras_transfer.tasks.registry import describe_task
@@ -148,6 +150,9 @@ def _write(
     model = undistributed(classifier.model)
     with run.replacing("model.keras") as path:
         classifier.save(path)
+    if spec.run.keep_images == "proof":
+        keep_images(run, data.records, data.splits)
+    write_checksums(run.path, (TASK_FILE, run.model_file.name))
     counts = {name: len(getattr(data.splits, name)) for name in NAMES}
     return deliver(
         model,

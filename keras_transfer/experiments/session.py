@@ -24,6 +24,7 @@ import numpy as np
 from keras_transfer.config import make_spec, override
 from keras_transfer.data.audit import Audited, audit, pixels_key
 from keras_transfer.data.datasets import Examples
+from keras_transfer.data.listed_images import find_listed
 from keras_transfer.data.plain import make_plain
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
@@ -41,7 +42,7 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.tasks.registry import read_task, restore_task
+from keras_transfer.tasks.registry import make_task, read_task, restore_task
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
 
@@ -74,7 +75,8 @@ class Session:
     `spec` is the given one, with a model file or run as backbone resolved (`model_files.resolve`),
     and with `cache.mode=off` where 'auto' found too little space. `records`
     are all that the source lists, `data.records` those that could be read. `run` is the folder of
-    the results, None where nothing is written. `methods` has one method per phase.
+    the results, None where nothing is written. `listed_splits` are those in its splits.json when
+    the session was opened, and `records` then the images there. `methods` has one per phase.
     """
 
     spec: RunSpec
@@ -85,19 +87,18 @@ class Session:
     cache: Cache
     reporter: Reporter
     run: RunFolder | None = None
+    listed_splits: Splits | None = None
 
     @cached_property
     def data(self) -> Data:
         """The images, read, checked and split when they are first used.
-
-        Splits are those of the run's splits.json if it has one.
 
         Raises:
             DataError: the images or their splits cannot be used.
             RunError: the decoded images cannot be stored.
         """
         records, pixels, num_decoded = self.read_images()
-        splits = self._split(records)
+        splits = self.listed_splits or make_splits(records, self.spec.data, seed=self.spec.seed)
         for sentence in describe_data(self.spec, records, splits):
             self.reporter.info(sentence)
         examples = Examples(
@@ -116,12 +117,10 @@ class Session:
             DataError: files cannot be read and `data.on_bad_file=error`, or a class has none left.
             RunError: the decoded images cannot be stored.
         """
-        return audit(self.records, self.spec.data, cache=self.cache, reporter=self.reporter)
-
-    def _split(self, records: Records) -> Splits:
-        if self.run and self.devices.host == 0 and (self.run.path / "splits.json").is_file():
-            return read_manifest(self.run.read_json("splits.json"), records)
-        return make_splits(records, self.spec.data, seed=self.spec.seed)
+        data = self.spec.data
+        if self.listed_splits:  # They were readable, and rows are counted without bad files.
+            data = dataclasses.replace(data, on_bad_file="error")
+        return audit(self.records, data, cache=self.cache, reporter=self.reporter)
 
     def build_classifier(self) -> Classifier:
         """The spec's classifier before any training.
@@ -169,12 +168,13 @@ def open_session(
     Args:
         run: folder of the results, also for temporary files; None uses the system's folder.
         devices: devices that are already set up; by default those of the spec are set up.
-        task, records: the task and its images; by default all images of the source.
+        task, records: the task and its images; by default those in splits.json of `run`, and
+            all images of the source for a run without this file.
 
     Raises:
         SpecError: the devices do not exist or cannot share a batch equally, or a task, a method
             or an option is unknown.
-        DataError: the source cannot be listed.
+        DataError: the source cannot be listed, or images of splits.json are not there.
     """
     spec = resolve(spec)
     methods = make_methods(spec)
@@ -182,14 +182,25 @@ def open_session(
         devices = set_up(spec.devices, seed=spec.seed)
         devices.check_batch_size(spec.training.batch_size, spec.devices.batch_size)
         reporter.info(devices.describe(spec.training.batch_size))
-    if task is None or records is None:
+    listed_splits = None
+    if run and (run.path / "splits.json").is_file():
+        task, records, listed_splits = _read_listed(spec, run, reporter)
+    elif task is None or records is None:
         task, records = read_task(spec)
     spec = _resolve_cache_mode(spec, len(records.items), reporter)
     if run:
         run.checkpoint_folder.mkdir(exist_ok=True)
     scratch = run.checkpoint_folder if run else None
     with open_cache(spec, reporter=reporter, scratch=scratch) as cache:
-        yield Session(spec, devices, methods, task, records, cache, reporter, run)
+        yield Session(spec, devices, methods, task, records, cache, reporter, run, listed_splits)
+
+
+def _read_listed(spec: RunSpec, run: RunFolder, reporter: Reporter) -> tuple[Task, Records, Splits]:
+    """The images in the run's splits.json; the source is not listed again."""
+    listed, splits = read_manifest(run.read_json("splits.json"))
+    items, root = find_listed(listed, spec.data, reporter=reporter)
+    task = make_task(spec, items)
+    return task, Records(items, task.targets(items), root), splits
 
 
 def _resolve_cache_mode(spec: RunSpec, num_images: int, reporter: Reporter) -> RunSpec:

@@ -12,13 +12,14 @@ import numpy as np
 from keras_transfer.data.audit import pixels_key
 from keras_transfer.data.images import decoding_of
 from keras_transfer.data.reading import DecodedImage, read_pixels
-from keras_transfer.data.sources import read_records
+from keras_transfer.data.splits import read_manifest
 from keras_transfer.errors import DataError, ExportError
 from keras_transfer.export.formats import variants
 from keras_transfer.export.formats.agreement import num_processors
 from keras_transfer.export.formats.making import Job, make_formats
 from keras_transfer.export.formats.registry import Format, check_libraries, files_of
 from keras_transfer.export.formats.report import Row, write_comparison
+from keras_transfer.export.kept_images import NUM_RANGES, find_or_kept, spread
 from keras_transfer.export.saved_model.proof import policy_of
 from keras_transfer.features.cached_logits import known_outputs
 from keras_transfer.inference.prediction import LoadedRun, load_run
@@ -26,9 +27,7 @@ from keras_transfer.models.forward import predict_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.storage.atomic import discard_partials, replacing
 from keras_transfer.storage.cache import open_cache
-
-NUM_RANGES: Final = 64
-"""Training images from which int8 formats take the ranges of activations."""
+from keras_transfer.storage.checksums import write_checksums
 
 MAX_TEST_IMAGES: Final = 1024
 """Test images for every format, spread evenly; more would take hours and change little."""
@@ -50,6 +49,7 @@ def convert_run(
     *,
     compare: bool,
     reporter: Reporter,
+    moved_to: str | None = None,
 ) -> tuple[Path, list[Row]]:
     """Write a run's network in other formats, next to one of its exports.
 
@@ -57,6 +57,7 @@ def convert_run(
         export_folder: `RUN/export/<version>`; the formats are written to `RUN/formats/<version>`.
         compare: also time all of them in turns, with Keras, the SavedModel and Keras's own export
             of the model.
+        moved_to: where the run's own images are now; None is its `data.path`.
 
     Returns:
         the folder, and a row for each variant that was tried; files of refused ones are removed.
@@ -67,9 +68,10 @@ def convert_run(
         RunError: the disk is full, or the folder cannot be written.
     """
     check_libraries(formats)
-    run = load_run(run_path)
+    run = load_run(run_path).at(moved_to)
     reporter.info("Reading the run's test images, and training images for ranges …")
-    test, train = read_split(run, "test", MAX_TEST_IMAGES), read_split(run, "train", NUM_RANGES)
+    test = read_split(run, "test", MAX_TEST_IMAGES, reporter=reporter)
+    train = read_split(run, "train", NUM_RANGES, reporter=reporter)
     folder = run.folder.path / "formats" / export_folder.name
     # Incomplete files of a killed conversion.
     discard_partials(folder.parent)
@@ -91,6 +93,7 @@ def convert_run(
         rows = variants.compare(tried, reference, failed=failed, timed=compare, reporter=reporter)
         _drop_refused(rows, formats, path)
         notes = variants.notes([row.name for row in rows], timed=compare)
+        write_checksums(path, (file.relative_to(path).as_posix() for file in files_of(path)))
         write_comparison(rows, path, num_threads=num_processors(), notes=notes)
     return folder, rows
 
@@ -141,38 +144,32 @@ def _reference(
     )
 
 
-def read_split(run: LoadedRun, name: str, limit: int) -> SplitImages:
+def read_split(run: LoadedRun, name: str, limit: int, *, reporter: Reporter) -> SplitImages:
     """At most `limit` images of a run's split, spread evenly over its manifest.
 
+    Where they are missing, only those that the run keeps.
+
     Raises:
-        DataError: one of them is missing, or has changed since the run.
+        DataError: one of them is missing, or has changed since the run, which keeps none.
     """
-    listed = run.folder.read_json("splits.json")["rows"][name]
-    chosen = np.linspace(0, len(listed) - 1, min(limit, len(listed))).round().astype(int)
-    entries = [listed[row] for row in chosen]
-    data, listing = run.spec.data, read_records(run.spec.data)
-    by_path = {record.path: record for record in listing.items}
-    paths = [listing.root / entry["path"] for entry in entries]
-    images = read_pixels(paths, **decoding_of(data))
-    pixels = np.empty((len(entries), data.image_size, data.image_size, 3), np.uint8)
-    for row, (entry, image) in enumerate(zip(entries, images, strict=True)):
-        if (
-            not isinstance(image, DecodedImage)
-            or image.digest != entry["digest"]
-            or entry["path"] not in by_path
-        ):
+    items, splits = read_manifest(run.folder.read_json("splits.json"))
+    rows = getattr(splits, name)
+    listed = [items[rows[position]] for position in spread(len(rows), limit)]
+    data = run.spec.data
+    records, root = find_or_kept(listed, run, split=name, all_needed=False, reporter=reporter)
+    images = read_pixels([root / record.path for record in records], **decoding_of(data))
+    pixels = np.empty((len(records), data.image_size, data.image_size, 3), np.uint8)
+    for row, image in enumerate(images):
+        if not isinstance(image, DecodedImage):
             raise DataError(
-                f"images of the run's {name} split changed since the run",
+                f"an image of the run's {name} split cannot be read any more",
                 expected="the files that the run was trained and evaluated on",
-                received=f"other content in {entry['path']}"
-                if isinstance(image, DecodedImage)
-                else f"{entry['path']}: {image.reason}",
-                fix="restore the images, or export without --formats",
+                received=f"{image.path}: {image.reason}",
+                fix="restore the image, or export without --formats",
             )
         pixels[row] = image.pixels
-    records = [by_path[entry["path"]] for entry in entries]
     values = run.task.targets(records).values
-    return SplitImages(pixels, values, [entry["digest"] for entry in entries])
+    return SplitImages(pixels, values, [record.digest for record in records])
 
 
 def _drop_refused(rows: Sequence[Row], formats: Sequence[Format], folder: Path) -> None:

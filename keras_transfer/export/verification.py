@@ -7,6 +7,7 @@ the training.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from keras_transfer.data.images import load_encoded
+from keras_transfer.devices.subprocess_call import describe_status
 from keras_transfer.errors import ExportError
 from keras_transfer.export.formats.registry import Kind
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
@@ -105,22 +107,40 @@ class IsolatedProcess:
         except BrokenPipeError:
             pass  # The process ended; the end of its standard error has the reason.
         line = self._process.stdout.readline()
-        reply: dict[str, Any] = json.loads(line) if line.strip() else {"error": self._last_words()}
+        if not line.strip():
+            raise self._ended(artefact)
+        reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
-            lines = reply["error"].strip().splitlines()[-_SHOWN_LINES:]
             raise ExportError(
                 f"{artefact} cannot be run by {self._kind.runtime} alone",
                 expected="an artefact that its library opens and runs, without keras and "
                 "keras_transfer",
-                received="".join(f"\n    {line}" for line in lines),
+                received=_last_lines(reply["error"]),
                 fix="export again; custom layers must consist of operations that the format has",
             )
         return reply
 
-    def _last_words(self) -> str:
+    def _ended(self, artefact: Path) -> ExportError:
+        """The error of a process that ended without a reply."""
         status = self._process.wait()
         self._stderr.seek(0)
-        return f"{self._stderr.read().decode(errors='replace')}\nexit status {status}"
+        output = _last_lines(self._stderr.read().decode(errors="replace"))
+        killed = status in (-signal.SIGKILL, -signal.SIGTERM)
+        return ExportError(
+            f"the process that checks {artefact} was ended from outside"
+            if killed
+            else f"the process that checks {artefact} crashed",
+            expected=f"a process that runs the artefact with {self._kind.runtime} to the end",
+            received=f"{describe_status(status)}{', its last output:' if output else ''}{output}",
+            fix="the artefact itself is not known to be wrong: if memory ran out (the usual cause "
+            "of SIGKILL), close other programs, then export again"
+            if killed
+            else "correct the error above, then export again",
+        )
+
+
+def _last_lines(text: str) -> str:
+    return "".join(f"\n    {line}" for line in text.strip().splitlines()[-_SHOWN_LINES:])
 
 
 @dataclass(frozen=True, eq=False)

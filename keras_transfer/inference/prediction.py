@@ -4,8 +4,9 @@ import hashlib
 import itertools
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, TextIO
 
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 
 import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer with Keras
-from keras_transfer.config import load_spec
+from keras_transfer.config import load_spec, override
 from keras_transfer.data.images import EXTENSIONS, decoding_of
 from keras_transfer.data.reading import DecodedImage, Known, read_new_pixels
 from keras_transfer.data.records import BadFile
@@ -23,8 +24,10 @@ from keras_transfer.export.formats.registry import SUFFIXES, files_of, kind_of
 from keras_transfer.export.formats.runtimes import Runtime, open_runtime
 from keras_transfer.models.forward import BATCH_SIZE, predict_pixels
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.checksums import verify_checksums
 from keras_transfer.storage.class_names import check_class_order
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import check_spec_hash
 from keras_transfer.tasks.registry import restore_task
 from keras_transfer.tasks.task import Task
 
@@ -48,13 +51,15 @@ class LoadedRun:
     """A run's model with everything needed to predict new images.
 
     `model` maps float32 [B, S, S, 3] in 0-255 to logits in the order of `class_names`, which are
-    the names of the outputs of the `task`.
+    the names of the outputs of the `task`. `is_moved`: `spec.data.path` is another place than that
+    of the training.
     """
 
     model: keras.Model
     task: Task
     spec: RunSpec
     folder: RunFolder
+    is_moved: bool = False
 
     @property
     def contract(self) -> Contract:
@@ -65,6 +70,13 @@ class LoadedRun:
     def class_names(self) -> tuple[str, ...]:
         """The names of the task's outputs."""
         return self.task.names
+
+    def at(self, place: str | None) -> "LoadedRun":
+        """The run with its own images at another place; None leaves them where they were."""
+        if place is None:
+            return self
+        spec = override(self.spec, {"data.path": place})
+        return replace(self, spec=spec, is_moved=True)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Outputs float32 [B, K] for pixels uint8 [B, S, S, 3]."""
@@ -120,6 +132,12 @@ def load_run(path: str | Path) -> LoadedRun:
         )
     class_names = folder.read_class_names()
     spec = load_spec(folder.path)
+    check_spec_hash(spec, folder)
+    verify_checksums(
+        folder.path,
+        error=RunError,
+        fix="restore the files from a copy of the run, or train again",
+    )
     # Before the model is read: the module of the task may register layers of the model.
     task = restore_task(folder.read_json(TASK_FILE), class_names)
     model = _load_model(folder)
@@ -208,7 +226,13 @@ def _load_model(folder: RunFolder) -> keras.Model:
     try:
         return keras.models.load_model(folder.model_file, compile=False)
     except Exception as error:  # Keras raises many types of errors for a damaged archive.
-        received = "no such file" if not folder.model_file.exists() else str(error)[:500]
+        received = str(error)[:500]
+        if not folder.model_file.exists():
+            received = "no such file"
+        elif not zipfile.is_zipfile(folder.model_file):
+            # Keras says that there is no such file.
+            size = folder.model_file.stat().st_size
+            received = f"a damaged or incomplete file of {size:,} bytes"
         raise RunError(
             f"the model of the run cannot be loaded from {folder.model_file}",
             expected="the model.keras of the run",

@@ -125,9 +125,7 @@ def _watch(processes: dict[int, SubprocessCall], run: RunFolder, num_hosts: int)
             )
         if processes[host].was_killed:
             raise _lost(f"host {host} of {num_hosts}", ending, run)
-        # After an early error the host has removed the run folder, except for this process's log.
-        is_gone = not run.spec_file.exists()
-        with vacated_on_refusal(run) if is_gone else contextlib.nullcontext():
+        with vacated_on_refusal(run):
             processes[host].result()
 
 

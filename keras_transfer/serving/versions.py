@@ -35,6 +35,7 @@ from keras_transfer.serving.protocol import (
     version_status,
 )
 from keras_transfer.serving.settings import Settings
+from keras_transfer.storage.checksums import verify_checksums
 from keras_transfer.storage.run_folder import version_folders
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ class Version:
         card: the content of card.json, or fields of the contract without that file.
 
     Raises:
-        ExportError: the folder is not a complete export, or does not match its contract.
+        ExportError: the folder is not a complete export, was changed after it was verified, or
+            does not match its contract.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Version:
     ):
         self.number = number
         self.num_requests = 0
+        verify_checksums(folder)
         self.contract = Contract.read(folder)
         limit = settings.max_megapixels or self.contract.max_megapixels
         self.images = ImageRows(self.contract, min(limit, self.contract.max_megapixels))

@@ -21,6 +21,8 @@ from keras_transfer.errors import KerasTransferError, RunError
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PARTIAL: Final = re.compile(r".+\.partial(\.[^.]+)?")
 _REPLACED: Final = ".replaced"
+_LONGEST_SUFFIX: Final = ".partial.partial.json"
+"""Of the temporary names of an output."""
 
 
 @contextlib.contextmanager
@@ -61,8 +63,12 @@ def put_in_place(partial: Path, target: Path) -> None:
 
 
 def check_vacant(output: Path) -> None:
-    """Raise RunError if an output exists already, so that nothing is overwritten."""
-    if output.exists():
+    """Raise RunError if an output exists already, so that nothing is overwritten.
+
+    Raises:
+        RunError: as well if its name is not possible here, such as one that is too long.
+    """
+    if exists(output):
         raise RunError(
             f"{output} exists already",
             expected="the name of a new file, so that nothing is overwritten",
@@ -71,6 +77,23 @@ def check_vacant(output: Path) -> None:
             else f"a file of {output.stat().st_size:,} bytes",
             fix="give another --output, or move the file away",
         )
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+        RunError: the file system cannot tell, for example because the name is too long.
+    """
+    try:
+        # Below a folder that is missing, the system would not look at the names.
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        for name in path.absolute().relative_to(folder).parts:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / f"{name}{_LONGEST_SUFFIX}").stat()
+        return path.exists()
+    except (OSError, ValueError) as error:
+        raise storage_error(error, path) from error
 
 
 def discard_partials(folder: Path) -> None:
@@ -98,6 +121,15 @@ def storage_error(error: Exception, target: Path, *, safe: str = "") -> RunError
             received=f"{_reason(error)}; {_free_space(target)}",
             fix="free some space, then repeat the command"
             + (f" ({safe})" if safe else "; no finished file was changed"),
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return RunError(
+            f"the name {target.name[:40]!r}… is too long",
+            expected="a name that the file system accepts: usually at most 255 bytes, with room "
+            "for the suffix of a temporary file",
+            received=f"{len(os.fsencode(target.name))} bytes in a path of "
+            f"{len(os.fsencode(target))}",
+            fix="give a shorter --output, or a shorter name",
         )
     return RunError(
         f"{target} cannot be written",

@@ -15,6 +15,7 @@ from typing import Final
 from keras_transfer.config import load_spec
 from keras_transfer.errors import SpecError, WeightsError
 from keras_transfer.specs import ModelSpec, RunSpec
+from keras_transfer.storage.checksums import verify_checksums
 
 OWN_WEIGHTS: Final = "file"
 """The value of `model.weights` for the weights in the model file itself."""
@@ -74,6 +75,7 @@ def resolve_model(model: ModelSpec) -> ModelSpec:
 
     Raises:
         SpecError: the backbone is a run, and weights of another origin are set.
+        WeightsError: the model of the run was changed.
     """
     if not names_file(model.backbone):
         return model
@@ -83,6 +85,9 @@ def resolve_model(model: ModelSpec) -> ModelSpec:
         return dataclasses.replace(model, weights=weights)
     pinned = f"{file.absolute()}{_MARK}{_digest(file)}"
     if file.name == _MODEL and (file.parent / "spec.json").is_file():
+        verify_checksums(
+            file.parent, [_MODEL], error=WeightsError, fix="restore the file, or train again"
+        )
         source = load_spec(file.parent).model
         if not names_file(source.backbone):
             return _of_run(model, source, pinned)

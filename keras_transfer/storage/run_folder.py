@@ -22,12 +22,12 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.errors import RunError
-from keras_transfer.storage.atomic import discard_partials, replacing, storage_error
+from keras_transfer.storage.atomic import discard_partials, exists, replacing, storage_error
 from keras_transfer.storage.class_names import describe_class_names, verify_class_names
 
 _PACKAGES: Final = (
@@ -75,9 +75,13 @@ _BEFORE_THE_SPEC: Final = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of one run, and reading and writing them."""
+    """The paths of one run, and reading and writing them.
+
+    `is_new`: this process has created the folder or found it empty, so it holds nothing else.
+    """
 
     path: Path
+    is_new: bool = field(default=False, compare=False)
 
     @classmethod
     def create(cls, path: str | Path, *, resume: bool = False) -> "RunFolder":
@@ -87,7 +91,7 @@ class RunFolder:
             RunError: there is a run already, or none to resume; the folder has other files, is a
                 file, or cannot be written.
         """
-        run = cls(Path(path))
+        run = cls(Path(path), is_new=not resume)
         try:
             if resume:
                 run._check_is_run(fix="leave out --resume to start a new run")
@@ -111,7 +115,10 @@ class RunFolder:
             RunError: there is no run.
         """
         run = cls(Path(path))
-        run._check_is_run(fix="give a folder written by `train`, such as saved_models/<name>")
+        try:
+            run._check_is_run(fix="give a folder written by `train`, such as saved_models/<name>")
+        except OSError as error:
+            raise storage_error(error, run.path) from error
         return run
 
     @property
@@ -242,7 +249,7 @@ class RunFolder:
             )
 
     def _check_is_vacant(self) -> None:
-        if not self.path.exists():
+        if not exists(self.path):
             return
         if not self.path.is_dir():
             raise RunError(
@@ -270,9 +277,13 @@ class RunFolder:
 
 
 def next_free(parent: str | Path, name: str) -> Path:
-    """The first of `name`, `name-2`, `name-3` … that does not exist in `parent` yet."""
+    """The first of `name`, `name-2`, `name-3` … that does not exist in `parent` yet.
+
+    Raises:
+        RunError: the name is too long for a folder.
+    """
     number = 1
-    while (path := Path(parent) / (name if number == 1 else f"{name}-{number}")).exists():
+    while exists(path := Path(parent) / (name if number == 1 else f"{name}-{number}")):
         number += 1
     return path
 

@@ -1,7 +1,10 @@
 """Starting and resuming runs: the choice of the folder, and a check that the spec is the same."""
 
 import contextlib
+import dataclasses
+import hashlib
 import itertools
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,6 +18,10 @@ from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder, describe_environment, latest, next_free
 
 DEFAULT_PARENT = Path("saved_models")
+SPEC_HASH = "spec_hash"
+"""In environment.json: `hash_spec` of the spec in spec.json."""
+_PLACE = ("data.path",)
+"""Fields that may change after the start of a run: images are found by their content."""
 _HOSTS_WAIT_SECONDS = 300.0
 _POLL_SECONDS = 0.2
 
@@ -41,10 +48,12 @@ def start_run(
     if suffix is None:
         suffix = "-study" if spec.num_trials > 1 else ""
     name = f"{spec.name}{suffix}"
-    spec = resolve(spec)
+    spec = _settled(spec)
     if resume:
         run = RunFolder.create(output or latest(DEFAULT_PARENT, name), resume=True)
-        check_same_spec(load_spec(run.spec_file), spec, run)
+        saved = load_spec(run.spec_file)
+        check_spec_hash(saved, run)
+        check_same_spec(saved, spec, run)
         if run.is_complete:
             raise RunError(
                 f"{run.path} is finished",
@@ -52,11 +61,49 @@ def start_run(
                 received="a finished run",
                 fix="use its results, or leave out --resume to train again in another folder",
             )
+        if saved != spec:
+            run.write_json("spec.json", spec_to_dict(spec))
         return run
     run = RunFolder.create(output or next_free(DEFAULT_PARENT, name))
-    run.write_json("environment.json", describe_environment())
-    run.write_json("spec.json", spec_to_dict(spec))
+    write_spec(run, spec)
     return run
+
+
+def write_spec(run: RunFolder, spec: RunSpec) -> None:
+    """Write environment.json, with the hash of the spec, and then spec.json."""
+    run.write_json("environment.json", describe_environment() | {SPEC_HASH: hash_spec(spec)})
+    run.write_json("spec.json", spec_to_dict(spec))
+
+
+def hash_spec(spec: RunSpec) -> str:
+    """The SHA-256 of a spec in hex, whatever the place of its images is."""
+    values = {name: value for name, value in _flat(spec_to_dict(spec)) if name not in _PLACE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def check_spec_hash(spec: RunSpec, run: RunFolder) -> None:
+    """Raise RunError if spec.json was changed since the run was started.
+
+    Runs of earlier versions have no hash, and are not checked.
+    """
+    name = "environment.json"
+    recorded = run.read_json(name).get(SPEC_HASH) if (run.path / name).is_file() else None
+    if recorded not in (None, received := hash_spec(spec)):
+        raise RunError(
+            f"{run.spec_file} was changed since the run was started",
+            expected=f"the spec with the SHA-256 {recorded}; only data.path may be changed",
+            received=f"one with {received}",
+            fix="restore the file, or train a new run with the changed one: give the file "
+            "instead of a preset, and another --output",
+        )
+
+
+def _settled(spec: RunSpec) -> RunSpec:
+    """The spec as a run keeps it: with model files resolved and an absolute `data.path`."""
+    data = spec.data
+    if data.path:
+        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().absolute()))
+    return dataclasses.replace(resolve(spec), data=data)
 
 
 def await_run(
@@ -85,20 +132,21 @@ def await_run(
                 fix="start host 0 as well, with a folder that all hosts can open",
             )
         time.sleep(_POLL_SECONDS)
-    check_same_spec(load_spec(run.spec_file), resolve(spec), run)
+    check_same_spec(load_spec(run.spec_file), _settled(spec), run)
     return run
 
 
 @contextlib.contextmanager
 def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
-    """Remove the folder of a run that fails with an error before it has split its images.
+    """Remove the folder of a new run that fails with an error before it has split its images.
 
-    It holds no results yet, and the corrected command could not use the folder.
+    It holds no results yet, and the corrected command could not use the folder. A folder that an
+    earlier command has begun stays as it is.
     """
     try:
         yield
     except KerasTransferError:
-        if not (run.path / "splits.json").exists():
+        if run.is_new and not (run.path / "splits.json").exists():
             names = ("spec.json", "environment.json", "run.log", "host-*.log")
             for file in itertools.chain.from_iterable(map(run.path.glob, names)):
                 file.unlink(missing_ok=True)
@@ -111,9 +159,11 @@ def vacated_on_refusal(run: RunFolder) -> Iterator[None]:
 def check_same_spec(
     saved: RunSpec | PretrainSpec, given: RunSpec | PretrainSpec, run: RunFolder
 ) -> None:
-    """Raise RunError with the different fields unless the two specs are equal."""
+    """Raise RunError with the different fields unless the specs agree in all but the place."""
     before, now = dict(_flat(spec_to_dict(saved))), dict(_flat(spec_to_dict(given)))
-    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    changed = sorted(
+        name for name in before | now if before.get(name) != now.get(name) and name not in _PLACE
+    )
     if changed:
         raise RunError(
             f"{run.path} was started with another spec",

@@ -113,13 +113,13 @@ def fit_phases(
     """
     spec = phase_inputs.spec
     classifier = scale_task(classifier, phase_inputs)
-    finished = Checkpoint(run, "finished") if run else None
+    finished = Checkpoint(run, "finished", reporter.info) if run else None
     outcomes = _resume_finished(finished, classifier, reporter)
     for number in range(len(outcomes), len(spec.phases)):
         left = None if num_epochs is None else num_epochs - sum(o.epochs for o in outcomes)
         if left is not None and left < 1:
             break
-        saver = Checkpoint(run, f"phase-{number}") if run else None
+        saver = Checkpoint(run, f"phase-{number}", reporter.info) if run else None
         name = spec.phases[number].name
         profiler = Profiler(run.profile_folder / name) if run and profile else None
         variables = changing_variables(classifier, spec.phases[number])

@@ -4,7 +4,9 @@ Checkpoint files are written atomically.
 """
 
 import json
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -214,15 +216,24 @@ class Progress(keras.callbacks.Callback):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One state, in `checkpoint/<name>.npz` of a run folder."""
+    """The last state, in `checkpoint/<name>.npz` of a run folder, and the one before it.
+
+    `say` is called with a sentence about a damaged file.
+    """
 
     run: RunFolder
     name: str
+    say: Callable[[str], None]
 
     @property
     def path(self) -> Path:
         """Path of the file, which may not exist."""
         return self.run.checkpoint_folder / f"{self.name}.npz"
+
+    @property
+    def previous(self) -> Path:
+        """Path of the state before the last one, for the case that the last one is damaged."""
+        return self.run.checkpoint_folder / f"{self.name}.previous.npz"
 
     def save(self, state: State) -> None:
         """Replace the file atomically. Only host 0 writes."""
@@ -231,24 +242,54 @@ class Checkpoint:
         arrays: Arrays = {"numbers": np.array(json.dumps(state.numbers))}
         for section, values in state.arrays.items():
             arrays.update({f"{section}|{name}": value for name, value in values.items()})
+        if self.path.is_file():
+            os.replace(self.path, self.previous)
         with self.run.replacing(f"checkpoint/{self.name}.npz") as path, path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def load(self) -> State | None:
-        """The state, None where there is no file."""
-        if not self.path.is_file():
-            return None
-        arrays: dict[str, Arrays] = {}
-        with np.load(self.path) as file:
-            numbers = json.loads(str(file["numbers"]))
-            for key in file.files:
-                section, bar, name = key.partition("|")
-                if bar:
-                    arrays.setdefault(section, {})[name] = file[key]
-        return State(numbers, arrays)
+        """The last whole state, None where there is none; damaged files are removed."""
+        damaged = False
+        for path in (self.path, self.previous):
+            if not path.is_file():
+                continue
+            try:
+                state = _read_state(path)
+            except Exception as error:  # Damaged archives raise many types of errors.
+                damaged = True
+                reason = str(error) or type(error).__name__
+                self.say(f"{path} is damaged and is not used: {reason}")
+                if not current().host:
+                    path.unlink(missing_ok=True)
+                continue
+            if damaged:
+                self.say(f"The last whole checkpoint is {_describe(state, self.name)}.")
+            return state
+        if damaged:
+            self.say(f"There is no older checkpoint of {self.name}, which starts again.")
+        return None
 
     def discard(self) -> None:
-        """Remove the file."""
+        """Remove the files."""
         if current().host:
             return
         self.path.unlink(missing_ok=True)
+        self.previous.unlink(missing_ok=True)
+
+
+def _describe(state: State, name: str) -> str:
+    if "outcomes" in state.numbers:
+        return f"the end of phase {state.numbers['outcomes'][-1]['name']!r}"
+    return f"epoch {len(state.numbers['history'])} of {name}"
+
+
+def _read_state(path: Path) -> State:
+    arrays: dict[str, Arrays] = {}
+    # numpy does not close a damaged file that it opened.
+    with path.open("rb") as stream, np.load(stream) as file:
+        numbers = json.loads(str(file["numbers"]))
+        for key in file.files:
+            section, bar, name = key.partition("|")
+            if bar:
+                arrays.setdefault(section, {})[name] = file[key]
+    return State(numbers, arrays)

@@ -76,7 +76,7 @@ def refit(
             inputs,
             number,
             reporter=reporter,
-            saver=Checkpoint(run, f"refit-{number}") if run else None,
+            saver=Checkpoint(run, f"refit-{number}", reporter.info) if run else None,
             num_epochs=outcome.best_epoch,
             save_seconds=save_seconds,
         )

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import keras
 
-from keras_transfer.config import check_single_training, override, spec_to_dict
+from keras_transfer.config import check_single_training, override
 from keras_transfer.data.splits import make_folds
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DivergedError, SpecError
@@ -41,7 +41,7 @@ from keras_transfer.reporting.numbers import short
 from keras_transfer.reporting.reporter import PrefixedReporter, Reporter, TerminalReporter
 from keras_transfer.specs import TWO_PHASES, AutoSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+from keras_transfer.storage.run_start import start_run, vacated_on_refusal, write_spec
 
 RATES: Final = (1e-3, 3e-4)
 """Learning rates of the last stage; the better one is then used for the last two stages."""
@@ -192,7 +192,7 @@ def _head_spec(spec: RunSpec) -> RunSpec:
 
 def _finish(best: Best, state: RunFolder | None, run: RunFolder, reporter: Reporter) -> Result:
     """The run of the best; it resumes the training of a fine-tuning, and refits it."""
-    run.write_json("spec.json", spec_to_dict(best.spec))
+    write_spec(run, best.spec)
     if best.is_tuned and state:
         shutil.copytree(state.checkpoint_folder, run.checkpoint_folder, dirs_exist_ok=True)
     # Layers that Keras numbers then get the same names as in the trial.

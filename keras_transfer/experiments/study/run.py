@@ -156,7 +156,7 @@ def _run_trials(trials: Sequence[_Trial], session: Session, run: RunFolder) -> l
     runner = TrialRunner(session, [trial.splits for trial in trials])
     done = []
     for number, (trial, pool) in enumerate(zip(trials, _pools(trials), strict=True)):
-        checkpoint = Checkpoint(run, f"trial-{number}")
+        checkpoint = Checkpoint(run, f"trial-{number}", reporter.info)
         state = checkpoint.load()
         if state is None:
             result = runner.train(

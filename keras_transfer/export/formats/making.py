@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from keras_transfer.devices import skip_optional_imports
+from keras_transfer.devices.subprocess_call import describe_status
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import FORMATS, megabytes
@@ -85,7 +86,7 @@ def _died(status: int, log: str) -> ExportError:
     return ExportError(
         "the process that writes other formats ended with an error",
         expected="exit status 0",
-        received=f"exit status {status}:{last}",
+        received=f"{describe_status(status)}:{last}",
         fix="free some memory if it was killed, or choose fewer --formats",
     )
 

@@ -8,9 +8,17 @@ from typing import Any, final
 import numpy as np
 
 from keras_transfer.errors import ExportError
+from keras_transfer.export.contract import FILE_NAME as CONTRACT_FILE
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.formats.registry import SUFFIXES, Kind, kind_of, missing_library
+from keras_transfer.export.formats.registry import (
+    SUFFIXES,
+    Kind,
+    files_of,
+    kind_of,
+    missing_library,
+)
 from keras_transfer.models.activations import activate
+from keras_transfer.storage.checksums import verify_checksums
 
 
 @final
@@ -57,7 +65,7 @@ def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime
 
     Raises:
         ExportError: it is not an artefact, its contract is missing or damaged, its library is not
-            installed, it cannot be opened, or it was written for other classes.
+            installed, it cannot be opened, it was changed, or it was written for other classes.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -68,6 +76,10 @@ def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime
             received=_what_is_there(path),
             fix="give a version folder below export/, or a file below formats/",
         )
+    if path.is_dir():
+        verify_checksums(path)
+    else:
+        verify_checksums(path.parent, [file.name for file in files_of(path)] + [CONTRACT_FILE])
     contract = Contract.read(path if path.is_dir() else path.parent)
     module = importlib.import_module(f"keras_transfer.export.formats.{kind.module}")
     try:

@@ -25,7 +25,7 @@ import numpy as np
 from keras_transfer.errors import ExportError
 from keras_transfer.export.card import Card
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.formats.registry import SAVED_MODEL
+from keras_transfer.export.formats.registry import SAVED_MODEL, files_of
 from keras_transfer.export.saved_model.network import Network, as_trained, frozen
 from keras_transfer.export.saved_model.writer import export_saved_model, write_warmup
 from keras_transfer.export.verification import (
@@ -37,6 +37,7 @@ from keras_transfer.export.verification import (
 )
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
+from keras_transfer.storage.checksums import write_checksums
 from keras_transfer.storage.class_names import check_class_order
 from keras_transfer.tasks.task import Task
 
@@ -230,9 +231,10 @@ def export_proven(
         kept = _fastest(variants)
         proof = Proof(kept, tuple(variants), keras.backend.backend())
         _keep(path, folders, folders[variants.index(kept)])
+        write_warmup(path, reference.files, contract)
+        write_checksums(path, [file.relative_to(path).as_posix() for file in files_of(path)])
         content = json.dumps(proof.to_dict(), indent=2) + "\n"
         (path / PROOF_FILE).write_text(content, encoding="utf-8")
-        write_warmup(path, reference.files, contract)
         if card is not None:
             limits = [*card.limits, *describe_refused(proof.parity)]
             written = dataclasses.replace(

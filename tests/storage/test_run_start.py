@@ -1,0 +1,80 @@
+"""Starting, resuming and refusing runs: what is kept, and what an edited spec.json leads to."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from keras_transfer.config import load_spec, override
+from keras_transfer.errors import DataError, RunError
+from keras_transfer.specs import DataSpec, RunSpec
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+
+SPEC = RunSpec(data=DataSpec(path="photos"))
+
+
+def fail(run: RunFolder) -> None:
+    run.checkpoint_folder.mkdir(exist_ok=True)
+    with pytest.raises(DataError), vacated_on_refusal(run):
+        raise DataError("the images are not there")
+
+
+def test_refused_new_run_leaves_nothing(tmp_path: Path):
+    run = start_run(SPEC, output=tmp_path / "run")
+    fail(run)
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [[], ["checkpoint/phase-0.npz"], ["splits.json"], ["run.log"], ["checkpoint/finished.npz"]],
+)
+def test_refused_resume_removes_nothing(begun: list[str], tmp_path: Path):
+    run = start_run(SPEC, output=tmp_path / "run")
+    for name in begun:
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_text("{}")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    fail(start_run(SPEC, output=run.path, resume=True))
+    assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def edit(run: RunFolder, **changes: object) -> None:
+    values = json.loads(run.spec_file.read_text())
+    for dotted, value in changes.items():
+        section, _, name = dotted.partition("__")
+        if name:
+            values[section][name] = value
+        else:
+            values[section] = value
+    run.spec_file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 9},
+        {"data__image_size": 64},
+        {"data__resize": "pad"},
+        {"model__backbone": "vgg16"},
+        {"training__batch_size": 7},
+    ],
+)
+def test_resume_refuses_an_edited_spec(changes: dict[str, object], tmp_path: Path):
+    run = start_run(SPEC, output=tmp_path / "run")
+    edit(run, **changes)
+    with pytest.raises(RunError, match="was changed since the run was started") as failure:
+        start_run(load_spec(run.path), output=run.path, resume=True)
+    assert "another --output" in failure.value.fix
+
+
+def test_resume_accepts_another_place_and_another_layout_of_the_file(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = start_run(SPEC, output=tmp_path / "run")
+    assert load_spec(run.path).data.path == str(tmp_path / "photos")
+    edit(run)
+    moved = override(load_spec(run.path), {"data.path": "elsewhere/photos"})
+    start_run(moved, output=run.path, resume=True)
+    assert load_spec(run.path).data.path == str(tmp_path / "elsewhere" / "photos")
+    start_run(load_spec(run.path), output=run.path, resume=True)
