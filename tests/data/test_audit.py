@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -214,3 +215,17 @@ def test_audit_keeps_the_notes_of_the_source(tmp_path):
     cache = Cache(tmp_path / "store")
     audited = audit(records, spec, cache=cache, reporter=SilentReporter())
     assert audited.records.notes == ("said before",)
+
+
+def test_audit_does_not_wait_for_a_listed_pipe(tmp_path):
+    root = two_classes(tmp_path / "set")
+    os.mkfifo(root / "a" / "pipe.png")
+    table = root / "t.csv"
+    table.write_text("path,label\na/0.png,a\nb/0.png,b\na/pipe.png,a\nb,b\n")
+    spec = DataSpec(source="csv", path=str(table), image_size=8)
+    cache = Cache(tmp_path / "store")
+    records, _, _ = audit(read_records(spec), spec, cache=cache, reporter=SilentReporter())
+    assert [(bad.path, bad.reason) for bad in records.bad_files] == [
+        ("a/pipe.png", "named pipe"),
+        ("b", "folder"),
+    ]
