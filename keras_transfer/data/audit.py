@@ -8,6 +8,7 @@ One process or several hosts write the pixels to the cache, one shard at a time.
 """
 
 import dataclasses
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.images import DECODER_VERSION, Encoded
+from keras_transfer.data.path_search import suspect
 from keras_transfer.data.reading import DecodedImage, read_new_pixels
 from keras_transfer.data.records import BadFile, Record, Records, counted
 from keras_transfer.devices.hosts import gather, meet, share_from_first
@@ -144,12 +146,31 @@ def audit(records: Records, spec: DataSpec, *, cache: Cache, reporter: Reporter)
             without any readable file.
         RunError: there is no room for the pixels.
     """
+    _check_paths(records)
     host, num_hosts = meet()
     if num_hosts > 1:
         return _audit_together(records, spec, cache, reporter, host=host, num_hosts=num_hosts)
     with cache.opened(pixels_key(spec)) as (entry,):
         batches = PixelBatches.into(entry)
         return _audited(records, [_read(records, spec, batches, reporter)], spec, entry)
+
+
+def _check_paths(records: Records) -> None:
+    """Raise DataError where at least half of the files are missing, with where they may be."""
+    paths = [item.path for item in records.items]
+    missing = _missing(paths, records.root)
+    if missing and 2 * len(missing) >= len(paths):
+        suspicion = suspect(missing, records.root)
+        raise DataError(
+            f"{len(missing)} of {counted(len(paths), 'path', 'paths')} lead to no file",
+            expected=f"paths of images, relative to {records.root} or absolute",
+            received=", ".join(missing[:_NAMED_IN_ERRORS]),
+            fix=suspicion or "correct the paths, or put the images there",
+        )
+
+
+def _missing(paths: Iterable[str], root: Path) -> list[str]:
+    return [path for path in paths if not os.path.lexists(root / path)]
 
 
 def _audit_together(
@@ -286,7 +307,8 @@ def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None
                 f"{kind} {name!r} has no readable image",
                 expected=f"at least one readable file out of its {len(paths)}",
                 received=_name_some(bad[path] for path in paths),
-                fix=f"repair its files or remove the {kind}",
+                fix=suspect(_missing(paths, records.root), records.root)
+                or f"repair its files or remove the {kind}",
             )
 
 

@@ -90,10 +90,24 @@ def is_of_tool(name: str, *, is_folder: bool) -> bool:
     return _TOOL_FILES.fullmatch(name) is not None
 
 
+def may_be_image(path: Path) -> bool:
+    """Whether a file in a folder is taken for an image: by its suffix or else by its content."""
+    if path.name.startswith(".") or is_of_tool(path.name, is_folder=False):
+        return False
+    if path.suffix.lower() in EXTENSIONS:
+        return True
+    try:
+        return not irregularity(path) and other_format(path) is None
+    except OSError:
+        return False
+
+
 def irregularity(path: Path) -> str:
     """Why a path cannot be read like a file, in a few words; '' for a file. Nothing is opened."""
     try:
         mode = path.stat().st_mode
+    except ValueError:  # A null character in the path.
+        return "no such file or directory"
     except OSError as error:
         if path.is_symlink():
             return "broken link"

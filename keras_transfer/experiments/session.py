@@ -26,7 +26,7 @@ from keras_transfer.data.audit import Audited, audit, pixels_key
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.plain import make_plain
 from keras_transfer.data.records import Records
-from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
+from keras_transfer.data.splits import Splits, check_splits, make_splits, manifest, read_manifest
 from keras_transfer.devices import Devices, set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.summary import describe_data, describe_model
@@ -96,6 +96,8 @@ class Session:
             DataError: the images or their splits cannot be used.
             RunError: the decoded images cannot be stored.
         """
+        if not self._has_splits:
+            check_splits(self.records, self.spec.data)
         records, pixels, num_decoded = self.read_images()
         splits = self._split(records)
         for sentence in describe_data(self.spec, records, splits):
@@ -118,8 +120,13 @@ class Session:
         """
         return audit(self.records, self.spec.data, cache=self.cache, reporter=self.reporter)
 
+    @property
+    def _has_splits(self) -> bool:
+        run = self.run if self.devices.host == 0 else None
+        return run is not None and (run.path / "splits.json").is_file()
+
     def _split(self, records: Records) -> Splits:
-        if self.run and self.devices.host == 0 and (self.run.path / "splits.json").is_file():
+        if self.run and self._has_splits:
             return read_manifest(self.run.read_json("splits.json"), records)
         return make_splits(records, self.spec.data, seed=self.spec.seed)
 

@@ -130,7 +130,7 @@ def test_a_class_with_fewer_images_than_folds_is_refused(copies):
     if copies:
         rows[40:] = [40, 41, 41, 41]
     records = make_records(["many"] * 40 + ["few"] * 4, copies=rows)
-    with pytest.raises(DataError, match="'few' is too small for 5 folds") as raised:
+    with pytest.raises(DataError, match="'few' has too few files for 5 folds") as raised:
         make_folds(records, DataSpec(), NOTHING, num_folds=5, seed=0)
     assert f"{2 if copies else 4} without copies" in raised.value.received
     assert "lower folds" in raised.value.fix

@@ -223,7 +223,7 @@ def test_a_table_without_a_needed_column_names_the_nearest_one(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
-        (["path,label,split", "a.png,a,", "b.png,b,dev"], "line 3: unknown split 'dev'"),
+        (["path,label,split", "a.png,a,", "b.png,b,later"], "line 3: unknown split 'later'"),
         (["path,label", "a.png,a", "b.png, "], "b.png does not have one label"),
         (["path,label", ",a", "b.png,b"], "line 2: the cell of column 'path' is empty"),
         (["path,label", "a.png"], "a.png does not have one label"),
