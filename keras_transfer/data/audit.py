@@ -288,6 +288,11 @@ def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None
             received=_name_some(audited.bad_files),
             fix="repair or remove them, or set data.on_bad_file=skip to leave them out",
         )
+    _check_groups(audited, records)
+
+
+def _check_groups(audited: Records, records: Records) -> None:
+    """Raise DataError with all strata and splits without a readable image."""
     splits = sorted({item.split for item in records.items if item.split})
     of_splits = [np.array([item.split == name for item in records.items]) for name in splits]
     targets = records.targets
@@ -300,16 +305,22 @@ def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None
     ]
     bad = {file.path: file for file in audited.bad_files}
     unreadable = np.array([item.path in bad for item in records.items], bool)
-    for kind, name, members in groups:
-        if members.any() and unreadable[members].all():
-            paths = [records.items[row].path for row in np.flatnonzero(members)]
-            raise DataError(
-                f"{kind} {name!r} has no readable image",
-                expected=f"at least one readable file out of its {len(paths)}",
-                received=_name_some(bad[path] for path in paths),
-                fix=suspect(_missing(paths, records.root), records.root)
-                or f"repair its files or remove the {kind}",
-            )
+    empty = [
+        (f"{kind} {name!r}", members)
+        for kind, name, members in groups
+        if members.any() and unreadable[members].all()
+    ]
+    if empty:
+        rows = np.flatnonzero(np.any([members for _, members in empty], axis=0))
+        paths = [records.items[row].path for row in rows]
+        names = ", ".join(name for name, _ in empty[:_NAMED_IN_ERRORS])
+        raise DataError(
+            f"{names} {'has' if len(empty) == 1 else 'have'} no readable image",
+            expected=f"at least one readable file out of the {len(paths)} of {names}",
+            received=_name_some(bad[path] for path in paths),
+            fix=suspect(_missing(paths, records.root), records.root)
+            or f"repair the files or remove {names}",
+        )
 
 
 def _name_some(files: Iterable[BadFile]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def read(spec: DataSpec) -> Listing:
         DataError: the file, a column or a path is missing, a line has too many cells, a split has
             an unknown name, or two lines about one image disagree.
     """
-    file = Path(spec.path).expanduser().absolute()
+    file = Path(os.path.expanduser(spec.path)).absolute()
     if not spec.path or not file.is_file():
         raise DataError(
             f"data.path={spec.path!r} is not a CSV file",

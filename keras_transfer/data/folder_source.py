@@ -1,5 +1,6 @@
 """The folder source: images in one sub-folder a class, or in such folders below each split."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def _describe_classes(folders: Sequence[str], spec: DataSpec) -> list[str]:
 
 
 def _existing_folder(path: str) -> Path:
-    root = Path(path).expanduser().absolute()
+    root = Path(os.path.expanduser(path)).absolute()
     if not path or not root.is_dir():
         raise DataError(
             f"data.path={path!r} is not a folder",

@@ -55,7 +55,7 @@ class PathFinder:
         ]
 
     def _joined(self, cell: str) -> Path:
-        return Path(os.path.normpath(self._root / Path(cell).expanduser()))
+        return Path(os.path.normpath(self._root / os.path.expanduser(cell)))
 
     def _others(self, cell: str) -> Iterator[tuple[str, list[Path]]]:
         slashes = cell.replace("\\", "/")

@@ -228,8 +228,8 @@ def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
     """The files in the arguments of a command line, one by one.
 
     An argument is a file, a folder or '-'. A folder means all images below it, in the order of
-    their names, without hidden ones, those of other programs and links to folders. '-' means the paths on `stdin`, one
-    per line. Only the names of one folder at a time are in memory.
+    their names, without hidden ones, those of other programs and links to folders. '-' means the
+    paths on `stdin`, one per line. Only the names of one folder at a time are in memory.
 
     Raises:
         DataError: at once, if a path does not exist or a folder has no image.

@@ -111,6 +111,14 @@ def test_audit_refuses_a_class_without_any_readable_file(tmp_path):
     assert raised.value.fix
 
 
+def test_audit_names_all_classes_without_any_readable_file(tmp_path):
+    root = two_classes(tmp_path / "set")
+    for file in root.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="class 'a', class 'b' have no readable image"):
+        run(root, tmp_path / "store")
+
+
 def test_audit_refuses_a_split_without_any_readable_file(tmp_path):
     root = tmp_path / "set"
     two_classes(root / "train")

@@ -132,6 +132,28 @@ def test_missing_files_without_a_suspicion_are_named(photos, tmp_path_factory):
     assert "nowhere/x0.png" in raised.value.received
 
 
+def test_paths_with_unusual_names_are_read_or_named(photos, tmp_path_factory):
+    names = [
+        "~x.png",
+        "=1.png",
+        "a\nb.png",
+        "[red].png",
+        "-r.png",
+        "café.png",
+        ".h.png",
+        "' $x.png",
+    ]
+    for number, name in enumerate(names):
+        (photos / "images" / f"{number}.png").rename(photos / name)
+    unreadable = ["x" * 300 + ".png", "gone\x1b.png"]
+    lines = [f'"{name}",{"ab"[number % 2]}' for number, name in enumerate(names + unreadable)]
+    spec = table(photos, ["path,label", *lines])
+    cache = Cache(tmp_path_factory.mktemp("store"))
+    records = audit(read(spec), spec.data, cache=cache, reporter=SilentReporter()).records
+    assert sorted(item.path for item in records.items) == sorted(names)
+    assert sorted(bad.path for bad in records.bad_files) == sorted(unreadable)
+
+
 @pytest.mark.parametrize(
     ("labels", "hint"),
     [
