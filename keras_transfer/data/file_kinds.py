@@ -109,7 +109,7 @@ def irregularity(path: Path) -> str:
     except ValueError:  # A null character in the path.
         return "no such file or directory"
     except OSError as error:
-        if path.is_symlink():
+        if os.path.islink(path):
             return "broken link"
         return (error.strerror or "cannot be read").lower()
     return "" if stat.S_ISREG(mode) else _SPECIAL.get(stat.S_IFMT(mode), "not a regular file")
