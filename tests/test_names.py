@@ -29,7 +29,7 @@ HARMLESS = [
     "{x}",
 ]
 FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-2-x", "@SUM(A1)", "=", "＝1", "'=1", "''@x"]
-UNUSABLE = ["a\nb", "a\rb", "a\x1b[31mb", "\x00", "a\u2028b", "a\u202eb", "\udcff", " ", "x" * 300]
+UNUSABLE = ["a\nb", "c\rd", "a\x1b[31mb", "\x00", "a\u2028b", "a\u202eb", "\udcff", " ", "x" * 300]
 
 
 @pytest.mark.parametrize(
