@@ -139,7 +139,7 @@ def test_a_class_with_fewer_images_than_folds_is_refused(copies):
 def test_groups_that_keep_a_class_out_of_a_part_are_refused_by_name():
     # Both classes are in two groups, and in two folds each has one left to train and validate on.
     records = make_records("ab" * 8, groups=[f"g{row // 8}" for row in range(16)])
-    with pytest.raises(DataError, match="class 'a'"):
+    with pytest.raises(DataError, match="2 classes, 'a', 'b', have"):
         make_folds(records, DataSpec(), NOTHING, num_folds=2, seed=0)
 
 
