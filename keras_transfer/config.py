@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import Typed, build, nearest, raise_unknown
+from keras_transfer.names import run_name, run_name_flaw
 from keras_transfer.specs import DEFAULT_SPACE, SOURCES, PretrainSpec, RunSpec
 
 PRESETS: Final = Path(__file__).parent / "presets"
@@ -102,6 +103,13 @@ def spec_from_dict(values: Mapping[str, Any]) -> RunSpec:
 def build_spec(kind: type[Spec], values: Mapping[str, Any], *, where: str) -> Spec:
     """Build and check a spec of any kind; `where` is the values' origin for error messages."""
     spec: Spec = build(kind, values, "", where)
+    if flaw := run_name_flaw(spec.name):
+        raise SpecError(
+            f"name={spec.name!r} in {where} cannot name a run, whose folder is called after it",
+            expected="a text of at most 200 bytes without slashes, not beginning with a dot",
+            received=f"one that {flaw}",
+            fix="choose another name, and give the place of the run by --output",
+        )
     if isinstance(spec, RunSpec):
         check_consistency(spec)
     return spec
@@ -207,6 +215,13 @@ def check_consistency(spec: RunSpec) -> None:
             received="both",
             fix="set training.class_weights=none or training.sampling=natural",
         )
+    if spec.data.min_per_class and spec.task != "single_label":
+        raise SpecError(
+            "data.min_per_class is about classes, which only task=single_label has",
+            expected="data.min_per_class=0",
+            received=f"data.min_per_class={spec.data.min_per_class} and task={spec.task}",
+            fix="leave it out, or set task=single_label",
+        )
     if spec.folds > 1 and spec.halvings:
         raise SpecError(
             "folds and halvings cannot be combined",
@@ -298,7 +313,7 @@ def make_spec(
     path = Path(source)
     if not is_images(path):
         return override(load_spec(path), changes)
-    return override(base, {"name": path.stem or "run", **images_at(source), **changes})
+    return override(base, {"name": run_name(path.stem), **images_at(source), **changes})
 
 
 def with_search_space(spec: RunSpec) -> RunSpec:

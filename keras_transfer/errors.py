@@ -10,6 +10,8 @@ KerasTransferError          the command line prints it without a traceback
 └── ExportError             an exported artefact does not agree with its model
 """
 
+from keras_transfer.names import printable
+
 
 class KerasTransferError(ValueError):
     """An error that the user can fix, described in four parts.
@@ -22,6 +24,9 @@ class KerasTransferError(ValueError):
     """
 
     def __init__(self, what: str, *, expected: str = "", received: str = "", fix: str = ""):
+        what, expected, received, fix = (
+            printable(part, keep="\n\t") for part in (what, expected, received, fix)
+        )
         self.what, self.expected, self.received, self.fix = what, expected, received, fix
         lines = [what, f"Expected: {expected}", f"Received: {received}", f"To fix it: {fix}"]
         given = [

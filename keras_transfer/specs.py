@@ -184,6 +184,14 @@ class DataSpec:
     train_size: int | None = option(
         None, "keep only this many training images, stratified (none = all)", low=1
     )
+    min_per_class: int = option(
+        0,
+        "classes with fewer images are treated as data.rare_classes says; task = 'single_label'",
+        low=0,
+    )
+    rare_classes: Literal["leave_out", "join"] = option(
+        "leave_out", "their images are left out, or joined into one class called 'other'"
+    )
     on_bad_file: Literal["skip", "error"] = option("skip", "what to do with unreadable files")
     max_megapixels: float = option(
         100.0, "larger images are reported as bad, not decoded", low=0.001

@@ -44,7 +44,7 @@ def test_markdown_has_a_line_for_each_row():
         "| phase | accuracy | note |",
         "| --- | ---: | ---: |",
         "| a\\|b | 97.1 | x y |",
-        "| <b>[c] | – |  |",
+        "| \\<b>[c] | – |  |",
     ]
 
 

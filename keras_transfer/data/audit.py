@@ -8,6 +8,7 @@ One process or several hosts write the pixels to the cache, one shard at a time.
 """
 
 import dataclasses
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ import tensorflow as tf
 
 from keras_transfer.data.contrast import notes_on_ranges
 from keras_transfer.data.images import DECODER_VERSION, Encoded, decoding_of
+from keras_transfer.data.path_search import suspect
 from keras_transfer.data.reading import DecodedImage, read_new_pixels
 from keras_transfer.data.records import BadFile, Record, Records, counted
 from keras_transfer.devices.hosts import gather, meet, share_from_first
@@ -147,12 +149,31 @@ def audit(records: Records, spec: DataSpec, *, cache: Cache, reporter: Reporter)
             without any readable file.
         RunError: there is no room for the pixels.
     """
+    _check_paths(records)
     host, num_hosts = meet()
     if num_hosts > 1:
         return _audit_together(records, spec, cache, reporter, host=host, num_hosts=num_hosts)
     with cache.opened(pixels_key(spec)) as (entry,):
         batches = PixelBatches.into(entry)
         return _audited(records, [_read(records, spec, batches, reporter)], spec, entry)
+
+
+def _check_paths(records: Records) -> None:
+    """Raise DataError where at least half of the files are missing, with where they may be."""
+    paths = [item.path for item in records.items]
+    missing = _missing(paths, records.root)
+    if missing and 2 * len(missing) >= len(paths):
+        suspicion = suspect(missing, records.root)
+        raise DataError(
+            f"{len(missing)} of {counted(len(paths), 'path', 'paths')} lead to no file",
+            expected=f"paths of images, relative to {records.root} or absolute",
+            received=", ".join(missing[:_NAMED_IN_ERRORS]),
+            fix=suspicion or "correct the paths, or put the images there",
+        )
+
+
+def _missing(paths: Iterable[str], root: Path) -> list[str]:
+    return [path for path in paths if not os.path.lexists(root / path)]
 
 
 def _audit_together(
@@ -281,6 +302,11 @@ def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None
             received=_name_some(audited.bad_files),
             fix="repair or remove them, or set data.on_bad_file=skip to leave them out",
         )
+    _check_groups(audited, records)
+
+
+def _check_groups(audited: Records, records: Records) -> None:
+    """Raise DataError with all strata and splits without a readable image."""
     splits = sorted({item.split for item in records.items if item.split})
     of_splits = [np.array([item.split == name for item in records.items]) for name in splits]
     targets = records.targets
@@ -293,15 +319,22 @@ def _check_bad_files(audited: Records, records: Records, spec: DataSpec) -> None
     ]
     bad = {file.path: file for file in audited.bad_files}
     unreadable = np.array([item.path in bad for item in records.items], bool)
-    for kind, name, members in groups:
-        if members.any() and unreadable[members].all():
-            paths = [records.items[row].path for row in np.flatnonzero(members)]
-            raise DataError(
-                f"{kind} {name!r} has no readable image",
-                expected=f"at least one readable file out of its {len(paths)}",
-                received=_name_some(bad[path] for path in paths),
-                fix=f"repair its files or remove the {kind}",
-            )
+    empty = [
+        (f"{kind} {name!r}", members)
+        for kind, name, members in groups
+        if members.any() and unreadable[members].all()
+    ]
+    if empty:
+        rows = np.flatnonzero(np.any([members for _, members in empty], axis=0))
+        paths = [records.items[row].path for row in rows]
+        names = ", ".join(name for name, _ in empty[:_NAMED_IN_ERRORS])
+        raise DataError(
+            f"{names} {'has' if len(empty) == 1 else 'have'} no readable image",
+            expected=f"at least one readable file out of the {len(paths)} of {names}",
+            received=_name_some(bad[path] for path in paths),
+            fix=suspect(_missing(paths, records.root), records.root)
+            or f"repair the files or remove {names}",
+        )
 
 
 def _name_some(files: Iterable[BadFile]) -> str:

@@ -3,27 +3,32 @@
 import csv
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from keras_transfer.data.csv_dialect import Dialect, find_dialect
+from keras_transfer.data.path_search import PathFinder
 from keras_transfer.data.records import Listing, Record, counted
+from keras_transfer.data.split_names import describe_synonyms, find_roles
 from keras_transfer.errors import DataError
+from keras_transfer.names import cell_text
 from keras_transfer.specs import DataSpec
 
 _Row = tuple[int, dict[str, str]]
 
 
 def read(spec: DataSpec) -> Listing:
-    """List the images of a UTF-8 CSV file; paths are relative to the file's folder.
+    """List the images of a CSV file; paths are relative to the file's folder.
 
     The audit checks that the images exist; the task reads the target cells. A line that repeats
-    another is dropped.
+    another is dropped. Encoding and separator are found by `csv_dialect`.
 
     Raises:
-        DataError: the file, a column or a path is missing, a split has an unknown name, or two
-            lines about one image disagree.
+        DataError: the file, a column or a path is missing, a line has too many cells, a split has
+            an unknown name, or two lines about one image disagree.
     """
-    file = Path(spec.path).expanduser().absolute()
+    file = Path(os.path.expanduser(spec.path)).absolute()
     if not spec.path or not file.is_file():
         raise DataError(
             f"data.path={spec.path!r} is not a CSV file",
@@ -31,11 +36,13 @@ def read(spec: DataSpec) -> Listing:
             received="a folder" if spec.path and file.is_dir() else "nothing there",
             fix="set data.path to the CSV file, or data.source=folder for class folders",
         )
-    roles = {"": None, spec.train_split: "train", spec.val_split: "val", spec.test_split: "test"}
+    dialect, rows = _read_rows(file, spec)
+    roles = _roles(file, rows, spec)
+    finder = PathFinder(file.parent)
     first_seen: dict[str, tuple[int, Record]] = {}
     repeated = 0
-    for line, row in _rows(file, spec):
-        record = _record(row, spec, roles, f"{file}, line {line}")
+    for line, row in rows:
+        record = _record(row, spec, roles, finder, f"{file}, line {line}")
         known_line, known = first_seen.setdefault(record.path, (line, record))
         if known_line != line:
             _check_agreement(known, record, f"{file}, lines {known_line} and {line}")
@@ -48,7 +55,8 @@ def read(spec: DataSpec) -> Listing:
             fix="add the images, one per line",
         )
     words = counted(repeated, "line", "lines")
-    notes = [f"{words} of {file.name} ignored, repeating another"] if repeated else []
+    notes = [*dialect.notes(file.name), *describe_synonyms(roles, spec), *finder.notes()]
+    notes += [f"{words} of {file.name} ignored, repeating another"] if repeated else []
     items = sorted((record for _, record in first_seen.values()), key=lambda item: item.path)
     return Listing(items, file.parent, notes)
 
@@ -58,23 +66,64 @@ def label_columns(spec: DataSpec) -> list[str]:
     return [name.strip() for name in spec.label_column.split(",")]
 
 
-def _rows(file: Path, spec: DataSpec) -> Iterator[_Row]:
-    """Line number and cells, stripped, of every line; the columns are checked first."""
+def _read_rows(file: Path, spec: DataSpec) -> tuple[Dialect, list[_Row]]:
+    """The dialect, and the number and stripped cells of every line; columns are checked first."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
+        dialect = find_dialect(file, [spec.path_column, *label_columns(spec)])
+        with file.open(encoding=dialect.encoding, newline="") as stream:
+            for _ in range(dialect.num_skipped):
+                stream.readline()
+            reader = csv.DictReader(stream, delimiter=dialect.separator)
             columns = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
             _check_columns(columns, file, spec)
+            rows = []
             for row in reader:
-                yield reader.line_num, {name: (row[name] or "").strip() for name in columns}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                line = reader.line_num + dialect.num_skipped
+                _check_width(row, columns, f"{file}, line {line}")
+                rows.append((line, {name: (row[name] or "").strip() for name in columns}))
+    except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read as CSV",
-            expected="comma-separated text in UTF-8",
+            expected="text in UTF-8 or UTF-16, separated by commas, semicolons or tabs",
             received=str(error),
             fix="save the table again as CSV in UTF-8",
         ) from error
+    return dialect, rows
+
+
+def _check_width(row: dict[Any, Any], columns: Sequence[str], where: str) -> None:
+    """Raise DataError for a line with more cells than there are columns."""
+    surplus = [cell for cell in row.get(None, ()) if cell.strip()]
+    if surplus:
+        raise DataError(
+            f"{where} has more cells than there are columns",
+            expected=f"{len(columns)} cells: {', '.join(columns)}",
+            received=", ".join([*(row[name] or "" for name in columns), *surplus]),
+            fix='put cells with a separator in them into quotes, such as "a, b"',
+        )
+
+
+def _roles(file: Path, rows: Sequence[_Row], spec: DataSpec) -> dict[str, str]:
+    """'train', 'val' or 'test' for each text of the split column but the empty one.
+
+    Raises:
+        DataError: texts have no such meaning.
+    """
+    first: dict[str, int] = {}
+    for line, row in rows:
+        if split := row.get(spec.split_column, ""):
+            first.setdefault(split, line)
+    roles = find_roles(first, spec)
+    if unknown := [name for name in first if name not in roles]:
+        raise DataError(
+            f"{file}, line {first[unknown[0]]}: unknown split {unknown[0]!r}",
+            expected=f"{spec.train_split}, {spec.val_split}, {spec.test_split}, a usual synonym of "
+            "these, or nothing",
+            received=", ".join(map(repr, unknown)),
+            fix="correct the cells, or set data.train_split, data.val_split or data.test_split",
+        )
+    return roles
 
 
 def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
@@ -87,8 +136,15 @@ def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
     if spec.group_column != default.group_column:
         needed.append(("group_column", spec.group_column))
     for field, name in needed:
-        if name in columns:
+        if columns.count(name) == 1:
             continue
+        if name in columns:
+            raise DataError(
+                f"{file} has the column {name!r}, named by data.{field}, more than once",
+                expected="one column of each name",
+                received=", ".join(columns),
+                fix="rename or remove the other one",
+            )
         nearest = difflib.get_close_matches(name, columns, n=1) or [columns[0] if columns else "?"]
         raise DataError(
             f"{file} has no column {name!r}, named by data.{field}",
@@ -99,7 +155,7 @@ def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
 
 
 def _record(
-    row: dict[str, str], spec: DataSpec, roles: dict[str, str | None], where: str
+    row: dict[str, str], spec: DataSpec, roles: dict[str, str], finder: PathFinder, where: str
 ) -> Record:
     if not row[spec.path_column]:
         raise DataError(
@@ -108,26 +164,12 @@ def _record(
             received=", ".join(row.values()),
             fix="fill the cell or remove the line",
         )
-    split = row.get(spec.split_column, "")
-    if split not in roles:
-        raise DataError(
-            f"{where}: unknown split {split!r}",
-            expected=f"{spec.train_split}, {spec.val_split}, {spec.test_split} or nothing",
-            received=repr(split),
-            fix="correct the cell, or set data.train_split, data.val_split or data.test_split",
-        )
     return Record(
-        path=_record_path(row[spec.path_column], Path(spec.path).expanduser().absolute().parent),
-        target=tuple(row[name] for name in label_columns(spec)),
-        split=roles[split],
+        path=finder.path(cell_text(row[spec.path_column])),
+        target=tuple(cell_text(row[name]) for name in label_columns(spec)),
+        split=roles.get(row.get(spec.split_column, "")),
         group=row.get(spec.group_column) or None,
     )
-
-
-def _record_path(cell: str, root: Path) -> str:
-    """The path relative to the CSV's folder where it is below that folder, else absolute."""
-    path = Path(os.path.normpath(root / Path(cell).expanduser()))
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _check_agreement(one: Record, other: Record, where: str) -> None:

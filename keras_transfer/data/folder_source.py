@@ -1,60 +1,86 @@
 """The folder source: images in one sub-folder a class, or in such folders below each split."""
 
 import os
-from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from keras_transfer.data.images import EXTENSIONS
+from keras_transfer.data.folder_listing import EMPTY, NO_CLASS, FolderListing
 from keras_transfer.data.records import Listing, Record, counted
+from keras_transfer.data.split_names import (
+    check_one_name_each,
+    describe_synonyms,
+    field_of,
+    find_roles,
+)
 from keras_transfer.errors import DataError
 from keras_transfer.specs import DataSpec
 
-_LAYOUT = "class sub-folders with images in them, or train, val and test folders of such"
+_LAYOUT: Final = "class sub-folders with images in them, or train, val and test folders of such"
+_MOST_NAMED: Final = 10
+
+
+@dataclass(frozen=True)
+class _ClassFolder:
+    """The images of a class folder, by their paths; `split` is None in a folder without splits."""
+
+    path: str
+    split: str | None
+    images: Sequence[str]
+
+    def records(self) -> Iterator[Record]:
+        label = self.path.rpartition("/")[2]
+        return (Record(path=image, target=(label,), split=self.split) for image in self.images)
+
+    def sub_folders(self) -> set[str]:
+        """Names of the folders directly below it that have images."""
+        parts = (image.removeprefix(f"{self.path}/").split("/") for image in self.images)
+        return {names[0] for names in parts if len(names) > 1}
 
 
 def read(spec: DataSpec) -> Listing:
     """List the images of a folder; the name of the class folder is the target.
 
     Raises:
-        DataError: the folder or a class is empty, or split folders and other folders are mixed.
+        DataError: the folder or a class is empty, split folders and other folders are mixed, or
+            the class folders all have the same sub-folders.
     """
     root = _existing_folder(spec.path)
-    folders = _sub_folders(root)
-    roles = {spec.train_split: "train", spec.val_split: "val", spec.test_split: "test"}
-    stray = sum(1 for entry in root.iterdir() if entry.is_file() and not _is_hidden(entry.name))
-    items: list[Record] = []
-    skipped: Counter[str] = Counter()
-    if roles.keys().isdisjoint(folders):
-        for label in folders:
-            items += _read_class(root, label, None, label, skipped)
+    listing = FolderListing(root)
+    loose, folders = listing.files(), listing.folders()
+    images = {name: list(listing.images(name)) for name in folders}
+    roles = _split_folders(images, spec)
+    for name in loose:
+        listing.ignored.add(NO_CLASS, name)
+    if roles:
+        classes = list(_classes_of_splits(listing, images, roles))
+        _check_split_folders(root, images, roles, spec)
     else:
-        _check_split_folders(root, folders, spec)
-        for name in folders:
-            for label in _sub_folders(root / name):
-                items += _read_class(root, f"{name}/{label}", roles[name], label, skipped)
-    if not items:
+        classes = [_ClassFolder(name, None, images[name]) for name in folders]
+    if not classes:
         raise DataError(
             f"data.path={spec.path} has no class sub-folders",
             expected=_LAYOUT,
-            received=f"files: {stray}, sub-folders: {len(folders)}, classes: none",
+            received=f"files: {len(loose)}, sub-folders: {len(folders)}, classes: none",
             fix="put the images of each class into a sub-folder named after the class",
         )
-    return Listing(items, root, _notes(stray, skipped))
+    _check_not_empty(root, classes, listing)
+    for split in {of_class.split for of_class in classes}:
+        _check_sub_folders(root, [each for each in classes if each.split == split])
+    items = [record for of_class in classes for record in of_class.records()]
+    notes = describe_synonyms(roles, spec) if roles else _describe_classes(folders, spec)
+    return Listing(items, root, [*notes, *listing.ignored.notes()])
 
 
-def _notes(stray: int, skipped: Counter[str]) -> list[str]:
-    notes = []
-    if stray:
-        notes.append(f"{counted(stray, 'file', 'files')} beside the class folders ignored")
-    if skipped:
-        kinds = ", ".join(f"{suffix} {count}" for suffix, count in skipped.most_common(5))
-        words = counted(skipped.total(), "file", "files")
-        notes.append(f"{words} without an image's suffix ignored ({kinds})")
-    return notes
+def _describe_classes(folders: Sequence[str], spec: DataSpec) -> list[str]:
+    """A sentence on a class that is called like a split."""
+    names = ", ".join(find_roles(folders, spec))
+    return [f"{names} is a class here: its images are directly in the folder"] if names else []
 
 
 def _existing_folder(path: str) -> Path:
-    root = Path(path).expanduser().absolute()
+    root = Path(os.path.expanduser(path)).absolute()
     if not path or not root.is_dir():
         raise DataError(
             f"data.path={path!r} is not a folder",
@@ -65,63 +91,103 @@ def _existing_folder(path: str) -> Path:
     return root
 
 
-def _sub_folders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name)
+def _split_folders(images: Mapping[str, Sequence[str]], spec: DataSpec) -> dict[str, str]:
+    """The split of each split folder, by its name; empty for a folder of classes.
+
+    A split folder has folders with images in it. Images directly in a folder called 'train' are of
+    that class, as of photographs of trains, if there are other classes.
+    """
+    roles = find_roles(images, spec)
+    if any(path.count("/") > 1 for name in roles for path in images[name]):
+        return roles
+    classes = [name for name, paths in images.items() if paths]
+    if len(roles.keys() & set(classes)) > 1 or (classes and roles.keys() >= set(classes)):
+        raise DataError(
+            f"{spec.path} has split folders without class folders in them",
+            expected=_LAYOUT,
+            received=", ".join(
+                f"{name} ({counted(len(images[name]), 'image', 'images')})" for name in roles
+            ),
+            fix="put the images of each split into sub-folders named after the classes; if the "
+            "folders are classes, "
+            + " and ".join(
+                f"set {field_of(role)} to another name" for role in sorted({*roles.values()})
+            ),
+        )
+    return {}
+
+
+def _classes_of_splits(
+    listing: FolderListing, images: Mapping[str, Sequence[str]], roles: Mapping[str, str]
+) -> Iterator[_ClassFolder]:
+    """The class folders below all splits; images beside them are noted."""
+    for name, paths in images.items():
+        if not paths:
+            listing.ignored.add(EMPTY, name)
+        elif name in roles:
+            for path in paths:
+                if path.count("/") == 1:
+                    listing.ignored.add(NO_CLASS, path)
+            # A folder without any class folder has images whose classes are unknown.
+            for label in listing.folders(name):
+                folder = f"{name}/{label}"
+                inside = [path for path in paths if path.startswith(f"{folder}/")]
+                yield _ClassFolder(folder, roles[name], inside)
+
+
+def _check_split_folders(
+    root: Path, images: Mapping[str, Sequence[str]], roles: Mapping[str, str], spec: DataSpec
+) -> None:
+    """Raise DataError where split folders are mixed with others or are not clear."""
+    check_one_name_each(
+        {name: role for name, role in roles.items() if images[name]}, f"the folder {root}"
     )
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
-def _check_split_folders(root: Path, folders: list[str], spec: DataSpec) -> None:
-    """Raise DataError where split folders are mixed with other folders."""
-    known = (spec.train_split, spec.val_split, spec.test_split)
-    others = [name for name in folders if name not in known]
-    free = [
-        field
-        for field, name in zip(("train_split", "val_split", "test_split"), known, strict=True)
-        if name not in folders
-    ]
-    if not others and spec.train_split in folders:
+    others = [name for name, paths in images.items() if paths and name not in roles]
+    trained = [name for name, role in roles.items() if role == "train" and images[name]]
+    if not others and trained and any(path.count("/") > 1 for path in images[trained[0]]):
         return
-    settings = " or ".join(f"data.{field}={name}" for name in others for field in free)
+    free = [role for role in ("train", "val", "test") if role not in roles.values()]
+    settings = " or ".join(f"{field_of(role)}={name}" for name in others for role in free)
     raise DataError(
         f"{root} mixes split folders with other folders"
         if others
         else f"{root} has no training split",
-        expected=f"splits named {', '.join(known)}, or class folders alone",
-        received=", ".join(f"{name!r}" for name in folders),
+        expected=f"splits named {spec.train_split}, {spec.val_split}, {spec.test_split} or by "
+        "synonyms of these, with class folders in them; or class folders alone",
+        received=", ".join(map(repr, images)),
         fix=f"if one of them is a split, name it by {settings or 'data.train_split=...'}; if they "
         "are all classes, give data.train_split, val_split and test_split other names",
     )
 
 
-def _stop(error: OSError) -> None:
-    """Raise: by default `os.walk` skips a folder that cannot be read."""
-    raise error
+def _check_not_empty(root: Path, classes: Sequence[_ClassFolder], listing: FolderListing) -> None:
+    """Raise DataError for all class folders without an image, with what is in them."""
+    empty = [of_class.path for of_class in classes if not of_class.images]
+    if not empty:
+        return
+    raise DataError(
+        f"class {'folder' if len(empty) == 1 else 'folders'} without an image: "
+        + _some(str(root / name) for name in empty),
+        expected="images in every class folder, as JPEG, PNG, GIF, BMP or WebP",
+        received="; ".join(listing.ignored.notes(empty)) or "none",
+        fix="add images of the class, or remove the folder",
+    )
 
 
-def _read_class(
-    root: Path, folder: str, split: str | None, label: str, skipped: Counter[str]
-) -> list[Record]:
-    """The images below one class folder; files with other suffixes are counted in `skipped`."""
-    items: list[Record] = []
-    for parent, names, files in os.walk(root / folder, onerror=_stop):
-        names[:] = sorted(name for name in names if not _is_hidden(name))
-        for name in sorted(file for file in files if not _is_hidden(file)):
-            suffix = Path(name).suffix.lower()
-            if suffix in EXTENSIONS:
-                path = Path(parent, name).relative_to(root).as_posix()
-                items.append(Record(path=path, target=(label,), split=split))
-            else:
-                skipped[suffix or "without suffix"] += 1
-    if not items:
+def _check_sub_folders(root: Path, classes: Sequence[_ClassFolder]) -> None:
+    """Raise DataError where all class folders have the same sub-folders, like classes or splits."""
+    common = set.intersection(*(of_class.sub_folders() for of_class in classes))
+    if len(classes) > 1 and len(common) > 1:
         raise DataError(
-            f"class folder {root / folder} has no image",
-            expected=f"files named {', '.join(sorted(EXTENSIONS))}",
-            received="none",
-            fix="add images of the class, or remove the folder",
+            f"the folders in {root} all have the sub-folders {_some(sorted(common))}",
+            expected=_LAYOUT,
+            received=_some(f"{of_class.path}/{min(common)}" for of_class in classes),
+            fix="if the sub-folders are the classes, put each class into one folder, or name the "
+            "folders above by data.train_split, data.val_split and data.test_split; if they are "
+            "splits, put these above the classes; or list the images in a CSV file",
         )
-    return items
+
+
+def _some(names: Collection[str] | Iterator[str]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:_MOST_NAMED]) + (" …" if len(shown) > _MOST_NAMED else "")

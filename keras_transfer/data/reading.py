@@ -10,6 +10,7 @@ from typing import Unpack
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.file_kinds import irregularity
 from keras_transfer.data.images import (
     Decoding,
     Encoded,
@@ -109,6 +110,9 @@ def _result(waiting: _Waiting) -> DecodedImage | Known | BadFile:
 
 
 def _read(file: Path, max_megapixels: float) -> Encoded | BadFile:
+    # Opening a named pipe would wait for its writer.
+    if reason := irregularity(file):
+        return BadFile(file.as_posix(), reason)
     try:
         return read_encoded(file, max_megapixels=max_megapixels)
     except UnreadableError as error:

@@ -11,13 +11,14 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from keras_transfer.data import stratification
+from keras_transfer.data.labels import suspect_task
 from keras_transfer.data.records import Record, Records, counted
 from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError, SpecError
@@ -26,6 +27,7 @@ from keras_transfer.storage.class_names import hash_class_names
 
 NAMES = ("train", "val", "test")
 UNUSED = "unused"
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,13 +56,7 @@ def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
             source's splits, or `spec.train_size` does not fit.
         SpecError: the fractions leave nothing to train on.
     """
-    split_of_row = np.array([record.split or stratification.TRAIN for record in records.items])
-    _check_groups(records.items)
-    fractions = {
-        name: fraction
-        for name, fraction in (("test", spec.test_fraction), ("val", spec.val_fraction))
-        if name not in split_of_row
-    }
+    split_of_row, fractions = _own_splits(records, spec)
     if fractions:
         pool = np.flatnonzero(split_of_row == stratification.TRAIN)
         split_of_row[pool] = carve_pool(records, pool, fractions, seed=seed)
@@ -69,6 +65,29 @@ def make_splits(records: Records, spec: DataSpec, *, seed: int) -> Splits:
     val_fraction, test_fraction = fractions.get("val"), fractions.get("test")
     splits = Splits(**rows, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     return with_train_size(splits, records, spec.train_size)
+
+
+def check_splits(records: Records, spec: DataSpec) -> None:
+    """Check, before any image is read, what `make_splits` will find: copies are not known yet.
+
+    Raises:
+        DataError, SpecError: see `make_splits`.
+    """
+    split_of_row, fractions = _own_splits(records, spec)
+    pool = np.flatnonzero(split_of_row == stratification.TRAIN)
+    if fractions:
+        _check_pool(records.targets.take(pool), _units(records, pool), fractions)
+    _check_strata_in_splits(
+        records.targets, split_of_row, [name for name in NAMES if name not in fractions]
+    )
+
+
+def _own_splits(records: Records, spec: DataSpec) -> tuple[np.ndarray, dict[str, float]]:
+    """The source's split of every row, str [N], and the fractions of those that it lacks."""
+    split_of_row = np.array([record.split or stratification.TRAIN for record in records.items])
+    _check_groups(records.items)
+    fractions = {"test": spec.test_fraction, "val": spec.val_fraction}
+    return split_of_row, {k: share for k, share in fractions.items() if k not in split_of_row}
 
 
 def with_train_size(splits: Splits, records: Records, size: int | None) -> Splits:
@@ -173,6 +192,13 @@ def carve_pool(
         DataError: a stratum has too few images to be in every split.
         SpecError: the fractions leave nothing to train on.
     """
+    targets, units = records.targets.take(pool), _units(records, pool)
+    _check_pool(targets, units, fractions)
+    shares = stratification.share_out(targets.strata.sum(axis=0), fractions)
+    return stratification.carve(targets.strata, units, shares, np.random.default_rng(seed))
+
+
+def _check_pool(targets: Targets, units: np.ndarray, fractions: dict[str, float]) -> None:
     if sum(fractions.values()) >= 1:
         raise SpecError(
             "data.val_fraction and data.test_fraction leave nothing to train on",
@@ -180,18 +206,15 @@ def carve_pool(
             received=" + ".join(f"{fraction:g}" for fraction in fractions.values()),
             fix="lower one of them",
         )
-    targets, units = records.targets.take(pool), _units(records, pool)
     needed = len(fractions) + 1
-    if small := _smallest(targets, units, needed):
+    if small := _small_strata(targets, units, needed):
         raise DataError(
-            f"{targets.kind} {small.name!r} has fewer files than splits",
+            f"{_name_strata(targets, small)} fewer files than splits",
             expected=f"at least {needed} images, one for each of train, "
             f"{', '.join(sorted(fractions))}",
-            received=small.describe(),
-            fix=f"add images of the {targets.kind}, or remove it",
+            received="; ".join(each.describe() for each in small[:_MOST_NAMED]),
+            fix=_fix_of_small(targets, needed),
         )
-    shares = stratification.share_out(targets.strata.sum(axis=0), fractions)
-    return stratification.carve(targets.strata, units, shares, np.random.default_rng(seed))
 
 
 def _units(records: Records, pool: np.ndarray) -> np.ndarray:
@@ -200,6 +223,27 @@ def _units(records: Records, pool: np.ndarray) -> np.ndarray:
     return stratification.find_units(
         [item.digest for item in items], [item.group for item in items]
     )
+
+
+def _name_strata(targets: Targets, small: Sequence["_Small"]) -> str:
+    """All of them with the verb, such as "class 'a' has"; long lists are cut."""
+    names = ", ".join(repr(each.name) for each in small[:_MOST_NAMED])
+    if len(small) == 1:
+        return f"{targets.kind} {names} has"
+    more = f" and {len(small) - _MOST_NAMED} more" if len(small) > _MOST_NAMED else ""
+    kinds = "classes" if targets.kind == "class" else f"{targets.kind}s"
+    return f"{len(small)} {kinds}, {names}{more}, have"
+
+
+def _fix_of_small(targets: Targets, needed: int) -> str:
+    fix = f"add images of the {targets.kind}, or remove it"
+    if targets.kind != "class":
+        return fix
+    fix += (
+        f"; data.min_per_class={needed} leaves such classes out, and data.rare_classes=join joins "
+        "them into one"
+    )
+    return "; ".join([fix, *suspect_task(targets.strata_names)])
 
 
 @dataclass(frozen=True)
@@ -212,19 +256,17 @@ class _Small:
 
     def describe(self) -> str:
         return (
-            f"{counted(self.num_images, 'file', 'files')}; {self.num_units} without copies and "
-            "members of one group"
+            f"{self.name!r}: {counted(self.num_images, 'file', 'files')}, {self.num_units} without "
+            "copies and members of one group"
         )
 
 
-def _smallest(targets: Targets, units: np.ndarray, needed: int) -> _Small | None:
-    """The first stratum with fewer units than `needed`."""
+def _small_strata(targets: Targets, units: np.ndarray, needed: int) -> list[_Small]:
+    """The strata with fewer units than `needed`."""
     counts = targets.strata.sum(axis=0).tolist()
     num_units = stratification.count_units(targets.strata, units).tolist()
-    for small in map(_Small, targets.strata_names, counts, num_units):
-        if small.num_units < needed:
-            return small
-    return None
+    all_strata = map(_Small, targets.strata_names, counts, num_units)
+    return [stratum for stratum in all_strata if stratum.num_units < needed]
 
 
 def _check_groups(items: Iterable[Record]) -> None:
@@ -243,27 +285,30 @@ def _check_groups(items: Iterable[Record]) -> None:
             )
 
 
-def _check_strata_in_splits(targets: Targets, split_of_row: np.ndarray) -> None:
-    kind = targets.kind
-    for split in NAMES:
-        absent = _first_absent(targets, np.flatnonzero(split_of_row == split))
-        if absent:
-            name, count = absent
-            raise DataError(
-                f"{kind} {name!r} is missing from the {split} split",
-                expected=f"at least one image of every {kind} in every split",
-                received=f"{counted(count, 'image', 'images')} of the {kind}, all in other splits",
-                fix=f"add images of the {kind} to the split, or leave it out of the source to "
-                "have one drawn; with groups, smaller groups help",
-            )
+def _check_strata_in_splits(
+    targets: Targets, split_of_row: np.ndarray, splits: Sequence[str] = NAMES
+) -> None:
+    """Raise DataError with all strata that are missing from one of the splits."""
+    kind, found = targets.kind, []
+    for split in splits:
+        for name, count in _absent(targets, np.flatnonzero(split_of_row == split)):
+            images = counted(count, "image", "images")
+            found.append((f"{kind} {name!r} is missing from the {split} split", images))
+    if found:
+        raise DataError(
+            "; ".join(what for what, _ in found[:_MOST_NAMED]),
+            expected=f"at least one image of every {kind} in every split",
+            received=f"{', '.join(images for _, images in found[:_MOST_NAMED])} of "
+            f"{'it' if len(found) == 1 else 'them'}, all in other splits",
+            fix=f"add images of the {kind} to the split, or leave it out of the source to "
+            "have one drawn; with groups, smaller groups help",
+        )
 
 
-def _first_absent(targets: Targets, rows: np.ndarray) -> tuple[str, int] | None:
-    """Name of the first stratum that these rows lack, and how many images it has in all."""
+def _absent(targets: Targets, rows: np.ndarray) -> list[tuple[str, int]]:
+    """Names of the strata that these rows lack, and how many images each has in all."""
     absent = np.flatnonzero(~targets.strata[rows].any(axis=0))
-    if not len(absent):
-        return None
-    return targets.strata_names[absent[0]], int(targets.strata[:, absent[0]].sum())
+    return [(targets.strata_names[s], int(targets.strata[:, s].sum())) for s in absent]
 
 
 def _check_train_size(size: int, targets: Targets) -> None:
@@ -334,12 +379,12 @@ def draw_folds(records: Records, pool: np.ndarray, num_folds: int, *, seed: int)
         DataError: a stratum has fewer images than there are folds.
     """
     targets, units = records.targets.take(pool), _units(records, pool)
-    if small := _smallest(targets, units, num_folds):
+    if small := _small_strata(targets, units, num_folds):
         raise DataError(
-            f"{targets.kind} {small.name!r} is too small for {num_folds} folds",
+            f"{_name_strata(targets, small)} too few files for {num_folds} folds",
             expected=f"at least {num_folds} images outside the test split, one for each fold",
-            received=small.describe(),
-            fix=f"lower folds, add images of the {targets.kind}, or remove it",
+            received="; ".join(each.describe() for each in small[:_MOST_NAMED]),
+            fix=f"lower folds, or {_fix_of_small(targets, num_folds)}",
         )
     generator = np.random.default_rng([seed, num_folds])
     shares = _deal(targets.strata.sum(axis=0), num_folds)
@@ -365,8 +410,8 @@ def _check_strata_in_fold(targets: Targets, rows: dict[str, np.ndarray], fold: i
     kind = targets.kind
     part_names = dict(zip(NAMES, ("training", "validation", "held-out"), strict=True))
     for part, members in rows.items():
-        if absent := _first_absent(targets, members):
-            name, count = absent
+        if absent := _absent(targets, members):
+            name, count = absent[0]
             raise DataError(
                 f"{kind} {name!r} is missing from the {part_names[part]} images of fold {fold + 1}",
                 expected=f"at least one image of every {kind} in every part of every fold",

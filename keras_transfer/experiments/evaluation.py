@@ -52,7 +52,8 @@ def evaluate_run(
     if data_path is None:
         records, values, outputs = _predict_test(run, reporter, all_needed=True)
     else:
-        listed = read_task(override(run.spec, images_at(data_path)))[1]
+        elsewhere = {**images_at(data_path), "data.min_per_class": 0}
+        listed = read_task(override(run.spec, elsewhere))[1]
         leave_out = set() if include_training else _training_digests(run)
         records, values, outputs = _predict_labelled(run, listed, reporter, leave_out=leave_out)
     reporter.info(f"{describe_images(records.targets)}.")

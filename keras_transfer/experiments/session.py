@@ -27,7 +27,7 @@ from keras_transfer.data.datasets import Examples
 from keras_transfer.data.listed_images import find_listed
 from keras_transfer.data.plain import make_plain
 from keras_transfer.data.records import Records
-from keras_transfer.data.splits import Splits, make_splits, manifest, read_manifest
+from keras_transfer.data.splits import Splits, check_splits, make_splits, manifest, read_manifest
 from keras_transfer.devices import Devices, set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.summary import describe_data, describe_model
@@ -97,6 +97,8 @@ class Session:
             DataError: the images or their splits cannot be used.
             RunError: the decoded images cannot be stored.
         """
+        if not self.listed_splits:
+            check_splits(self.records, self.spec.data)
         records, pixels, num_decoded = self.read_images()
         splits = self.listed_splits or make_splits(records, self.spec.data, seed=self.spec.seed)
         for sentence in describe_data(self.spec, records, splits):

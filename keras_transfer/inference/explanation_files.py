@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.inference.explanation import Explanation
+from keras_transfer.names import spreadsheet_cell
 from keras_transfer.reporting.figures import FAINT, INK
 from keras_transfer.storage.atomic import check_vacant, replacing
 from keras_transfer.tasks.task import Task
@@ -126,7 +127,7 @@ def write_explanations(
             "w", newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(table_columns(task))
+            writer.writerow(map(spreadsheet_cell, table_columns(task)))
             for row in rows:
                 overlay = ""
                 if isinstance(row, BadFile):
@@ -137,7 +138,7 @@ def write_explanations(
                     overlay = f"{OVERLAYS}/{num_explained:06d}_{_plain(row.path)}.png"
                     # Stronger compression would take longer than everything else.
                     draw_overlay(row).save(folder / overlay, compress_level=1)
-                writer.writerow(_table_row(row, overlay, task))
+                writer.writerow(map(spreadsheet_cell, _table_row(row, overlay, task)))
                 kept.add(row, overlay)
         num_by_label = {label: counts[label] for label in task.names}
         summary = ExplanationSummary(num_by_label, num_explained, num_bad)

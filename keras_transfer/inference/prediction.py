@@ -15,7 +15,8 @@ import numpy as np
 
 import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer with Keras
 from keras_transfer.config import load_spec, override
-from keras_transfer.data.images import EXTENSIONS, decoding_of
+from keras_transfer.data.file_kinds import is_of_tool, may_be_image
+from keras_transfer.data.images import FORMATS, decoding_of
 from keras_transfer.data.reading import DecodedImage, Known, read_new_pixels
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError, RunError
@@ -245,8 +246,8 @@ def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
     """The files in the arguments of a command line, one by one.
 
     An argument is a file, a folder or '-'. A folder means all images below it, in the order of
-    their names, without hidden ones and links to folders. '-' means the paths on `stdin`, one
-    per line. Only the names of one folder at a time are in memory.
+    their names, without hidden ones, those of other programs and links to folders. '-' means the
+    paths on `stdin`, one per line. Only the names of one folder at a time are in memory.
 
     Raises:
         DataError: at once, if a path does not exist or a folder has no image.
@@ -284,7 +285,7 @@ def _check_argument(argument: str) -> None:
     if os.path.isdir(argument) and next(_images(argument)) == Path(argument):
         raise DataError(
             f"the folder {argument} has no image",
-            expected=f"files named {', '.join(sorted(EXTENSIONS))} in it or in its sub-folders",
+            expected=f"{FORMATS} files in it or in its sub-folders",
             received="none",
             fix="give a folder with images",
         )
@@ -312,9 +313,13 @@ def _images(path: str) -> Iterator[Path]:
     unlisted: list[OSError] = []
     found = False
     for parent, folders, files in os.walk(path, onerror=unlisted.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not is_of_tool(name, is_folder=True)
+        )
         for name in sorted(files):
-            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
+            if may_be_image(Path(parent, name)):
                 found = True
                 yield Path(parent, name)
     unread = [Path(error.filename) for error in unlisted]

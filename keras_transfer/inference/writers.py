@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.inference.prediction import Prediction
+from keras_transfer.names import cell_text, spreadsheet_cell
 from keras_transfer.storage.atomic import check_vacant, full, put_in_place, replacing, storage_error
 from keras_transfer.tasks.task import Task
 
@@ -133,7 +134,8 @@ class CsvRows:
                     end = lines.num_bytes
                     if number > 0:
                         error = row[self._table.error]
-                        yield self._table.kept(row[0], error, self._table.outputs(row))
+                        outputs = self._table.outputs(row)
+                        yield self._table.kept(cell_text(row[0]), error, outputs)
             with self._partial.open("r+b") as file:
                 file.truncate(end)
         if end == 0:
@@ -150,7 +152,8 @@ class CsvRows:
         with self._partial.open(
             "a", newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows(map(spreadsheet_cell, row) for row in rows)
 
 
 class _Lines:

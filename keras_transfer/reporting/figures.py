@@ -23,6 +23,8 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
+from keras_transfer.names import printable
+
 TRAIN, VALIDATION = "#3b6fb6", "#e07b39"
 INK, FAINT, GRID, SHADE, ALARM = "#22303c", "#77848f", "#d9dfe5", "#edf1f6", "#c0392b"
 _DOTS_PER_INCH = 120
@@ -72,11 +74,11 @@ def shortened(name: str, length: int = 24) -> str:
 
     Long names are cut in the middle: class names often differ in the first or the last word.
     """
-    printable = name.encode("utf-8", "replace").decode()
-    if len(printable) > length:
+    shown = printable(name)
+    if len(shown) > length:
         tail = length // 3
-        printable = f"{printable[: length - tail - 1]}…{printable[-tail:]}"
-    return printable.replace("$", r"\$")
+        shown = f"{shown[: length - tail - 1]}…{shown[-tail:]}"
+    return shown.replace("$", r"\$")
 
 
 def wrapped(name: str, length: int = 15) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from keras_transfer.names import printable
 from keras_transfer.reporting.tables import Table
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class PrefixedReporter:
 
     def info(self, text: str) -> None:
         """Log one sentence."""
-        logging.getLogger("keras_transfer").info(f"{self.name}: {text}")
+        logging.getLogger("keras_transfer").info(printable(f"{self.name}: {text}"))
 
     def progress(self, title: str) -> AbstractContextManager[Count]:
         """As the other reporter's, with the name in front."""
@@ -101,14 +102,16 @@ class TerminalReporter:
 
     def info(self, text: str) -> None:
         """Print one sentence with a bullet, and log it."""
+        text = printable(text)
         logging.getLogger("keras_transfer").info(text)
-        self.console.print(f"[bold cyan]•[/] {escape(text)}", highlight=False)
+        # As a `Text`, in which names cannot be markup or names of emoji.
+        self.console.print(Text.assemble(("•", "bold cyan"), " ", text))
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Count]:
         """A bar that is removed when the block ends."""
         with self._progress() as bar:
-            task = bar.add_task(title, total=None, note="")
+            task = bar.add_task(printable(title), total=None, note="")
             yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
     @contextlib.contextmanager
@@ -119,7 +122,8 @@ class TerminalReporter:
         import keras
 
         with self._progress() as bar:
-            task = bar.add_task(title, total=epochs * steps_per_epoch, note="compiling …")
+            total = epochs * steps_per_epoch
+            task = bar.add_task(printable(title), total=total, note="compiling …")
             current = {"epoch": 0}
 
             def begin(epoch: int, logs: Any) -> None:  # noqa: ARG001
@@ -173,10 +177,10 @@ class TerminalReporter:
 
     def _progress(self) -> Progress:
         return Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,

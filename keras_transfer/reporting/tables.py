@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape as escape_rich
 from rich.table import Table as RichTable
+from rich.text import Text
+
+from keras_transfer.names import printable
 
 _NUMBER = re.compile(r"[-−+±]?[\d,]*\.?\d+(e[-+]?\d+)?( %)?|[-+]?(nan|inf)|–|", re.IGNORECASE)
 _LONG = 60
@@ -31,8 +33,8 @@ class Table:
     def rich(self) -> RichTable:
         """For a terminal."""
         table = RichTable(
-            title=escape_rich(self.title),
-            caption=escape_rich(self.caption) or None,
+            title=_text(self.title, "table.title"),
+            caption=_text(self.caption, "table.caption") if self.caption else None,
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
@@ -40,17 +42,17 @@ class Table:
         for number, name in enumerate(self.header):
             # Long names are wrapped, not cut, because cut names could be equal.
             table.add_column(
-                escape_rich(name), justify="left" if number == 0 else "right", overflow="fold"
+                _text(name), justify="left" if number == 0 else "right", overflow="fold"
             )
         for row in self.rows:
-            table.add_row(*map(escape_rich, row))
+            table.add_row(*map(_text, row))
         return table
 
     def markdown(self) -> str:
         """Header and rows; every row is one line."""
         ruler = ["---", *["---:"] * (len(self.header) - 1)]
         lines = [
-            [cell.replace("\n", " ").replace("|", r"\|") for cell in row]
+            [re.sub(r"[\\|<]", r"\\\g<0>", printable(cell.replace("\n", " "))) for cell in row]
             for row in (self.header, *self.rows)
         ]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], ruler, *lines[1:]))
@@ -88,6 +90,11 @@ class Table:
             Markup('<td class="{}">{}</td>').format("long" if len(text) > _LONG else kind, text)
             for text, kind in zip(row, classes, strict=True)
         )
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Plain text for a terminal: markup and control characters have no effect."""
+    return Text(printable(text, keep="\n"), style)
 
 
 def breakable(name: str) -> Markup:

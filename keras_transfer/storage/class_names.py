@@ -8,9 +8,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from keras_transfer.errors import DataError, ExportError, KerasTransferError, RunError
+from keras_transfer.names import class_name_flaw
+
+_MOST_NAMED: Final = 10
 
 
 def hash_class_names(class_names: Sequence[str]) -> str:
@@ -56,21 +59,27 @@ def verify_class_names(content: Any, *, where: str) -> tuple[str, ...]:
     )
 
 
+def check_exportable(class_names: Sequence[str], where: str) -> None:
+    """Raise DataError for all names that cannot be written into every artefact."""
+    flaws = [(name, flaw) for name in class_names if (flaw := class_name_flaw(name))]
+    if flaws:
+        shown = [f"{name[:60]!r} ({flaw})" for name, flaw in flaws[:_MOST_NAMED]]
+        raise DataError(
+            f"{where} has names of classes, labels or columns that cannot be exported",
+            expected="names of 1 to 255 characters on one line, without control characters, since "
+            "labels.txt has one name per line",
+            received=", ".join(shown) + (" …" if len(flaws) > _MOST_NAMED else ""),
+            fix="rename them in the data",
+        )
+
+
 def write_label_files(folder: Path, class_names: Sequence[str]) -> None:
     """Write labels.txt and class_names.json into the folder of an exported model.
 
     Raises:
-        ExportError: a name does not fit on one line of UTF-8.
+        DataError: a name cannot be exported.
     """
-    for name in class_names:
-        # A lone surrogate represents a byte of a file name that is not Unicode.
-        if any(letter in "\r\n" or "\ud800" <= letter <= "\udfff" for letter in name):
-            raise ExportError(
-                f"the class name {name!r} cannot be exported",
-                expected="one line of valid Unicode, since labels.txt has one name per line",
-                received=repr(name),
-                fix="rename the class in the data and train again",
-            )
+    check_exportable(class_names, "the model")
     text = "".join(f"{name}\n" for name in class_names)
     (folder / "labels.txt").write_text(text, encoding="utf-8")
     description = json.dumps(describe_class_names(class_names), indent=2)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.errors import RunError
+from keras_transfer.names import spreadsheet_cell
 from keras_transfer.storage.atomic import discard_partials, exists, replacing, storage_error
 from keras_transfer.storage.class_names import describe_class_names, verify_class_names
 
@@ -199,14 +200,14 @@ class RunFolder:
         self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
     def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Write a CSV file, row by row."""
+        """Write a CSV file, row by row; see `spreadsheet_cell`."""
         with (
             self.replacing(name) as path,
             path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
+            writer.writerow(map(spreadsheet_cell, header))
+            writer.writerows(map(spreadsheet_cell, row) for row in rows)
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the run.

@@ -5,11 +5,13 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from keras_transfer.data.labels import without_rare_classes
 from keras_transfer.data.records import Record, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import build, load_row
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.class_names import check_exportable
 from keras_transfer.tasks.task import Task
 
 TASKS: Final = {
@@ -29,6 +31,7 @@ def make_task(spec: RunSpec, records: Sequence[Record]) -> Task:
     """
     kind = load_row(TASKS, spec.task, f"there is no task called {spec.task!r}")
     task: Task = kind.of(records, spec, _options(kind, spec.task_options))
+    check_exportable(task.names, spec.data.path or spec.data.name)
     return task
 
 
@@ -39,9 +42,10 @@ def read_task(spec: RunSpec) -> tuple[Task, Records]:
         SpecError, DataError: see `read_records` and `make_task`.
     """
     listing = read_records(spec.data)
-    items = tuple(listing.items)
+    items, notes = without_rare_classes(listing.items, spec.data)
     task = make_task(spec, items)
-    return task, Records(items, task.targets(items), listing.root, notes=tuple(listing.notes))
+    notes = [*listing.notes, *notes, *task.notes(items, spec.data)]
+    return task, Records(items, task.targets(items), listing.root, notes=tuple(notes))
 
 
 def describe_task(task: Task) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import keras
 import numpy as np
 
+from keras_transfer.data.labels import suspect_task
 from keras_transfer.data.records import Record
 from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError
@@ -21,7 +22,7 @@ from keras_transfer.evaluation.results import Headline, Table
 from keras_transfer.fields import nearest
 from keras_transfer.models.activations import Activation
 from keras_transfer.models.head import head_layers
-from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
+from keras_transfer.specs import DataSpec, ModelSpec, RunSpec, TrainingSpec
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_softmax
 from keras_transfer.tasks.task import CardText, Draw, Monitor, TaskDefaults, check_spelling
 
@@ -113,6 +114,10 @@ class SingleLabel(TaskDefaults):
                     fix=nearest(record.label, self.names),
                 )
         return Targets.of_classes([index[record.label] for record in records], self.names)
+
+    def notes(self, records: Sequence[Record], spec: DataSpec) -> Sequence[str]:
+        """Sentences where the labels of a table look like several labels, or like numbers."""
+        return suspect_task({record.label for record in records}) if spec.source == "csv" else ()
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """One-hot, float32 [B, C]."""
@@ -391,11 +396,17 @@ def _check_classes(class_names: Sequence[str], where: str) -> None:
 
 def _check_every_class_is_trained(items: Sequence[Record], where: str) -> None:
     trained = {record.label for record in items if record.split in (None, "train")}
-    for record in items:
-        if record.label not in trained:
-            raise DataError(
-                f"class {record.label!r} of {where} is missing from the training split",
-                expected=f"one of training's classes, {', '.join(sorted(trained)) or 'none'}",
-                received=f"{record.label!r} in split {record.split!r} only, as in {record.path}",
-                fix="correct the label, or add training images of the class",
-            )
+    # In reverse, so that the first image of each class is named.
+    elsewhere = {record.label: record for record in items[::-1] if record.label not in trained}
+    if elsewhere:
+        names = ", ".join(map(repr, sorted(elsewhere)))
+        raise DataError(
+            f"{'class' if len(elsewhere) == 1 else 'classes'} {names} of {where} "
+            f"{'is' if len(elsewhere) == 1 else 'are'} missing from the training split",
+            expected=f"one of training's classes, {', '.join(sorted(trained)) or 'none'}",
+            received="; ".join(
+                f"{label!r} in split {record.split!r} only, as in {record.path}"
+                for label, record in sorted(elsewhere.items())
+            ),
+            fix="correct the labels, or add training images of the classes",
+        )

@@ -3,6 +3,7 @@
 A new kind of target is one module with one class and one row in `tasks.registry`.
 """
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation, Headline, Table
 from keras_transfer.models.activations import Activation
-from keras_transfer.specs import ModelSpec, TrainingSpec
+from keras_transfer.specs import DataSpec, ModelSpec, TrainingSpec
 from keras_transfer.tasks.linear_head import STRENGTHS, HeadFeatures, LinearHead
 
 if TYPE_CHECKING:
@@ -129,6 +130,9 @@ class Task(Protocol):
         Raises:
             DataError: a target is missing or invalid for this task; the error names the image.
         """
+
+    def notes(self, records: Sequence[Record], spec: DataSpec) -> Sequence[str]:
+        """Sentences for the user where targets look like those of another task."""
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Targets in the form of the loss, float32 [B, K]."""
@@ -273,6 +277,10 @@ class TaskDefaults:
         """Empty: nothing is chosen after training."""
         return {}
 
+    def notes(self, records: Sequence[Record], spec: DataSpec) -> Sequence[str]:  # noqa: ARG002
+        """None."""
+        return ()
+
     def scaled(self, values: np.ndarray) -> Any:  # noqa: ARG002
         """The same."""
         return self
@@ -344,14 +352,16 @@ class TaskDefaults:
 
 
 def check_spelling(names: Sequence[str], where: str, one: str, several: str) -> None:
-    """Raise DataError if two names differ only by case; `one` and `several` say what they name."""
+    """Raise DataError if two names look the same; `one` and `several` say what they name."""
     by_folded_name: dict[str, str] = {}
     for name in names:
-        twin = by_folded_name.setdefault(name.casefold(), name)
+        # Accents are one character or two, as in file names of macOS.
+        folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        twin = by_folded_name.setdefault(folded, name)
         if twin != name:
             raise DataError(
-                f"{where} has two {several} whose names differ only by case",
+                f"{where} has two {several} whose names differ only by case, spaces or encoding",
                 expected=f"one spelling for each {one}",
-                received=f"{twin!r} and {name!r}",
+                received=f"{twin!a} and {name!a}",
                 fix="merge the two, or rename one of them",
             )

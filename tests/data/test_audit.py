@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -108,6 +109,14 @@ def test_audit_refuses_a_class_without_any_readable_file(tmp_path):
     assert "b/0.png (not an image" in raised.value.received
     assert raised.value.expected
     assert raised.value.fix
+
+
+def test_audit_names_all_classes_without_any_readable_file(tmp_path):
+    root = two_classes(tmp_path / "set")
+    for file in root.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="class 'a', class 'b' have no readable image"):
+        run(root, tmp_path / "store")
 
 
 def test_audit_refuses_a_split_without_any_readable_file(tmp_path):
@@ -255,3 +264,17 @@ def test_audit_names_masks_and_images_of_little_contrast(tmp_path):
     assert note == (
         "3 images use less than a quarter of the range 0-255: a/fog.png, a/inverted.png, a/mask.png"
     )
+
+
+def test_audit_does_not_wait_for_a_listed_pipe(tmp_path):
+    root = two_classes(tmp_path / "set")
+    os.mkfifo(root / "a" / "pipe.png")
+    table = root / "t.csv"
+    table.write_text("path,label\na/0.png,a\nb/0.png,b\na/pipe.png,a\nb,b\n")
+    spec = DataSpec(source="csv", path=str(table), image_size=8)
+    cache = Cache(tmp_path / "store")
+    records, _, _ = audit(read_records(spec), spec, cache=cache, reporter=SilentReporter())
+    assert [(bad.path, bad.reason) for bad in records.bad_files] == [
+        ("a/pipe.png", "named pipe"),
+        ("b", "folder"),
+    ]

@@ -130,7 +130,7 @@ def test_a_class_with_fewer_images_than_folds_is_refused(copies):
     if copies:
         rows[40:] = [40, 41, 41, 41]
     records = make_records(["many"] * 40 + ["few"] * 4, copies=rows)
-    with pytest.raises(DataError, match="'few' is too small for 5 folds") as raised:
+    with pytest.raises(DataError, match="'few' has too few files for 5 folds") as raised:
         make_folds(records, DataSpec(), NOTHING, num_folds=5, seed=0)
     assert f"{2 if copies else 4} without copies" in raised.value.received
     assert "lower folds" in raised.value.fix
@@ -139,7 +139,7 @@ def test_a_class_with_fewer_images_than_folds_is_refused(copies):
 def test_groups_that_keep_a_class_out_of_a_part_are_refused_by_name():
     # Both classes are in two groups, and in two folds each has one left to train and validate on.
     records = make_records("ab" * 8, groups=[f"g{row // 8}" for row in range(16)])
-    with pytest.raises(DataError, match="class 'a'"):
+    with pytest.raises(DataError, match="2 classes, 'a', 'b', have"):
         make_folds(records, DataSpec(), NOTHING, num_folds=2, seed=0)
 
 

@@ -79,13 +79,15 @@ def test_read_records_counts_what_it_ignores_in_a_folder(tmp_path):
     class_folders(tmp_path, "a", "b")
     for name in ("readme.txt", "a/notes.txt", "a/list.csv", "b/notes.txt", "b/raw"):
         (tmp_path / name).write_text("words")
-    for hidden in (".cover.png", "a/._0.png", ".git/0.png", "a/.thumbs/0.png"):
+    for hidden in (".cover.png", ".cats/0.png", "a/._0.png", ".git/0.png", "a/.thumbs/0.png"):
         image(tmp_path / hidden)
     records = read_records(DataSpec(path=str(tmp_path)))
     assert len(records.items) == 4
     assert records.notes == (
-        "1 file beside the class folders ignored",
-        "4 files without an image's suffix ignored (.txt 2, .csv 1, without suffix 1)",
+        "5 files that are no images ignored (.txt 3, .csv 1, without suffix 1), such as "
+        "readme.txt, a/list.csv, a/notes.txt",
+        "2 hidden files and folders ignored (images in them 1), such as .cats, .cover.png",
+        "3 files and folders of other programs ignored, such as .git, a/._0.png, a/.thumbs",
     )
 
 
@@ -115,13 +117,13 @@ def test_read_records_reads_real_photographs(shared_data):
 
 
 def test_a_folder_of_splits_with_another_folder_names_the_setting(tmp_path):
-    for name in ("train", "validation"):
+    for name in ("train", "later"):
         class_folders(tmp_path / name, "a", "b")
-    assert "data.val_split=validation" in error_of(path=str(tmp_path)).fix
-    (tmp_path / "train").rename(tmp_path / "training")
-    (tmp_path / "validation").rename(tmp_path / "val")
-    assert "data.train_split=training" in error_of(path=str(tmp_path)).fix
-    (tmp_path / "training").rename(tmp_path / "test")
+    assert "data.val_split=later" in error_of(path=str(tmp_path)).fix
+    (tmp_path / "train").rename(tmp_path / "first")
+    (tmp_path / "later").rename(tmp_path / "val")
+    assert "data.train_split=first" in error_of(path=str(tmp_path)).fix
+    (tmp_path / "first").rename(tmp_path / "test")
     assert "no training split" in error_of(path=str(tmp_path)).what
 
 
@@ -221,7 +223,7 @@ def test_a_table_without_a_needed_column_names_the_nearest_one(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
-        (["path,label,split", "a.png,a,", "b.png,b,dev"], "line 3: unknown split 'dev'"),
+        (["path,label,split", "a.png,a,", "b.png,b,later"], "line 3: unknown split 'later'"),
         (["path,label", "a.png,a", "b.png, "], "b.png does not have one label"),
         (["path,label", ",a", "b.png,b"], "line 2: the cell of column 'path' is empty"),
         (["path,label", "a.png"], "a.png does not have one label"),

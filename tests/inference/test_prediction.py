@@ -196,12 +196,16 @@ def test_expand_paths_lists_files_folders_and_standard_input(tmp_path: Path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     (tmp_path / "photos" / "._c.gif").touch()
+    for name in ("a/y.jfif", "__MACOSX/y.png"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"\xff\xd8\xff")
     (tmp_path / "odd.suffix").touch()
     listed = io.StringIO(f"{tmp_path}/gone.jpg\n\n{tmp_path}/photos/a\n")
     arguments = [f"{tmp_path}/odd.suffix", f"{tmp_path}/photos", "-"]
     paths = [path.relative_to(tmp_path).as_posix() for path in expand_paths(arguments, listed)]
-    in_photos = ["photos/c.gif", "photos/a/x.webp", "photos/b/1.png", "photos/b/2.JPG"]
-    assert paths == ["odd.suffix", *in_photos, "gone.jpg", "photos/a/x.webp"]
+    in_a = ["photos/a/x.webp", "photos/a/y.jfif"]
+    in_photos = ["photos/c.gif", *in_a, "photos/b/1.png", "photos/b/2.JPG"]
+    assert paths == ["odd.suffix", *in_photos, "gone.jpg", *in_a]
 
 
 def test_expand_paths_refuses_at_once_what_does_not_exist_or_holds_no_image(tmp_path: Path):

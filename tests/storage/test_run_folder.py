@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_transfer.errors import ExportError, RunError
+from keras_transfer.errors import DataError, ExportError, RunError
 from keras_transfer.storage.class_names import read_label_files, write_label_files
 from keras_transfer.storage.run_folder import RunFolder, describe_environment, latest, next_free
 
@@ -159,7 +159,7 @@ def test_label_files_come_back_and_a_change_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["two\nlines", os.fsdecode(b"caf\xe9")])
 def test_label_files_refuse_names_that_are_not_one_line_of_unicode(tmp_path: Path, name: str):
-    with pytest.raises(ExportError, match="cannot be exported"):
+    with pytest.raises(DataError, match="cannot be exported"):
         write_label_files(tmp_path, ["ant", name])
 
 

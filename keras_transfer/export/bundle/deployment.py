@@ -24,6 +24,7 @@ from keras_transfer.export.card import Card
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.proof import Proof, export_proven
 from keras_transfer.export.saved_model.writer import BATCH_SIZES
+from keras_transfer.names import printable
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
 from keras_transfer.tasks.task import Task
@@ -137,8 +138,10 @@ def write_bundle(version_folder: Path, proof: Proof) -> None:
 
 
 def dns_name(name: str) -> str:
-    """A name that Kubernetes accepts: lower case, digits and dashes, at most 50 characters."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "model"
+    """A name that Kubernetes accepts: lower case, digits and dashes, at most 56 characters."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-")
+    # The name of a service begins with a letter.
+    return plain if plain[:1].isalpha() else f"model-{plain}".strip("-")
 
 
 def _environment() -> Environment:
@@ -156,4 +159,4 @@ def _environment() -> Environment:
 
 def _cell(text: str) -> str:
     """Escape text for a cell of a Markdown table: no Markdown, no HTML, no new cell."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", printable(text))

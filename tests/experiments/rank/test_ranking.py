@@ -299,7 +299,7 @@ def test_missing_weights_are_told_before_any_image_is_decoded(digits_folder, tmp
 
 def test_too_few_images_for_the_folds_are_told(digits_folder, cache):
     ranking = RankSpec(backbones=BACKBONES, folds=40)
-    with pytest.raises(DataError, match="too small for 40 folds"):
+    with pytest.raises(DataError, match="too few files for 40 folds"):
         rank(make_spec(digits_folder, cache), ranking, reporter=SilentReporter())
 
 

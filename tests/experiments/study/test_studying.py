@@ -241,7 +241,7 @@ def test_a_study_works_without_the_cache(digits_folder, cache, tmp_path):
 
 def test_too_many_folds_are_refused_and_leave_no_folder(digits_folder, cache, tmp_path):
     spec = make_spec(digits_folder, cache, folds=30)
-    with pytest.raises(DataError, match="too small for 30 folds"):
+    with pytest.raises(DataError, match="too few files for 30 folds"):
         study_of(spec, tmp_path / "many")
     assert not (tmp_path / "many").exists()
 

@@ -127,7 +127,8 @@ def test_weights_hash_follows_the_weights_and_nothing_else(make_classifier, clas
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("Flowers", "flowers"), ("a_b.c", "a-b-c"), ("--", "model")]
+    ("name", "expected"),
+    [("Flowers", "flowers"), ("a_b.c", "a-b-c"), ("--", "model"), ("2024", "model-2024")],
 )
 def test_names_become_names_that_kubernetes_takes(name, expected):
     assert dns_name(name) == expected
