@@ -6,6 +6,10 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+from keras_transfer.devices import skip_optional_imports
+
+skip_optional_imports()
+
 import numpy as np
 from feature_sources import EXACT, PIXELS, cut_at, make_source, wanted
 from small_backbone import SMALL

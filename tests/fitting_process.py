@@ -1,8 +1,9 @@
-"""Two phases on digits in a process of its own, on as many devices and hosts as it is given.
+"""Trainings and audits in a process of its own, on as many devices and hosts as it is given.
 
-    python tests/fitting_process.py '{"folder": "/tmp/fit", "backbone": "vgg16", …}'
+    python tests/fitting_process.py '{"folder": "/tmp/fit", "backbone": "vgg16", …}' …
 
-What is printed last is JSON: every epoch's figures, and the seconds. The weights go to a file.
+What is printed last is JSON: a list with every epoch's figures and the seconds of each training,
+which is of two phases on digits, and what each audit found. The weights go to a file.
 """
 
 import dataclasses
@@ -17,7 +18,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import numpy as np  # noqa: E402
+import numpy as np
+
+from keras_transfer.devices import skip_optional_imports
+
+skip_optional_imports()
 
 NUM_TRAIN, NUM_VAL = 90, 37
 """Neither is a multiple of a batch."""
@@ -39,14 +44,16 @@ class Fit:
     dropout: float = 0.0
     cache: str = "on"
 
-    def command(self) -> list[str]:
-        """Of the process."""
-        return [sys.executable, __file__, json.dumps(dataclasses.asdict(self))]
-
     def weights(self) -> dict[str, np.ndarray]:
         """What it ended with, by the variables' paths."""
         with np.load(Path(self.folder) / "weights.npz") as file:
             return dict(file)
+
+
+def command(*fits: Fit, audit: dict[str, str] | None = None) -> list[str]:
+    """Of a process that trains one after the other, and then audits with these arguments."""
+    jobs = [*map(dataclasses.asdict, fits), *([audit] if audit else [])]
+    return [sys.executable, __file__, *map(json.dumps, jobs)]
 
 
 def fit(job: Fit) -> dict:
@@ -77,6 +84,7 @@ def fit(job: Fit) -> dict:
     from keras_transfer.tasks.single_label import SingleLabel
     from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
+    keras.utils.clear_session()  # Weights are compared by their names.
     BACKBONES[SMALL.name] = SMALL
     if job.logical_devices > 1 and keras.backend.backend() == "tensorflow":
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -155,6 +163,12 @@ def fit(job: Fit) -> dict:
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    result = fit(Fit(**{**given, "epochs": tuple(given.get("epochs", (2, 2)))}))
-    print(json.dumps(result))  # noqa: T201
+    results = []
+    for given in map(json.loads, sys.argv[1:]):
+        if "images" in given:
+            from auditing import find_images
+
+            results.append(find_images(**given))
+        else:
+            results.append(fit(Fit(**{**given, "epochs": tuple(given.get("epochs", (2, 2)))})))
+    print(json.dumps(results))  # noqa: T201

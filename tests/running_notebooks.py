@@ -16,8 +16,9 @@ from keras_transfer.config import load_spec
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "pipelines" / "notebooks"
 SMALL = {
-    "model.backbone": "vgg16",
+    "model.backbone": "small",
     "model.last_stage": "stage2",
+    "model.weights": "none",
     "model.pooling": "flatten",
     "phases.0.epochs": 4,
     "phases.0.learning_rate": 1e-3,
@@ -29,7 +30,20 @@ SMALL = {
     "training.refit": False,
     "search.space": {"model.dropout": {"values": [0.0, 0.2]}},
 }
-"""The quickstart on fewer images and few layers, for twenty optimizer steps."""
+"""The quickstart on fewer images and few layers."""
+
+STARTING = f"""
+import sys
+
+sys.path.append({str(ROOT / "tests")!r})
+from small_backbone import SMALL
+from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.devices import skip_optional_imports
+
+BACKBONES["small"] = SMALL
+skip_optional_imports()
+"""
+"""A first cell after which the process knows the backbone `small`."""
 
 
 def read_notebook(name: str) -> nbformat.NotebookNode:
@@ -46,7 +60,7 @@ def execute(
     """Run all cells in `folder`, with other parameters, and return the notebook with its outputs.
 
     As papermill does it, a cell with the parameters goes behind the one that is tagged so. `before`
-    is the code of a first cell.
+    is code of the first cell.
     """
     notebook = read_notebook(name)
     lines = (f"{field} = {value!r}" for field, value in parameters.items())
@@ -54,8 +68,7 @@ def execute(
         "\n".join(lines), metadata={"tags": ["injected-parameters"]}
     )
     notebook.cells.insert(notebook.cells.index(find_cell(notebook, "parameters")) + 1, injected)
-    if before:
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(STARTING + before))
     # No folders of kernels: then "python3" is the Python that runs this, whatever is installed.
     manager = AsyncKernelManager(
         kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])

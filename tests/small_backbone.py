@@ -1,9 +1,12 @@
 """A tiny backbone for tests: `model.backbone=small`, registered by conftest.py in this process.
 
+Other processes do not know it, but can read it from a model file.
+
 It has three stages with a convolution, BatchNormalization, a sum and pooling each: all that cuts,
 folding and freezing have to handle, in 16 layers instead of the 86 of the smallest MobileNet.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_transfer.backbones.record import Backbone, Stage
@@ -37,3 +40,15 @@ SMALL = Backbone(
     minimal_size=8,
     stages=tuple(Stage(f"stage{stage}", f"small{stage}_pool") for stage in (1, 2, 3)),
 )
+
+
+def save_small(file: Path, *, image_size: int = 32, seed: int = 1) -> Path:
+    """A Keras model file with these layers, their scaling inside, and four outputs on top."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((image_size, image_size, 3))
+    pooled = layers.GlobalAveragePooling2D()(build_small(layers.Rescaling(1 / 255)(image)))
+    keras.Model(image, layers.Dense(4)(pooled)).save(file)
+    return file

@@ -58,12 +58,19 @@ def trained_at_once(tmp_path_factory):
     return train(tmp_path_factory.mktemp("once"))
 
 
-@pytest.mark.parametrize("steps", [(2, 3, 99), (4, 5, 6)])
-def test_a_training_in_steps_of_epochs_is_the_training_at_once(steps, trained_at_once, tmp_path):
+@pytest.fixture(scope="module")
+def trained_once_through(tmp_path_factory):
+    """What an epoch gives."""
+    _, (outcome,) = train(tmp_path_factory.mktemp("epoch"), num_epochs=1)
+    return outcome
+
+
+def test_a_training_in_steps_of_epochs_is_the_training_at_once(trained_at_once, tmp_path):
     whole, expected = trained_at_once
     run = RunFolder.create(tmp_path / "run")
     run.checkpoint_folder.mkdir()
-    for number, num_epochs in enumerate(steps):
+    # Within a phase, at its end, within the next, and beyond all.
+    for number, num_epochs in enumerate((2, 3, 5, 99)):
         stepwise, outcomes = train(tmp_path, run, num_epochs)
         assert sum(outcome.epochs for outcome in outcomes) == min(num_epochs, 6), number
     assert list(map(without_times, outcomes)) == list(map(without_times, expected))
@@ -73,8 +80,8 @@ def test_a_training_in_steps_of_epochs_is_the_training_at_once(steps, trained_at
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_phase_cut_off_is_judged_as_it_stands_and_keeps_its_schedule(tmp_path):
-    _, (whole,) = train(tmp_path, num_epochs=3)
+def test_a_phase_cut_off_is_judged_as_it_stands_and_keeps_its_schedule(trained_at_once, tmp_path):
+    _, (whole, _) = trained_at_once
     _, (part,) = train(tmp_path, num_epochs=2)
     assert part.epochs == 2
     assert [row["learning_rate"] for row in part.history] == [
@@ -84,18 +91,17 @@ def test_a_phase_cut_off_is_judged_as_it_stands_and_keeps_its_schedule(tmp_path)
     assert part.val_score == pytest.approx(part.history[best]["val_accuracy"])
 
 
-def test_no_test_split_is_no_test_figure(tmp_path):
-    splits = make_splits()
-    _, judged = train(tmp_path, num_epochs=1)
+def test_no_test_split_is_no_test_figure(trained_once_through, tmp_path):
+    splits, judged = make_splits(), trained_once_through
     bare = dataclasses.replace(splits, test=splits.test[:0])
     _, outcomes = train(tmp_path, num_epochs=1, splits=bare)
     assert outcomes[0].test_score is None
     assert outcomes[0].test_interval is None
     assert outcomes[0].test_loss is None
-    assert outcomes[0].val_loss == judged[0].val_loss > 0
-    assert judged[0].test_loss != judged[0].val_loss
+    assert outcomes[0].val_loss == judged.val_loss > 0
+    assert judged.test_loss != judged.val_loss
 
 
-def test_losses_are_those_of_the_labels_without_smoothing(tmp_path):
-    _, (outcome,) = train(tmp_path, num_epochs=1)
+def test_losses_are_those_of_the_labels_without_smoothing(trained_once_through):
+    outcome = trained_once_through
     assert outcome.val_loss == pytest.approx(outcome.history[0]["val_loss"], rel=1e-5)

@@ -23,7 +23,7 @@ TRUNK = {"last_stage": "stage1", "weights": "none", "image_size": 32}
 @pytest.fixture(scope="module")
 def spec(digits_folder, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("cache"))
-    return make_spec(digits_folder, folder=folder, backbone="vgg16", **SMALL | TRUNK)
+    return make_spec(digits_folder, folder=folder, backbone="small", **SMALL | TRUNK)
 
 
 def collect(dataset) -> list[np.ndarray]:
@@ -92,12 +92,12 @@ def test_a_plain_model_learns_from_plain_datasets(spec, dataset):
 
 
 def test_models_are_built_from_names_and_fields():
-    model = build_model("vgg16", num_classes=4, dropout=0.0, **TRUNK)
+    model = build_model("small", num_classes=4, dropout=0.0, **TRUNK)
     assert model.output_shape == (None, 4)
     assert not any(isinstance(layer, keras.layers.Dropout) for layer in model.layers)
     assert all(variable.trainable for variable in model.trainable_variables)
     with pytest.raises(SpecError, match="class_names or num_classes"):
-        build_model("vgg16", **TRUNK)
+        build_model("small", **TRUNK)
     with pytest.raises(SpecError, match="resnet5"):
         build_model("resnet5", num_classes=2)
 

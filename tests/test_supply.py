@@ -77,26 +77,25 @@ def test_a_head_trained_on_features_is_the_head_trained_on_images(backbone, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
-def test_a_tail_trained_on_features_is_the_tail_trained_on_images(backbone, tmp_path):
+def test_a_tail_trained_on_features_is_the_tail_trained_on_images(tmp_path):
     spec = override(SPEC, {"views.count": 3})
     spec = RunSpec(**{**vars(spec), "phases": (HEAD, TAIL)})
-    on_features, outcomes, phase_inputs, _ = train(spec, tmp_path, backbone)
-    on_images, _, _, _ = train(override(spec, {"cache.mode": "off"}), tmp_path, backbone)
-    start = make_classifier(backbone)
+    on_features, outcomes, phase_inputs, _ = train(spec, tmp_path, "resnet50")
+    on_images, _, _, _ = train(override(spec, {"cache.mode": "off"}), tmp_path, "resnet50")
+    start = make_classifier("resnet50")
     assert outcomes[1].epochs * 3 >= 20, "optimizer steps in phase 2"
     assert [stats.num_computed for stats in phase_inputs.extraction_stats] == [96 * 3 + 64]
     assert max(differences(on_features, on_images).values()) < 1e-4
     moved = differences(on_features, start)
     assert moved["stage2"] > 1e-3
-    assert moved["stem" if backbone == "resnet50" else "stage1"] == 0
+    assert moved["stem"] == 0
 
 
 def test_predictions_from_the_float16_store_differ_by_less_than_two_hundredths(tmp_path):
     spec = RunSpec(**{**vars(SPEC), "phases": (HEAD, TAIL)})
     rounded = override(spec, {"cache.dtype": "float16"})
-    exact, _, phase_inputs, _ = train(spec, tmp_path, "vgg16")
-    coarse, _, _, _ = train(rounded, tmp_path, "vgg16")
+    exact, _, phase_inputs, _ = train(spec, tmp_path)
+    coarse, _, _, _ = train(rounded, tmp_path)
     rows = phase_inputs.splits.test
     expected, found = (phase_inputs.predict(classifier, rows) for classifier in (exact, coarse))
     assert np.abs(found - expected).max() < 0.02

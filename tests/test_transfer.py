@@ -1,6 +1,6 @@
 """The main job end to end, on real scans and a small trunk.
 
-The golden test and the notebooks do the same with ResNet50 and VGG16.
+The golden test does the same with ResNet50.
 """
 
 import csv

@@ -66,7 +66,9 @@ def save(figure: Figure, file: Path) -> None:
     with warnings.catch_warnings():
         # The font lacks some scripts and draws boxes instead; users cannot change that.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+        # Not `savefig`, which draws everything twice.
+        figure.set_dpi(_DOTS_PER_INCH)
+        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
 
 
 def shortened(name: str, length: int = 24) -> str:

@@ -358,7 +358,11 @@ class Versions:
         self._report(f"Serving version {number} of {self.name}")
         if old is not None:
             self._release(old)
-        _collect_garbage()
+            gc.unfreeze()
+            gc.collect()
+        # A full collection visits all of TensorFlow's objects, which takes longer than a request
+        # may: what is loaded now is exempt from later ones.
+        gc.freeze()
         return True
 
     def _release(self, old: Version) -> None:
@@ -380,13 +384,3 @@ def _stamp(folder: Path) -> list[tuple[str, int, int]]:
             status = path.stat()
             found.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
     return found
-
-
-def _collect_garbage() -> None:
-    """Free a replaced version, and exempt the loaded one from later collections.
-
-    A full collection visits all of TensorFlow's objects, which takes longer than a request may.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()

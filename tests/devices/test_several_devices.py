@@ -4,16 +4,14 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import auditing_process
-import keras
 import numpy as np
 import pytest
-from fitting_process import Fit, fit
+from auditing import find_images
+from fitting_process import Fit, command, fit
 from jax_processes import JAX, TWO_DEVICES
 from PIL import Image
 
@@ -21,18 +19,18 @@ from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS
 from keras_transfer.devices.subprocess_call import free_port
 
 
-def run_all(jobs: Sequence[tuple[Sequence[str], dict[str, str]]]) -> list[dict[str, Any]]:
+def run_all(jobs: Sequence[tuple[Sequence[str], dict[str, str]]]) -> list[Any]:
     """Run commands side by side, each with its own variables; the JSON that each prints last."""
     base = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
     processes = [
         subprocess.Popen(
-            command,
+            words,
             env=base | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for command, environment in jobs
+        for words, environment in jobs
     ]
     answers = []
     try:
@@ -69,8 +67,8 @@ def test_mirrored_devices_train_as_one_does_even_if_stopped_in_between(tmp_path:
     shared = dataclasses.replace(
         alone, folder=f"{tmp_path}/shared", strategy="mirrored", logical_devices=2, stop_after=3
     )
-    keras.utils.clear_session()  # Weights are compared by their names.
-    answers = [fit(alone), *run_all([(shared.command(), {"KERAS_BACKEND": "tensorflow"})])]
+    (elsewhere,) = run_all([(command(shared), {"KERAS_BACKEND": "tensorflow"})])
+    answers = [fit(alone), *elsewhere]
     assert [answer["devices"]["num_devices"] for answer in answers] == [1, 2]
     assert_same((alone, answers[0]), (shared, answers[1]), tolerance=1e-4)
     losses = [row["loss"] for row in answers[0]["history"]]
@@ -79,44 +77,52 @@ def test_mirrored_devices_train_as_one_does_even_if_stopped_in_between(tmp_path:
     assert losses[3] < losses[1]
 
 
-@pytest.mark.slow
-def test_devices_and_hosts_of_jax_train_as_one_device_does(tmp_path: Path):
-    def job(name: str, **changes: Any) -> Fit:
-        return Fit(f"{tmp_path}/{name}", dropout=0.3, **changes)
-
-    alone, images, hosts = (
-        job("alone"),
-        job("images", cache="off"),
-        job("hosts", stop_after=1),
-    )
-    answers = run_all([(alone.command(), JAX), (images.command(), JAX | TWO_DEVICES)])
-    answers += run_all([(hosts.command(), host) for host in two_hosts()])
-    assert [answer["devices"]["num_devices"] for answer in answers] == [1, 2, 2, 2]
-    assert_same((alone, answers[0]), (images, answers[1]), tolerance=1e-3)
-    assert_same((alone, answers[0]), (hosts, answers[2]), tolerance=1e-4)
-    assert answers[2]["history"] == answers[3]["history"]
-
-
-@pytest.mark.slow
-def test_hosts_audit_together_what_one_would_alone(tmp_path: Path):
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of two classes with broken files and a copy."""
     generator = np.random.default_rng(0)
+    images = tmp_path_factory.mktemp("audit") / "images"
     for label in "ab":
-        folder = tmp_path / "images" / label
+        folder = images / label
         folder.mkdir(parents=True)
         for number in range(7):
             pixels = generator.integers(0, 256, (20 + number, 24, 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
         (folder / "broken.png").write_bytes(b"no image")
-    original = (tmp_path / "images/a/0.png").read_bytes()
-    (tmp_path / "images/a/copy.png").write_bytes(original)  # Of another host's share.
+    original = (images / "a/0.png").read_bytes()
+    (images / "a/copy.png").write_bytes(original)  # Of another host's share.
+    return str(images)
 
-    images = str(tmp_path / "images")
-    alone = auditing_process.run(images, str(tmp_path / "alone"))
-    command = [sys.executable, auditing_process.__file__, images, str(tmp_path / "together")]
-    together = run_all([(command, host) for host in two_hosts()])
-    assert together[0] == together[1]
-    assert together[0]["decoded"][1] == 0
-    del together[0]["decoded"], alone["decoded"]
-    assert together[0] == alone
+
+@pytest.fixture(scope="module")
+def of_hosts(images, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fit, list[Any]]:
+    """What two hosts trained, stopped in between, and for each the figures and its audit."""
+    folder = tmp_path_factory.mktemp("hosts")
+    shared = Fit(f"{folder}/fit", dropout=0.3, stop_after=1)
+    words = command(shared, audit={"images": images, "cache": f"{folder}/cache"})
+    return shared, run_all([(words, host) for host in two_hosts()])
+
+
+@pytest.mark.slow
+def test_devices_and_hosts_of_jax_train_as_one_device_does(of_hosts, tmp_path: Path):
+    hosts, ((first, _), (second, _)) = of_hosts
+    alone = Fit(f"{tmp_path}/alone", dropout=0.3, strategy="cpu")
+    on_images = Fit(f"{tmp_path}/images", dropout=0.3, cache="off")
+    (answers,) = run_all([(command(alone, on_images), JAX | TWO_DEVICES)])
+    answers += [first, second]
+    assert [answer["devices"]["num_devices"] for answer in answers] == [1, 2, 2, 2]
+    assert_same((alone, answers[0]), (on_images, answers[1]), tolerance=1e-3)
+    assert_same((alone, answers[0]), (hosts, first), tolerance=1e-4)
+    assert first["history"] == second["history"]
+
+
+@pytest.mark.slow
+def test_hosts_audit_together_what_one_would_alone(of_hosts, images, tmp_path: Path):
+    _, ((_, first), (_, second)) = of_hosts
+    alone = find_images(images, str(tmp_path / "alone"))
+    assert first == second
+    assert first["decoded"][1] == 0
+    together, alone = ({**found, "decoded": None} for found in (first, alone))
+    assert together == alone
     assert len(alone["paths"]) == 15
     assert len(alone["bad"]) == 2

@@ -32,22 +32,18 @@ import keras_transfer, keras_transfer.devices, pipelines.train
 loaded = [name for name in ("tensorflow", "keras", "jax", "numpy") if name in sys.modules]
 print(json.dumps([before == dict(os.environ), loaded]))
 """
-KERNELS = """
-from keras_transfer.devices import use_onednn
-use_onednn()
-import tensorflow
-from tensorflow.python.util import _pywrap_util_port as port
-print(int(port.IsMklEnabled()))
-"""
-OPTIONAL = """
+STARTING = """
 import sys
-from keras_transfer.devices import skip_optional_imports
+from keras_transfer.devices import skip_optional_imports, use_onednn
+use_onednn()
 skip_optional_imports()
 import tensorflow, keras
 keras.Sequential([keras.layers.Dense(1)]).build((None, 2))
 print([name for name in ("jax", "matplotlib", "sklearn") if name in sys.modules])
 import sklearn.base, matplotlib.pyplot
 print(keras.backend.backend(), "jax" in sys.modules)
+from tensorflow.python.util import _pywrap_util_port as port
+print(int(port.IsMklEnabled()))
 """
 TOO_LATE = """
 import os, sys, types, warnings
@@ -84,15 +80,19 @@ def test_importing_the_package_has_no_side_effects():
     assert loaded == []
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def started() -> list[str]:
+    """What a process says that is set up before it imports TensorFlow."""
+    return run(STARTING).stdout.splitlines()
+
+
 @pytest.mark.skipif(not X86, reason="not an x86 processor")
-def test_onednn_is_used_when_called_before_tensorflow_is_imported():
-    assert run(KERNELS).stdout.split() == ["1"]
+def test_onednn_is_used_when_called_before_tensorflow_is_imported(started):
+    assert started[2] == "1"
 
 
-@pytest.mark.slow
-def test_optional_packages_of_tensorflow_and_keras_are_imported_only_when_asked_for():
-    assert run(OPTIONAL).stdout.splitlines() == ["[]", "tensorflow False"]
+def test_optional_packages_of_tensorflow_and_keras_are_imported_only_when_asked_for(started):
+    assert started[:2] == ["[]", "tensorflow False"]
 
 
 @pytest.mark.parametrize(

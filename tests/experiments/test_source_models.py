@@ -7,8 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from small_backbone import SMALL, build_small
+from small_backbone import SMALL, save_small
 
 import keras_transfer as kt
 from keras_transfer.backbones.registry import BACKBONES
@@ -46,11 +45,7 @@ def build(model: ModelSpec) -> Classifier:
 
 
 def save_network(file: Path, *, seed: int = 1) -> Path:
-    keras.utils.set_random_seed(seed)
-    image = keras.Input((SIZE, SIZE, 3))
-    pooled = layers.GlobalAveragePooling2D()(build_small(layers.Rescaling(1 / 255)(image)))
-    keras.Model(image, layers.Dense(4)(pooled)).save(file)
-    return file
+    return save_small(file, image_size=SIZE, seed=seed)
 
 
 def save_run(folder: Path, **fields: str) -> Path:

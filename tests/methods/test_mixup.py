@@ -223,5 +223,5 @@ def test_phases_mix_features_or_images_and_a_resumed_run_has_the_same_bits(tmp_p
         for one, other in zip(values, resumed[stage], strict=True):
             np.testing.assert_array_equal(one, other)
     frozen = {"phases.0.method": "supervised", "phases.0.method_options": {}}
-    _, (plain,), _ = train(tmp_path, override(SPEC, frozen), num_epochs=2)
+    _, (plain,), _ = train(tmp_path, override(SPEC, frozen), num_epochs=1)
     assert plain.history[0]["loss"] != outcomes[0].history[0]["loss"]

@@ -26,7 +26,7 @@ def test_the_quickstart_trains_tunes_and_exports(tmp_path):
 @pytest.mark.slow
 def test_the_search_ranks_compares_and_keeps_a_winner(tmp_path):
     space = {"search.space.model.dropout": {"values": [0.0, 0.1]}}
-    backbones = ["vgg16", {"backbone": "vgg16", "last_stage": "stage1"}]
+    backbones = ["small", {"backbone": "small", "last_stage": "stage1"}]
     notebook = execute(
         "search",
         tmp_path,

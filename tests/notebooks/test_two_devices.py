@@ -2,18 +2,8 @@
 
 import pytest
 from jax_processes import JAX, TWO_DEVICES
-from running_notebooks import ROOT, SMALL, check_course, execute, words
+from running_notebooks import SMALL, check_course, execute, words
 
-SMALLEST = {**SMALL, "model.backbone": "small", "model.weights": "none"}
-KNOWS_SMALL = f"""
-import sys
-
-sys.path.append({str(ROOT / "tests")!r})
-from small_backbone import SMALL
-from keras_transfer.backbones.registry import BACKBONES
-
-BACKBONES["small"] = SMALL
-"""
 TWO_PROCESSORS = """
 import tensorflow as tf
 
@@ -28,8 +18,8 @@ def test_the_gpu_notebook_shares_batches_among_mirrors(tmp_path):
     notebook = execute(
         "colab_gpu",
         tmp_path,
-        before=KNOWS_SMALL + TWO_PROCESSORS,
-        CHANGES=SMALLEST,
+        before=TWO_PROCESSORS,
+        CHANGES=SMALL,
         STRATEGY="mirrored",
         TRIALS=1,
     )
@@ -43,9 +33,8 @@ def test_the_tpu_notebook_shares_batches_on_jax(tmp_path):
     notebook = execute(
         "colab_tpu",
         tmp_path,
-        before=KNOWS_SMALL,
         environment=JAX | TWO_DEVICES,
-        CHANGES=SMALLEST,
+        CHANGES=SMALL,
         TRIALS=1,
     )
     check_course(notebook, tmp_path, num_trials=1)

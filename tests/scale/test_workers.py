@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_backbone import save_small
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.errors import RunError, SpecError
@@ -52,13 +53,20 @@ def _small_units(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_VIEWS", 64)
 
 
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> ModelSpec:
+    """Of a file, since workers do not know the backbone `small`."""
+    file = save_small(tmp_path_factory.mktemp("network") / "small.keras")
+    return ModelSpec(backbone=str(file), last_stage="stage2", weights="none")
+
+
 @pytest.fixture
-def make_spec(digits_folder, tmp_path):
+def make_spec(network, digits_folder, tmp_path):
     def build(name: str) -> RunSpec:
         return RunSpec(
             name="digits",
             data=DataSpec(path=str(digits_folder), image_size=32),
-            model=ModelSpec(backbone="mobilenet_0.25", last_stage="stage2", weights="none"),
+            model=network,
             phases=(
                 PhaseSpec(name="frozen", epochs=1),
                 PhaseSpec(name="fine-tune", unfreeze="stage2", epochs=3, learning_rate=1e-4),
@@ -156,14 +164,11 @@ def test_specs_that_store_nothing_of_their_own_are_refused(make_spec):
 
 
 @pytest.fixture
-def run_folder(tmp_path) -> str:
+def run_folder(network, tmp_path) -> str:
     """A run folder with what a prediction needs."""
     folder = RunFolder.create(tmp_path / "run")
     names = tuple(f"digit_{n}" for n in range(10))
-    spec = RunSpec(
-        data=DataSpec(image_size=32),
-        model=ModelSpec(backbone="mobilenet_0.25", last_stage="stage2", weights="none"),
-    )
+    spec = RunSpec(data=DataSpec(image_size=32), model=network)
     folder.write_json("spec.json", spec_to_dict(spec))
     folder.write_class_names(names)
     folder.write_json("task.json", describe_task(SingleLabel(tuple(names))))

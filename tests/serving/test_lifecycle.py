@@ -125,6 +125,8 @@ def test_versions_change_under_load_without_a_failed_request(
             assert fits, "probabilities of no version"
             seen |= set(fits)
         assert seen == set(expected)
+        live.process.send_signal(signal.SIGINT)
+        assert live.process.wait(timeout=30) == 0
 
 
 def test_a_broken_copy_is_tried_again_when_it_is_complete(run_folder: Path, tmp_path: Path):
@@ -144,35 +146,31 @@ def test_a_broken_copy_is_tried_again_when_it_is_complete(run_folder: Path, tmp_
         assert refreshed()["1"] == "AVAILABLE"
 
 
-@pytest.mark.slow
-def test_sigterm_finishes_the_requests_under_way(
-    run_folder: Path, live_server, images: list[bytes]
-):
+def check_that_sigterm_finishes_the_requests_under_way(live: Live, images: list[bytes]) -> None:
     rows = [{"image_bytes": as_base64(data), "class_index": -1} for data in images]
     content = {"signature_name": "serving_explain", "instances": rows}
     request = http_request(PREDICT, json.dumps(content).encode())
-    with live_server(run_folder) as live:
 
-        async def end_amid_requests() -> list[tuple[int, object]]:
-            connections = [await asyncio.open_connection("127.0.0.1", live.port) for _ in range(4)]
-            waiting = [asyncio.create_task(exchange(*c, request)) for c in connections]
-            assert (await asyncio.to_thread(live.ask, "/healthz"))[0] == 200
-            assert not any(task.done() for task in waiting)
-            live.process.send_signal(signal.SIGTERM)
-            answers = await asyncio.gather(*waiting)
-            for _, writer in connections:
-                await hang_up(writer)
-            return answers
+    async def end_amid_requests() -> list[tuple[int, object]]:
+        connections = [await asyncio.open_connection("127.0.0.1", live.port) for _ in range(4)]
+        waiting = [asyncio.create_task(exchange(*c, request)) for c in connections]
+        assert (await asyncio.to_thread(live.ask, "/healthz"))[0] == 200
+        assert not any(task.done() for task in waiting)
+        live.process.send_signal(signal.SIGTERM)
+        answers = await asyncio.gather(*waiting)
+        for _, writer in connections:
+            await hang_up(writer)
+        return answers
 
-        answers = asyncio.run(end_amid_requests())
-        assert [status for status, _ in answers] == [200] * 4
-        assert live.process.wait(timeout=30) == 0
-        with pytest.raises(ConnectionRefusedError):
-            live.ask("/healthz")
+    answers = asyncio.run(end_amid_requests())
+    assert [status for status, _ in answers] == [200] * 4
+    assert live.process.wait(timeout=30) == 0
+    with pytest.raises(ConnectionRefusedError):
+        live.ask("/healthz")
 
 
 @pytest.mark.slow
-def test_a_killed_server_loses_only_requests_under_way_and_starts_again(
+def test_a_killed_server_loses_only_requests_under_way_and_sigterm_loses_none(
     run_folder: Path, live_server, images: list[bytes], probabilities: np.ndarray
 ):
     def check(load: Load) -> None:
@@ -197,8 +195,7 @@ def test_a_killed_server_loses_only_requests_under_way_and_starts_again(
                 time.sleep(0.05)
         check(load)
         assert all(status == 200 for _, status, _ in load.answers)
-        live.process.send_signal(signal.SIGINT)
-        assert live.process.wait(timeout=30) == 0
+        check_that_sigterm_finishes_the_requests_under_way(live, images)
 
 
 def test_wrong_arguments_end_with_a_hint(run_folder: Path, tmp_path: Path, capsys):

@@ -3,8 +3,8 @@
 import base64
 import json
 import shutil
-import subprocess
-import sys
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,10 +19,13 @@ from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.explanation import explainer
+from keras_transfer.serving.app import build_app
+from keras_transfer.serving.service import Service
+from keras_transfer.serving.settings import Settings
 from keras_transfer.tasks.single_label import SingleLabel
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytest.importorskip("uvicorn", reason="the server's packages are not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="the server's packages are not installed")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 expect = sync_api.expect
@@ -69,18 +72,27 @@ def export(model: keras.Model, folder: Path, names: tuple[str, ...], card: dict 
     return folder
 
 
-def serving(folder: Path, *options: str) -> Iterator[str]:
-    """The address of a server that runs meanwhile."""
-    command = [sys.executable, "-m", "pipelines.serve", str(folder), "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def serving(folder: Path, **settings) -> Iterator[str]:
+    """The address of a server that runs meanwhile, in a thread."""
+    loaded = threading.Event()
+
+    def report(text: str) -> None:
+        if text.startswith("Serving version"):
+            loaded.set()
+
+    app = build_app(Service(Settings(folder=folder, **settings), report=report))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=1)
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
         try:
-            assert process.stdout is not None
-            lines = iter(process.stdout.readline, "")
-            address = next(line.split()[-1] for line in lines if "Listening" in line)
-            assert any("Serving version" in line for line in lines)
-            yield address
+            assert loaded.wait(PATIENCE_MS / 1000)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
-            process.terminate()
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +103,7 @@ def model(make_classifier) -> keras.Model:
 @pytest.fixture(scope="module")
 def address(model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = export(model, tmp_path_factory.mktemp("export"), NAMES, CARD)
-    yield from serving(folder, "--max-body-megabytes", "0.5", "--name", "renamed")
+    yield from serving(folder, max_body_megabytes=0.5, name="renamed")
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,7 @@ def trained(table: Path, folder: Path, **fields) -> Path:
     spec = make_spec(
         table,
         image_size=32,
-        backbone="mobilenet_0.25",
-        last_stage="stage2",
+        backbone="small",
         weights="none",
         phases=[PHASE],
         **fields,

@@ -12,9 +12,9 @@ from keras_transfer.training.phases import apply_phase, compile_phase, train_pha
 TINY = "small"
 """With BatchNormalization, and fast to build and to train."""
 
-FROZEN = PhaseSpec(name="frozen", epochs=2, unfreeze="head", learning_rate=1e-2)
+FROZEN = PhaseSpec(name="frozen", epochs=1, unfreeze="head", learning_rate=1e-2)
 TUNED = PhaseSpec(
-    name="fine-tune", epochs=2, unfreeze="stage2", learning_rate=1e-3, layer_decay=0.5
+    name="fine-tune", epochs=1, unfreeze="stage2", learning_rate=1e-3, layer_decay=0.5
 )
 SPEC = RunSpec(phases=(FROZEN, TUNED), training=TrainingSpec(batch_size=32))
 

@@ -30,12 +30,17 @@ def test_a_stock_hyperband_searches_and_its_best_models_have_their_scores(
     small_spec, tmp_path, capsys
 ):
     space = {RATE: {"low": 1e-3, "high": 1e-1, "sampling": "log"}}
-    head = {"name": "frozen", "epochs": 2}
+    head = {"name": "frozen", "epochs": 1}
     tail = {"name": "fine-tune", "epochs": 1, "unfreeze": "last", "learning_rate": 1e-3}
     spec = override(small_spec, {"phases": [head, tail], "search.space": space})
     hypermodel = TransferHyperModel(spec, reporter=Listener())
     tuner = keras_tuner.Hyperband(
-        hypermodel, objective="val_accuracy", max_epochs=3, seed=1, directory=str(tmp_path)
+        hypermodel,
+        objective="val_accuracy",
+        max_epochs=2,
+        factor=2,
+        seed=1,
+        directory=str(tmp_path),
     )
     tuner.search()
     trials = list(tuner.oracle.trials.values())

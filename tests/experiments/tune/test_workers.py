@@ -8,14 +8,14 @@ import time
 import pytest
 from listener import Listener
 from searches import DROPOUT, RATE, SPACE, search
+from small_backbone import save_small
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
+from keras_transfer.experiments.tune import best
 from keras_transfer.experiments.tune.record import TrialLog
 from keras_transfer.experiments.tune.workers import run_workers
 from keras_transfer.storage.run_folder import RunFolder
-
-GRID = {**SPACE, RATE: {"values": [1e-3, 1e-2, 3e-2]}}
 
 
 def processes(name: str) -> list[int]:
@@ -34,10 +34,12 @@ def processes(name: str) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
-def test_two_workers_try_everything_once_though_one_is_killed(small_spec, tmp_path):
+def test_two_workers_try_everything_once_though_one_is_killed(small_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(best, "run_transfer", lambda *_, **__: None)  # As after any other search.
     # Long enough to be killed in the middle; other processes do not know the backbone `small`.
-    network = {"model.backbone": "vgg16", "phases.0.epochs": 15}
-    spec = override(small_spec, {**network, "search.space": GRID})
+    file = save_small(tmp_path / "small.keras")
+    network = {"model.backbone": str(file), "phases.0.epochs": 15}
+    spec = override(small_spec, {**network, "search.space": SPACE})
     trial_log, listener, killed = TrialLog(RunFolder(tmp_path / "s")), Listener(), []
 
     def kill_in_mid_trial():
@@ -57,7 +59,7 @@ def test_two_workers_try_everything_once_though_one_is_killed(small_spec, tmp_pa
     assert killed
     assert any("tuner1 was killed (signal SIGKILL)" in sentence for sentence in listener.said)
     tried = sorted((t.values[RATE], t.values[DROPOUT]) for t in found.trials)
-    assert tried == sorted((r, d) for r in GRID[RATE]["values"] for d in GRID[DROPOUT]["values"])
+    assert tried == sorted((r, d) for r in SPACE[RATE]["values"] for d in SPACE[DROPOUT]["values"])
     assert all(t.is_scored for t in found.trials)
     assert {t.worker for t in found.trials} == {"tuner0", "tuner1"}
     assert not processes("chief") + processes("tuner0") + processes("tuner1")

@@ -11,6 +11,10 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+from keras_transfer.devices import skip_optional_imports
+
+skip_optional_imports()
+
 import jax
 import keras
 import numpy as np
