@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from keras_transfer.errors import SpecError
-from keras_transfer.fields import Typed, build, nearest, raise_unknown
-from keras_transfer.names import run_name, run_name_flaw
+from keras_transfer.fields import Typed, build, nearest, raise_unknown, run_name, run_name_flaw
 from keras_transfer.specs import DEFAULT_SPACE, SOURCES, PretrainSpec, RunSpec
 
 PRESETS: Final = Path(__file__).parent / "presets"
@@ -236,6 +235,10 @@ def check_consistency(spec: RunSpec) -> None:
             received="views.count=none",
             fix="set views.count, or set cache.mode=auto to train on images",
         )
+    _check_phases(spec)
+
+
+def _check_phases(spec: RunSpec) -> None:
     names = [phase.name for phase in spec.phases]
     if len(set(names)) < len(names):
         raise SpecError(

@@ -10,7 +10,19 @@ KerasTransferError          the command line prints it without a traceback
 └── ExportError             an exported artefact does not agree with its model
 """
 
-from keras_transfer.names import printable
+import re
+from typing import Final
+
+# Control characters, line and paragraph separators, marks that reverse the direction of text, and
+# lone surrogates, which stand for bytes of file names that are not Unicode.
+HIDDEN: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""The text with hidden characters but those of `keep` escaped, such as '\x1b' and '\n'."""
+    return HIDDEN.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 class KerasTransferError(ValueError):

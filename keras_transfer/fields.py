@@ -11,9 +11,12 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import HIDDEN, SpecError
+
+_LONGEST_NAME: Final = 200
+"""Bytes of a run's name: suffixes such as '-search-2' follow it in the name of its folder."""
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -204,3 +207,19 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         raise SpecError(
             f"{name} is out of range", expected=bounds, received=str(value), fix=f"choose {bounds}"
         )
+
+
+def run_name_flaw(name: str) -> str:
+    """Why a run cannot have this name, in a few words; '' for a name that can be used."""
+    if not name.strip() or name.startswith("."):
+        return "is empty or begins with a dot"
+    if found := re.search(rf"[/\\]|{HIDDEN.pattern}", name):
+        return f"contains {found[0]!a}"
+    length = len(name.encode())
+    return f"has {length} bytes" if length > _LONGEST_NAME else ""
+
+
+def run_name(text: str) -> str:
+    """The nearest name of a run for the name of a folder or file; 'run' if nothing is left."""
+    name = HIDDEN.sub("-", re.sub(r"[/\\]", "-", text)).lstrip(". ").strip()
+    return name.encode()[:_LONGEST_NAME].decode(errors="ignore") or "run"

@@ -15,7 +15,6 @@ LEVELS = {
     "keras_transfer.specs": 0,
     "keras_transfer.config": 0,
     "keras_transfer.errors": 0,
-    "keras_transfer.names": 0,
     "keras_transfer.fields": 0,
     "keras_transfer.storage": 1,
     "keras_transfer.devices": 1,

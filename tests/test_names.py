@@ -9,11 +9,11 @@ from rich.console import Console
 
 from keras_transfer.config import load_spec, make_spec, override
 from keras_transfer.data.records import Record
-from keras_transfer.errors import DataError, SpecError
-from keras_transfer.names import cell_text, printable, spreadsheet_cell
+from keras_transfer.errors import DataError, SpecError, printable
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.reporting.tables import Table
 from keras_transfer.specs import PretrainSpec, RunSpec
+from keras_transfer.storage.cells import cell_text, spreadsheet_cell
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.registry import make_task
 

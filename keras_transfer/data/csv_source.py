@@ -12,8 +12,8 @@ from keras_transfer.data.path_search import PathFinder
 from keras_transfer.data.records import Listing, Record, counted
 from keras_transfer.data.split_names import describe_synonyms, find_roles
 from keras_transfer.errors import DataError
-from keras_transfer.names import cell_text
 from keras_transfer.specs import DataSpec
+from keras_transfer.storage.cells import cell_text
 
 _Row = tuple[int, dict[str, str]]
 

@@ -28,9 +28,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.inference.explanation import Explanation
-from keras_transfer.names import spreadsheet_cell
 from keras_transfer.reporting.figures import FAINT, INK
 from keras_transfer.storage.atomic import check_vacant, replacing
+from keras_transfer.storage.cells import spreadsheet_cell
 from keras_transfer.tasks.task import Task
 
 PAGE, TABLE, OVERLAYS = "explain.html", "explain.csv", "overlays"

@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.inference.prediction import Prediction
-from keras_transfer.names import cell_text, spreadsheet_cell
 from keras_transfer.storage.atomic import check_vacant, full, put_in_place, replacing, storage_error
+from keras_transfer.storage.cells import cell_text, spreadsheet_cell
 from keras_transfer.tasks.task import Task
 
 Row = Prediction | BadFile

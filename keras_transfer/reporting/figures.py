@@ -23,7 +23,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
-from keras_transfer.names import printable
+from keras_transfer.errors import printable
 
 TRAIN, VALIDATION = "#3b6fb6", "#e07b39"
 INK, FAINT, GRID, SHADE, ALARM = "#22303c", "#77848f", "#d9dfe5", "#edf1f6", "#c0392b"

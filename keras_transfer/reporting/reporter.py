@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from keras_transfer.names import printable
+from keras_transfer.errors import printable
 from keras_transfer.reporting.tables import Table
 
 if TYPE_CHECKING:

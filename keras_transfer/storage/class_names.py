@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from keras_transfer.errors import DataError, ExportError, KerasTransferError, RunError
-from keras_transfer.names import class_name_flaw
+from keras_transfer.errors import HIDDEN, DataError, ExportError, KerasTransferError, RunError
 
 _MOST_NAMED: Final = 10
+_LONGEST: Final = 255
+"""Characters of a class name: as many bytes as the name of a folder may have."""
 
 
 def hash_class_names(class_names: Sequence[str]) -> str:
@@ -57,6 +58,15 @@ def verify_class_names(content: Any, *, where: str) -> tuple[str, ...]:
         received=json.dumps(content)[:200],
         fix="restore the file; classes cannot be renamed or reordered afterwards",
     )
+
+
+def class_name_flaw(name: str) -> str:
+    """Why a class cannot have this name, in a few words; '' for a name that can be used."""
+    if not name.strip():
+        return "nothing but spaces"
+    if found := HIDDEN.search(name):
+        return f"contains {found[0]!a}"
+    return f"has {len(name)} characters" if len(name) > _LONGEST else ""
 
 
 def check_exportable(class_names: Sequence[str], where: str) -> None:

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.errors import RunError
-from keras_transfer.names import spreadsheet_cell
 from keras_transfer.storage.atomic import discard_partials, exists, replacing, storage_error
+from keras_transfer.storage.cells import spreadsheet_cell
 from keras_transfer.storage.class_names import describe_class_names, verify_class_names
 
 _PACKAGES: Final = (

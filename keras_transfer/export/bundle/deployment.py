@@ -20,11 +20,11 @@ import keras
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from keras_transfer.errors import printable
 from keras_transfer.export.card import Card
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.proof import Proof, export_proven
 from keras_transfer.export.saved_model.writer import BATCH_SIZES
-from keras_transfer.names import printable
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
 from keras_transfer.tasks.task import Task
