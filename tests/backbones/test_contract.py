@@ -8,7 +8,6 @@ InceptionResNetV2, would take longer than all others together.
 """
 
 import functools
-import gc
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -93,11 +92,9 @@ class Structure:
 @contextmanager
 def without_values() -> Iterator[None]:
     """Networks built in here have shapes and names but no numbers."""
-    gc.freeze()  # what there is already need not be searched for garbage again and again
     with keras.StatelessScope(initialize_variables=False):
         yield
     keras.utils.clear_session()  # forgets the variables that wait for their values
-    gc.unfreeze()
 
 
 def whole_network(row: Backbone, side: int, **arguments) -> keras.Model:

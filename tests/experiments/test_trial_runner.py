@@ -9,12 +9,13 @@ from searches import DROPOUT, RATE, make_spec
 
 from keras_transfer.config import override
 from keras_transfer.devices.memory import resident_mb
-from keras_transfer.experiments.run import run_transfer
+from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.trial_runner import TrialRunner
 from keras_transfer.experiments.tune.workers import open_trial_runner
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
+from keras_transfer.training.fitting import fit_phases
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +30,21 @@ def runner(small_spec, tmp_path):
         yield opened
 
 
-def test_a_training_after_others_is_the_training_of_a_run(runner, tmp_path):
+def test_a_training_after_others_is_the_training_of_a_run(runner):
     head = {"name": "frozen", "epochs": 1}
     tail = {**head, "name": "fine-tune", "unfreeze": "last", "learning_rate": 1e-2}
     # This one moves the trunk, which the next must find as it was.
     runner.train(runner.vary({"phases": [head, tail]}))
     spec = runner.vary({RATE: 3e-2, "model.head": "mlp"})
     training = runner.train(spec, predict=True)
-    run = run_transfer(spec, start_run(spec, output=tmp_path / "run"), reporter=SilentReporter())
-    assert training.val_loss == run.outcomes[-1].val_loss
-    assert training.val_score == run.outcomes[-1].val_score
+    with open_session(spec, reporter=SilentReporter()) as session:
+        classifier, phase_inputs = session.build_classifier(), session.phase_inputs()
+        outcomes = fit_phases(classifier, phase_inputs, reporter=SilentReporter())
+    assert training.val_loss == outcomes[-1].val_loss
+    assert training.val_score == outcomes[-1].val_score
     assert training.scores is not None
     assert training.scores.mean() == pytest.approx(training.val_score)
-    assert run.outcomes[-1].test_score is not None
+    assert outcomes[-1].test_score is not None
 
 
 def test_equal_specs_share_a_training_and_others_do_not(runner):
@@ -71,9 +74,9 @@ def test_memory_stays_flat(runner: TrialRunner):
         return resident_mb()
 
     numbers = itertools.count()
-    sizes = [train(3)]
+    sizes = [train(2)]
     models = _num_models()
-    sizes += [train(4) for _ in range(3)]
+    sizes += [train(3) for _ in range(3)]
     assert _num_models() <= models
     # What is kept grows in every block; the allocator takes memory from the system in some only.
     assert min(after - before for before, after in itertools.pairwise(sizes)) < 6

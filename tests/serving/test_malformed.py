@@ -1,4 +1,4 @@
-"""Two thousand malformed requests among valid ones, on a live server with low limits."""
+"""A thousand malformed requests among valid ones, on a live server with low limits."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from http_clients import Live, as_base64, claim_png, exchange, hang_up, http_request
 
-NUM_MALFORMED = 2_000
+NUM_MALFORMED = 1_000
 NUM_CLIENTS = 12
 PREDICT = "/v1/models/temples:predict"
 
@@ -138,7 +138,7 @@ async def misbehave(
 
 
 @pytest.mark.slow
-def test_two_thousand_malformed_requests_do_not_disturb_valid_ones(
+def test_a_thousand_malformed_requests_do_not_disturb_valid_ones(
     live: Live, images: list[bytes], probabilities: np.ndarray
 ):
     small = [row for row, data in enumerate(images) if len(data) < 60_000]

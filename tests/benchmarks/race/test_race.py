@@ -42,22 +42,21 @@ def _timings(*, ours_frozen: float) -> list[Timing]:
 def test_race_writes_its_figures_and_never_over_others(digits_folder, capsys, tmp_path):
     output = tmp_path / "race"
     words = [*WORDS, f"data.path={digits_folder}", "--seeds", "1", "--output", str(output)]
-    words += ["--also", "fast", "--also", "scikit-learn"]
+    words += ["--also", "scikit-learn"]
     assert race.main(words) == 0
     files = {file.name for file in output.iterdir()}
     assert files == {"race.json", "race.md", "race.png", "environment.json", "run.log"}
     figures = json.loads((output / "race.json").read_text())
     expected = {"rows", "ratio", "accuracy_difference", "others", "time_to_accuracy", "limits"}
     assert set(figures) == expected
-    assert set(figures["others"]) == {"fast", "scikit-learn"}
+    assert set(figures["others"]) == {"scikit-learn"}
     rows = figures["rows"]
     assert all(row["seconds"] > 0 and row["peak_mb"] > 100 for row in rows)
     assert all(0 <= row["accuracy"] <= 1 and row["seed"] == 0 for row in rows)
     stages = {
         name: [row["stage"] for row in rows if row["name"] == name]
-        for name in ("plain", "ours", "fast", "scikit-learn")
+        for name in ("plain", "ours", "scikit-learn")
     }
-    assert "fine-tune" not in stages["fast"]
     assert stages["scikit-learn"] == ["setup", "extraction", "frozen", "test"]
     assert stages["plain"] == ["setup", "frozen", "fine-tune", "test"]
     assert {*stages["plain"], "reading images", "refit"} <= {*stages["ours"]}
@@ -142,6 +141,7 @@ def test_presets_as_contestants_keep_images_and_trunk():
     best = CONTESTANTS["best"].spec_of(spec)
     assert (best.views.count, best.phases[0].method_options) == (4, {"cross_validate": True})
     assert (best.data, best.model, best.seed) == (spec.data, spec.model, 3)
+    assert [phase.name for phase in CONTESTANTS["fast"].spec_of(spec).phases] == ["frozen"]
     trained = CONTESTANTS["mixed_bfloat16"].spec_of(spec)
     assert (trained.devices.precision, trained.phases[0].epochs) == ("mixed_bfloat16", HEAD_EPOCHS)
 

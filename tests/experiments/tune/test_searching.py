@@ -14,12 +14,15 @@ from keras_transfer.config import load_spec, override
 from keras_transfer.errors import RunError, SpecError, WeightsError
 from keras_transfer.experiments import trial_runner as runner_module
 from keras_transfer.experiments.run import run_transfer
+from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.study.run import run_study
+from keras_transfer.experiments.tune import best
 from keras_transfer.experiments.tune.best import write_best_spec
 from keras_transfer.experiments.tune.report import describe_winner, write_search
 from keras_transfer.experiments.tune.workers import open_trial_runner
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_start import start_run
+from keras_transfer.training.fitting import fit_phases
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,12 @@ def found(small_spec, tmp_path_factory):
     result = search(override(small_spec, {"search.refits": 2}), tmp_path_factory.mktemp("s") / "a")
     write_search(result)
     return result
+
+
+@pytest.fixture
+def _winner_of_another(found, monkeypatch):
+    """A search ends when its winner is chosen: what is written of it is tested on `found`."""
+    monkeypatch.setattr(best, "run_transfer", lambda *_, **__: found.winner.result)
 
 
 def test_values_arrive_in_the_spec_of_every_trial(found):
@@ -136,6 +145,7 @@ def test_no_trial_can_see_the_test_split(small_spec, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_winner_of_another")
 def test_folds_are_evaluated_on_the_images_that_each_held_out(small_spec, tmp_path):
     spec = override(
         small_spec,
@@ -176,6 +186,7 @@ def test_values_that_contradict_each_other_end_the_search(small_spec, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_winner_of_another")
 def test_trials_that_diverge_or_run_out_of_memory_fail_and_the_search_goes_on(
     small_spec, tmp_path, monkeypatch
 ):
@@ -236,6 +247,7 @@ def test_a_time_budget_ends_the_search_with_the_best_so_far(small_spec, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_winner_of_another")
 def test_an_interrupted_search_goes_on_to_identical_scores(
     found, small_spec, tmp_path, monkeypatch
 ):
@@ -263,6 +275,7 @@ def test_an_interrupted_search_goes_on_to_identical_scores(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_winner_of_another")
 def test_hyperband_continues_trainings_and_ends_where_a_whole_one_does(small_spec, tmp_path):
     spec = make_two_phases(small_spec)
     found = search(spec, tmp_path / "s")
@@ -272,10 +285,11 @@ def test_hyperband_continues_trainings_and_ends_where_a_whole_one_does(small_spe
     whole = [t for t in found.trials if t.epochs == total]
     assert found.winner.trial in whole
     straight = override(spec, {**found.winner.trial.values, "search.space": {}, "name": "x"})
-    again = run_transfer(
-        straight, start_run(straight, output=tmp_path / "x"), reporter=SilentReporter()
-    )
-    last = [outcome for outcome in again.outcomes if outcome.kept][-1]
+    with open_session(straight, reporter=SilentReporter()) as session:
+        outcomes = fit_phases(
+            session.build_classifier(), session.phase_inputs(), reporter=SilentReporter()
+        )
+    last = [outcome for outcome in outcomes if outcome.kept][-1]
     assert last.val_loss == found.winner.trial.val_loss
     # A later round of the same values trains what the earlier one had not.
     oracle = sorted(found.run.path.glob("oracle/trial_*/trial.json"))
@@ -302,6 +316,7 @@ def make_two_phases(spec):
 
 # With the same score everywhere there is no length to fit.
 @pytest.mark.slow
+@pytest.mark.usefixtures("_winner_of_another")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("tuner", "objective"), [("random", "val_loss"), ("bayesian", "val_score")]
