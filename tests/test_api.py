@@ -163,7 +163,9 @@ def test_a_run_evaluates_predicts_and_explains(run, images):
     assert again.headline == run.evaluation.headline
     assert again.headline.value == run.evaluation.accuracy
     elsewhere = run.evaluate(images, reporter=QUIET)
-    assert elsewhere.to_dict()["num_examples"] == 60
+    assert elsewhere.to_dict()["num_examples"] == 9  # Those that training did not use.
+    everything = run.evaluate(images, include_training=True, reporter=QUIET)
+    assert everything.to_dict()["num_examples"] == 60
 
     files = sorted(images.glob("digit_0/*.png"))[:2]
     good, bad, other = run.predict([files[0], "nothing.png", str(files[1])])
