@@ -22,7 +22,7 @@ from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.backbones.resolution import find_stages
 from keras_transfer.backbones.scaling import MODES
-from keras_transfer.devices.strategy import on_one_device
+from keras_transfer.devices.strategy import on_processor
 from keras_transfer.errors import KerasTransferError, SpecError, WeightsError
 from keras_transfer.storage.model_files import OWN_WEIGHTS
 
@@ -116,7 +116,7 @@ def read_backbone(file: Path, name: str, *, preprocess: str = "") -> Backbone:
     WeightsError if the file is damaged.
     """
     # Not on an accelerator: the copy in the trunk is there.
-    with on_one_device(), keras.device("cpu:0"):
+    with on_processor():
         model = _flatten(_load(file, name), name)
         size = _input_size(model, name)
         images = keras.Input((size or _ANY_SIZE, size or _ANY_SIZE, 3))

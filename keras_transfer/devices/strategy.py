@@ -268,6 +268,23 @@ def on_one_device() -> Iterator[None]:
         keras.distribution.set_distribution(before)
 
 
+@contextlib.contextmanager
+def on_processor() -> Iterator[None]:
+    """As `on_one_device`, on a processor of this host: an accelerator's memory is for training."""
+    import keras
+
+    with on_one_device():
+        if keras.backend.backend() != "jax":
+            with keras.device("cpu:0"):
+                yield
+            return
+        import jax
+
+        # The first processor that Keras finds may be that of another host.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            yield
+
+
 def undistributed(model: Any) -> Any:
     """The same network for predictions on one device; the model itself if it is already on one.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from jax_processes import JAX
+from small_backbone import save_small
 
 from keras_transfer.config import override
 from keras_transfer.devices.hosts import (
@@ -101,7 +102,11 @@ def test_a_killed_host_ends_the_run_with_a_sentence_that_names_it(
 ):
     run, words = tmp_path / "run", "views.count=1 phases.0.epochs=1 phases.1.epochs=300"
     words += " data.train_size=40 data.val_fraction=0.1 data.test_fraction=0.1"
-    words += " model.backbone=vgg16 model.last_stage=stage1 model.weights=none devices.hosts=2"
+    # A model file: each host reads it by itself.
+    backbone = save_small(tmp_path / "small.keras")
+    words += (
+        f" model.backbone={backbone} model.weights=file model.last_stage=stage3 devices.hosts=2"
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.train", "quickstart", "data.source=folder"]
         + [f"data.path={digits_folder}", *words.split(), "--output", str(run)],
