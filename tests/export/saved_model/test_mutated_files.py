@@ -1,7 +1,6 @@
 """Audit, prediction, server and SavedModel agree on damaged files: what is read, and its pixels."""
 
 import base64
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ def exported_square(artefact, data: bytes) -> np.ndarray | None:
 
 def served_square(rows: ImageRows, data: bytes) -> np.ndarray | Exception:
     value = {"b64": base64.b64encode(data).decode()}
-    (square,) = rows.decode_all([functools.partial(rows.encoded, value)])
+    (square,) = rows.decode_all([lambda: rows.encoded(rows.header(value)[0])])
     return square
 
 
