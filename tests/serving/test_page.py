@@ -42,7 +42,7 @@ ARGUMENTS = [
 ]
 PATIENCE_MS = 30_000
 NAMES = ("temple", '<b>naïve</b> & "flower\'s"', "path " + "that goes on and on " * 12)
-MANY = ("<img src=x onerror=\"document.title='broken'\">", "x" * 300) + tuple(
+MANY = ("<img src=x onerror=\"document.title='broken'\">", "x" * 255) + tuple(
     f"class {number:04d}" for number in range(998)
 )
 CARD = {
