@@ -228,7 +228,7 @@ async def _predict(
             except Exception as error:
                 raise _refusal(request, number, error) from error
     finally:
-        for future in futures:  # After a refusal nobody waits for the others.
+        for future in futures:  # If one row is invalid, the results of the others are not needed.
             future.cancel()
     columns = {name: [row[name].tolist() for row in rows] for name in rows[0]}
     if request.signature == RESIZED:

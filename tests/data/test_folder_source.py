@@ -1,4 +1,4 @@
-"""A folder of images is read as it was meant, or what is left out of it is told."""
+"""The folder source: splits, classes, links, and notes on everything that is ignored."""
 
 import os
 import socket
