@@ -11,6 +11,7 @@ KerasTransferError          the command line prints it without a traceback
 """
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 # Control characters, line and paragraph separators, marks that reverse the direction of text, and
@@ -23,6 +24,11 @@ HIDDEN: Final = re.compile(
 def printable(text: str, *, keep: str = "") -> str:
     r"""The text with hidden characters but those of `keep` escaped, such as '\x1b' and '\n'."""
     return HIDDEN.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
+def enumerated(names: Sequence[str], limit: int) -> str:
+    """The first `limit` names with commas in between, and an ellipsis if there are more."""
+    return ", ".join(names[:limit]) + (" …" if len(names) > limit else "")
 
 
 class KerasTransferError(ValueError):

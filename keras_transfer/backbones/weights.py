@@ -19,7 +19,7 @@ from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Trunk
 from keras_transfer.backbones.scaling import MODES
 from keras_transfer.backbones.torch_files import read_tensors
-from keras_transfer.errors import WeightsError
+from keras_transfer.errors import WeightsError, enumerated
 
 _TORCH_NAMES = {
     "kernel": "weight",
@@ -201,6 +201,6 @@ def _compare(received: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -
     for where, here, there in (("file", received, expected), ("network", expected, received)):
         alone = sorted((Counter(here) - Counter(there)).elements(), key=len, reverse=True)
         if alone:
-            listed = ", ".join(map(str, alone[:3])) + (" …" if len(alone) > 3 else "")
+            listed = enumerated([*map(str, alone)], 3)
             text += f"; {len(alone)} only in the {where}: {listed}"
     return text

@@ -1,7 +1,7 @@
 """The folder source: images in one sub-folder a class, or in such folders below each split."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from keras_transfer.data.split_names import (
     field_of,
     find_roles,
 )
-from keras_transfer.errors import DataError
+from keras_transfer.errors import DataError, enumerated
 from keras_transfer.specs import DataSpec
 
 _LAYOUT: Final = "class sub-folders with images in them, or train, val and test folders of such"
@@ -167,7 +167,7 @@ def _check_not_empty(root: Path, classes: Sequence[_ClassFolder], listing: Folde
         return
     raise DataError(
         f"class {'folder' if len(empty) == 1 else 'folders'} without an image: "
-        + _some(str(root / name) for name in empty),
+        + enumerated([str(root / name) for name in empty], _MOST_NAMED),
         expected="images in every class folder, as JPEG, PNG, GIF, BMP or WebP",
         received="; ".join(listing.ignored.notes(empty)) or "none",
         fix="add images of the class, or remove the folder",
@@ -178,16 +178,14 @@ def _check_sub_folders(root: Path, classes: Sequence[_ClassFolder]) -> None:
     """Raise DataError where all class folders have the same sub-folders, like classes or splits."""
     common = set.intersection(*(of_class.sub_folders() for of_class in classes))
     if len(classes) > 1 and len(common) > 1:
+        named = enumerated(sorted(common), _MOST_NAMED)
         raise DataError(
-            f"the folders in {root} all have the sub-folders {_some(sorted(common))}",
+            f"the folders in {root} all have the sub-folders {named}",
             expected=_LAYOUT,
-            received=_some(f"{of_class.path}/{min(common)}" for of_class in classes),
+            received=enumerated(
+                [f"{of_class.path}/{min(common)}" for of_class in classes], _MOST_NAMED
+            ),
             fix="if the sub-folders are the classes, put each class into one folder, or name the "
             "folders above by data.train_split, data.val_split and data.test_split; if they are "
             "splits, put these above the classes; or list the images in a CSV file",
         )
-
-
-def _some(names: Collection[str] | Iterator[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:_MOST_NAMED]) + (" …" if len(shown) > _MOST_NAMED else "")

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from keras_transfer.data.records import Record, counted
+from keras_transfer.errors import enumerated
 from keras_transfer.specs import DataSpec
 
 OTHER: Final = "other"
@@ -46,7 +47,7 @@ def without_rare_classes(
     rare = sorted(label for label, count in counts.items() if count < spec.min_per_class)
     if not rare:
         return tuple(items), []
-    named = ", ".join(rare[:_MOST_NAMED]) + (" …" if len(rare) > _MOST_NAMED else "")
+    named = enumerated(rare, _MOST_NAMED)
     joins = spec.rare_classes == "join"
     note = (
         f"{counted(len(rare), 'class', 'classes')} with fewer than {spec.min_per_class} images "

@@ -5,7 +5,6 @@ name, or is in another folder below the place, is found by the SHA-256 of its fi
 """
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,10 @@ from typing import Final
 
 from keras_transfer.data.records import Record, counted
 from keras_transfer.data.sources import read_records
-from keras_transfer.errors import DataError
+from keras_transfer.errors import DataError, enumerated
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import DataSpec
+from keras_transfer.storage.checksums import sha256_of
 
 _NUM_THREADS: Final = 4
 _NAMED: Final = 5
@@ -81,8 +81,7 @@ def _digests(files: Iterable[Path]) -> Iterator[str]:
 
 def _digest(file: Path) -> str:
     try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return sha256_of(file)
     except OSError:
         return ""
 
@@ -108,7 +107,7 @@ def _lost(lost: Sequence[Record], num_listed: int, root: Path) -> DataError:
     changed = [record.path for record in lost if (root / record.path).is_file()]
     missing = [record.path for record in lost if not (root / record.path).is_file()]
     parts = [
-        f"{len(paths)} {what}: {', '.join(paths[:_NAMED])}{' …' if len(paths) > _NAMED else ''}"
+        f"{len(paths)} {what}: {enumerated(paths, _NAMED)}"
         for what, paths in (("missing", missing), ("with other content", changed))
         if paths
     ]

@@ -10,6 +10,7 @@ from keras_transfer.data.splits import Splits
 from keras_transfer.data.targets import Targets
 from keras_transfer.data.views import strengths
 from keras_transfer.devices.strategy import current
+from keras_transfer.errors import enumerated
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof, describe_refused
 from keras_transfer.features.extraction import ExtractionStats
@@ -46,7 +47,7 @@ class Result:
 def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:
     """Images, unreadable files, splits, resizing and augmentation."""
     names = records.targets.strata_names
-    shown = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
+    shown = enumerated(names, 10)
     yield f"{describe_images(records.targets)}: {shown}."
     if records.bad_files:
         named = "; ".join(f"{bad.path} ({bad.reason})" for bad in records.bad_files[:_MOST_NAMED])

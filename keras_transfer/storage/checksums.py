@@ -15,6 +15,12 @@ from keras_transfer.errors import ExportError, KerasTransferError
 CHECKSUMS_FILE: Final = "checksums.json"
 
 
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's content in hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """Write size and SHA-256 of files in a folder; `names` are relative to it."""
     content = {name: _describe(folder / name) for name in sorted(names)}
@@ -55,9 +61,7 @@ def verify_checksums(
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"bytes": file.stat().st_size, "sha256": digest}
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def _damage(folder: Path, name: str, expected: dict[str, Any]) -> str:

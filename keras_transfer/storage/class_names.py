@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from keras_transfer.errors import HIDDEN, DataError, ExportError, KerasTransferError, RunError
+from keras_transfer.errors import (
+    HIDDEN,
+    DataError,
+    ExportError,
+    KerasTransferError,
+    RunError,
+    enumerated,
+)
 
 _MOST_NAMED: Final = 10
 _LONGEST: Final = 255
@@ -71,14 +78,13 @@ def class_name_flaw(name: str) -> str:
 
 def check_exportable(class_names: Sequence[str], where: str) -> None:
     """Raise DataError for all names that cannot be written into every artefact."""
-    flaws = [(name, flaw) for name in class_names if (flaw := class_name_flaw(name))]
-    if flaws:
-        shown = [f"{name[:60]!r} ({flaw})" for name, flaw in flaws[:_MOST_NAMED]]
+    flawed = [f"{name[:60]!r} ({flaw})" for name in class_names if (flaw := class_name_flaw(name))]
+    if flawed:
         raise DataError(
             f"{where} has names of classes, labels or columns that cannot be exported",
             expected="names of 1 to 255 characters on one line, without control characters, since "
             "labels.txt has one name per line",
-            received=", ".join(shown) + (" …" if len(flaws) > _MOST_NAMED else ""),
+            received=enumerated(flawed, _MOST_NAMED),
             fix="rename them in the data",
         )
 

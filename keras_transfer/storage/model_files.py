@@ -7,7 +7,6 @@ backbone, last stage, weights and preprocessing. The standard library is enough 
 """
 
 import dataclasses
-import hashlib
 import os
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from typing import Final
 from keras_transfer.config import load_spec
 from keras_transfer.errors import SpecError, WeightsError
 from keras_transfer.specs import ModelSpec, RunSpec
-from keras_transfer.storage.checksums import verify_checksums
+from keras_transfer.storage.checksums import sha256_of, verify_checksums
 
 OWN_WEIGHTS: Final = "file"
 """The value of `model.weights` for the weights in the model file itself."""
@@ -52,7 +51,7 @@ def check_digest(text: str) -> Path:
         WeightsError: the file was changed.
     """
     file, expected = find_file(text), text.partition(_MARK)[2]
-    if expected and (received := _digest(file)) != expected:
+    if expected and (received := sha256_of(file)) != expected:
         raise WeightsError(
             f"{file} was changed since the spec was written",
             expected=f"SHA-256 {expected}",
@@ -83,7 +82,7 @@ def resolve_model(model: ModelSpec) -> ModelSpec:
     file = find_file(model.backbone)
     if _MARK in model.backbone or not file.is_file():
         return dataclasses.replace(model, weights=weights)
-    pinned = f"{file.absolute()}{_MARK}{_digest(file)}"
+    pinned = f"{file.absolute()}{_MARK}{sha256_of(file)}"
     if file.name == _MODEL and (file.parent / "spec.json").is_file():
         verify_checksums(
             file.parent, [_MODEL], error=WeightsError, fix="restore the file, or train again"
@@ -110,8 +109,3 @@ def _of_run(model: ModelSpec, source: ModelSpec, pinned: str) -> ModelSpec:
         weights="none" if model.weights == "none" else pinned,
         preprocess=model.preprocess or source.preprocess,
     )
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from keras_transfer.errors import RunError
+from keras_transfer.errors import RunError, enumerated
 from keras_transfer.storage.atomic import discard_partials, exists, replacing, storage_error
 from keras_transfer.storage.cells import spreadsheet_cell
 from keras_transfer.storage.class_names import describe_class_names, verify_class_names
@@ -272,7 +272,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} has files that do not belong to a run",
                 expected="a new or empty folder",
-                received=", ".join(others[:5]) + (" …" if len(others) > 5 else ""),
+                received=enumerated(others, 5),
                 fix="give another --output",
             )
 

@@ -10,7 +10,7 @@ import numpy as np
 from keras_transfer.data.labels import suspect_task
 from keras_transfer.data.records import Record
 from keras_transfer.data.targets import Targets
-from keras_transfer.errors import DataError
+from keras_transfer.errors import DataError, enumerated
 from keras_transfer.evaluation.intervals import wilson
 from keras_transfer.evaluation.metrics import SingleLabelEvaluation, evaluate
 from keras_transfer.evaluation.predictions import (
@@ -359,7 +359,7 @@ def _card_limits(test: SingleLabelEvaluation, class_names: Sequence[str]) -> lis
     ]
     few = [name for name in class_names if test.per_class[name].support < FEW_IMAGES]
     if few:
-        named = ", ".join(few[:10]) + (" …" if len(few) > 10 else "")
+        named = enumerated(few, 10)
         sentences.append(
             f"Fewer than {FEW_IMAGES} test images show {named}: the figures of "
             f"{'this class' if len(few) == 1 else 'these classes'} are imprecise."
