@@ -123,9 +123,10 @@ class _Job:
     keys: list[str]
     missing: np.ndarray
 
-    @property
-    def depth(self) -> int:
-        return len(self.request.cut.variables)
+    def is_below(self, others: "Iterable[_Job]") -> bool:
+        """Whether all layers below its cut are below that of one of the others."""
+        own = set(map(id, self.request.cut.variables))
+        return any(own <= set(map(id, other.request.cut.variables)) for other in others)
 
     def features(self, request: Request, source: Source) -> Features:
         """The features of one request, which may be a part of the job's keys."""
@@ -161,10 +162,10 @@ def _plan(
     feature_writer = FeatureWriter(
         {job.entry.cache_key.digest: job.request.cut for job in jobs}, source
     )
-    deepest = max((job.depth for job in jobs if len(job.missing)), default=0)
-    if not deepest:
+    incomplete = [job for job in jobs if len(job.missing)]
+    if not incomplete:
         return [], feature_writer
-    jobs = [job for job in jobs if len(job.missing) or job.depth <= deepest]
+    jobs = [job for job in jobs if job.is_below(incomplete)]
     jobs.sort(key=lambda job: len(job.missing))
     choices = [Choice(**job.entry.notes) for job in jobs if job.entry.notes]
     if not choices:

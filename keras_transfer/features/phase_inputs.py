@@ -11,6 +11,7 @@ again in every epoch, without gradients.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import keras
@@ -33,10 +34,10 @@ from keras_transfer.errors import SpecError
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.features.extraction import ExtractionStats, WorkerPool, this_process
 from keras_transfer.features.host_extraction import extract_together
-from keras_transfer.features.source import Features, Request, Source, features_key
+from keras_transfer.features.source import JoinedFeatures, Request, Source, features_keys
 from keras_transfer.models.activations import activate
 from keras_transfer.models.classifier import HEAD, Classifier
-from keras_transfer.models.cuts import Cut, find_cut
+from keras_transfer.models.cuts import Cut, find_cut, split_cut
 from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec, RunSpec
@@ -104,7 +105,10 @@ def find_cuts(classifier: Classifier, phases: Sequence[PhaseSpec], first: int) -
     for number, phase in enumerate(phases[first:], first):
         apply_phase(classifier, phase)
         if cut := find_cut(classifier.model):
-            cut = replace(cut, name=f"{cut.name} of {classifier.trunk.backbone.name}")
+            backbone = classifier.trunk.backbone
+            cut = replace(cut, name=f"{cut.name} of {backbone.name}")
+            if backbone.parts:
+                cut = split_cut(cut, [part.name for part in backbone.parts])
             if moved.isdisjoint(map(id, cut.variables)):
                 cuts[number] = cut
         moved.update(map(id, changing_variables(classifier, phase)))
@@ -357,7 +361,7 @@ class PhaseInputs:
         self.methods = tuple(methods)
         self.extraction_stats: list[ExtractionStats] = []
         self._cache, self._reporter = cache, reporter
-        self._extracted: dict[int, tuple[Plan, Features]] = {}
+        self._extracted: dict[int, tuple[Plan, Inputs]] = {}
 
     def for_phase(self, classifier: Classifier, number: int) -> tuple[SplitData, keras.Model]:
         """Data of phase `number`, after all earlier ones, and the part of the model to fit on them.
@@ -428,9 +432,11 @@ class PhaseInputs:
         plans = self._plan(cuts, pool)
         if not plans:
             return
-        requests = [Request(plan.cut, pool.pairs(plan.num_views)) for plan in plans.values()]
+        requests = [
+            Request(plan.cut, pool.pairs(plan.num_views)).parts() for plan in plans.values()
+        ]
         features, stats = extract_together(
-            requests,
+            list(chain(*requests)),
             self.source,
             cache_spec=self.spec.cache,
             cache=self._cache,
@@ -439,8 +445,11 @@ class PhaseInputs:
         )
         self.extraction_stats.append(stats)
         self._reporter.info(stats.describe())
-        pairs = zip(plans.values(), features, strict=True)
-        self._extracted.update(zip(plans, pairs, strict=True))
+        found = iter(features)
+        for (number, plan), parts in zip(plans.items(), requests, strict=True):
+            stored = list(islice(found, len(parts)))
+            inputs = JoinedFeatures(stored) if plan.cut.parts else stored[0]
+            self._extracted[number] = plan, inputs
 
     def _plan(self, cuts: dict[int, Cut], pool: Pool) -> dict[int, Plan]:
         cache_spec, count = self.spec.cache, self.spec.views.count
@@ -461,7 +470,9 @@ class PhaseInputs:
         )
         plans, sentences = make(room=None)
         if cache_spec.mode == "auto":
-            cache_keys = [features_key(cut, self.source, cache_spec) for cut in cuts.values()]
+            cache_keys = chain(
+                *(features_keys(cut, self.source, cache_spec) for cut in cuts.values())
+            )
             needed = sum(plan.num_bytes for plan in plans.values())
             # What host 0 finds, so that all hosts make the same plans.
             room = share_from_first(self._cache.free_for(*cache_keys, enough=needed))

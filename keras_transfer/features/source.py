@@ -68,6 +68,15 @@ class Request:
     cut: Cut
     wanted: np.ndarray
 
+    def parts(self) -> "list[Request]":
+        """Requests for the parts of the cut, or this one if it has none."""
+        return [Request(part, self.wanted) for part in self.cut.parts] or [self]
+
+
+def features_keys(cut: Cut, source: Source, cache_spec: CacheSpec) -> list[CacheKey]:
+    """Cache keys of activations: one, or one for each part of the cut."""
+    return [features_key(part, source, cache_spec) for part in cut.parts or (cut,)]
+
 
 def features_key(cut: Cut, source: Source, cache_spec: CacheSpec) -> CacheKey:
     """Cache key of activations: all they depend on besides the keys of their rows."""
@@ -111,3 +120,24 @@ class Features:
         places = self.place[rows, view_indices]
         assert (places >= 0).all(), "a view that was not extracted"
         return self.rows[places]
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedFeatures:
+    """Features [D] of the same views at several cuts, one behind the other."""
+
+    parts: Sequence[Features]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one view's activations."""
+        return (sum(part.shape[0] for part in self.parts),)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Data type of the cached values."""
+        return self.parts[0].dtype
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        """Cached activations [B, D] of the given views of images."""
+        return np.concatenate([part.read(rows, view_indices) for part in self.parts], axis=1)

@@ -7,8 +7,8 @@ stages: frozen layers are below the cut, all that is trained or random is above 
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,12 +26,14 @@ _ONLY_BEFORE_TRAINING = ("_initializer", "_regularizer", "_constraint")
 class Cut:
     """A tensor of a classifier's graph; all layers above depend on the image through it alone.
 
-    `name` is that of the layer it comes from, `shape` that of one image's activations.
+    `name` is that of the layer it comes from, `shape` that of one image's activations. `parts` are
+    cuts whose values, one behind the other, are those of this one; without any it is stored whole.
     """
 
     model: keras.Model
     tensor: keras.KerasTensor
     name: str
+    parts: "tuple[Cut, ...]" = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,6 +94,28 @@ def find_cut(model: keras.Model) -> Cut | None:
     level = [bridge for bridge in bridges if bridge[0] >= floor]
     _, tensor, name = min(reversed(level), key=lambda bridge: np.prod(bridge[1].shape[1:]))
     return Cut(model, tensor, name)
+
+
+def split_cut(cut: Cut, names: Sequence[str]) -> Cut:
+    """The cut of a combination of networks with a part for each network, if it is pooled.
+
+    Pooled features of a concatenation are those of each network. So a part has the fingerprint of
+    the network alone, and the features of that are shared.
+    """
+    made = {id(operation.output): operation for operation in cut.model.operations}
+    pooling = made[id(cut.tensor)]
+    if not isinstance(pooling, keras.layers.GlobalAveragePooling2D):
+        return cut
+    maps = made[id(pooling.input)].input
+    parts = [
+        Cut(cut.model, _copy(pooling, f"{pooling.name}_{name}")(one), f"{pooling.name} of {name}")
+        for name, one in zip(names, maps, strict=True)
+    ]
+    return replace(cut, parts=tuple(parts))
+
+
+def _copy(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
+    return type(layer).from_config({**layer.get_config(), "name": name})
 
 
 def _walk(model: keras.Model) -> Iterator[tuple[int, Any, bool]]:

@@ -63,7 +63,8 @@ class Extractor:
             raise _different("version of TensorFlow", "one that decodes images differently")
         set_up(spec.devices, seed=spec.seed)
         classifier = prepare_classifier(spec, self._task)
-        cuts = find_cuts(classifier, spec.phases, 0).values()
+        whole = find_cuts(classifier, spec.phases, 0).values()
+        cuts = [part for cut in whole for part in cut.parts or (cut,)]
         by_digest = {features_key(cut, source, spec.cache).digest: cut for cut in cuts}
         return FeatureWriter(by_digest, source)
 

@@ -16,6 +16,8 @@ from keras_transfer.backbones.registry import BACKBONES, get_backbone, register_
 from keras_transfer.backbones.trunk import build_trunk
 from keras_transfer.errors import KerasTransferError, SpecError, WeightsError
 from keras_transfer.export.formats.source import inference_graph
+from keras_transfer.features.phase_inputs import find_head_cut
+from keras_transfer.features.prefix import Prefix
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.models.cuts import find_cut
 from keras_transfer.specs import ModelSpec
@@ -113,6 +115,25 @@ def test_features_are_stored_above_all_parts_and_converted_graphs_agree():
     probabilities = keras.ops.softmax(classifier.model(pixels)).numpy()
     (converted,) = inference_graph(classifier.model, task)(tf.constant(pixels, tf.uint8))
     np.testing.assert_allclose(converted, probabilities, atol=1e-5)
+
+
+def test_pooled_features_are_those_of_the_parts_alone():
+    task = SingleLabel(("a", "b", "c"))
+    spec = ModelSpec(backbone=BOTH, weights="none")
+    whole = find_head_cut(build_classifier(spec, image_size=16, task=task, seed=0))
+    pixels = random_pixels().astype("uint8")
+    joined = Prefix([whole], precision="float32")(pixels, 3)[0]
+    for number, (name, part) in enumerate(zip(("small", "other"), whole.parts, strict=True)):
+        spec = ModelSpec(backbone=name, weights="none")
+        classifier = build_classifier(spec, image_size=16, task=task, seed=1)
+        for layer in classifier.trunk.layers:
+            layer.set_weights(whole.model.get_layer(f"{name}_{layer.name}").get_weights())
+        alone = find_head_cut(classifier)
+        assert not alone.parts
+        assert part.fingerprint == alone.fingerprint
+        features = Prefix([alone], precision="float32")(pixels, 3)[0]
+        expected = joined[:, 16 * number : 16 * (number + 1)]
+        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

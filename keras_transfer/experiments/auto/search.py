@@ -1,6 +1,6 @@
 """The best model within a time budget: trunks, views and fine-tuning, while there is time.
 
-open_session → trunks, timed → solved heads out of fold → the two best trunks side by side → views →
+open_session → trunks, timed → solved heads out of fold → trunks side by side → views →
 fine-tuning → run_transfer
 
 Nothing is started unless its predicted seconds fit in front of the final run. All trials share
@@ -248,7 +248,7 @@ class Search:
                 else:
                     self._try_head("trunk", candidate, 1)
             assert self.best
-            self._try_combination()
+            self._combine()
             self._try_head("views", self.best.candidate, self.session.spec.views.count or VIEWS)
             self._fine_tune()
         except KeyboardInterrupt:
@@ -287,7 +287,9 @@ class Search:
         # A refit of every fold would double the time, and helps all candidates alike.
         spec = self.folds.vary({**changes, "training.refit": False})
         pool, best = pool_of(spec, self.folds.splits), self.best
-        num_new = len(pool.pairs(views)) - (len(pool.pairs(1)) if step == "views" else 0)
+        # Plain images are stored by now, except of a trunk that was never tried.
+        is_stored = step == "views" or not candidate.stages
+        num_new = len(pool.pairs(views)) - (len(pool.pairs(1)) if is_stored else 0)
         predicted = num_new * candidate.ms_per_image / 1000 + self._trial_seconds
         if best and not self._fits(replace(best, candidate=candidate), predicted):
             self._skip(step, name, predicted)
@@ -307,19 +309,25 @@ class Search:
             self.best = self._heads[-1]
         self._record(replace(attempt, score=result.val_score, loss=result.val_loss))
 
-    def _try_combination(self) -> None:
-        """Compare the two best trunks side by side, out of fold, with the best so far."""
-        if len(self._heads) < 2:
-            return
-        first, second = sorted(self._heads, key=lambda head: _rank(head.result))[:2]
-        candidate = side_by_side(first.candidate, second.candidate, self.auto)
-        if candidate.reason:
-            self._record(Attempt("trunk", candidate.backbone, candidate.reason))
-            return
-        try:
-            self._try_head("trunk", candidate, 1)
-        except SpecError as error:  # Their feature maps may differ in size.
-            self._record(Attempt("trunk", candidate.backbone, error.what))
+    def _combine(self) -> None:
+        """Add one trunk after another to the best, in their order; those that help stay.
+
+        Out of fold, as all heads. The features of all trunks are stored, so that an attempt costs
+        little more than its solution.
+        """
+        first, *others = sorted(self._heads, key=lambda head: _rank(head.result))
+        joined = first.candidate
+        for other in others:
+            candidate = side_by_side(joined, other.candidate, self.auto)
+            if candidate.reason:
+                self._record(Attempt("trunk", candidate.backbone, candidate.reason))
+                continue
+            try:
+                self._try_head("trunk", candidate, 1)
+            except SpecError as error:  # Their feature maps may differ in size.
+                self._record(Attempt("trunk", candidate.backbone, error.what))
+            if self.best and self.best.candidate is candidate:
+                joined = candidate
 
     def _fine_tune(self) -> None:
         """Train stages from the solved head on; the lowest validation loss is chosen."""
