@@ -26,7 +26,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from keras_transfer.data.decoding import decode
+from keras_transfer.data.decoding import MOST_TAGS, decode
 from keras_transfer.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
@@ -44,6 +44,8 @@ _READERS: dict[str, type[ImageFile]] = {
 _HEAD_BYTES = 12
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _PNG_DEPTH = 24
+_MOST_READS, _READ_BYTES = 2000, 32
+"""Calls of `read` for a header: so many, and one more for each number of bytes in the file."""
 
 
 class UnreadableError(Exception):
@@ -52,6 +54,24 @@ class UnreadableError(Exception):
 
 class TooLargeError(UnreadableError):
     """An image has more pixels than are allowed."""
+
+
+class _LimitedBytes(io.BytesIO):
+    """The bytes of a header, which Pillow reads part by part: too many parts are an error.
+
+    The decoder refuses files with many parts as well, see `decoding`.
+    """
+
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self._num_left = _MOST_READS + len(data) // _READ_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As `io.BytesIO.read`."""
+        self._num_left -= 1
+        if self._num_left < 0:
+            raise UnreadableError("too many segments, chunks or blocks")
+        return super().read(size)
 
 
 class Decoding(TypedDict):
@@ -159,8 +179,13 @@ def refusal(error: tf.errors.InvalidArgumentError) -> str:
     return reason[1] if reason else "truncated or damaged"
 
 
+def _open(data: bytes, stream: type[io.BytesIO] = _LimitedBytes) -> ImageFile:
+    """An image whose header Pillow has read."""
+    return _READERS[sniff(data[:_HEAD_BYTES])](stream(data))
+
+
 def _header_size(data: bytes) -> tuple[int, int]:
-    width, height = _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data)).size
+    width, height = _open(data).size
     return width, height
 
 
@@ -176,7 +201,7 @@ def _examined(data: bytes, max_megapixels: float) -> Encoded:
     """
     plain = Encoded(data, hashlib.sha256(data).hexdigest())
     try:
-        image = _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data))
+        image = _open(data)
         width, height = image.size
         is_refused = _is_refused_by_exports(image, data)
         examined = replace(
@@ -190,7 +215,9 @@ def _examined(data: bytes, max_megapixels: float) -> Encoded:
     _check_size(width, height, max_megapixels)
     if not is_refused:
         return examined
-    return replace(examined, data=_to_png(image), converted_from=str(image.format))
+    return replace(
+        examined, data=_to_png(_open(data, io.BytesIO)), converted_from=str(image.format)
+    )
 
 
 def _check_kind(head: bytes) -> None:
@@ -246,7 +273,7 @@ def _orientation(image: ImageFile) -> int:
     try:
         (table,) = struct.unpack_from(f"{order}I", block, 4)
         (count,) = struct.unpack_from(f"{order}H", block, table)
-        for entry in range(table + 2, table + 2 + 12 * count, 12):
+        for entry in range(table + 2, table + 2 + 12 * min(count, MOST_TAGS), 12):
             tag, kind, value = struct.unpack_from(f"{order}HH4xH", block, entry)
             if tag == _ORIENTATION_TAG:
                 return int(value) if kind == _SHORT and 1 <= value <= 8 else 1
