@@ -11,6 +11,7 @@ audit before training, evaluation, the exported model and prediction all call it
 import functools
 import hashlib
 import io
+import os
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -44,6 +45,8 @@ _READERS: dict[str, type[ImageFile]] = {
 _HEAD_BYTES = 12
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _PNG_DEPTH = 24
+_MOST_BYTES = 2**31 - 1
+"""TensorFlow's decoders refuse longer files, which would first be read as a whole."""
 _MOST_READS, _READ_BYTES = 2000, 32
 """Calls of `read` for a header: so many, and one more for each number of bytes in the file."""
 
@@ -231,6 +234,8 @@ def _read_image_bytes(file: Path) -> bytes:
     """Content of a file; only its first bytes are read if it is not an image."""
     try:
         with file.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size > _MOST_BYTES:
+                raise UnreadableError("2 GiB or more")
             head = stream.read(_HEAD_BYTES)
             data = head + stream.read() if sniff(head) else head
     except OSError as error:

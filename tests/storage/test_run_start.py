@@ -78,3 +78,22 @@ def test_resume_accepts_another_place_and_another_layout_of_the_file(tmp_path: P
     start_run(moved, output=run.path, resume=True)
     assert load_spec(run.path).data.path == str(tmp_path / "elsewhere" / "photos")
     start_run(load_spec(run.path), output=run.path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "place", ["photos/run", "photos/a/b/run", "photos/../photos/x", "link/run"]
+)
+def test_a_run_among_its_images_is_refused(place: str, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    spec = override(SPEC, {"data.path": str(tmp_path / "photos")})
+    with pytest.raises(RunError, match="inside the folder of its images"):
+        start_run(spec, output=tmp_path / place)
+    assert not list((tmp_path / "photos").iterdir())
+
+
+def test_the_default_place_of_a_run_is_not_among_its_images(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="start the command in another folder"):
+        start_run(override(SPEC, {"data.path": "."}))
+    assert not list(tmp_path.iterdir())
