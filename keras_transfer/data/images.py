@@ -47,7 +47,7 @@ _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _PNG_DEPTH = 24
 _MOST_BYTES = 2**31 - 1
 """TensorFlow's decoders refuse longer files, which would first be read as a whole."""
-_MOST_READS, _READ_BYTES = 2000, 32
+_MOST_READS, _READ_BYTES = 2000, 16
 """Calls of `read` for a header: so many, and one more for each number of bytes in the file."""
 
 
@@ -62,7 +62,7 @@ class TooLargeError(UnreadableError):
 class _LimitedBytes(io.BytesIO):
     """The bytes of a header, which Pillow reads part by part: too many parts are an error.
 
-    The decoder refuses files with many parts as well, see `decoding`.
+    The decoder, see `decoding`, refuses all of these files as well: a part takes 5 calls at most.
     """
 
     def __init__(self, data: bytes):
@@ -170,6 +170,8 @@ def count_pixels(data: bytes, *, max_megapixels: float) -> int:
     _check_kind(data)
     try:
         width, height = _header_size(data)
+    except UnreadableError:
+        raise
     except Exception:  # Parsers of arbitrary bytes may raise anything.
         return int(max_megapixels * 1e6)
     _check_size(width, height, max_megapixels)
@@ -213,6 +215,8 @@ def _examined(data: bytes, max_megapixels: float) -> Encoded:
             is_rotated=_orientation(image) > 1,
             is_deep=image.format == "PNG" and data[_PNG_DEPTH] == 16,
         )
+    except UnreadableError:
+        raise
     except Exception:  # Parsers of arbitrary bytes may raise anything.
         return plain
     _check_size(width, height, max_megapixels)

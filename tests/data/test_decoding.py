@@ -1,5 +1,6 @@
 """The network sees what a person sees: upright, without transparency, and whole images only."""
 
+import contextlib
 import io
 import struct
 import time
@@ -12,6 +13,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from keras_transfer.data.images import (
+    UnreadableError,
     count_pixels,
     decoder,
     load_encoded,
@@ -282,7 +284,8 @@ def test_files_with_too_many_parts_are_refused_quickly(name, tmp_path):
     start = time.perf_counter()
     assert reason(PARTS[name]) == "too many segments, chunks or blocks"
     assert audited(PARTS[name], tmp_path).reason == "too many segments, chunks or blocks"
-    count_pixels(PARTS[name], max_megapixels=1)
+    with contextlib.suppress(UnreadableError):
+        count_pixels(PARTS[name], max_megapixels=1)
     assert time.perf_counter() - start < 5
 
 
