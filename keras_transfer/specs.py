@@ -37,7 +37,7 @@ class SourceRow(NamedTuple):
 
 SOURCES: Final = {
     "folder": SourceRow("keras_transfer.data.folder_source:read"),
-    "csv": SourceRow("keras_transfer.data.csv_source:read", (".csv",)),
+    "csv": SourceRow("keras_transfer.data.csv_source:read", (".csv", ".tsv")),
     "tfds": SourceRow("keras_transfer.data.tfds_source:read"),
 }
 """Where images and targets are listed, by the name of `data.source`. Other paths are folders."""

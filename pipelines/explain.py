@@ -37,6 +37,7 @@ def _run(argv: Sequence[str] | None) -> None:
     output = Path(arguments.output)
     check_vacant(output)
     with native_log_to(scratch_log()):
+        from keras_transfer.data.records import counted
         from keras_transfer.inference.explanation import explain_files
         from keras_transfer.inference.explanation_files import PAGE, write_explanations
         from keras_transfer.inference.prediction import expand_paths, load_run
@@ -60,7 +61,8 @@ def _run(argv: Sequence[str] | None) -> None:
         else:
             terminal.info(f"{title}.")
         if summary.num_bad:
-            terminal.info(f"{summary.num_bad:,} files could not be read: see the error column.")
+            words = counted(summary.num_bad, "file", "files")
+            terminal.info(f"{words} could not be read: see the error column.")
         terminal.info(f"Report: {output / PAGE}")
 
 

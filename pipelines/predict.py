@@ -124,6 +124,8 @@ def _known(run: "LoadedRun", terminal: "TerminalReporter") -> "dict[str, np.ndar
 
 
 def _show(summary: "PredictionSummary", output: str, terminal: "TerminalReporter") -> None:
+    from keras_transfer.data.records import counted
+
     if summary.num_kept:
         terminal.info(f"{summary.num_kept:,} rows had been predicted before.")
     title = f"Images: {summary.num_predicted:,}"
@@ -134,7 +136,8 @@ def _show(summary: "PredictionSummary", output: str, terminal: "TerminalReporter
         # No predicted name: values, or no label reaches its threshold.
         terminal.info(f"{title}.")
     if summary.num_bad:
-        terminal.info(f"{summary.num_bad:,} files could not be read: see the error column.")
+        words = counted(summary.num_bad, "file", "files")
+        terminal.info(f"{words} could not be read: see the error column.")
     terminal.info(f"Predictions: {output}")
 
 

@@ -18,7 +18,7 @@ _START_BYTES: Final = 1024
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a CSV file is written; `num_skipped` lines before the column names say only that."""
+    """How a CSV file is written; `num_skipped` lines precede the column names."""
 
     encoding: str
     separator: str
@@ -42,14 +42,16 @@ def find_dialect(file: Path, columns: Collection[str]) -> Dialect:
     """
     with file.open("rb") as stream:
         encoding = _encoding(stream.read(_START_BYTES))
+    num_blank = 0
     with file.open(encoding=encoding, newline="") as text:
-        first = text.readline()
+        while (first := text.readline()) and not first.strip():
+            num_blank += 1
         # Excel's own first line, such as 'sep=;'.
         stated = first.strip().lower().removeprefix("sep=")
         is_statement = first.strip().lower().startswith("sep=") and stated in ("", *_NAMES)
         names = text.readline() if is_statement else first
     if is_statement:
-        return Dialect(encoding, stated or "\t", 1)
+        return Dialect(encoding, stated or "\t", num_blank + 1)
     cells = {
         separator: {cell.strip() for cell in next(csv.reader([names], delimiter=separator), [])}
         for separator in _NAMES
@@ -57,7 +59,7 @@ def find_dialect(file: Path, columns: Collection[str]) -> Dialect:
     return Dialect(
         encoding,
         max(cells, key=lambda separator: (cells[separator] >= {*columns}, len(cells[separator]))),
-        0,
+        num_blank,
     )
 
 

@@ -81,7 +81,9 @@ def _read_rows(file: Path, spec: DataSpec) -> tuple[Dialect, list[_Row]]:
             for row in reader:
                 line = reader.line_num + dialect.num_skipped
                 _check_width(row, columns, f"{file}, line {line}")
-                rows.append((line, {name: (row[name] or "").strip() for name in columns}))
+                cells = {name: (row[name] or "").strip() for name in columns}
+                if any(cells.values()):
+                    rows.append((line, cells))
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read as CSV",
@@ -164,8 +166,16 @@ def _record(
             received=", ".join(row.values()),
             fix="fill the cell or remove the line",
         )
+    path = finder.path(cell_text(row[spec.path_column]))
+    if "\n" in path and not finder.exists(path):
+        raise DataError(
+            f"{where}: the cell of column {spec.path_column!r} goes over several lines",
+            expected="a path on one line",
+            received=repr(row[spec.path_column][:200]),
+            fix="close the quotes that begin there, or remove them",
+        )
     return Record(
-        path=finder.path(cell_text(row[spec.path_column])),
+        path=path,
         target=tuple(cell_text(row[name]) for name in label_columns(spec)),
         split=roles.get(row.get(spec.split_column, "")),
         group=row.get(spec.group_column) or None,

@@ -8,7 +8,7 @@ Positions and numbers are int64 scalars; the position of an EXIF block is -1 whe
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -30,6 +30,14 @@ _FILLED: Final = (128, 64, 63)
 """Grey levels of blocks that a JPEG decoder has no data for, in RGB and in CMYK."""
 
 _ENDS_EARLY: Final = "the image data end too early"
+_TOO_MANY_PARTS: Final = "too many segments, chunks or blocks"
+_MOST_PARTS: Final = 200
+"""The most that are walked over in files without many bytes: each takes as long as 1,000 pixels."""
+_PART_BYTES: Final = 1024
+_BLOCK_BYTES: Final = 64
+"""More bytes allow one more part or, of a GIF, one more block, which has at most 255."""
+MOST_TAGS: Final = 200
+"""EXIF tags that are read: they are sorted, and few have a lower number than the orientation."""
 _ORIENTATION_TAG: Final = 0x0112
 _SHORT: Final = 3
 
@@ -150,8 +158,21 @@ def _walk_jpeg(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return position, exif, *_numbers(content, position, *fields[:2])
 
     start = _int(2), _int(-1), *_numbers(content, 2, *fields[:2])
-    scan, exif, *_ = tf.while_loop(goes_on, step, start)
+    scan, exif, *_ = _walk(content, goes_on, step, start)
     return scan, exif
+
+
+def _walk(
+    content: tf.Tensor,
+    goes_on: Callable[..., tf.Tensor],
+    step: Callable[..., tuple[tf.Tensor, ...]],
+    start: tuple[tf.Tensor, ...],
+) -> list[tf.Tensor]:
+    """The values after the last step over the parts of a file, if there are not too many."""
+    most_steps = _MOST_PARTS + tf.size(content) // _PART_BYTES
+    values = tf.while_loop(goes_on, step, start, maximum_iterations=most_steps)
+    with tf.control_dependencies([_refuse(goes_on(*values), _TOO_MANY_PARTS)]):
+        return [tf.identity(value) for value in values]
 
 
 def _read_png(file: _File) -> Read:
@@ -210,49 +231,78 @@ def _read_webp(file: _File) -> Read:
 
 def _read_gif(file: _File) -> Read:
     width, height = _numbers(file.content, 0, (6, 2), (8, 2), is_big=False)
-    num_frames, is_transparent = _walk_gif(file.content)
+    num_frames, is_transparent, right, bottom, num_left = _walk_gif(file.content)
     encoded = _checked(
         file,
-        width * height,
+        tf.maximum(width, right) * tf.maximum(height, bottom),
+        (num_left <= 0, _TOO_MANY_PARTS),
         (num_frames > 1, "animated GIF"),
         (is_transparent, "transparent GIF"),
     )
     return _decode(encoded, channels=3), _int(-1)
 
 
-def _walk_gif(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The number of frames, 2 for more than one, and whether the first has a transparent colour."""
+def _walk_gif(content: tf.Tensor) -> list[tf.Tensor]:
+    """What is in a GIF, up to its second frame.
+
+    Returns:
+        The number of frames, 2 for more than one; whether the first has a transparent colour; the
+        right and the lower edge of the first; and how many more parts would have been walked over.
+    """
 
     def table_bytes(flags: tf.Tensor) -> tf.Tensor:
         return tf.where(_has_bit(flags, 7), 3 * 2 ** (flags % 8 + 1), _int(0))
 
-    def goes_on(position: tf.Tensor, frames: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+    def goes_on(position: tf.Tensor, frames: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
         (kind,) = _numbers(content, position, (0, 1))
-        return (frames < 2) & ((kind == 0x21) | (kind == 0x2C))
+        return (frames < 2) & (others[-1] > 0) & ((kind == 0x21) | (kind == 0x2C))
 
-    def step(position: tf.Tensor, frames: tf.Tensor, seen: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def step(
+        position: tf.Tensor,
+        frames: tf.Tensor,
+        seen: tf.Tensor,
+        right: tf.Tensor,
+        bottom: tf.Tensor,
+        num_left: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...]:
         kind, label, control, flags = _numbers(content, position, (0, 1), (0, 2), (3, 1), (9, 1))
+        place = _numbers(content, position, (1, 2), (3, 2), (5, 2), (7, 2), is_big=False)
         is_frame = kind == 0x2C
         seen |= (label == 0x21F9) & _has_bit(control, 0) & (frames == 0)
+        is_first = is_frame & (frames == 0)
+        right, bottom = (
+            tf.where(is_first, place[axis] + place[axis + 2], edge)
+            for axis, edge in enumerate((right, bottom))
+        )
         position += tf.where(is_frame, 11 + table_bytes(flags), _int(2))
-        return _skip_gif_data(content, position), frames + tf.cast(is_frame, tf.int64), seen
+        position, num_left = _skip_gif_data(content, position, num_left - 1)
+        return position, frames + tf.cast(is_frame, tf.int64), seen, right, bottom, num_left
 
     (flags,) = _numbers(content, 0, (10, 1))
-    start = 13 + table_bytes(flags), _int(0), tf.constant(False)
-    _, num_frames, is_transparent = tf.while_loop(goes_on, step, start)
-    return num_frames, is_transparent
+    most_steps = _MOST_PARTS + tf.size(content, tf.int64) // _BLOCK_BYTES
+    first = 13 + table_bytes(flags), _int(0), tf.constant(False), _int(0), _int(0), most_steps
+    _, *found = tf.while_loop(goes_on, step, first)
+    return found
 
 
-def _skip_gif_data(content: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """The end of data in parts that are preceded by their length, the last of which is empty."""
+def _skip_gif_data(
+    content: tf.Tensor, position: tf.Tensor, num_left: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The end of data in blocks that are preceded by their length, the last of which is empty.
 
-    def step(position: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    At most `num_left` blocks are skipped; the second value is how many of them are left.
+    """
+
+    def goes_on(_: tf.Tensor, length: tf.Tensor, num_left: tf.Tensor) -> tf.Tensor:
+        return (length > 0) & (num_left > 0)
+
+    def step(position: tf.Tensor, length: tf.Tensor, num_left: tf.Tensor) -> tuple[tf.Tensor, ...]:
         position += length + 1
-        return position, *_numbers(content, position, (0, 1))
+        return position, *_numbers(content, position, (0, 1)), num_left - 1
 
-    start = position, *_numbers(content, position, (0, 1))
-    position, _ = tf.while_loop(lambda _, length: length > 0, step, start)
-    return position + 1
+    start = position, *_numbers(content, position, (0, 1)), num_left
+    position, _, num_left = tf.while_loop(goes_on, step, start)
+    return position + 1, num_left
 
 
 def _read_bmp(file: _File) -> Read:
@@ -317,7 +367,7 @@ def _find_chunk(content: tf.Tensor, start: int, name: bytes, *, is_riff: bool = 
         return position, *_numbers(content, position, *fields, is_big=not is_riff)
 
     first = _int(start), *_numbers(content, start, *fields, is_big=not is_riff)
-    position, _, found = tf.while_loop(is_other, step, first)
+    position, _, found = _walk(content, is_other, step, first)
     return tf.where(found == sought, position + 8, _int(-1))
 
 
@@ -326,7 +376,7 @@ def _orientation(content: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     order, *_ = _numbers(content, start, (0, 2))
     numbers = functools.partial(_numbers, content, is_big=order == int.from_bytes(b"MM", "big"))
     table = start + numbers(start, (4, 4))[0]
-    num_entries = numbers(table, (0, 2))[0]
+    num_entries = tf.minimum(numbers(table, (0, 2))[0], MOST_TAGS)
 
     def is_other(entry: tf.Tensor, tag: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
         return (entry < num_entries) & (tag != _ORIENTATION_TAG)

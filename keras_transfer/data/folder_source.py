@@ -67,7 +67,7 @@ def read(spec: DataSpec) -> Listing:
         )
     _check_not_empty(root, classes, listing)
     for split in {of_class.split for of_class in classes}:
-        _check_sub_folders(root, [each for each in classes if each.split == split])
+        _check_sub_folders(root, [each for each in classes if each.split == split], spec)
     items = [record for of_class in classes for record in of_class.records()]
     notes = describe_synonyms(roles, spec) if roles else _describe_classes(folders, spec)
     return Listing(items, root, [*notes, *listing.ignored.notes()])
@@ -174,16 +174,25 @@ def _check_not_empty(root: Path, classes: Sequence[_ClassFolder], listing: Folde
     )
 
 
-def _check_sub_folders(root: Path, classes: Sequence[_ClassFolder]) -> None:
-    """Raise DataError where all class folders have the same sub-folders, like classes or splits."""
-    common = set.intersection(*(of_class.sub_folders() for of_class in classes))
+def _check_sub_folders(root: Path, classes: Sequence[_ClassFolder], spec: DataSpec) -> None:
+    """Raise DataError where class folders have splits, or all have the same sub-folders."""
+    below = [of_class.sub_folders() for of_class in classes]
+    roles = find_roles(set.union(*below), spec)
+    # Splits below the classes, also where one class has no test images.
+    common = set(roles) if len({*roles.values()}) > 1 else set.intersection(*below)
     if len(classes) > 1 and len(common) > 1:
         named = enumerated(sorted(common), _MOST_NAMED)
         raise DataError(
-            f"the folders in {root} all have the sub-folders {named}",
+            f"the folders in {root} {'all ' * (common <= set.intersection(*below))}have the "
+            f"sub-folders {named}",
             expected=_LAYOUT,
             received=enumerated(
-                [f"{of_class.path}/{min(common)}" for of_class in classes], _MOST_NAMED
+                [
+                    f"{of_class.path}/{min(names)}"
+                    for of_class in classes
+                    if (names := of_class.sub_folders() & common)
+                ],
+                _MOST_NAMED,
             ),
             fix="if the sub-folders are the classes, put each class into one folder, or name the "
             "folders above by data.train_split, data.val_split and data.test_split; if they are "

@@ -11,6 +11,7 @@ audit before training, evaluation, the exported model and prediction all call it
 import functools
 import hashlib
 import io
+import os
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from keras_transfer.data.decoding import decode
+from keras_transfer.data.decoding import MOST_TAGS, decode
 from keras_transfer.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
@@ -44,6 +45,10 @@ _READERS: dict[str, type[ImageFile]] = {
 _HEAD_BYTES = 12
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _PNG_DEPTH = 24
+_MOST_BYTES = 2**31 - 1
+"""TensorFlow's decoders refuse longer files, which would first be read as a whole."""
+_MOST_READS, _READ_BYTES = 2000, 16
+"""Calls of `read` for a header: so many, and one more for each number of bytes in the file."""
 
 
 class UnreadableError(Exception):
@@ -52,6 +57,24 @@ class UnreadableError(Exception):
 
 class TooLargeError(UnreadableError):
     """An image has more pixels than are allowed."""
+
+
+class _LimitedBytes(io.BytesIO):
+    """The bytes of a header, which Pillow reads part by part: too many parts are an error.
+
+    The decoder, see `decoding`, refuses all of these files as well: a part takes 5 calls at most.
+    """
+
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self._num_left = _MOST_READS + len(data) // _READ_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As `io.BytesIO.read`."""
+        self._num_left -= 1
+        if self._num_left < 0:
+            raise UnreadableError("too many segments, chunks or blocks")
+        return super().read(size)
 
 
 class Decoding(TypedDict):
@@ -147,6 +170,8 @@ def count_pixels(data: bytes, *, max_megapixels: float) -> int:
     _check_kind(data)
     try:
         width, height = _header_size(data)
+    except UnreadableError:
+        raise
     except Exception:  # Parsers of arbitrary bytes may raise anything.
         return int(max_megapixels * 1e6)
     _check_size(width, height, max_megapixels)
@@ -159,8 +184,13 @@ def refusal(error: tf.errors.InvalidArgumentError) -> str:
     return reason[1] if reason else "truncated or damaged"
 
 
+def _open(data: bytes, stream: type[io.BytesIO] = _LimitedBytes) -> ImageFile:
+    """An image whose header Pillow has read."""
+    return _READERS[sniff(data[:_HEAD_BYTES])](stream(data))
+
+
 def _header_size(data: bytes) -> tuple[int, int]:
-    width, height = _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data)).size
+    width, height = _open(data).size
     return width, height
 
 
@@ -176,7 +206,7 @@ def _examined(data: bytes, max_megapixels: float) -> Encoded:
     """
     plain = Encoded(data, hashlib.sha256(data).hexdigest())
     try:
-        image = _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data))
+        image = _open(data)
         width, height = image.size
         is_refused = _is_refused_by_exports(image, data)
         examined = replace(
@@ -185,12 +215,16 @@ def _examined(data: bytes, max_megapixels: float) -> Encoded:
             is_rotated=_orientation(image) > 1,
             is_deep=image.format == "PNG" and data[_PNG_DEPTH] == 16,
         )
+    except UnreadableError:
+        raise
     except Exception:  # Parsers of arbitrary bytes may raise anything.
         return plain
     _check_size(width, height, max_megapixels)
     if not is_refused:
         return examined
-    return replace(examined, data=_to_png(image), converted_from=str(image.format))
+    return replace(
+        examined, data=_to_png(_open(data, io.BytesIO)), converted_from=str(image.format)
+    )
 
 
 def _check_kind(head: bytes) -> None:
@@ -204,6 +238,8 @@ def _read_image_bytes(file: Path) -> bytes:
     """Content of a file; only its first bytes are read if it is not an image."""
     try:
         with file.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size > _MOST_BYTES:
+                raise UnreadableError("2 GiB or more")
             head = stream.read(_HEAD_BYTES)
             data = head + stream.read() if sniff(head) else head
     except OSError as error:
@@ -246,7 +282,7 @@ def _orientation(image: ImageFile) -> int:
     try:
         (table,) = struct.unpack_from(f"{order}I", block, 4)
         (count,) = struct.unpack_from(f"{order}H", block, table)
-        for entry in range(table + 2, table + 2 + 12 * count, 12):
+        for entry in range(table + 2, table + 2 + 12 * min(count, MOST_TAGS), 12):
             tag, kind, value = struct.unpack_from(f"{order}HH4xH", block, entry)
             if tag == _ORIENTATION_TAG:
                 return int(value) if kind == _SHORT and 1 <= value <= 8 else 1

@@ -1,12 +1,13 @@
 """Finds the files of a table, also where paths are written another way, and guesses what is wrong.
 
-What leads to exactly one file is read and noted: backslashes, or a missing suffix. What is only
-likely, such as a name without its folder, is a hint in an error.
+What leads to exactly one file is read and noted: backslashes, accents as one character or two, or a
+missing suffix. What is only likely, such as a name without its folder, is a hint in an error.
 """
 
 import itertools
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ _MOST_TRIED: Final = 100
 _MOST_SEARCHED: Final = 50_000
 """Files below the table's folder that are compared with them."""
 
-BACKSLASHES, NO_SUFFIX = "with backslashes", "without suffix"
+BACKSLASHES, OTHER_FORM, NO_SUFFIX = (
+    *("with backslashes", "with accents in another form of Unicode", "without suffix"),
+)
 
 
 class PathFinder:
@@ -46,6 +49,10 @@ class PathFinder:
         is_below = path.is_relative_to(self._root)
         return (path.relative_to(self._root) if is_below else path).as_posix()
 
+    def exists(self, path: str) -> bool:
+        """Whether one of the paths leads to anything."""
+        return os.path.exists(self._root / path)
+
     def notes(self) -> list[str]:
         """A sentence for each kind of path that was written another way."""
         return [
@@ -61,6 +68,8 @@ class PathFinder:
         slashes = cell.replace("\\", "/")
         if slashes != cell:
             yield BACKSLASHES, [self._joined(slashes)]
+        forms = {unicodedata.normalize(form, slashes) for form in ("NFC", "NFD")} - {slashes}
+        yield OTHER_FORM, [self._joined(form) for form in sorted(forms)]
         suffixes = sorted({*EXTENSIONS, *(suffix.upper() for suffix in EXTENSIONS)})
         yield NO_SUFFIX, [self._joined(slashes + suffix) for suffix in suffixes]
 

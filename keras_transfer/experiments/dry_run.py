@@ -33,6 +33,8 @@ def dry_run(spec: RunSpec, terminal: TerminalReporter) -> None:
         absent = [r.path for n, r in enumerate(records.items) if not records.file(n).is_file()]
         if absent:
             terminal.info(f"{len(absent):,} of the files do not exist, such as {absent[0]}.")
+        for note in records.notes:
+            terminal.info(note)
         classifier = session.build_classifier()
         _show_stages(classifier, terminal)
         batch = _one_batch(spec, records)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from keras_transfer.data.records import Records
+from keras_transfer.data.records import Records, counted
 from keras_transfer.data.splits import Splits
 from keras_transfer.data.targets import Targets
 from keras_transfer.data.views import strengths
@@ -53,7 +53,8 @@ def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[s
         named = "; ".join(f"{bad.path} ({bad.reason})" for bad in records.bad_files[:_MOST_NAMED])
         more = len(records.bad_files) - _MOST_NAMED
         named += f"; and {more} more in run.log" if more > 0 else ""
-        yield f"{len(records.bad_files)} unreadable files left out: {named}."
+        words = counted(len(records.bad_files), "unreadable file", "unreadable files")
+        yield f"{words} left out: {named}."
     yield from records.notes
     given = {record.split for record in records.items}
     drawn = [name for name, own in (("validation", "val"), ("test", "test")) if own not in given]

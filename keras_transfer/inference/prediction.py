@@ -1,6 +1,7 @@
 """Predictions of a finished run or an exported model for any number of image files."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -296,6 +297,8 @@ def _expand(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
         if argument != "-":
             yield from _images(argument)
             continue
+        if isinstance(stdin, io.TextIOWrapper):  # Names of files need not be text.
+            stdin.reconfigure(errors="surrogateescape")
         for line in stdin:
             if path := line.rstrip("\r\n"):
                 yield from _images(path)

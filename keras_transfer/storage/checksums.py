@@ -47,6 +47,8 @@ def verify_checksums(
         return
     try:
         expected: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if not expected:
+            raise ValueError("lists no file")
         wanted = expected if names is None else names
         damages = [f"{name}: {why}" for name in wanted if (why := _damage(folder, name, expected))]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as failure:

@@ -13,6 +13,7 @@ searches also have spec.json; they are complete when they have study.json or sea
 
 import csv
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -20,9 +21,10 @@ import os
 import platform
 import re
 import sys
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,15 +76,34 @@ _BEFORE_THE_SPEC: Final = {
 """Files of a run that was killed before it wrote its spec: a new run may use the folder."""
 
 
+class _Lock:
+    """Keeps other processes from locking the same file, until it or this process is gone.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+
+    def __init__(self, file: Path):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_LOCKS: Final = weakref.WeakValueDictionary[Path, _Lock]()
+"""Those of this process, by folder: it may open a run again, after an interruption for example."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of one run, and reading and writing them.
 
     `is_new`: this process has created the folder or found it empty, so it holds nothing else.
+    `lock`: no other process can start or resume a run there as long as this object exists.
     """
 
     path: Path
     is_new: bool = field(default=False, compare=False)
+    lock: _Lock | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def create(cls, path: str | Path, *, resume: bool = False) -> "RunFolder":
@@ -90,15 +111,15 @@ class RunFolder:
 
         Raises:
             RunError: there is a run already, or none to resume; the folder has other files, is a
-                file, or cannot be written.
+                file, cannot be written, or is written by another process.
         """
         run = cls(Path(path), is_new=not resume)
         try:
-            if resume:
-                run._check_is_run(fix="leave out --resume to start a new run")
-            else:
-                run._check_is_vacant()
+            run._check(resume=resume)
             run.path.mkdir(parents=True, exist_ok=True)
+            run = replace(run, lock=run._locked())
+            # Another process may have written a run until it was locked.
+            run._check(resume=resume)
             discard_partials(run.path)
             # `os.access` is wrong for root, network disks and full disks, so a file is written.
             probe = run.path / "probe.partial"
@@ -239,6 +260,26 @@ class RunFolder:
         """
         path = self.path / "class_names.json"
         return verify_class_names(self.read_json(path.name), where=str(path))
+
+    def _locked(self) -> _Lock:
+        folder = self.path.resolve()
+        try:
+            lock = _LOCKS.get(folder) or _Lock(self.log_file)
+        except BlockingIOError as error:
+            raise RunError(
+                f"another process writes the run in {self.path}",
+                expected="one process for each run",
+                received=f"a lock on {self.log_file}",
+                fix="wait until it ends, or end it; or give another --output",
+            ) from error
+        _LOCKS[folder] = lock
+        return lock
+
+    def _check(self, *, resume: bool) -> None:
+        if resume:
+            self._check_is_run(fix="leave out --resume to start a new run")
+        else:
+            self._check_is_vacant()
 
     def _check_is_run(self, *, fix: str) -> None:
         if not self.spec_file.is_file():

@@ -64,9 +64,27 @@ def start_run(
         if saved != spec:
             run.write_json("spec.json", spec_to_dict(spec))
         return run
-    run = RunFolder.create(output or next_free(DEFAULT_PARENT, name))
+    folder = Path(output or next_free(DEFAULT_PARENT, name))
+    _check_outside_images(folder, spec)
+    run = RunFolder.create(folder)
     write_spec(run, spec)
     return run
+
+
+def _check_outside_images(folder: Path, spec: RunSpec) -> None:
+    """Raise RunError if a run would be written among the classes of its images."""
+    images = spec.data.path
+    if spec.data.source == "folder" and images and _is_below(folder, Path(images)):
+        raise RunError(
+            f"the run {folder} would be inside the folder of its images, and be taken for a class",
+            expected=f"a place outside {images}",
+            received=str(folder.absolute()),
+            fix="give another --output, or start the command in another folder",
+        )
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def write_spec(run: RunFolder, spec: RunSpec) -> None:

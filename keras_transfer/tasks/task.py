@@ -355,8 +355,9 @@ def check_spelling(names: Sequence[str], where: str, one: str, several: str) -> 
     """Raise DataError if two names look the same; `one` and `several` say what they name."""
     by_folded_name: dict[str, str] = {}
     for name in names:
-        # Accents are one character or two, as in file names of macOS.
-        folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        # Accents are one character or two, as in file names of macOS; others have no width.
+        seen = "".join(each for each in name if unicodedata.category(each) != "Cf")
+        folded = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
         twin = by_folded_name.setdefault(folded, name)
         if twin != name:
             raise DataError(

@@ -1,12 +1,13 @@
 """Tables are read however programs write them, or the error says what is wrong with them."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.config import override
+from keras_transfer.config import make_spec, override
 from keras_transfer.data.audit import audit
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import check_splits
@@ -196,3 +197,46 @@ def test_rare_classes_are_left_out_or_joined(photos):
     assert "joined into 'other'" in records.notes[0]
     with pytest.raises(SpecError, match=r"data\.min_per_class"):
         override(RunSpec(), {**fields, "task": "regression"})
+
+
+@pytest.mark.parametrize("blank", ["", "  ", ",", " , "])
+def test_empty_lines_are_no_images(blank: str, photos: Path):
+    lines = cells()
+    lines[5:5] = [blank]
+    check_read(read(table(photos, [*lines, blank, blank])))
+
+
+def test_blank_lines_before_the_column_names_are_skipped(photos: Path):
+    check_read(read(table(photos, ["", "  ", *cells()])))
+    with pytest.raises(DataError, match="line 13: the cell of column 'path' is empty"):
+        read(table(photos, ["", *cells(), ",a"]))
+
+
+def test_quotes_that_join_lines_are_named(photos: Path):
+    lines = cells()
+    lines[2], lines[6] = f'"{lines[2]}', lines[6].replace(",", '",')
+    with pytest.raises(DataError, match="goes over several lines"):
+        read(table(photos, lines))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_are_found_in_either_form_of_unicode(form: str, photos: Path):
+    stored, written = unicodedata.normalize(form, "é"), {"NFC": "e\u0301", "NFD": "\xe9"}[form]
+    (photos / "images").rename(photos / f"{stored}-images")
+    records = read(table(photos, cells(path=f"{written}-images/{{}}.png")))
+    assert records.items[0].path == f"{stored}-images/0.png"
+    assert any("accents in another form of Unicode" in note for note in records.notes)
+
+
+def test_a_name_that_ends_with_tsv_is_a_table(photos: Path):
+    file = photos / "t.tsv"
+    file.write_text("\n".join(cells("\t")))
+    check_read(read(make_spec(file)))
+
+
+@pytest.mark.parametrize("mark", ["\u200b", "\ufeff", "\xad", "\u2060", "\u200d"])
+def test_classes_that_differ_by_a_character_without_width_are_refused(mark: str, photos: Path):
+    lines = cells()
+    lines[3] += mark
+    with pytest.raises(DataError, match="differ only by"):
+        read(table(photos, lines))

@@ -1,7 +1,10 @@
 """The network sees what a person sees: upright, without transparency, and whole images only."""
 
+import contextlib
 import io
 import struct
+import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from keras_transfer.data.images import decoder, load_encoded, read_encoded, refusal
+from keras_transfer.data.images import (
+    UnreadableError,
+    count_pixels,
+    decoder,
+    load_encoded,
+    read_encoded,
+    refusal,
+)
 from keras_transfer.data.reading import DecodedImage, read_pixels
 
 RNG = np.random.default_rng(0)
@@ -241,3 +251,54 @@ def test_the_size_limit_is_that_of_the_audit(kind, lossless, tmp_path):
         if not is_read:
             with pytest.raises(tf.errors.InvalidArgumentError, match="megapixels"):
                 decoder(**fields)(tf.constant(data))
+
+
+def _gif(*, size: tuple[int, int] | None = None, blocks: bytes = b"") -> bytes:
+    """A GIF whose header states another size, and with blocks before its frame."""
+    data = encoded(PHOTO.quantize(16), "GIF")
+    frame = data.index(b"\x2c\0\0\0\0")
+    data = data[:frame] + blocks + data[frame:]
+    return data[:6] + struct.pack("<HH", *size) + data[10:] if size else data
+
+
+def _png(chunks: bytes) -> bytes:
+    data = encoded(PHOTO, "PNG")
+    return data[:33] + chunks + data[33:]
+
+
+EMPTY_CHUNK = struct.pack(">I4sI", 0, b"prVt", zlib.crc32(b"prVt"))
+JPEG = encoded(PHOTO, "JPEG")
+PARTS = {
+    "fill_bytes.jpg": JPEG[:2] + b"\xff" * 100_000 + JPEG[2:],
+    "comments.jpg": JPEG[:2] + b"\xff\xfe\0\2" * 50_000 + JPEG[2:],
+    "chunks.png": _png(EMPTY_CHUNK * 50_000),
+    "chunks.webp": encoded(RGBA, "WEBP", lossless=True) + b"JUNK\0\0\0\0" * 50_000,
+    "comments.gif": _gif(blocks=b"\x21\xfe\1a\0" * 50_000),
+    "blocks.gif": _gif(blocks=b"\x21\xfe" + b"\1a" * 100_000 + b"\0"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_files_with_too_many_parts_are_refused_quickly(name, tmp_path):
+    squares(JPEG)  # Traced before the time is taken.
+    start = time.perf_counter()
+    assert reason(PARTS[name]) == "too many segments, chunks or blocks"
+    assert audited(PARTS[name], tmp_path).reason == "too many segments, chunks or blocks"
+    with contextlib.suppress(UnreadableError):
+        count_pixels(PARTS[name], max_megapixels=1)
+    assert time.perf_counter() - start < 5
+
+
+def test_many_parts_are_read_where_the_file_is_as_large(tmp_path):
+    noise = Image.fromarray(RNG.integers(0, 256, (500, 500, 3), dtype=np.uint8))
+    whole = JPEG[:2] + b"".join(b"\xff\xed\xff\xff" + bytes(65533) for _ in range(255)) + JPEG[2:]
+    for data in (encoded(noise.quantize(256), "GIF"), encoded(noise, "PNG"), whole):
+        assert isinstance(audited(data, tmp_path), DecodedImage)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10, 2000)])
+def test_the_pixels_of_a_gif_are_those_of_its_frame(size, tmp_path):
+    data = bytearray(encoded(Image.new("P", (1100, 1000)), "GIF"))
+    data[6:10] = struct.pack("<HH", *size)
+    assert reason(bytes(data)) == "more than 1 megapixels"
+    assert "more than 1 megapixels" in audited(bytes(data), tmp_path).reason

@@ -197,3 +197,15 @@ def test_what_is_not_a_regular_file_is_named_and_not_opened(tmp_path, monkeypatc
         "5 entries that cannot be read ignored (broken link 2, named pipe 1, socket 1, device 1), "
         "such as a/gone.png, a/pipe.jpg, b/s.png, b/self.png, b/zero.png"
     )
+
+
+def test_splits_below_classes_are_refused_where_one_class_lacks_some(tmp_path: Path):
+    for folders in (
+        ("a/train", "a/test", "b/train"),
+        ("a/Training", "b/validation"),
+        ("a/train", "a/val", "b", "c"),
+    ):
+        root = tmp_path / "-".join(folders).replace("/", "_")
+        error = refusal(tree(root, *folders))
+        assert "put these above the classes" in error.fix
+    assert len(paths(listed(tree(tmp_path / "one", "a/train", "b/train")))) == 2

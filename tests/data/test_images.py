@@ -329,3 +329,14 @@ def test_read_pixels_reads_only_a_little_ahead_when_the_files_never_end(tmp_path
 
 def test_extensions_are_lower_case_and_cover_the_promised_formats():
     assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"} == EXTENSIONS
+
+
+def test_a_file_that_is_too_long_is_refused_unread(tmp_path):
+    file = tmp_path / "long.png"
+    RGB.save(file)
+    with file.open("r+b") as stream:
+        stream.truncate(6 * 10**9)
+    start = time.perf_counter()
+    with pytest.raises(DataError, match="2 GiB or more"):
+        load_encoded(file, max_megapixels=1)
+    assert time.perf_counter() - start < 1

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,3 +246,8 @@ def test_write_predictions_keeps_every_input_and_counts(
     assert rows[9]["label"] == rows[9]["confidence"] == rows[9][columns[0]] == ""
     assert "no such file" in rows[9]["error"]
     assert [path.name for path in output.parent.iterdir()] == ["predictions.csv"]
+
+
+def test_expand_paths_reads_names_that_are_no_text():
+    listed = io.TextIOWrapper(io.BytesIO(b"a\xff.jpg\n\xfe\n"), encoding="utf-8")
+    assert [os.fsencode(path) for path in expand_paths(["-"], listed)] == [b"a\xff.jpg", b"\xfe"]

@@ -76,10 +76,14 @@ def test_hosts_that_are_refused_leave_no_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_dry_run_shows_stages_and_rates_and_writes_nothing(
-    digits_folder, capsys, tmp_path, monkeypatch
+    digits_folder, capsys, tmp_path, tmp_path_factory, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    words = ["resnet50", f"data.path={digits_folder}", "data.image_size=32", "model.weights=none"]
+    photos = tmp_path_factory.mktemp("photos")
+    for folder in digits_folder.iterdir():
+        (photos / folder.name).symlink_to(folder)
+    (photos / "loose.txt").write_text("notes")
+    words = ["resnet50", f"data.path={photos}", "data.image_size=32", "model.weights=none"]
     words += ["model.backbone=small", "model.last_stage=stage3"]
     words += ["phases.1.unfreeze=stage3", "phases.1.layer_decay=0.5", "--dry-run"]
     assert train.main(words) == 0
@@ -87,6 +91,7 @@ def test_dry_run_shows_stages_and_rates_and_writes_nothing(
     parts = (
         "stage3",
         "300 files of 10 classes",
+        "1 file that is no image ignored",
         "5.0e-04",
         "1.0e-03",
         "solved",

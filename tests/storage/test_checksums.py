@@ -84,3 +84,10 @@ def test_folder_without_checksums_is_not_checked(folder: Path):
     (folder / CHECKSUMS_FILE).unlink()
     cut(folder)
     verify_checksums(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '["model.pb"]', '{"model.pb": 1}'])
+def test_a_list_without_checksums_is_refused(content: str, folder: Path):
+    (folder / CHECKSUMS_FILE).write_text(content)
+    with pytest.raises(ExportError, match="not those that were verified"):
+        verify_checksums(folder)

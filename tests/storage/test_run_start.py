@@ -1,6 +1,9 @@
 """Starting, resuming and refusing runs: what is kept, and what an edited spec.json leads to."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,76 @@ def test_resume_accepts_another_place_and_another_layout_of_the_file(tmp_path: P
     start_run(moved, output=run.path, resume=True)
     assert load_spec(run.path).data.path == str(tmp_path / "elsewhere" / "photos")
     start_run(load_spec(run.path), output=run.path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "place", ["photos/run", "photos/a/b/run", "photos/../photos/x", "link/run"]
+)
+def test_a_run_among_its_images_is_refused(place: str, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    spec = override(SPEC, {"data.path": str(tmp_path / "photos")})
+    with pytest.raises(RunError, match="inside the folder of its images"):
+        start_run(spec, output=tmp_path / place)
+    assert not list((tmp_path / "photos").iterdir())
+
+
+def test_the_default_place_of_a_run_is_not_among_its_images(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="start the command in another folder"):
+        start_run(override(SPEC, {"data.path": "."}))
+    assert not list(tmp_path.iterdir())
+
+
+START = """
+import sys
+from keras_transfer.errors import RunError
+from keras_transfer.specs import DataSpec, RunSpec
+from keras_transfer.storage.run_start import start_run
+try:
+    spec = RunSpec(data=DataSpec(path="photos"))
+    run = start_run(spec, output=sys.argv[1], resume=sys.argv[2] == "resume")
+except RunError as error:
+    sys.exit(error.what)
+print("started", flush=True)
+sys.stdin.read()
+"""
+
+
+def start_elsewhere(folder: Path, how: str, *, waits: bool = False) -> subprocess.Popen[str]:
+    """A process that starts or resumes a run, and then waits for its input to end."""
+    return subprocess.Popen(
+        [sys.executable, "-c", START, str(folder), how],
+        stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+
+def test_two_processes_cannot_write_one_run(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    run = start_run(SPEC, output=folder)
+    again = start_run(SPEC, output=folder, resume=True)
+    with start_elsewhere(folder, "resume") as other:
+        assert "another process writes the run" in other.communicate(timeout=60)[1]
+    del run, again
+    with start_elsewhere(folder, "resume", waits=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "started\n"
+        with pytest.raises(RunError, match="another process writes the run"):
+            start_run(SPEC, output=folder, resume=True)
+        other.kill()
+    assert start_run(SPEC, output=folder, resume=True).path == folder
+
+
+def test_of_two_processes_that_start_a_run_at_once_one_does(tmp_path: Path):
+    started = [start_elsewhere(tmp_path / "run", "new", waits=True) for _ in range(5)]
+    outputs = [process.communicate(timeout=60) for process in started]
+    assert sorted(said for said, _ in outputs) == ["", "", "", "", "started\n"]
+    assert all(
+        "another process" in words or "already has" in words or not words for _, words in outputs
+    )
