@@ -13,6 +13,7 @@ searches also have spec.json; they are complete when they have study.json or sea
 
 import csv
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -76,8 +77,14 @@ _BEFORE_THE_SPEC: Final = {
 """Files of a run that was killed before it wrote its spec: a new run may use the folder."""
 
 
+_WITHOUT_LOCKS: Final = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
+"""What file systems answer that have no locks, such as some mounted drives."""
+
+
 class _Lock:
     """Keeps other processes from locking the same file, until it or this process is gone.
+
+    On a file system without locks it keeps nobody.
 
     Raises:
         BlockingIOError: another process has locked it.
@@ -86,7 +93,11 @@ class _Lock:
     def __init__(self, file: Path):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         weakref.finalize(self, os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
 
 
 _LOCKS: Final = weakref.WeakValueDictionary[Path, _Lock]()

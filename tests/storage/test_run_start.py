@@ -1,5 +1,7 @@
 """Starting, resuming and refusing runs: what is kept, and what an edited spec.json leads to."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -145,6 +147,14 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path, monkeypatch):
             start_run(SPEC, output=folder, resume=True)
         other.kill()
     assert start_run(SPEC, output=folder, resume=True).path == folder
+
+
+def test_a_run_is_written_where_files_cannot_be_locked(tmp_path: Path, monkeypatch):
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert start_run(SPEC, output=tmp_path / "run").spec_file.is_file()
 
 
 def test_of_two_processes_that_start_a_run_at_once_one_does(tmp_path: Path):
