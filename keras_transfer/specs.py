@@ -166,6 +166,9 @@ class DataSpec:
     source: str = option("folder", f"name in the table of sources: {', '.join(SOURCES)}")
     path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
     name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
+    unlabelled: str = option(
+        "", "folder of images without labels, at any depth, for phases whose method is 'distill'"
+    )
     path_column: str = option("path", "CSV column of image paths (relative to the CSV)")
     label_column: str = option(
         "label", "CSV column of labels; several columns are separated by commas"

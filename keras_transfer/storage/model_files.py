@@ -9,7 +9,7 @@ backbone, last stage, weights and preprocessing. The standard library is enough 
 import dataclasses
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from keras_transfer.config import load_spec
 from keras_transfer.errors import SpecError, WeightsError
@@ -18,6 +18,9 @@ from keras_transfer.storage.checksums import sha256_of, verify_checksums
 
 OWN_WEIGHTS: Final = "file"
 """The value of `model.weights` for the weights in the model file itself."""
+
+TEACHER: Final = "teacher"
+"""The option of a phase's method that names model files, several separated by commas."""
 
 SUFFIXES: Final = (".keras", ".h5", ".hdf5")
 
@@ -62,8 +65,31 @@ def check_digest(text: str) -> Path:
 
 
 def resolve(spec: RunSpec) -> RunSpec:
-    """The spec as a run keeps it, see `resolve_model`."""
-    return dataclasses.replace(spec, model=resolve_model(spec.model))
+    """The spec as a run keeps it: see `resolve_model`; also the teachers of phases get digests."""
+    phases = tuple(
+        dataclasses.replace(phase, method_options={**phase.method_options, TEACHER: pinned})
+        if (pinned := _pinned(phase.method_options.get(TEACHER)))
+        else phase
+        for phase in spec.phases
+    )
+    return dataclasses.replace(spec, model=resolve_model(spec.model), phases=phases)
+
+
+def _pinned(teachers: Any) -> str:
+    """Paths separated by commas, each absolute and with its digest; '' for anything else.
+
+    Those with a digest and those where no file is stay as they are, as in `resolve_model`.
+    """
+    if not isinstance(teachers, str):
+        return ""
+    return ",".join(
+        text if _MARK in text or not (file := find_file(text)).is_file() else _pin(file)
+        for text in (part.strip() for part in teachers.split(","))
+    )
+
+
+def _pin(file: Path) -> str:
+    return f"{file.absolute()}{_MARK}{sha256_of(file)}"
 
 
 def resolve_model(model: ModelSpec) -> ModelSpec:
@@ -82,7 +108,7 @@ def resolve_model(model: ModelSpec) -> ModelSpec:
     file = find_file(model.backbone)
     if _MARK in model.backbone or not file.is_file():
         return dataclasses.replace(model, weights=weights)
-    pinned = f"{file.absolute()}{_MARK}{sha256_of(file)}"
+    pinned = _pin(file)
     if file.name == _MODEL and (file.parent / "spec.json").is_file():
         verify_checksums(
             file.parent, [_MODEL], error=WeightsError, fix="restore the file, or train again"

@@ -99,10 +99,12 @@ def check_spec_hash(spec: RunSpec, run: RunFolder) -> None:
 
 
 def _settled(spec: RunSpec) -> RunSpec:
-    """The spec as a run keeps it: with model files resolved and an absolute `data.path`."""
-    data = spec.data
-    if data.path:
-        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().absolute()))
+    """The spec as a run keeps it: with model files resolved and absolute paths of images."""
+    given = {"path": spec.data.path, "unlabelled": spec.data.unlabelled}
+    places = {
+        name: str(Path(place).expanduser().absolute()) for name, place in given.items() if place
+    }
+    data = dataclasses.replace(spec.data, **places)
     return dataclasses.replace(resolve(spec), data=data)
 
 
