@@ -32,6 +32,7 @@ def start_run(
     output: str | Path | None = None,
     resume: bool = False,
     suffix: str | None = None,
+    last: str = "",
 ) -> RunFolder:
     """Create the folder of a run, a study or a search, or open the one to resume.
 
@@ -40,6 +41,8 @@ def start_run(
             run, and the latest of them to resume.
         suffix: appended to the name of the default folder; None is '-study' for a study and nothing
             for a run.
+        last: the file that marks it as finished, where something follows the run; by default that
+            of the run, the study or the search.
 
     Raises:
         RunError: the folder cannot be used, or the run to resume is finished or was started with
@@ -54,7 +57,7 @@ def start_run(
         saved = load_spec(run.spec_file)
         check_spec_hash(saved, run)
         check_same_spec(saved, spec, run)
-        if run.is_complete:
+        if (run.path / last).is_file() if last else run.is_complete:
             raise RunError(
                 f"{run.path} is finished",
                 expected="an interrupted run",

@@ -66,18 +66,28 @@ def make_student(part: keras.Model, kind: Kind, *, num_features: int) -> Student
     Args:
         num_features: of the teacher.
     """
-    outputs = part.output
+    inputs, outputs = part.input, part.output
     if kind.reads_features:
-        features = last_dense(part).input
+        inputs, outputs, features = _with_features(part)
         adapter = kind.adapter(num_features)
         features = features if adapter is None else adapter(features)
-        features = ops.cast(features, "float32")
-        outputs = keras.layers.Concatenate(dtype="float32")([outputs, features])
-    student = Student(part.input, outputs, name=part.name)
+        joined = keras.layers.Concatenate(name="logits_and_features", dtype="float32")
+        outputs = joined([outputs, features])
+    student = Student(inputs, outputs, name=part.name)
     student.num_outputs = part.output_shape[-1]
     return student
 
 
-def last_dense(part: keras.Model) -> keras.layers.Dense:
-    """The layer that gives the logits."""
-    return [layer for layer in part.layers if isinstance(layer, keras.layers.Dense)][-1]
+def _with_features(part: keras.Model) -> tuple[Any, Any, Any]:
+    """Inputs, logits and the input of the last dense layer, in a new graph of the same layers."""
+    dense = [layer for layer in part.layers if isinstance(layer, keras.layers.Dense)][-1]
+    found = []
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer is dense:
+            found.append(args[0])
+        return layer(*args, **kwargs)
+
+    # A part that starts inside the classifier has tensors of its own, unlike `dense.input`.
+    graph = keras.models.clone_model(part, clone_function=lambda layer: layer, call_function=call)
+    return graph.inputs[0], graph.outputs[0], found[0]
