@@ -52,7 +52,7 @@ class DistillOptions:
         default_factory=dict, metadata={"help": "a table: the options of the kind"}
     )
     temperature: float = option(
-        2.0, "divisor T of both logits; the teacher's part is multiplied by T²", low=0.05, high=100
+        1.0, "divisor T of both logits; the teacher's part is multiplied by T²", low=0.05, high=100
     )
     hard_weight: float = option(
         0.1, "weight of the labels; the teacher's part has the rest of 1", low=0, high=1
