@@ -267,7 +267,7 @@ def distill(
     reporter = reporter or TerminalReporter()
     paths = [teacher] if isinstance(teacher, str | os.PathLike) else teacher
     student = _make_spec(source, preset, others, reporter)
-    spec = distillation_spec(student, ",".join(map(os.fspath, paths)), settings)
+    spec = distillation_spec(student, ",".join(os.fspath(path) for path in paths), settings)
     run = start_run(spec, output=output, resume=resume, suffix="", last=REPORT_FILE)
     found = run_distillation(spec, run, num_seeds=settings.seeds, reporter=reporter)
     if isinstance(reporter, TerminalReporter):

@@ -103,11 +103,11 @@ def check_spec_hash(spec: RunSpec, run: RunFolder) -> None:
 
 def _settled(spec: RunSpec) -> RunSpec:
     """The spec as a run keeps it: with model files resolved and absolute paths of images."""
-    given = {"path": spec.data.path, "unlabelled": spec.data.unlabelled}
-    places = {
-        name: str(Path(place).expanduser().absolute()) for name, place in given.items() if place
-    }
-    data = dataclasses.replace(spec.data, **places)
+    path, unlabelled = (
+        str(Path(place).expanduser().absolute()) if place else ""
+        for place in (spec.data.path, spec.data.unlabelled)
+    )
+    data = dataclasses.replace(spec.data, path=path, unlabelled=unlabelled)
     return dataclasses.replace(resolve(spec), data=data)
 
 

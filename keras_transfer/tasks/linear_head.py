@@ -250,8 +250,8 @@ class _Distilled:
 
     def missing(self, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each class that neither the labels nor the teacher has."""
-        both = sum(np.split(targets, 2, axis=-1))
-        classes, half = _Softmax().missing(both, weights)
+        by_labels, teacher = np.split(targets, 2, axis=-1)
+        classes, half = _Softmax().missing(by_labels + teacher, weights)
         return np.concatenate([classes, np.zeros_like(classes)], axis=-1), half
 
 

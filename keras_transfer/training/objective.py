@@ -29,20 +29,20 @@ class Objective:
         model: functional, over the classifier's own layers, from the phase's inputs to logits. A
             subclass of `keras.Model` may have a `compute_loss` of its own.
         loss: of encoded targets and logits.
-        columns: float32 [E] of every view that is trained on, put behind its encoded target. `loss`
-            and the metrics of `model` get them there; those of validation have none.
         batch_transform: changes the batches that are trained on, never those of validation.
         solve: gives the weights of the last layer; None leaves them as they are, and where it
             returns None they are trained by `fit`.
         fits: whether `fit` trains after the head was solved.
+        columns: float32 [E] of every view that is trained on, put behind its encoded target. `loss`
+            and the metrics of `model` get them there; those of validation have none.
     """
 
     model: keras.Model
     loss: keras.losses.Loss
-    columns: Inputs | None = None
     batch_transform: Transform | None = None
     solve: Solve | None = None
     fits: bool = True
+    columns: Inputs | None = None
 
 
 class PhaseImages(Protocol):

@@ -16,6 +16,8 @@ from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.reporting.tables import Table
 
 MARKDOWN_FILE: Final = "distillation.md"
+_NUM_SHOWN: Final = 6
+"""Columns that fit on a terminal; the file has all."""
 
 
 def write_distillation(found: Comparison) -> None:
@@ -34,8 +36,10 @@ def write_distillation(found: Comparison) -> None:
 
 
 def show_distillation(found: Comparison, terminal: TerminalReporter) -> None:
-    """Print the table, its notes and the sentence on whether it pays."""
-    terminal.show(tabulate(found))
+    """Print the columns that fit, their notes and the sentence on whether it pays."""
+    whole = tabulate(found)
+    rows = [row[:_NUM_SHOWN] for row in whole.rows]
+    terminal.table(whole.title, whole.header[:_NUM_SHOWN], rows)
     for sentence in (*notes(found), describe(found)):
         terminal.info(sentence)
     terminal.info(f"Written to {found.run.folder.path}: {REPORT_FILE} and {MARKDOWN_FILE}")
@@ -54,8 +58,9 @@ def describe(found: Comparison) -> str:
 
 def tabulate(found: Comparison) -> Table:
     """A row for the teacher, the distilled student and the one alone."""
-    header = ["", found.task.monitor.label, "agrees, %", "log loss", "ECE", "parameters", "MB"]
-    header += [f"ms of {size}" for size in BATCH_SIZES]
+    times = [f"ms of {size}" for size in BATCH_SIZES]
+    header = ["", found.task.monitor.label, "agrees, %", "MB", *times]
+    header += ["log loss", "ECE", "parameters"]
     return Table("Distillation", header, [_row(found, one) for one in found.contenders])
 
 
@@ -85,11 +90,11 @@ def _row(found: Comparison, one: Contender) -> list[str]:
         one.name,
         found.task.monitor.format_interval(score, interval),
         percent(_agreement(found, one)),
+        fixed(one.num_bytes / 1e6, 2),
+        *speeds,
         fixed(loss, 3),
         fixed(error, 3),
         f"{one.num_parameters:,}",
-        fixed(one.num_bytes / 1e6, 2),
-        *speeds,
     ]
 
 

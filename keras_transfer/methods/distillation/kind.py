@@ -4,7 +4,7 @@ A new kind is one module with one class and one row in `methods.distillation.reg
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import keras
 import numpy as np
@@ -61,7 +61,7 @@ class Kind(Protocol):
 class KindDefaults:
     """Members of `Kind` that most kinds share."""
 
-    reads_features = False
+    reads_features: ClassVar[bool] = False
 
     def adapter(self, num_features: int) -> keras.layers.Layer | None:  # noqa: ARG002
         """None."""

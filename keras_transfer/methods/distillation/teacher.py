@@ -169,7 +169,8 @@ def _split(network: keras.Model, name: str) -> tuple[Cut, keras.layers.Dense | N
 
 def _read_run(folder: Path) -> tuple[tuple[str, ...], str, frozenset[str]]:
     """Classes, task and digests of the images of the run in a folder, empty where unknown."""
-    names, task, seen = (), "", frozenset[str]()
+    names: tuple[str, ...] = ()
+    task, seen = "", frozenset[str]()
     if (file := folder / "class_names.json").is_file():
         names = verify_class_names(_read(file), where=str(file))
     if (file := folder / "task.json").is_file():

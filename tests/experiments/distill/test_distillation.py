@@ -94,9 +94,9 @@ def test_an_empty_folder_and_one_that_nothing_uses_are_refused(spec, teacher, tm
     (tmp_path / "notes.txt").write_text("no image")
     settings = DistillSpec(unlabelled=str(tmp_path))
     taught = distillation_spec(spec, str(teacher), settings)
-    with open_session(taught, reporter=SILENT) as session:
-        with pytest.raises(DataError, match=r"data\.unlabelled has no images"):
-            _ = session.data
+    empty = pytest.raises(DataError, match=r"data\.unlabelled has no images")
+    with open_session(taught, reporter=SILENT) as session, empty:
+        _ = session.data
     with pytest.raises(SpecError, match="no phase uses the images without labels"):
         make_methods(override(spec, {"data.unlabelled": str(tmp_path)}))
 
