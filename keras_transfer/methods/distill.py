@@ -26,11 +26,12 @@ from keras_transfer.methods.distillation.soft_targets import (
     read_logits,
 )
 from keras_transfer.methods.distillation.student import DistillationLoss, make_student
-from keras_transfer.methods.distillation.teacher import Teacher, check_teachers, load_teacher
+from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
 from keras_transfer.methods.exact import Exact, ExactOptions
 from keras_transfer.methods.supervised import Supervised
 from keras_transfer.models.classifier import HEAD
 from keras_transfer.specs import PhaseSpec
+from keras_transfer.storage.model_files import TEACHER, teachers_of
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_distilled
 from keras_transfer.training.objective import Objective, PhaseContext, Solve
 
@@ -65,9 +66,9 @@ class DistillOptions:
     )
 
     @property
-    def teachers(self) -> tuple[str, ...]:
+    def teachers(self) -> list[str]:
         """The paths."""
-        return tuple(path for part in self.teacher.split(",") if (path := part.strip()))
+        return teachers_of({TEACHER: self.teacher})
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,13 @@ class Distill:
     needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_teachers(self.options.teachers)
+        if not self.options.teachers:
+            raise SpecError(
+                "there is no teacher",
+                expected="phases.N.method_options.teacher with run folders or Keras model files",
+                received="none",
+                fix="train a teacher first, and give its run folder",
+            )
         make_kind(self.options.kind, self.options.kind_options)
 
     @property

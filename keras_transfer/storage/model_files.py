@@ -8,6 +8,7 @@ backbone, last stage, weights and preprocessing. The standard library is enough 
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,24 +69,34 @@ def resolve(spec: RunSpec) -> RunSpec:
     """The spec as a run keeps it: see `resolve_model`; also the teachers of phases get digests."""
     phases = tuple(
         dataclasses.replace(phase, method_options={**phase.method_options, TEACHER: pinned})
-        if (pinned := _pinned(phase.method_options.get(TEACHER)))
+        if (pinned := ",".join(map(_pinned, teachers_of(phase.method_options))))
         else phase
         for phase in spec.phases
     )
     return dataclasses.replace(spec, model=resolve_model(spec.model), phases=phases)
 
 
-def _pinned(teachers: Any) -> str:
-    """Paths separated by commas, each absolute and with its digest; '' for anything else.
+def _pinned(path: str) -> str:
+    """A path as absolute and with a digest, unless it has one or no file is there."""
+    file = find_file(path)
+    return path if _MARK in path or not file.is_file() else _pin(file)
 
-    Those with a digest and those where no file is stay as they are, as in `resolve_model`.
-    """
-    if not isinstance(teachers, str):
-        return ""
-    return ",".join(
-        text if _MARK in text or not (file := find_file(text)).is_file() else _pin(file)
-        for text in (part.strip() for part in teachers.split(","))
-    )
+
+def check_teachers(paths: Sequence[str]) -> None:
+    """Raise SpecError for paths of teachers where no model is."""
+    if missing := [path for path in paths if not find_file(path).is_file()]:
+        raise SpecError(
+            "a teacher does not exist",
+            expected="run folders or Keras model files, separated by commas",
+            received=", ".join(missing),
+            fix="correct the path, or train the teacher first and give its run folder",
+        )
+
+
+def teachers_of(options: Mapping[str, Any]) -> list[str]:
+    """The paths of teachers in the options of a phase's method."""
+    text = options.get(TEACHER)
+    return [part.strip() for part in text.split(",")] if isinstance(text, str) and text else []
 
 
 def _pin(file: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from keras_transfer.config import load_spec, spec_to_dict
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import PretrainSpec, RunSpec
-from keras_transfer.storage.model_files import resolve
+from keras_transfer.storage.model_files import check_teachers, resolve, teachers_of
 from keras_transfer.storage.run_folder import RunFolder, describe_environment, latest, next_free
 
 DEFAULT_PARENT = Path("saved_models")
@@ -45,6 +45,7 @@ def start_run(
             of the run, the study or the search.
 
     Raises:
+        SpecError: a teacher of a phase does not exist.
         RunError: the folder cannot be used, or the run to resume is finished or was started with
             another spec.
     """
@@ -108,6 +109,8 @@ def _settled(spec: RunSpec) -> RunSpec:
         for place in (spec.data.path, spec.data.unlabelled)
     )
     data = dataclasses.replace(spec.data, path=path, unlabelled=unlabelled)
+    for phase in spec.phases:
+        check_teachers(teachers_of(phase.method_options))
     return dataclasses.replace(resolve(spec), data=data)
 
 

@@ -18,6 +18,7 @@ from keras_transfer.methods.registry import make_methods
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import start_run
 from keras_transfer.tasks.linear_head import HeadFeatures, solve_distilled, solve_softmax
 
 NONE = np.empty(0, np.int64)
@@ -145,10 +146,9 @@ def test_labels_alone_are_the_plain_fit_bit_for_bit_and_validation_is_the_task_s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["logits", "feature"])
-def test_a_resumed_student_has_the_same_bits(kind, options, folder, tmp_path):
-    changes = {**FIT, "phases.0.epochs": 3, "phases.0.unfreeze": "last"}
-    chosen = {**options, "kind": kind, "solve": False}
+def test_a_resumed_student_has_the_same_bits(options, folder, tmp_path):
+    changes = {**hidden_layer(folder), "phases.0.epochs": 3}
+    chosen = {**options, "kind": "feature"}
     expected = Training(folder, chosen, changes).fit().weights
     run = RunFolder.create(tmp_path / "run")
     run.checkpoint_folder.mkdir()
@@ -183,7 +183,6 @@ def test_several_teachers_count_by_the_mean_of_their_probabilities():
     ("changed", "part"),
     [
         ({"teacher": ""}, "there is no teacher"),
-        ({"teacher": "no/such/run"}, "a teacher does not exist"),
         ({"temperature": 0}, "temperature is out of range"),
         ({"hard_weight": 1.5}, "hard_weight is out of range"),
         ({"kind": "logit"}, "no kind of distillation called 'logit'"),
@@ -223,6 +222,16 @@ def test_teachers_of_other_classes_sizes_or_with_seen_test_images_are_refused(tm
     seen = dataclasses.replace(teacher, seen=frozenset(images.digests[60:62]))
     with pytest.raises(DataError, match="trained on images of this run's test split"):
         seen.check(Training(tmp_path).classifier.task, images.digests[:200])
+
+
+def test_a_missing_teacher_is_refused_where_a_run_starts_or_trains_but_not_afterwards(tmp_path):
+    phase = {"method": "distill", "method_options": {"teacher": "no/such/run"}}
+    spec = override(RunSpec(), {"phases": [phase]})
+    make_methods(resolve(spec))  # A finished run is evaluated and exported without its teacher.
+    for call in (lambda: start_run(spec, output=tmp_path / "run"), lambda: load_teacher("a", 32)):
+        with pytest.raises(SpecError, match="a teacher does not exist"):
+            call()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_is_kept_with_its_digest_and_not_used_when_it_has_changed(tmp_path):

@@ -26,7 +26,7 @@ from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.model_files import TEACHER, find_file
+from keras_transfer.storage.model_files import find_file, teachers_of
 from keras_transfer.tasks.task import Task
 
 
@@ -124,7 +124,7 @@ def _teachers_of(spec: RunSpec) -> tuple[str, ...]:
             received=", ".join(phase.method for phase in spec.phases),
             fix="train it with `python -m pipelines.distill TEACHER IMAGES`",
         )
-    return tuple(found[-1][TEACHER].split(","))
+    return tuple(teachers_of(found[-1]))
 
 
 def _outputs(runner: TrialRunner, spec: RunSpec, seeds: Sequence[int]) -> tuple[np.ndarray, ...]:

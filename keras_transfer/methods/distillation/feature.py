@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from keras_transfer.fields import option
-from keras_transfer.methods.distillation.kind import Batch, KindDefaults, divergences
+from keras_transfer.methods.distillation.kind import Batch, KindDefaults, divergences, unit_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,4 +77,4 @@ class Similarity(KindDefaults):
 
 def similarities(features: Any) -> Any:
     """F F^T with rows of norm 1, [B, B]."""
-    return ops.normalize(ops.matmul(features, ops.transpose(features)), axis=-1, order=2)
+    return unit_rows(ops.matmul(features, ops.transpose(features)))

@@ -4,11 +4,13 @@ A new kind is one module with one class and one row in `methods.distillation.reg
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import keras
 import numpy as np
 from keras import ops
+
+_TINY: Final = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,16 @@ def divergences(batch: Batch) -> Any:
     """
     teacher, student = batch.teacher / batch.temperature, batch.student / batch.temperature
     return batch.temperature**2 * divergence(teacher, student)
+
+
+def unit_rows(values: Any) -> Any:
+    """Values [..., D] divided by their norms; zeros stay zeros, without a gradient.
+
+    The root has no gradient at 0, which two equal examples have.
+    """
+    squares = ops.sum(ops.square(values), axis=-1, keepdims=True)
+    far = squares > _TINY
+    return ops.where(far, values * ops.rsqrt(ops.where(far, squares, 1.0)), 0.0)
 
 
 def divergence(one: Any, other: Any) -> Any:

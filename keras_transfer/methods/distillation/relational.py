@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_transfer.fields import option
-from keras_transfer.methods.distillation.kind import Batch, KindDefaults, divergences
+from keras_transfer.methods.distillation.kind import Batch, KindDefaults, divergences, unit_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def distances(features: Any) -> Any:
 
 def angles(features: Any) -> Any:
     """Cosines [B, B, B] of the angles at example i between the lines to j and to k."""
-    directions = ops.normalize(features[None] - features[:, None], axis=-1, order=2)
+    directions = unit_rows(features[None] - features[:, None])
     return ops.matmul(directions, ops.transpose(directions, (0, 2, 1)))
 
 

@@ -88,6 +88,8 @@ def _with_features(part: keras.Model) -> tuple[Any, Any, Any]:
             found.append(args[0])
         return layer(*args, **kwargs)
 
-    # A part that starts inside the classifier has tensors of its own, unlike `dense.input`.
-    graph = keras.models.clone_model(part, clone_function=lambda layer: layer, call_function=call)
+    # A part that starts inside the classifier has tensors of its own, unlike `dense.input`. Of a
+    # compiled model Keras would copy the metrics as well, which need not be registered.
+    plain = keras.Model(part.input, part.output)
+    graph = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
     return graph.inputs[0], graph.outputs[0], found[0]

@@ -19,7 +19,7 @@ from keras_transfer.data.splits import read_manifest
 from keras_transfer.errors import DataError, SpecError, enumerated
 from keras_transfer.models.cuts import Cut
 from keras_transfer.storage.class_names import verify_class_names
-from keras_transfer.storage.model_files import check_digest, find_file, title
+from keras_transfer.storage.model_files import check_digest, check_teachers, title
 from keras_transfer.tasks.registry import register_layers
 from keras_transfer.tasks.task import Task
 
@@ -113,6 +113,7 @@ def load_teacher(path: str, image_size: int) -> Teacher:
         SpecError: there is no file, or no network from images to one row of outputs.
         WeightsError: the file is damaged, or changed since its digest was taken.
     """
+    check_teachers([path])
     file, name = check_digest(path), title(path)
     register_layers()
     network = read_network(file, name, image_size=image_size)
@@ -136,19 +137,6 @@ def load_teacher(path: str, image_size: int) -> Teacher:
         task=task,
         seen=seen,
     )
-
-
-def check_teachers(paths: Sequence[str]) -> None:
-    """Raise SpecError for paths where no model is."""
-    missing = [path for path in paths if not find_file(path).is_file()]
-    if missing or not paths:
-        raise SpecError(
-            "there is no teacher" if not missing else "a teacher does not exist",
-            expected="method_options.teacher with run folders or Keras model files, separated by "
-            "commas",
-            received=", ".join(missing) or "none",
-            fix="train a teacher first, and give its run folder",
-        )
 
 
 def _split(network: keras.Model, name: str) -> tuple[Cut, keras.layers.Dense | None, bool]:

@@ -163,22 +163,11 @@ def test_a_student_is_a_run_with_a_report_and_an_interrupted_comparison_is_resum
     assert not (folder / "checkpoint").exists()
     cache = read_json(folder / "cache.json")
     assert cache["teacher"]["views_computed"] > 200
-    second = kt.distill(
-        teacher,
-        spec,
-        unlabelled=str(pool),
-        seeds=1,
-        temperature=2.0,
-        output=tmp_path / "second",
-        reporter=SILENT,
-    )
-    cache = read_json(second.path / "cache.json")
-    assert cache["teacher"]["views_computed"] == 0
 
 
 @pytest.mark.slow
-def test_a_search_may_vary_the_temperature_and_the_weight_of_labels(spec, teacher, pool, tmp_path):
-    taught = distillation_spec(spec, str(teacher), DistillSpec(unlabelled=str(pool)))
+def test_a_search_may_vary_the_temperature_and_the_weight_of_labels(spec, teacher, tmp_path):
+    taught = distillation_spec(spec, str(teacher), DistillSpec())
     options = "phases.0.method_options"
     space = {
         f"{options}.temperature": {"values": [1.0, 4.0]},
