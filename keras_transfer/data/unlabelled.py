@@ -1,8 +1,9 @@
 """Images without labels: all image files below a folder, for methods that can learn from them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from keras_transfer.data.folder_listing import FolderListing
 from keras_transfer.data.records import Record, Records, counted
 from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError
+
+_KEY: Final = "unlabelled"
 
 
 def list_unlabelled(folder: str, targets: Targets) -> Records:
@@ -67,3 +70,20 @@ def keep_unseen(records: Records, evaluated: Collection[str]) -> tuple[tuple[Rec
         f"{images} used; left out are {num_evaluated:,} that are in the validation or test split, "
         f"{num_copies:,} copies of others and {len(records.bad_files):,} that cannot be read."
     )
+
+
+def list_digests(items: Sequence[Record]) -> dict[str, list[str]]:
+    """The part of splits.json on images without labels, empty if there are none."""
+    return {_KEY: [item.digest for item in items]} if items else {}
+
+
+def check_same_unlabelled(items: Sequence[Record], document: Mapping[str, Any]) -> None:
+    """Raise DataError unless the images are those in the splits.json of a run."""
+    before, now = document.get(_KEY, []), [item.digest for item in items]
+    if before != now:
+        raise DataError(
+            "the images without labels have changed since the run was started",
+            expected=f"the {len(before):,} images whose digests are in splits.json",
+            received=f"{len(now):,} images, {len(set(now) - set(before)):,} of them new",
+            fix="restore the folder in data.unlabelled, or start a new run",
+        )

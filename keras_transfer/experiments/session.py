@@ -29,7 +29,13 @@ from keras_transfer.data.plain import make_plain
 from keras_transfer.data.records import Record, Records
 from keras_transfer.data.splits import Splits, check_splits, make_splits, manifest, read_manifest
 from keras_transfer.data.targets import Targets
-from keras_transfer.data.unlabelled import keep_unseen, list_unlabelled, placeholders
+from keras_transfer.data.unlabelled import (
+    check_same_unlabelled,
+    keep_unseen,
+    list_digests,
+    list_unlabelled,
+    placeholders,
+)
 from keras_transfer.devices import Devices, set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.summary import describe_data, describe_model
@@ -147,6 +153,8 @@ class Session:
         read = audit(listed, data, cache=self.cache, reporter=self.reporter)
         kept, sentence = keep_unseen(read.records, evaluated)
         self.reporter.info(sentence)
+        if self.listed_splits and self.run:
+            check_same_unlabelled(kept, self.run.read_json("splits.json"))
         return kept, read.num_decoded
 
     def source_of(self, image_size: int) -> Source:
@@ -216,7 +224,8 @@ class Session:
     def write_splits(self) -> None:
         """Write splits.json and class_names.json into the run folder."""
         assert self.run
-        self.run.write_json("splits.json", manifest(self.data.splits, self.data.records))
+        content = manifest(self.data.splits, self.data.records)
+        self.run.write_json("splits.json", content | list_digests(self.data.unlabelled_items))
         self.run.write_class_names(self.data.records.class_names)
 
 

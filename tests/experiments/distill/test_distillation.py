@@ -163,6 +163,11 @@ def test_a_student_is_a_run_with_a_report_and_an_interrupted_comparison_is_resum
     assert not (folder / "checkpoint").exists()
     cache = read_json(folder / "cache.json")
     assert cache["teacher"]["views_computed"] > 200
+    (folder / "distillation.json").unlink()
+    Image.new("RGB", (8, 8)).save(pool / "new.png")
+    with pytest.raises(DataError, match="images without labels have changed"):
+        kt.distill(teacher, spec, unlabelled=str(pool), output=folder, resume=True, reporter=SILENT)
+    (pool / "new.png").unlink()
 
 
 @pytest.mark.slow
