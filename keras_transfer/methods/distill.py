@@ -11,16 +11,18 @@ loss is convex.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
+from keras_transfer.data.datasets import Columns, Transform
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
 from keras_transfer.methods.distillation.kind import Kind
 from keras_transfer.methods.distillation.registry import make_kind
 from keras_transfer.methods.distillation.soft_targets import (
+    NUM_WEIGHTS,
     SoftTargets,
     probabilities,
     read_logits,
@@ -34,9 +36,6 @@ from keras_transfer.specs import PhaseSpec
 from keras_transfer.storage.model_files import TEACHER, teachers_of
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_distilled
 from keras_transfer.training.objective import Objective, PhaseContext, Solve
-
-SOLVED_KINDS: Final = ("logits", "dynamic")
-"""Kinds whose loss is convex in the weights of a linear head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class DistillOptions:
         0.1, "weight of the labels; the teacher's part has the rest of 1", low=0, high=1
     )
     solve: bool = option(
-        True, "solve a linear head that trains alone, by kinds 'logits' and 'dynamic'"
+        True, "solve a linear head that trains alone, where the loss is convex in it"
     )
     strength: float | None = option(
         None, "C of a solved head, as of method 'exact' (none = its default)", low=1e-6, high=1e6
@@ -135,6 +134,7 @@ class Distill:
         return Objective(
             make_student(part, self.kind, num_features=features),
             DistillationLoss(hard, self.kind, number, self.options.temperature),
+            self._transform(phase, number) if self.kind.progress(1) != 1 else None,
             columns=targets,
         )
 
@@ -144,7 +144,7 @@ class Distill:
     def _solves(self, context: PhaseContext, phase: PhaseSpec) -> bool:
         model, options = context.spec.model, self.options
         is_linear = model.head == "linear" and model.dropout == 0 and phase.unfreeze == HEAD
-        return is_linear and options.solve and options.kind in SOLVED_KINDS
+        return is_linear and options.solve and self.kind.is_convex
 
     def _check(self, context: PhaseContext, phase: PhaseSpec) -> None:
         if context.task.activation != "softmax":
@@ -193,6 +193,25 @@ class Distill:
         weights = np.stack([is_labelled, hard_weight * is_labelled, soft], axis=-1)
         features = stored[0] if self.kind.reads_features else None
         return SoftTargets(logits, weights.astype(np.float32), place, features)
+
+    def _transform(self, phase: PhaseSpec, num_outputs: int) -> Transform:
+        """Shifts weight from the teacher to the labels as training proceeds."""
+        kind, whole = self.kind, 1 - self.options.hard_weight
+
+        def transform(
+            inputs: np.ndarray,
+            encoded: np.ndarray,
+            weights: np.ndarray,
+            key: tuple[int, int, int],
+        ) -> Columns:
+            factor = kind.progress(key[1] / max(1, phase.epochs - 1))
+            changed = encoded.copy()
+            is_labelled, hard, soft = range(num_outputs, num_outputs + NUM_WEIGHTS)
+            changed[:, hard] += whole * (1 - factor) * encoded[:, is_labelled]
+            changed[:, soft] *= factor
+            return inputs, changed, weights
+
+        return transform
 
     def _solver(self, context: PhaseContext, targets: SoftTargets) -> Solve:
         """Solves the head on labels and the teacher's probabilities at the temperature."""

@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 from scipy import special
 
+from keras_transfer.fields import build
+from keras_transfer.methods.distill import Distill, DistillOptions
 from keras_transfer.methods.distillation.decoupled import decoupled_divergences
 from keras_transfer.methods.distillation.dynamic import Dynamic, DynamicOptions
 from keras_transfer.methods.distillation.feature import similarities
@@ -15,7 +17,7 @@ from keras_transfer.methods.distillation.kind import Batch, divergences
 from keras_transfer.methods.distillation.registry import KINDS, make_kind
 from keras_transfer.methods.distillation.relational import angles, distances
 from keras_transfer.methods.distillation.student import DistillationLoss, make_student
-from keras_transfer.specs import TrainingSpec
+from keras_transfer.specs import PhaseSpec, TrainingSpec
 from keras_transfer.tasks.single_label import SingleLabel
 
 GENERATOR = np.random.default_rng(0)
@@ -91,6 +93,23 @@ def test_dynamic_weights_are_one_for_certain_teachers_and_zero_for_those_that_kn
     np.testing.assert_allclose(unsure.weights(both)[:, 0], [0, 2], atol=1e-6)
     np.testing.assert_array_equal(Dynamic().weights(both[:1]), [[1]])
     np.testing.assert_array_equal(Dynamic().weights(both[1:]), [[1]])
+
+
+def test_labels_take_over_from_a_teacher_that_fades():
+    options = {"teacher": "x", "kind": "dynamic", "kind_options": {"fade": 0.5}}
+    method = Distill(build(DistillOptions, options, "", "a test"))
+    assert not method.kind.is_convex
+    assert Dynamic().is_convex
+    transform = method._transform(PhaseSpec(epochs=5), 4)
+    weights = np.float32([[1, 0.1, 0.9], [0, 0, 0.9]])
+    encoded = np.concatenate([TARGETS[:2], weights, TEACHER[:2]], axis=1)
+    for epoch, factor in ((0, 1.0), (2, 0.75), (4, 0.5)):
+        _, changed, _ = transform(FEATURES, encoded, np.ones(2), (0, epoch, 0))
+        expected = [[1, 1 - 0.9 * factor, 0.9 * factor], [0, 0, 0.9 * factor]]
+        np.testing.assert_allclose(changed[:, 4:7], expected, rtol=1e-5)
+        np.testing.assert_array_equal(
+            np.delete(changed, [4, 5, 6], 1), np.delete(encoded, [4, 5, 6], 1)
+        )
 
 
 def test_features_count_relative_to_the_teacher_s_and_follow_them():

@@ -4,6 +4,7 @@ All are evaluated on the run's test split. The student without a teacher is trai
 spec, with the phases of distillation replaced by plain ones, for each of several seeds.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def compare(run_path: Path, *, num_seeds: int, reporter: Reporter) -> Comparison
         taught = _teacher_outputs(session, teachers)
         cuts = [[one.cut for one in teachers], [Cut(run.model, run.model.output, "student")]]
         speeds = measure(cuts)
+    shutil.rmtree(run.folder.checkpoint_folder)
     size = run.folder.model_file.stat().st_size
     student = run.model.count_params(), size, speeds[1]
     gain, error = _gain(session.task, values, alone, distilled)

@@ -1,4 +1,4 @@
-"""Dynamic weights: an example counts less where the teacher is unsure."""
+"""Dynamic weights: the teacher counts less where it is unsure, and later in training."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,6 +17,12 @@ class DynamicOptions:
     prefer_unsure: bool = option(
         False, "count examples more, not less, where the teacher is unsure"
     )
+    fade: float = option(
+        0.0,
+        "share of the teacher's weight that labels have taken over in the last epoch",
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Dynamic(KindDefaults):
     """The divergences of kind 'logits', weighed by 1 - H(p) / log K for the teacher's p.
 
     H is the entropy, so the weight is 0 where the teacher's probabilities are all the same and 1
-    where it is certain; `prefer_unsure` takes H(p) / log K. All are divided by their mean.
+    where it is certain; `prefer_unsure` takes H(p) / log K. All are divided by their mean. With
+    `fade` the teacher's part falls linearly with the epochs.
     """
 
     options: DynamicOptions = field(default_factory=DynamicOptions)
@@ -39,6 +46,15 @@ class Dynamic(KindDefaults):
         weights = np.clip(weights, 0, 1)
         mean = weights.mean()
         return (weights / mean if mean > 0 else np.ones_like(weights)).astype(np.float32)
+
+    @property
+    def is_convex(self) -> bool:
+        """Yes, where the weights do not change with the epochs."""
+        return self.options.fade == 0
+
+    def progress(self, share: float) -> float:
+        """1 in the first epoch, 1 - fade in the last one."""
+        return 1 - self.options.fade * share
 
     def losses(self, batch: Batch) -> Any:
         """The divergences."""

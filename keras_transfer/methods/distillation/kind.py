@@ -50,11 +50,18 @@ class Kind(Protocol):
     def reads_features(self) -> bool:
         """Whether the features below the logits are compared as well."""
 
+    @property
+    def is_convex(self) -> bool:
+        """Whether the loss is the divergence of logits with fixed weights, so heads are solved."""
+
     def adapter(self, num_features: int) -> keras.layers.Layer | None:
         """A layer from the student's features to as many as the teacher has, which is not kept."""
 
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """Factors of the loss, [N, V], for a teacher's probabilities [N, V, K] at T = 1."""
+
+    def progress(self, share: float) -> float:
+        """Factor of the teacher's part after this share of the epochs; labels get the rest."""
 
     def losses(self, batch: Batch) -> Any:
         """The loss of each example, [B]."""
@@ -65,6 +72,11 @@ class KindDefaults:
 
     reads_features: ClassVar[bool] = False
 
+    @property
+    def is_convex(self) -> bool:
+        """No."""
+        return False
+
     def adapter(self, num_features: int) -> keras.layers.Layer | None:  # noqa: ARG002
         """None."""
         return None
@@ -72,6 +84,10 @@ class KindDefaults:
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """All the same."""
         return np.ones(teacher.shape[:2], np.float32)
+
+    def progress(self, share: float) -> float:  # noqa: ARG002
+        """1: the teacher counts the same in all epochs."""
+        return 1.0
 
 
 def divergences(batch: Batch) -> Any:

@@ -15,6 +15,11 @@ class Logits(KindDefaults):
     Options: ClassVar = NoOptions
     name: ClassVar[str] = "logits"
 
+    @property
+    def is_convex(self) -> bool:
+        """Yes."""
+        return True
+
     def losses(self, batch: Batch) -> Any:
         """The divergences."""
         return divergences(batch)
