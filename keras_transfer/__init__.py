@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keras_transfer.api import auto as auto
+    from keras_transfer.api import distill as distill
     from keras_transfer.api import fine_tune as fine_tune
     from keras_transfer.api import rank_backbones as rank_backbones
     from keras_transfer.api import tune as tune
@@ -35,6 +36,7 @@ _MODULES = {
     "RunSpec": "specs",
     "auto": "api",
     "build_model": "experiments.session",
+    "distill": "api",
     "fine_tune": "api",
     "list_backbones": "backbones.registry",
     "load_dataset": "experiments.session",
@@ -51,6 +53,7 @@ __all__ = [
     "RunSpec",
     "auto",
     "build_model",
+    "distill",
     "fine_tune",
     "list_backbones",
     "load_dataset",

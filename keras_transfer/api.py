@@ -25,6 +25,9 @@ from keras_transfer.errors import SpecError
 from keras_transfer.experiments.auto.budget import Budget
 from keras_transfer.experiments.auto.report import show_auto, write_auto
 from keras_transfer.experiments.auto.search import run_auto
+from keras_transfer.experiments.distill.distillation import run_distillation
+from keras_transfer.experiments.distill.report import show_distillation
+from keras_transfer.experiments.distill.settings import REPORT_FILE, distillation_spec
 from keras_transfer.experiments.finished_run import Run
 from keras_transfer.experiments.rank.ranking import rank
 from keras_transfer.experiments.rank.report import show_ranking, write_ranking
@@ -35,7 +38,7 @@ from keras_transfer.experiments.tune.report import show_search, write_search
 from keras_transfer.experiments.tune.search import SUFFIX, run_search
 from keras_transfer.fields import build, divide
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
-from keras_transfer.specs import AutoSpec, ParameterSpec, RankSpec, RunSpec
+from keras_transfer.specs import AutoSpec, DistillSpec, ParameterSpec, RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, start_run, vacated_on_refusal
 
@@ -232,6 +235,44 @@ def auto(
     if isinstance(reporter, TerminalReporter):
         show_auto(found, reporter)
     return Run(folder.path)
+
+
+def distill(
+    teacher: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Source = None,
+    *,
+    output: str | Path | None = None,
+    preset: str | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    **fields: Any,
+) -> Run:
+    """Train a student that follows a teacher, and compare both with the student alone.
+
+    The run's folder also has distillation.json, distillation.md and distillation.png.
+
+    Args:
+        teacher: a run folder or Keras model file, or several, whose mean probabilities count.
+        source, output, preset, resume: as for `fine_tune`.
+        fields: `kind`, `temperature`, `hard_weight`, `unlabelled` and `seeds`, and fields of the
+            student's spec.
+
+    Raises:
+        SpecError: there is no teacher, it has other classes, or an option is wrong.
+        DataError: as for `fine_tune`, or the teacher was trained on images of the test split.
+        WeightsError, RunError, ExportError: as for `fine_tune`.
+    """
+    own, others = divide(fields, DistillSpec)
+    settings = build(DistillSpec, own, "", "distillation")
+    reporter = reporter or TerminalReporter()
+    paths = [teacher] if isinstance(teacher, str | os.PathLike) else teacher
+    student = _make_spec(source, preset, others, reporter)
+    spec = distillation_spec(student, ",".join(os.fspath(path) for path in paths), settings)
+    run = start_run(spec, output=output, resume=resume, suffix="", last=REPORT_FILE)
+    found = run_distillation(spec, run, num_seeds=settings.seeds, reporter=reporter)
+    if isinstance(reporter, TerminalReporter):
+        show_distillation(found, reporter)
+    return Run(run.path)
 
 
 def _make_spec(

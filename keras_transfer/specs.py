@@ -160,12 +160,30 @@ class AutoSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillSpec:
+    """How a student learns from a teacher, and how often that is compared with labels alone."""
+
+    kind: str = option("logits", "what is compared: a name in the table of kinds of distillation")
+    temperature: float | None = option(
+        None, "divisor of both logits (none = the default of method 'distill')", low=0.05, high=100
+    )
+    hard_weight: float | None = option(
+        None, "weight of the labels (none = the default of method 'distill')", low=0, high=1
+    )
+    unlabelled: str = option("", "folder of images without labels, at any depth")
+    seeds: int = option(3, "seeds of training that distillation is compared over", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """Where the images come from, and how they are split and resized."""
 
     source: str = option("folder", f"name in the table of sources: {', '.join(SOURCES)}")
     path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
     name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
+    unlabelled: str = option(
+        "", "folder of images without labels, at any depth, for phases whose method is 'distill'"
+    )
     path_column: str = option("path", "CSV column of image paths (relative to the CSV)")
     label_column: str = option(
         "label", "CSV column of labels; several columns are separated by commas"

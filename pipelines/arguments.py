@@ -103,7 +103,7 @@ def read_spec(arguments: argparse.Namespace) -> RunSpec:
     changes = parse_assignments(arguments.overrides)
     spec = read_source(arguments.source, changes)
     if _names_images(arguments.source):
-        return choose_backbone(spec, dotted_fields(changes), _say)
+        return choose_backbone(spec, dotted_fields(changes), say)
     return spec
 
 
@@ -122,7 +122,8 @@ def _names_images(source: str) -> bool:
     return Path(source).exists() and is_images(Path(source))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a sentence on standard error."""
     # What is printed to standard output may be read by another program.
     print(text, file=sys.stderr)  # noqa: T201
 

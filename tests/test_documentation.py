@@ -15,7 +15,7 @@ from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.config import PRESETS, load, load_spec, override, parse_assignments
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import PretrainSpec, RunSpec
-from pipelines import auto, rank
+from pipelines import auto, distill, rank
 from pipelines.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +94,8 @@ def test_commands_parse(verb, words, parse):
         rank.read_words(given.words)
     elif verb == "auto":
         auto.read_words("quickstart", given.words)
+    elif verb == "distill":
+        distill.read_words("quickstart", given.words)
     elif verb == "pretrain":
         spec = load(PretrainSpec, given.preset, presets=PRESETS / "pretraining")
         override(spec, parse_assignments(given.overrides))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.config import describe_fields
-from keras_transfer.specs import AutoSpec, PretrainSpec, RankSpec, RunSpec
+from keras_transfer.specs import AutoSpec, DistillSpec, PretrainSpec, RankSpec, RunSpec
 
 NOTE = "Generated from the code by `python docs/reference/generate.py`.\n"
 
@@ -19,7 +19,13 @@ own there are two: `frozen` (`method=exact`) and `fine-tune` (`unfreeze=last`, `
 def render_fields() -> str:
     """All fields with their defaults, as Markdown."""
     lines = ["# Fields\n", NOTE]
-    specs = {"Run": RunSpec, "Auto": AutoSpec, "Rank": RankSpec, "Pretrain": PretrainSpec}
+    specs = {
+        "Run": RunSpec,
+        "Auto": AutoSpec,
+        "Distill": DistillSpec,
+        "Rank": RankSpec,
+        "Pretrain": PretrainSpec,
+    }
     for title, spec in specs.items():
         lines += [f"## {title}\n", "| field | default | meaning |", "|---|---|---|"]
         for row in describe_fields(spec):

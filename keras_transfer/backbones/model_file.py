@@ -152,6 +152,29 @@ def read_backbone(file: Path, name: str, *, preprocess: str = "") -> Backbone:
     )
 
 
+def read_network(file: Path, name: str, *, image_size: int) -> keras.Model:
+    """The whole network in a file in one flat graph, without layers that only act in training.
+
+    Args:
+        name: shown for it.
+        image_size: side of its images where the file takes any, px.
+
+    Raises SpecError if it does not map square images to one output; WeightsError if it is damaged.
+    """
+    with on_processor():
+        model = _flatten(_load(file, name), name)
+        side = _input_size(model, name) or image_size
+        images = keras.Input((side, side, 3))
+
+        def kept(layer: Any) -> Any:
+            idle = isinstance(layer, keras.layers.Layer) and only_draws(layer)
+            return None if idle else layer
+
+        calls = _trace(model, images, kept)
+        copy, _ = _copy_with_weights(keras.Model([images], calls[-1].makes[0]), name)
+        return keras.Model(copy.inputs[0], copy.outputs[0], name=model.name)
+
+
 def _load(file: Path, name: str) -> keras.Model:
     """The model in a file; SpecError or WeightsError if Keras cannot load it."""
     try:

@@ -238,16 +238,8 @@ def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: E
         records, items=good, targets=targets, bad_files=(*records.bad_files, *bad)
     )
     _check_bad_files(audited, records, spec)
-    digests = [record.digest for record in good]
-    if lost := entry.missing(digests):
-        raise RunError(
-            f"{len(lost):,} of {len(digests):,} images are no longer in the cache",
-            expected="pixels of all images that were read",
-            received=f"none of {good[lost[0]].path}",
-            fix="raise cache.limit_gb, make all hosts use the same folder, and run it again",
-        )
     unusual = sum((part.unusual for part in parts), Counter[str]())
-    pixels = entry.rows(digests)
+    pixels = cached_pixels(good, entry)
     notes = (
         *records.notes,
         *_notes_on_files(unusual, spec),
@@ -256,6 +248,19 @@ def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: E
     )
     audited = dataclasses.replace(audited, notes=notes)
     return Audited(audited, pixels, sum(part.num_decoded for part in parts))
+
+
+def cached_pixels(items: Sequence[Record], entry: Entry) -> Rows:
+    """Pixels of records that were read, uint8 [N, S, S, 3]; RunError if the cache lost some."""
+    digests = [record.digest for record in items]
+    if lost := entry.missing(digests):
+        raise RunError(
+            f"{len(lost):,} of {len(digests):,} images are no longer in the cache",
+            expected="pixels of all images that were read",
+            received=f"none of {items[lost[0]].path}",
+            fix="raise cache.limit_gb, make all hosts use the same folder, and run it again",
+        )
+    return entry.rows(digests)
 
 
 def _read(

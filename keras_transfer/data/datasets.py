@@ -12,7 +12,7 @@ examples, as in a smaller batch.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -243,6 +243,7 @@ def training_dataset(
     encode: Encode,
     sampling: str = "natural",
     example_weights: np.ndarray | None = None,
+    columns: Inputs | None = None,
     transform: Transform | None = None,
 ) -> tf.data.Dataset:
     """Batches of some epochs, one epoch after another.
@@ -252,14 +253,15 @@ def training_dataset(
     Args:
         encode: turns target values into the loss's targets, `Task.encode`.
         example_weights: float32 [len(rows)]; None gives all the same weight.
+        columns: float32 [E] of each view, put behind its encoded target.
         transform: changes every batch as this host reads it: a part of the whole batch where
             hosts share it, or where it is read in parts. `step` in its key counts these within
             the epoch, over all hosts, so that each has a key of its own. Inputs are then float32.
 
     Yields:
-        inputs [B, *inputs.shape], encoded targets float32 [B, K], weights float32 [B]. In an
-        epoch's last batch the weights of the n real examples are B / n times as large, and copies
-        have weight 0.
+        inputs [B, *inputs.shape], encoded targets float32 [B, K], with `columns` [B, K + E],
+        weights float32 [B]. In an epoch's last batch the weights of the n real examples are B / n
+        times as large, and copies have weight 0.
 
     Raises:
         DataError: there are no rows, or sampling is balanced and a stratum has none.
@@ -300,7 +302,8 @@ def training_dataset(
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(dataset_of)
     num_batches = len(epochs) * steps_per_epoch(len(rows), batching.size) * batching.num_parts
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
-    return _load(dataset, examples, inputs, encode, transform and transform_numbered)
+    read_targets = _reader_of_targets(examples, encode, columns)
+    return _load(dataset, inputs, read_targets, transform and transform_numbered)
 
 
 def evaluation_dataset(
@@ -321,14 +324,35 @@ def evaluation_dataset(
     filled = batching.fill(rows)
     columns = rows[filled], np.zeros_like(filled), shares(filled.shape, len(rows), by_batch=False)
     slices = tf.data.Dataset.from_tensor_slices(tuple(batching.share(c) for c in columns))
-    return _load(slices.batch(batching.local_size, drop_remainder=True), examples, inputs, encode)
+    read_targets = _reader_of_targets(examples, encode)
+    return _load(slices.batch(batching.local_size, drop_remainder=True), inputs, read_targets)
+
+
+class _Targets(NamedTuple):
+    """Gives encoded targets float32 [B, width] of rows and views."""
+
+    read: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    width: int
+
+
+def _reader_of_targets(
+    examples: Examples, encode: Encode, columns: Inputs | None = None
+) -> _Targets:
+    values, num_outputs = examples.targets.values, len(examples.targets.names)
+    if columns is None:
+        return _Targets(lambda rows, _: encode(values[rows]), num_outputs)
+    more = columns
+
+    def read(rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        return np.concatenate([encode(values[rows]), more.read(rows, view_indices)], axis=1)
+
+    return _Targets(read, num_outputs + more.shape[0])
 
 
 def _load(
     batches: tf.data.Dataset,
-    examples: Examples,
     inputs: Inputs,
-    encode: Encode,
+    targets: _Targets,
     transform: Callable[..., Columns] | None = None,
 ) -> tf.data.Dataset:
     """Read the inputs and targets of batches of (rows, view numbers, weights), in parallel.
@@ -337,7 +361,6 @@ def _load(
     casts them. On a CPU nothing is copied, and NumPy casts faster. A transform gets float32, and
     after the weights the further columns of a batch.
     """
-    values, num_outputs = examples.targets.values, len(examples.targets.names)
     on_processor = current().kind == "cpu" and keras.backend.backend() == "tensorflow"
     as_floats = on_processor or transform is not None
     dtype = np.dtype(np.float32) if as_floats else inputs.dtype
@@ -350,13 +373,13 @@ def _load(
         rows: tf.Tensor, view_indices: tf.Tensor, weights: tf.Tensor, *key: tf.Tensor
     ) -> tuple[Any, ...]:
         read = tf.numpy_function(read_inputs, [rows, view_indices], dtype)
-        encoded = tf.numpy_function(lambda rows: encode(values[rows]), [rows], tf.float32)
+        encoded = tf.numpy_function(targets.read, [rows, view_indices], tf.float32)
         if transform:
             columns = [read, encoded, weights, *key]
             read, encoded, weights = tf.numpy_function(transform, columns, [tf.float32] * 3)
             weights = tf.ensure_shape(weights, rows.shape)
         read = tf.ensure_shape(read, [rows.shape[0], *inputs.shape])
-        return read, tf.ensure_shape(encoded, [rows.shape[0], num_outputs]), weights
+        return read, tf.ensure_shape(encoded, [rows.shape[0], targets.width]), weights
 
     dataset = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)

@@ -39,6 +39,14 @@ class Targets:
         """The targets of some images."""
         return replace(self, values=self.values[rows], strata=self.strata[rows])
 
+    def joined(self, other: "Targets") -> "Targets":
+        """The targets of these images and of others with the same outputs and groups."""
+        return replace(
+            self,
+            values=np.concatenate([self.values, other.values]),
+            strata=np.concatenate([self.strata, other.strata]),
+        )
+
     def check_balanced(self, field: str) -> None:
         """Raise DataError where a stratum is empty; `field` is the field set to 'balanced'."""
         absent = np.flatnonzero(~self.strata.any(axis=0))

@@ -1,6 +1,7 @@
 """Dry run: build everything, train every phase on one batch, write nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -13,6 +14,7 @@ from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DataError
 from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.models.classifier import Classifier
+from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.training.objective import PhaseContext
@@ -75,11 +77,39 @@ def _show_stages(classifier: Classifier, terminal: TerminalReporter) -> None:
     terminal.table(classifier.model.name, ["stage", "layers", "parameters", "output"], rows)
 
 
+@dataclass(frozen=True, eq=False)
+class _Zeros:
+    """Zeros in place of activations that only a run computes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        return np.zeros((len(rows), *self.shape), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _OneBatch:
+    """The batch as `PhaseImages` of a method; other networks do not run on it."""
+
+    train_rows: np.ndarray
+    num_views: int | None
+    test_digests: tuple[str, ...] = ()
+
+    @property
+    def num_labelled(self) -> int:
+        return len(self.train_rows)
+
+    def read_frozen(self, cuts: Sequence[Cut], image_size: int) -> list[_Zeros]:  # noqa: ARG002
+        return [_Zeros(cut.shape) for cut in cuts]
+
+
 def _try_phases(
     session: Session, classifier: Classifier, examples: Examples
 ) -> Iterator[tuple[str, ...]]:
     spec = session.spec
-    context = PhaseContext(spec, classifier.task, False, session.reporter)
+    images = _OneBatch(np.arange(len(examples.targets)), spec.views.count)
+    context = PhaseContext(spec, classifier.task, False, session.reporter, images)
     num_devices = session.devices.num_devices
     for phase, method in zip(spec.phases, session.methods, strict=True):
         objective = method.prepare(context, phase, classifier.model)
@@ -92,6 +122,7 @@ def _try_phases(
             batching=Batching(size=spec.training.batch_size, num_devices=num_devices),
             seed=spec.seed,
             epochs=range(1),
+            columns=objective.columns,
             transform=objective.batch_transform,
         )
         num_trainable = apply_phase(classifier, phase)

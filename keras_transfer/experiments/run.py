@@ -19,7 +19,12 @@ from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
 from keras_transfer.experiments.session import Data, Session, open_session
-from keras_transfer.experiments.summary import Result, describe_cache, describe_saving
+from keras_transfer.experiments.summary import (
+    Result,
+    describe_cache,
+    describe_saving,
+    describe_teachers,
+)
 from keras_transfer.export.bundle.deployment import deliver
 from keras_transfer.export.card import make_card
 from keras_transfer.export.kept_images import keep_images
@@ -92,6 +97,8 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             cache_use = describe_cache(
                 data.num_decoded, phase_inputs.extraction_stats, outcomes, data.splits
             )
+            if phase_inputs.teacher_stats:
+                cache_use["teacher"] = describe_teachers(phase_inputs.teacher_stats)
             run.write_json("cache.json", cache_use)
             reporter.info(describe_saving(cache_use))
             run.write_json("metrics.json", _metrics(outcomes, refitted, test, proof))

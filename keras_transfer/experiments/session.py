@@ -12,7 +12,7 @@ objects.
 import atexit
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,20 @@ import keras
 import numpy as np
 
 from keras_transfer.config import make_spec, override
-from keras_transfer.data.audit import Audited, audit, pixels_key
+from keras_transfer.data.audit import Audited, audit, cached_pixels, pixels_key
 from keras_transfer.data.datasets import Examples
 from keras_transfer.data.listed_images import find_listed
 from keras_transfer.data.plain import make_plain
-from keras_transfer.data.records import Records
+from keras_transfer.data.records import Record, Records
 from keras_transfer.data.splits import Splits, check_splits, make_splits, manifest, read_manifest
+from keras_transfer.data.targets import Targets
+from keras_transfer.data.unlabelled import (
+    check_same_unlabelled,
+    keep_unseen,
+    list_digests,
+    list_unlabelled,
+    placeholders,
+)
 from keras_transfer.devices import Devices, set_up
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.summary import describe_data, describe_model
@@ -38,10 +46,11 @@ from keras_transfer.methods.method import Method
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.cache import Cache, open_cache
 from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.shards import Rows
 from keras_transfer.tasks.registry import make_task, read_task, restore_task
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import prepare_classifier
@@ -54,13 +63,20 @@ _PIXELS_SHARE: Final = 0.5
 class Data:
     """All readable images of a source: records, rows of each split, decoded images.
 
-    `num_decoded` counts the images that were not in the cache.
+    `num_decoded` counts the images that were not in the cache. Rows from `len(records.items)` on
+    are images without labels (`data.unlabelled`), which `unlabelled_items` lists.
     """
 
     records: Records
     splits: Splits
     source: Source
     num_decoded: int
+    unlabelled_items: tuple[Record, ...] = ()
+
+    @property
+    def unlabelled(self) -> np.ndarray:
+        """Rows of the images without labels, int64 [U]."""
+        return np.arange(len(self.records.items), len(self.source.digests))
 
     @property
     def examples(self) -> Examples:
@@ -103,14 +119,69 @@ class Session:
         splits = self.listed_splits or make_splits(records, self.spec.data, seed=self.spec.seed)
         for sentence in describe_data(self.spec, records, splits):
             self.reporter.info(sentence)
-        examples = Examples(
-            pixels=pixels,
-            targets=records.targets,
-            example_ids=np.asarray([record.example_id for record in records.items], np.int64),
-        )
-        digests = [record.digest for record in records.items]
-        source = Source(examples, digests, self.spec.views, pixels_key(self.spec.data))
-        return Data(records, splits, source, num_decoded)
+        if not self.spec.data.unlabelled:
+            source = self._make_source(records.items, pixels, records.targets)
+            return Data(records, splits, source, num_decoded)
+        evaluated = {records.items[row].digest for row in (*splits.val, *splits.test)}
+        more, num_more = self._read_unlabelled(records.targets, evaluated)
+        items = (*records.items, *more)
+        targets = records.targets.joined(placeholders(records.targets, len(more)))
+        with self.cache.opened(pixels_key(self.spec.data)) as (entry,):
+            pixels = cached_pixels(items, entry)
+        source = self._make_source(items, pixels, targets)
+        return Data(records, splits, source, num_decoded + num_more, more)
+
+    def _make_source(
+        self,
+        items: Sequence[Record],
+        pixels: Rows,
+        targets: Targets,
+        *,
+        spec: DataSpec | None = None,
+    ) -> Source:
+        ids = np.asarray([record.example_id for record in items], np.int64)
+        examples = Examples(pixels=pixels, targets=targets, example_ids=ids)
+        digests = [record.digest for record in items]
+        return Source(examples, digests, self.spec.views, pixels_key(spec or self.spec.data))
+
+    def _read_unlabelled(
+        self, targets: Targets, evaluated: Collection[str]
+    ) -> tuple[tuple[Record, ...], int]:
+        """Images without labels that are in no evaluated split, and how many had to be decoded."""
+        data = dataclasses.replace(self.spec.data, on_bad_file="skip")
+        listed = list_unlabelled(data.unlabelled, targets)
+        read = audit(listed, data, cache=self.cache, reporter=self.reporter)
+        kept, sentence = keep_unseen(read.records, evaluated)
+        self.reporter.info(sentence)
+        if self.listed_splits and self.run:
+            check_same_unlabelled(kept, self.run.read_json("splits.json"))
+        return kept, read.num_decoded
+
+    def source_of(self, image_size: int) -> Source:
+        """The images of `data` in another size, for a network that reads this size.
+
+        Raises:
+            DataError: an image cannot be read any more.
+            RunError: the decoded images cannot be stored.
+        """
+        if image_size == self.spec.data.image_size:
+            return self.data.source
+        if image_size not in self._sources:
+            own = dataclasses.replace(self.spec.data, image_size=image_size, on_bad_file="error")
+            data = self.data
+            items, targets = (
+                (*data.records.items, *data.unlabelled_items),
+                data.source.examples.targets,
+            )
+            every = Records(items, targets, data.records.root)
+            pixels = audit(every, own, cache=self.cache, reporter=self.reporter).pixels
+            self._sources[image_size] = self._make_source(items, pixels, targets, spec=own)
+        return self._sources[image_size]
+
+    @cached_property
+    def _sources(self) -> dict[int, Source]:
+        """Images in other sizes, kept because every trial of a study asks for them."""
+        return {}
 
     def read_images(self) -> Audited:
         """Open and check every file; decode those that the cache does not have.
@@ -145,13 +216,16 @@ class Session:
             methods=self.methods,
             cache=self.cache,
             reporter=self.reporter,
+            unlabelled=data.unlabelled,
+            source_of=self.source_of,
             worker_pool=worker_pool,
         )
 
     def write_splits(self) -> None:
         """Write splits.json and class_names.json into the run folder."""
         assert self.run
-        self.run.write_json("splits.json", manifest(self.data.splits, self.data.records))
+        content = manifest(self.data.splits, self.data.records)
+        self.run.write_json("splits.json", content | list_digests(self.data.unlabelled_items))
         self.run.write_class_names(self.data.records.class_names)
 
 

@@ -180,6 +180,14 @@ def describe_cache(
     }
 
 
+def describe_teachers(teacher_stats: Sequence[ExtractionStats]) -> dict[str, int]:
+    """How many views the teachers of a distillation ran on, and how many were stored already."""
+    return {
+        "views_computed": sum(stats.num_computed for stats in teacher_stats),
+        "views_found": sum(stats.num_found for stats in teacher_stats),
+    }
+
+
 def describe_saving(cache: dict[str, Any]) -> str:
     """How many views the frozen layers ran on, and on how many without the cache."""
     if not cache["passes"]:

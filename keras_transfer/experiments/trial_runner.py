@@ -189,7 +189,8 @@ class TrialRunner:
         )
 
     def _inputs(self, spec: RunSpec, splits: Splits, pool: Pool, reporter: Reporter) -> PhaseInputs:
-        source = dataclasses.replace(self.session.data.source, views=spec.views)
+        data = self.session.data
+        source = dataclasses.replace(data.source, views=spec.views)
         return PhaseInputs(
             spec,
             source,
@@ -198,6 +199,8 @@ class TrialRunner:
             cache=self.session.cache,
             reporter=reporter,
             pool=pool,
+            unlabelled=data.unlabelled,
+            source_of=self.session.source_of,
         )
 
 

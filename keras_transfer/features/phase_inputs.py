@@ -8,11 +8,11 @@ uses fewer views. If fewer than two views fit, it trains on images, and the froz
 again in every epoch, without gradients.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -34,7 +34,13 @@ from keras_transfer.errors import SpecError
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.features.extraction import ExtractionStats, WorkerPool, this_process
 from keras_transfer.features.host_extraction import extract_together
-from keras_transfer.features.source import JoinedFeatures, Request, Source, features_keys
+from keras_transfer.features.source import (
+    Features,
+    JoinedFeatures,
+    Request,
+    Source,
+    features_keys,
+)
 from keras_transfer.models.activations import activate
 from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.models.cuts import Cut, find_cut, split_cut
@@ -50,8 +56,15 @@ from keras_transfer.training.progress import changing_variables
 
 FEWEST_VIEWS = 2
 HEAD_ONLY = PhaseSpec(unfreeze=HEAD)
+NO_ROWS: Final = np.empty(0, np.int64)
 NUM_VIEWS = 4
 """Views on which a head is solved where every epoch would have a new one."""
+
+
+SourceOf = Callable[[int], Source]
+"""From an image size to the source of the same rows in this size."""
+
+Extract = Callable[[Sequence[Request], Source], list[Features]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +84,10 @@ class Pool:
         train = np.unique(np.concatenate(trained))
         evaluated = [rows for one in splits for rows in (one.val, one.test)]
         return cls(train, np.setdiff1d(np.concatenate(evaluated), train))
+
+    def with_trained(self, rows: np.ndarray) -> "Pool":
+        """The pool with further rows in all views."""
+        return Pool(np.union1d(self.train, rows), np.setdiff1d(self.plain, rows))
 
     def pairs(self, num_views: int) -> np.ndarray:
         """(row, view) of all of them, int64 [N, 2], sorted."""
@@ -177,8 +194,9 @@ class SplitData:
     """The training and validation splits of a run, as phases want them.
 
     `inputs` are images or features; epoch e shows view e mod `num_views`. `tensor` is the tensor of
-    the classifier's graph whose values they are, None where nothing is trained. `transform` changes
-    the batches that are trained on.
+    the classifier's graph whose values they are, None where nothing is trained. `unlabelled` are
+    rows that are trained on besides the training split; their targets are placeholders. `columns`
+    are put behind the targets that are trained on, and `transform` changes those batches.
     """
 
     spec: RunSpec
@@ -188,6 +206,8 @@ class SplitData:
     inputs: Inputs
     num_views: int | None
     tensor: keras.KerasTensor | None = None
+    unlabelled: np.ndarray = field(default_factory=lambda: NO_ROWS)
+    columns: Inputs | None = None
     transform: Transform | None = None
 
     @classmethod
@@ -198,15 +218,21 @@ class SplitData:
         examples: Examples,
         splits: Splits,
         tensor: keras.KerasTensor | None = None,
+        unlabelled: np.ndarray = NO_ROWS,
     ) -> "SplitData":
         """Images: views are computed when they are read."""
         views = Views(examples, spec.views)
-        return cls(spec, task, examples, splits, views, spec.views.count, tensor)
+        return cls(spec, task, examples, splits, views, spec.views.count, tensor, unlabelled)
+
+    @property
+    def train_rows(self) -> np.ndarray:
+        """The rows that are trained on, those without labels last."""
+        return np.concatenate([self.splits.train, self.unlabelled])
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        return steps_per_epoch(len(self.splits.train), self.spec.training.batch_size)
+        return steps_per_epoch(len(self.train_rows), self.spec.training.batch_size)
 
     def batching(self, num_parts: int) -> Batching:
         """Batches of the spec's size, shared among the devices."""
@@ -232,9 +258,10 @@ class SplitData:
     def training(self, epochs: range, num_parts: int = 1) -> Any:
         """Batches of these epochs, each in so many parts."""
         training = self.spec.training
+        weights = self.task.example_weights(self.train_values, training)
         return training_dataset(
             self.examples,
-            self.splits.train,
+            self.train_rows,
             self.inputs,
             num_views=self.num_views,
             batching=self.batching(num_parts),
@@ -242,7 +269,8 @@ class SplitData:
             epochs=epochs,
             encode=self.task.encode,
             sampling=training.sampling,
-            example_weights=self.task.example_weights(self.train_values, training),
+            example_weights=np.append(weights, np.ones(len(self.unlabelled), np.float32)),
+            columns=self.columns,
             transform=self.transform,
         )
 
@@ -259,19 +287,20 @@ class SplitData:
         )
 
     def head_features(self, layer: keras.layers.Layer) -> HeadFeatures:
-        """The inputs of the classifier's layer `layer`, of all views of the training split."""
+        """The inputs of the classifier's layer `layer`, of all views of the rows that train."""
         tensor, num_rows = layer.input, len(self.examples.targets)
+        train_rows = self.train_rows
         below = None if tensor is self.tensor else undistributed(keras.Model(self.tensor, tensor))
 
         def read(positions: np.ndarray, view: int) -> np.ndarray:
-            rows = self.splits.train[positions]
+            rows = train_rows[positions]
             if below is None:
                 return self.inputs.read(rows, np.full(len(rows), view))
             return forward_pixels(below, _View(self.inputs, num_rows, view), rows=rows)
 
         # Without a fixed number of views, the next ones of each image.
         num_views = NUM_VIEWS if self.num_views is None else self.num_views
-        return HeadFeatures(read, len(self.splits.train), num_views, tensor.shape[-1])
+        return HeadFeatures(read, len(train_rows), num_views, tensor.shape[-1])
 
     def logits(self, part: keras.Model, rows: np.ndarray) -> np.ndarray:
         """Logits float32 [N, K] of plain images by a part that reads `inputs`."""
@@ -286,6 +315,58 @@ class SplitData:
         """Outputs float32 [N, K] of plain images by a part that reads `inputs`."""
         logits = self.logits(part, rows)
         return activate(logits, self.task.activation) if len(logits) else logits
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedImages:
+    """The images of one phase, as `PhaseImages` of a method.
+
+    `source_of` gives the same rows in another image size; `extract` stores what is missing.
+    """
+
+    data: SplitData
+    source: Source
+    pool: Pool
+    source_of: SourceOf
+    extract: Extract
+
+    @property
+    def train_rows(self) -> np.ndarray:
+        """See `PhaseImages`."""
+        return self.data.train_rows
+
+    @property
+    def num_labelled(self) -> int:
+        """The size of the training split."""
+        return len(self.data.splits.train)
+
+    @property
+    def num_views(self) -> int | None:
+        """See `PhaseImages`."""
+        return self.data.num_views
+
+    @property
+    def test_digests(self) -> list[str]:
+        """See `PhaseImages`."""
+        return [self.source.digests[row] for row in self.data.splits.test]
+
+    def read_frozen(self, cuts: Sequence[Cut], image_size: int) -> list[Features]:
+        """See `PhaseImages`; views are those of the pool's training rows.
+
+        Raises:
+            SpecError: the views are not stored, because every epoch has new ones.
+            RunError: activations cannot be stored.
+        """
+        if self.num_views is None:
+            raise SpecError(
+                "the outputs of another network are stored for each view, and views have no end",
+                expected="views.count of 1 or more",
+                received="views.count=none",
+                fix="set views.count=4",
+            )
+        pairs = Pool(self.pool.train, NO_ROWS).pairs(self.num_views)
+        source = replace(self.source_of(image_size), views=self.source.views)
+        return self.extract([Request(cut, pairs) for cut in cuts], source)
 
 
 @dataclass(frozen=True)
@@ -339,7 +420,10 @@ class PhaseInputs:
     `extraction_stats` has an entry for every pass. `pool` has the rows of this run and of the
     other trials of a study: features of untrained layers are computed for all of them at once.
     `spec` is the given one without the phases that have too few training images (`min_images`).
-    `methods` has one for each phase. `worker_pool` computes missing features.
+    `methods` has one for each phase. `worker_pool` computes missing features. `teacher_stats` has
+    an entry for every pass of another network (`images`), whose images `source_of` gives in its
+    size; by default only in the size of the source. Phases whose method uses them also train on the
+    rows `unlabelled`.
     """
 
     def __init__(
@@ -352,14 +436,21 @@ class PhaseInputs:
         cache: Cache,
         reporter: Reporter,
         pool: Pool | None = None,
+        unlabelled: np.ndarray = NO_ROWS,
+        source_of: SourceOf | None = None,
         worker_pool: WorkerPool = this_process,
     ):
         spec, methods = _without_small_phases(spec, methods, len(splits.train), reporter)
-        self._pool = pool or Pool.of(splits, refit=refits(spec, splits))
+        uses_unlabelled = any(method.uses_unlabelled for method in methods)
+        self._unlabelled = unlabelled if uses_unlabelled else NO_ROWS
+        pool = pool or Pool.of(splits, refit=refits(spec, splits))
+        self._pool = pool.with_trained(self._unlabelled)
         self._crew = worker_pool
         self.spec, self.source, self.splits = spec, source, splits
         self.methods = tuple(methods)
         self.extraction_stats: list[ExtractionStats] = []
+        self.teacher_stats: list[ExtractionStats] = []
+        self._source_of = source_of or self._same_size
         self._cache, self._reporter = cache, reporter
         self._extracted: dict[int, tuple[Plan, Inputs]] = {}
 
@@ -376,14 +467,43 @@ class PhaseInputs:
         elif uses_cache and number not in self._extracted:
             self._extract(classifier, number)
         examples, task = self.source.examples, classifier.task
+        unlabelled = self._unlabelled if method.uses_unlabelled else NO_ROWS
+        common = self.spec, task, examples, self.splits
         if number not in self._extracted:
-            image, model = classifier.model.input, classifier.model
-            return SplitData.of_images(self.spec, task, examples, self.splits, image), model
+            model = classifier.model
+            return SplitData.of_images(*common, model.input, unlabelled), model
         plan, features = self._extracted.pop(number)
-        data = SplitData(
-            self.spec, task, examples, self.splits, features, plan.num_views, plan.cut.tensor
-        )
+        data = SplitData(*common, features, plan.num_views, plan.cut.tensor, unlabelled)
         return data, plan.cut.tail()
+
+    def images(self, data: SplitData) -> TrainedImages:
+        """The images of a phase, for its method; `data` are those of `for_phase`."""
+        source_of, extract = self._source_of, self._extract_teacher
+        return TrainedImages(data, self.source, self._pool, source_of, extract)
+
+    def _same_size(self, image_size: int) -> Source:
+        own = self.source.pixels.shape[0]
+        if image_size != own:
+            raise SpecError(
+                "another network reads images of another size, which are not at hand here",
+                expected=f"images of {own} px",
+                received=f"{image_size} px",
+                fix=f"set data.image_size={image_size}",
+            )
+        return self.source
+
+    def _extract_teacher(self, requests: Sequence[Request], source: Source) -> list[Features]:
+        features, stats = extract_together(
+            requests,
+            source,
+            cache_spec=self.spec.cache,
+            cache=self._cache,
+            reporter=self._reporter,
+            worker_pool=self._crew,
+        )
+        self.teacher_stats.append(stats)
+        self._reporter.info(f"Teacher: {stats.describe()}")
+        return features
 
     def joined(self) -> "PhaseInputs":
         """The same with validation images in the training split, and none left to validate on."""
@@ -396,9 +516,11 @@ class PhaseInputs:
             methods=self.methods,
             cache=self._cache,
             reporter=self._reporter,
+            unlabelled=self._unlabelled,
+            source_of=self._source_of,
             worker_pool=self._crew,
         )
-        joined.extraction_stats = self.extraction_stats
+        joined.extraction_stats, joined.teacher_stats = self.extraction_stats, self.teacher_stats
         return joined
 
     @property
@@ -426,7 +548,10 @@ class PhaseInputs:
     def _extract(self, classifier: Classifier, first: int) -> None:
         """Features for phase `first` and for all later ones whose frozen layers are final."""
         # Once a phase has trained, what lies below a cut is this run's own.
-        pool = Pool.of(self.splits, refit=self.refits) if first else self._pool
+        pool = self._pool
+        if first:
+            own = Pool.of(self.splits, refit=self.refits)
+            pool = own.with_trained(self._unlabelled)
         cuts = find_cuts(classifier, self.spec.phases, first)
         cuts = {n: cut for n, cut in cuts.items() if not self.methods[n].needs_images}
         plans = self._plan(cuts, pool)

@@ -53,6 +53,7 @@ class Exact:
     Options: ClassVar = ExactOptions
     name: ClassVar[str] = "exact"
     needs_images: ClassVar[bool] = False
+    uses_unlabelled: ClassVar[bool] = False
 
     def num_views(self, phase: PhaseSpec, available: int) -> int:  # noqa: ARG002
         """All of them: the solution is that of all views together."""

@@ -57,6 +57,7 @@ class Mixup:
 
     Options: ClassVar = MixupOptions
     name: ClassVar[str] = "mixup"
+    uses_unlabelled: ClassVar[bool] = False
 
     @property
     def needs_images(self) -> bool:

@@ -11,6 +11,7 @@ from keras_transfer.specs import PhaseSpec, RunSpec
 METHODS: Final = {
     "exact": "keras_transfer.methods.exact:Exact",
     "supervised": "keras_transfer.methods.supervised:Supervised",
+    "distill": "keras_transfer.methods.distill:Distill",
     "mixup": "keras_transfer.methods.mixup:Mixup",
 }
 """Import strings, so that reading the table imports no method."""
@@ -20,10 +21,17 @@ def make_methods(spec: RunSpec) -> tuple[Method, ...]:
     """The method of each phase, in order.
 
     Raises:
-        SpecError: a method or one of its options is unknown or out of range, or a method needs
-            images where `cache.mode=on` demands stored features.
+        SpecError: a method or one of its options is unknown or out of range, a method needs images
+            where `cache.mode=on` demands stored features, or none uses `data.unlabelled`.
     """
     methods = tuple(make_method(phase, number) for number, phase in enumerate(spec.phases))
+    if spec.data.unlabelled and not any(method.uses_unlabelled for method in methods):
+        raise SpecError(
+            "no phase uses the images without labels",
+            expected="a phase by method 'distill' with hard_weight below 1",
+            received=f"data.unlabelled={spec.data.unlabelled}",
+            fix="leave data.unlabelled out, or set phases.0.method=distill",
+        )
     for number, method in enumerate(methods):
         if method.needs_images and spec.cache.mode == "on":
             raise SpecError(

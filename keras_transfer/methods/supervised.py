@@ -23,6 +23,7 @@ class Supervised:
     Options: ClassVar = SupervisedOptions
     name: ClassVar[str] = "supervised"
     needs_images: ClassVar[bool] = False
+    uses_unlabelled: ClassVar[bool] = False
 
     def num_views(self, phase: PhaseSpec, available: int) -> int:
         """One view in each epoch."""

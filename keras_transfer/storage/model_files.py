@@ -8,8 +8,9 @@ backbone, last stage, weights and preprocessing. The standard library is enough 
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from keras_transfer.config import load_spec
 from keras_transfer.errors import SpecError, WeightsError
@@ -18,6 +19,9 @@ from keras_transfer.storage.checksums import sha256_of, verify_checksums
 
 OWN_WEIGHTS: Final = "file"
 """The value of `model.weights` for the weights in the model file itself."""
+
+TEACHER: Final = "teacher"
+"""The option of a phase's method that names model files, several separated by commas."""
 
 SUFFIXES: Final = (".keras", ".h5", ".hdf5")
 
@@ -62,8 +66,41 @@ def check_digest(text: str) -> Path:
 
 
 def resolve(spec: RunSpec) -> RunSpec:
-    """The spec as a run keeps it, see `resolve_model`."""
-    return dataclasses.replace(spec, model=resolve_model(spec.model))
+    """The spec as a run keeps it: see `resolve_model`; also the teachers of phases get digests."""
+    phases = tuple(
+        dataclasses.replace(phase, method_options={**phase.method_options, TEACHER: pinned})
+        if (pinned := ",".join(map(_pinned, teachers_of(phase.method_options))))
+        else phase
+        for phase in spec.phases
+    )
+    return dataclasses.replace(spec, model=resolve_model(spec.model), phases=phases)
+
+
+def _pinned(path: str) -> str:
+    """A path as absolute and with a digest, unless it has one or no file is there."""
+    file = find_file(path)
+    return path if _MARK in path or not file.is_file() else _pin(file)
+
+
+def check_teachers(paths: Sequence[str]) -> None:
+    """Raise SpecError for paths of teachers where no model is."""
+    if missing := [path for path in paths if not find_file(path).is_file()]:
+        raise SpecError(
+            "a teacher does not exist",
+            expected="run folders or Keras model files, separated by commas",
+            received=", ".join(missing),
+            fix="correct the path, or train the teacher first and give its run folder",
+        )
+
+
+def teachers_of(options: Mapping[str, Any]) -> list[str]:
+    """The paths of teachers in the options of a phase's method."""
+    text = options.get(TEACHER)
+    return [part.strip() for part in text.split(",")] if isinstance(text, str) and text else []
+
+
+def _pin(file: Path) -> str:
+    return f"{file.absolute()}{_MARK}{sha256_of(file)}"
 
 
 def resolve_model(model: ModelSpec) -> ModelSpec:
@@ -82,7 +119,7 @@ def resolve_model(model: ModelSpec) -> ModelSpec:
     file = find_file(model.backbone)
     if _MARK in model.backbone or not file.is_file():
         return dataclasses.replace(model, weights=weights)
-    pinned = f"{file.absolute()}{_MARK}{sha256_of(file)}"
+    pinned = _pin(file)
     if file.name == _MODEL and (file.parent / "spec.json").is_file():
         verify_checksums(
             file.parent, [_MODEL], error=WeightsError, fix="restore the file, or train again"

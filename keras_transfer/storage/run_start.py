@@ -14,7 +14,7 @@ from typing import Any
 from keras_transfer.config import load_spec, spec_to_dict
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import PretrainSpec, RunSpec
-from keras_transfer.storage.model_files import resolve
+from keras_transfer.storage.model_files import check_teachers, resolve, teachers_of
 from keras_transfer.storage.run_folder import RunFolder, describe_environment, latest, next_free
 
 DEFAULT_PARENT = Path("saved_models")
@@ -32,6 +32,7 @@ def start_run(
     output: str | Path | None = None,
     resume: bool = False,
     suffix: str | None = None,
+    last: str = "",
 ) -> RunFolder:
     """Create the folder of a run, a study or a search, or open the one to resume.
 
@@ -40,8 +41,11 @@ def start_run(
             run, and the latest of them to resume.
         suffix: appended to the name of the default folder; None is '-study' for a study and nothing
             for a run.
+        last: the file that marks it as finished, where something follows the run; by default that
+            of the run, the study or the search.
 
     Raises:
+        SpecError: a teacher of a phase does not exist.
         RunError: the folder cannot be used, or the run to resume is finished or was started with
             another spec.
     """
@@ -54,7 +58,7 @@ def start_run(
         saved = load_spec(run.spec_file)
         check_spec_hash(saved, run)
         check_same_spec(saved, spec, run)
-        if run.is_complete:
+        if (run.path / last).is_file() if last else run.is_complete:
             raise RunError(
                 f"{run.path} is finished",
                 expected="an interrupted run",
@@ -117,10 +121,14 @@ def check_spec_hash(spec: RunSpec, run: RunFolder) -> None:
 
 
 def _settled(spec: RunSpec) -> RunSpec:
-    """The spec as a run keeps it: with model files resolved and an absolute `data.path`."""
-    data = spec.data
-    if data.path:
-        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().absolute()))
+    """The spec as a run keeps it: with model files resolved and absolute paths of images."""
+    path, unlabelled = (
+        str(Path(place).expanduser().absolute()) if place else ""
+        for place in (spec.data.path, spec.data.unlabelled)
+    )
+    data = dataclasses.replace(spec.data, path=path, unlabelled=unlabelled)
+    for phase in spec.phases:
+        check_teachers(teachers_of(phase.method_options))
     return dataclasses.replace(resolve(spec), data=data)
 
 

@@ -9,7 +9,7 @@ it is never 0, and of the common one. All computations are in float64.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from scipy import linalg, optimize, special
@@ -174,56 +174,106 @@ def _blocks(rows: np.ndarray, num_views: int) -> Iterator[tuple[slice, np.ndarra
         yield part, rows[num_views * part.start : num_views * part.stop]
 
 
-class _Softmax:
-    """One distribution over all outputs."""
+class _Link(Protocol):
+    """From logits to a loss. Targets are [B, 1, W], or [B, V, W] where views have their own."""
 
-    @staticmethod
-    def curvature(num_outputs: int) -> float:
+    def num_outputs(self, width: int) -> int:
+        """K, of targets of width W."""
+
+    def curvature(self, num_outputs: int) -> float:
         """The second derivative of the loss at logits of 0."""
+
+    def loss(
+        self, logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """Weighted sum of losses of logits [B, V, K], and its gradient; weights are [B, 1, 1]."""
+
+    def missing(self, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and weights of `loss` for half an example of each kind that there is none of."""
+
+
+class _Softmax:
+    """One distribution over all outputs; targets are probabilities."""
+
+    def num_outputs(self, width: int) -> int:
+        return width
+
+    def curvature(self, num_outputs: int) -> float:
         return 1 / num_outputs
 
-    @staticmethod
     def loss(
-        logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
+        self, logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        """Weighted sum of losses of logits [B, V, K], and its gradient.
+        losses, gradient = _cross_entropy(logits, targets)
+        return float(np.sum(weights * losses)), weights * gradient
 
-        Targets are [B, 1, K], weights [B, 1, 1].
-        """
-        shifted = logits - logits.max(axis=-1, keepdims=True)
-        exponentials = np.exp(shifted)
-        totals = exponentials.sum(axis=-1, keepdims=True)
-        losses = np.log(totals) - (targets * shifted).sum(axis=-1, keepdims=True)
-        return float(np.sum(weights * losses)), weights * (exponentials / totals - targets)
-
-    @staticmethod
-    def missing(targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Half an example for each class that has none, as targets and weights of `loss`."""
-        is_missing = (weights * targets).sum(axis=0) == 0
+    def missing(self, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each class."""
+        is_missing = (weights * targets).sum(axis=(0, 1)) == 0
         return np.eye(len(is_missing))[:, None], 0.5 * is_missing[:, None, None]
 
 
-class _Logistic:
-    """Each output has a probability of its own; the members are those of `_Softmax`."""
+def _cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Losses [B, V, 1] and gradients [B, V, K]; targets that sum to w count as w examples."""
+    mass = targets.sum(axis=-1, keepdims=True)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    exponentials = np.exp(shifted)
+    totals = exponentials.sum(axis=-1, keepdims=True)
+    losses = mass * np.log(totals) - (targets * shifted).sum(axis=-1, keepdims=True)
+    return losses, mass * exponentials / totals - targets
 
-    @staticmethod
-    def curvature(num_outputs: int) -> float:  # noqa: ARG004
-        """A quarter."""
+
+@dataclass(frozen=True)
+class _Distilled:
+    """Two targets side by side, W = 2 K: labels, and a teacher's probabilities at T.
+
+    The loss is CE(labels, z) + T^2 CE(teacher, z / T); each target sums to its weight.
+    """
+
+    temperature: float
+
+    def num_outputs(self, width: int) -> int:
+        return width // 2
+
+    def curvature(self, num_outputs: int) -> float:
+        return 1 / num_outputs
+
+    def loss(
+        self, logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        by_labels, teacher = np.split(targets, 2, axis=-1)
+        hard, hard_gradient = _cross_entropy(logits, by_labels)
+        soft, soft_gradient = _cross_entropy(logits / self.temperature, teacher)
+        losses = hard + self.temperature**2 * soft
+        gradient = hard_gradient + self.temperature * soft_gradient
+        return float(np.sum(weights * losses)), weights * gradient
+
+    def missing(self, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each class that neither the labels nor the teacher has."""
+        by_labels, teacher = np.split(targets, 2, axis=-1)
+        classes, half = _Softmax().missing(by_labels + teacher, weights)
+        return np.concatenate([classes, np.zeros_like(classes)], axis=-1), half
+
+
+class _Logistic:
+    """Each output has a probability of its own; weights of its loss are [B, 1, K]."""
+
+    def num_outputs(self, width: int) -> int:
+        return width
+
+    def curvature(self, num_outputs: int) -> float:  # noqa: ARG002
         return 0.25
 
-    @staticmethod
     def loss(
-        logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
+        self, logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        """Weights are [B, 1, K]."""
         loss = np.sum(weights * (np.logaddexp(0, logits) - targets * logits))
         return float(loss), weights * (special.expit(logits) - targets)
 
-    @staticmethod
-    def missing(targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Half a negative, and half a positive, for each output that has none."""
-        kinds = np.broadcast_to([[[0.0]], [[1.0]]], (2, 1, targets.shape[1]))
-        counts = [(weights * (targets == kind)).sum(axis=0) for kind in kinds]
+    def missing(self, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of negatives and of positives of each output."""
+        kinds = np.broadcast_to([[[0.0]], [[1.0]]], (2, 1, targets.shape[-1]))
+        counts = [(weights * (targets == kind)).sum(axis=(0, 1)) for kind in kinds]
         return kinds, 0.5 * (np.stack(counts) == 0)[:, None]
 
 
@@ -268,14 +318,20 @@ class Preconditioner:
 class HeadProblem:
     """Minimise C sum_i w_i (mean of loss_iv over views v) + |W|^2 / 2 for W and a free bias.
 
-    `targets` are float64 [N, K], `weights` [N, 1] or [N, K]; `moments` are those of `matrix`.
+    `targets` are float64 [N, 1 or V, W], see `_Link`, `weights` [N, 1] or [N, K]; `moments` are
+    those of `matrix`.
     """
 
     matrix: DesignMatrix
     moments: np.ndarray
-    link: type[_Softmax] | type[_Logistic]
+    link: _Link
     targets: np.ndarray
     weights: np.ndarray
+
+    @property
+    def num_outputs(self) -> int:
+        """K."""
+        return self.link.num_outputs(self.targets.shape[-1])
 
     def loss(
         self, coefficients: np.ndarray, bias: np.ndarray, weights: np.ndarray
@@ -286,7 +342,7 @@ class HeadProblem:
         for part, block in self.matrix.blocks():
             logits = (block @ coefficients + bias).reshape(-1, views, num_outputs)
             part_loss, by_logits = self.link.loss(
-                logits, self.targets[part, None], weights[part, None] / views
+                logits, self.targets[part], weights[part, None] / views
             )
             loss += part_loss
             by_coefficients += (by_logits.reshape(-1, num_outputs).T @ block).T
@@ -307,9 +363,9 @@ class HeadProblem:
         an infinite bias: half an example of the missing kind, with all features at their mean, is
         added to the sum.
         """
-        num_examples, num_outputs = self.targets.shape
+        num_examples, num_outputs = len(self.targets), self.num_outputs
         bias_scale = (strength * self.link.curvature(num_outputs) * num_examples) ** -0.5
-        missing = self.link.missing(self.targets, weights)
+        missing = self.link.missing(self.targets, weights[:, None])
         # In this unit the objective is about 1, as the tolerances assume.
         unit = strength * num_examples
 
@@ -336,7 +392,7 @@ class HeadProblem:
 
     def preconditioner(self, strength: float) -> Preconditioner:
         """Parameters in which the objective's second derivative at 0 is 1."""
-        curvature = strength * self.link.curvature(self.targets.shape[1]) / self.matrix.num_views
+        curvature = strength * self.link.curvature(self.num_outputs) / self.matrix.num_views
         return Preconditioner.of(curvature * self.moments)
 
 
@@ -359,7 +415,7 @@ def choose_strength(problem: HeadProblem, strengths: tuple[float, ...]) -> float
     All views of an example are in one fold, and all folds share the standardisation, for which no
     label is used.
     """
-    folds = folds_of(problem.targets)[:, None]
+    folds = folds_of(problem.targets.mean(axis=1))[:, None]
     losses = []
     for strength in strengths:
         preconditioner = problem.preconditioner(strength)
@@ -392,7 +448,36 @@ def solve_softmax(
     Raises:
         DataError: a feature is not finite.
     """
-    return _solve(features, _Softmax, (targets, weights[:, None]), strengths, memory)
+    return _solve(features, _Softmax(), (targets, weights[:, None]), strengths, memory)
+
+
+def solve_distilled(
+    features: HeadFeatures,
+    labels: np.ndarray,
+    teacher: np.ndarray,
+    weights: np.ndarray,
+    *,
+    temperature: float,
+    strengths: tuple[float, ...] = (),
+) -> LinearHead:
+    """The optimum of CE(labels, z) + T^2 CE(teacher, z / T) for logits z, with an L2 penalty.
+
+    Both targets are probabilities times the weights of their parts, so that with T = 1 it is
+    `solve_softmax` of their sum.
+
+    Args:
+        labels: [N, K]; zeros for an example without a label.
+        teacher: probabilities at T of each view, [N, V, K].
+        weights: weights of examples [N].
+        strengths: as in `solve_softmax`.
+
+    Raises:
+        DataError: a feature is not finite.
+    """
+    repeated = np.repeat(labels[:, None], teacher.shape[1], axis=1)
+    targets = np.concatenate([repeated, teacher], axis=-1)
+    link = _Distilled(temperature)
+    return _solve(features, link, (targets, weights[:, None]), strengths, MEMORY)
 
 
 def solve_logistic(
@@ -418,18 +503,20 @@ def solve_logistic(
         DataError: a feature is not finite.
     """
     known = np.where(np.isnan(targets), 0, weights)
-    return _solve(features, _Logistic, (np.nan_to_num(targets), known), strengths, memory)
+    return _solve(features, _Logistic(), (np.nan_to_num(targets), known), strengths, memory)
 
 
 def _solve(
     features: HeadFeatures,
-    link: type[_Softmax] | type[_Logistic],
+    link: _Link,
     labels: tuple[np.ndarray, np.ndarray],
     strengths: tuple[float, ...],
     memory: int,
 ) -> LinearHead:
     matrix = DesignMatrix.of(features, memory)
     targets, weights = (part.astype(np.float64) for part in labels)
+    if targets.ndim == 2:
+        targets = targets[:, None]
     problem = HeadProblem(matrix, matrix.moments(), link, targets, weights)
     strengths = strengths or (0.1 if features.num_examples < 100 else 0.03,)
     # Threads cost more than they gain in products with few columns: NumPy and SciPy each have their

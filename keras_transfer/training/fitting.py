@@ -175,7 +175,13 @@ def run_phase(
     """Train one phase by its method; arguments as for `fit_phases`."""
     phase, method = phase_inputs.spec.phases[number], phase_inputs.methods[number]
     data, part = phase_inputs.for_phase(classifier, number)
-    context = PhaseContext(data.spec, classifier.task, part is not classifier.model, reporter)
+    context = PhaseContext(
+        data.spec,
+        classifier.task,
+        part is not classifier.model,
+        reporter,
+        phase_inputs.images(data),
+    )
     objective = method.prepare(context, phase, part)
     predictor = keras.Model(part.input, part.output)
     result = None
@@ -193,7 +199,7 @@ def run_phase(
             result = train_phase(
                 classifier,
                 phase,
-                replace(data, transform=objective.batch_transform),
+                replace(data, columns=objective.columns, transform=objective.batch_transform),
                 part=objective.model,
                 loss=objective.loss,
                 num_epochs=num_epochs,

@@ -3,14 +3,15 @@
 Methods are in `keras_transfer.methods`, above this package: phases get them ready made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import keras
 import numpy as np
 
-from keras_transfer.data.datasets import Transform
+from keras_transfer.data.datasets import Inputs, Transform
+from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
@@ -32,6 +33,8 @@ class Objective:
         solve: gives the weights of the last layer; None leaves them as they are, and where it
             returns None they are trained by `fit`.
         fits: whether `fit` trains after the head was solved.
+        columns: float32 [E] of every view that is trained on, put behind its encoded target. `loss`
+            and the metrics of `model` get them there; those of validation have none.
     """
 
     model: keras.Model
@@ -39,6 +42,34 @@ class Objective:
     batch_transform: Transform | None = None
     solve: Solve | None = None
     fits: bool = True
+    columns: Inputs | None = None
+
+
+class PhaseImages(Protocol):
+    """The images that a phase trains on, for methods that show them to another network."""
+
+    @property
+    def train_rows(self) -> np.ndarray:
+        """Rows of the source that train, int64 [N]; those without labels come last."""
+
+    @property
+    def num_labelled(self) -> int:
+        """How many of the training rows have labels."""
+
+    @property
+    def num_views(self) -> int | None:
+        """Views of each image that the phase reads; None is a new one in every epoch."""
+
+    @property
+    def test_digests(self) -> Sequence[str]:
+        """SHA-256 of the files in the test split."""
+
+    def read_frozen(self, cuts: Sequence[Cut], image_size: int) -> Sequence[Inputs]:
+        """Stored activations of another network at some cuts, of all views that train.
+
+        Args:
+            image_size: side of the images that the network reads; the views are the same.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +83,7 @@ class PhaseContext:
     task: Task
     on_features: bool
     reporter: Reporter
+    images: PhaseImages
 
 
 class PhaseMethod(Protocol):
@@ -67,6 +99,10 @@ class PhaseMethod(Protocol):
 
         Known before any phase starts: one pass over the images serves several phases.
         """
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether the phase also trains on the images in `data.unlabelled`."""
 
     def num_views(self, phase: PhaseSpec, available: int) -> int:
         """How many of the `available` views of a training image the phase reads."""

@@ -54,6 +54,13 @@ def changing_variables(classifier: Classifier, phase: PhaseSpec) -> list[keras.V
     ]
 
 
+def _added(classifier: Classifier, model: keras.Model) -> list[keras.Variable]:
+    """The variables of layers that a method put on top of the classifier's own."""
+    own = {id(layer) for layer in classifier.model.layers}
+    added = [layer for layer in model.layers if id(layer) not in own]
+    return [v for layer in added for v in layer.variables if not is_random_state(v)]
+
+
 def read_weights(variables: list[keras.Variable]) -> Arrays:
     """Copies of the values by the variables' paths."""
     return {variable.path: np.array(variable) for variable in variables}
@@ -96,7 +103,7 @@ class Progress(keras.callbacks.Callback):
         """
         super().__init__()
         self.phase, self.saver = phase, saver
-        self.variables = changing_variables(classifier, phase)
+        self.variables = changing_variables(classifier, phase) + _added(classifier, model)
         self.history: list[dict[str, float]] = []
         self.best: Arrays = read_weights(self.variables)
         self.best_epoch = -1

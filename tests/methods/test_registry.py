@@ -18,16 +18,40 @@ from keras_transfer.training.objective import Objective, PhaseContext
 TASK = SingleLabel(("a", "b", "c"))
 
 
+class Images:
+    """Three images whose stored features are zeros."""
+
+    train_rows, num_labelled, num_views, test_digests = np.arange(3), 3, 1, ()
+    dtype = np.dtype(np.float32)
+
+    def read_frozen(self, cuts, image_size):
+        self.shape = cuts[0].shape
+        return [self]
+
+    def read(self, rows, views):
+        return np.zeros((len(rows), *self.shape), np.float32)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    file = tmp_path_factory.mktemp("teacher") / "net.keras"
+    make_part().save(file)
+    return str(file)
+
+
 @pytest.fixture(params=list(METHODS))
-def method(request) -> Method:
-    methods = make_methods(override(RunSpec(), {"phases.1.method": request.param}))
+def method(request, teacher) -> Method:
+    changes = {"phases.1.method": request.param}
+    if request.param == "distill":
+        changes["phases.1.method_options"] = {"teacher": teacher, "solve": False}
+    methods = make_methods(override(RunSpec(), changes))
     assert [one.name for one in methods] == ["exact", request.param]
     return methods[1]
 
 
 def prepare(method: Method, part: keras.Model, *, on_features: bool = False) -> Objective:
     spec = RunSpec()
-    context = PhaseContext(spec, TASK, on_features, SilentReporter())
+    context = PhaseContext(spec, TASK, on_features, SilentReporter(), Images())
     return method.prepare(context, spec.phases[0], part)
 
 

@@ -17,7 +17,7 @@ def test_supervised_training_is_the_task_s_loss_with_the_spec_s_smoothing():
     part = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     (method, _) = make_methods(spec)
     objective = method.prepare(
-        PhaseContext(spec, task, True, SilentReporter()), spec.phases[0], part
+        PhaseContext(spec, task, True, SilentReporter(), None), spec.phases[0], part
     )
     assert objective.model is part
     assert objective.batch_transform is None

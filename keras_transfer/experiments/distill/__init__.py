@@ -1,0 +1,1 @@
+"""Distillation of a teacher into a student, and the report on whether it pays."""

@@ -1,0 +1,57 @@
+"""The spec of a student that learns from a teacher, and of the same student without one."""
+
+import dataclasses
+from typing import Any, Final
+
+from keras_transfer.config import override
+from keras_transfer.specs import DistillSpec, PhaseSpec, RunSpec
+from keras_transfer.storage.model_files import TEACHER
+
+REPORT_FILE: Final = "distillation.json"
+"""Written last: it marks a distillation as complete."""
+
+DISTILL: Final = "distill"
+HEAD: Final = "head"
+ANY_FEATURES: Final = ("logits", "decoupled", "dynamic")
+"""Kinds of distillation that also serve where only a linear head trains."""
+
+
+def distillation_spec(spec: RunSpec, teacher: str, settings: DistillSpec) -> RunSpec:
+    """The spec with every phase by distillation.
+
+    A phase of a linear head compares logits where the kind compares features, which do not train
+    there. Phases that distil already keep their options.
+
+    Args:
+        teacher: paths, separated by commas.
+    """
+    given = {"temperature": settings.temperature, "hard_weight": settings.hard_weight}
+    common = {name: value for name, value in given.items() if value is not None}
+
+    def taught(phase: PhaseSpec) -> PhaseSpec:
+        only_head = phase.unfreeze == HEAD and spec.model.head == "linear"
+        fits = not only_head or settings.kind in ANY_FEATURES
+        options: dict[str, Any] = {
+            "kind": settings.kind if fits else "logits",
+            **common,
+            **(phase.method_options if phase.method == DISTILL else {}),
+            TEACHER: teacher,
+        }
+        return dataclasses.replace(phase, method=DISTILL, method_options=options)
+
+    changed = dataclasses.replace(spec, phases=tuple(map(taught, spec.phases)))
+    unlabelled = settings.unlabelled or spec.data.unlabelled
+    return override(changed, {"data.unlabelled": unlabelled})
+
+
+def spec_alone(spec: RunSpec) -> RunSpec:
+    """The spec without a teacher: a head is solved, and other phases train on labels alone."""
+
+    def plain(phase: PhaseSpec) -> PhaseSpec:
+        if phase.method != DISTILL:
+            return phase
+        method = "exact" if phase.unfreeze == HEAD else "supervised"
+        return dataclasses.replace(phase, method=method, method_options={})
+
+    changed = dataclasses.replace(spec, phases=tuple(map(plain, spec.phases)))
+    return override(changed, {"data.unlabelled": ""})

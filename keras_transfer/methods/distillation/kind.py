@@ -1,0 +1,116 @@
+"""The interface of a kind of distillation: what a student's outputs are compared with.
+
+A new kind is one module with one class and one row in `methods.distillation.registry`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol
+
+import keras
+import numpy as np
+from keras import ops
+
+_TINY: Final = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """A kind without options."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the loss of B examples is computed from, all float32 tensors.
+
+    `targets` [B, K] are one-hot classes: the labels, or the teacher's most probable class where
+    there is no label. `teacher` and `student` are logits [B, K]. The features are the inputs of the
+    layers that give these logits, [B, D] each; None for kinds that do not read them.
+    """
+
+    targets: Any
+    teacher: Any
+    student: Any
+    temperature: float
+    teacher_features: Any = None
+    student_features: Any = None
+
+
+class Kind(Protocol):
+    """The loss of the teacher's part, with its options. Immutable."""
+
+    @property
+    def name(self) -> str:
+        """The row of the registry."""
+
+    @property
+    def options(self) -> Any:
+        """A frozen dataclass with the checked `kind_options`."""
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the features below the logits are compared as well."""
+
+    @property
+    def is_convex(self) -> bool:
+        """Whether the loss is the divergence of logits with fixed weights, so heads are solved."""
+
+    def adapter(self, num_features: int) -> keras.layers.Layer | None:
+        """A layer from the student's features to as many as the teacher has, which is not kept."""
+
+    def weights(self, teacher: np.ndarray) -> np.ndarray:
+        """Factors of the loss, [N, V], for a teacher's probabilities [N, V, K] at T = 1."""
+
+    def progress(self, share: float) -> float:
+        """Factor of the teacher's part after this share of the epochs; labels get the rest."""
+
+    def losses(self, batch: Batch) -> Any:
+        """The loss of each example, [B]."""
+
+
+class KindDefaults:
+    """Members of `Kind` that most kinds share."""
+
+    reads_features: ClassVar[bool] = False
+
+    @property
+    def is_convex(self) -> bool:
+        """No."""
+        return False
+
+    def adapter(self, num_features: int) -> keras.layers.Layer | None:  # noqa: ARG002
+        """None."""
+        return None
+
+    def weights(self, teacher: np.ndarray) -> np.ndarray:
+        """All the same."""
+        return np.ones(teacher.shape[:2], np.float32)
+
+    def progress(self, share: float) -> float:  # noqa: ARG002
+        """1: the teacher counts the same in all epochs."""
+        return 1.0
+
+
+def divergences(batch: Batch) -> Any:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each example, [B].
+
+    Its gradient by the student's logits is T (p_s - p_t) with the softmaxes at T. Source: G. Hinton
+    et al., "Distilling the knowledge in a neural network", 2015.
+    """
+    teacher, student = batch.teacher / batch.temperature, batch.student / batch.temperature
+    return batch.temperature**2 * divergence(teacher, student)
+
+
+def unit_rows(values: Any) -> Any:
+    """Values [..., D] divided by their norms; zeros stay zeros, without a gradient.
+
+    The root has no gradient at 0, which two equal examples have.
+    """
+    squares = ops.sum(ops.square(values), axis=-1, keepdims=True)
+    far = squares > _TINY
+    return ops.where(far, values * ops.rsqrt(ops.where(far, squares, 1.0)), 0.0)
+
+
+def divergence(one: Any, other: Any) -> Any:
+    """KL(softmax(one) || softmax(other)) of logits [B, K], [B]."""
+    logs = ops.log_softmax(one, axis=-1)
+    return ops.sum(ops.exp(logs) * (logs - ops.log_softmax(other, axis=-1)), axis=-1)

@@ -1,0 +1,96 @@
+"""Soft targets: a teacher's outputs for each view that a phase trains on, as columns of batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp, softmax
+
+from keras_transfer.data.datasets import Inputs
+from keras_transfer.methods.distillation.teacher import Teacher
+from keras_transfer.training.objective import PhaseImages
+
+NUM_WEIGHTS = 3
+"""Columns before the teacher's logits: whether there is a label, and the weights of both parts."""
+
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class SoftTargets:
+    """What the teachers say of N images in V views.
+
+    `logits` float32 [N, V, K]: their softmax at `temperature` is the mean of the teachers'
+    probabilities at this temperature. `weights` float32 [N, V, 3] are `NUM_WEIGHTS` columns.
+    `place` int64 has the index of each row of the source, -1 for rows that do not train. `features`
+    are those of the teacher, where they are compared as well.
+    """
+
+    logits: np.ndarray
+    weights: np.ndarray
+    place: np.ndarray
+    features: Inputs | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of columns: weights, logits, features."""
+        more = self.features.shape[0] if self.features else 0
+        return (NUM_WEIGHTS + self.logits.shape[-1] + more,)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
+        """The columns of views, float32 [B, E]."""
+        at = self.place[rows], view_indices
+        columns = [self.weights[at], self.logits[at]]
+        if self.features:
+            columns.append(self.features.read(rows, view_indices).astype(np.float32))
+        return np.concatenate(columns, axis=1)
+
+
+def read_logits(
+    teachers: Sequence[Teacher], images: PhaseImages, *, temperature: float
+) -> tuple[np.ndarray, list[Inputs]]:
+    """Logits of the mean of several teachers' probabilities, [N, V, K], and stored features.
+
+    Raises:
+        SpecError: every epoch has new views.
+        RunError: features cannot be stored.
+    """
+    stored = [images.read_frozen([one.cut], one.image_size)[0] for one in teachers]
+    each = [
+        _logits_of(teacher, features, images)
+        for teacher, features in zip(teachers, stored, strict=True)
+    ]
+    return mean_logits(each, temperature), stored
+
+
+def mean_logits(each: Sequence[np.ndarray], temperature: float) -> np.ndarray:
+    """Logits whose softmax at a temperature is the mean of the softmaxes of several logits."""
+    if len(each) == 1:
+        return each[0]
+    scaled = np.stack(each) / temperature
+    logs = scaled - logsumexp(scaled, axis=-1, keepdims=True)
+    mean: np.ndarray = temperature * (logsumexp(logs, axis=0) - np.log(len(each)))
+    return mean.astype(np.float32)
+
+
+def _logits_of(teacher: Teacher, features: Inputs, images: PhaseImages) -> np.ndarray:
+    rows, num_views = images.train_rows, images.num_views
+    assert num_views is not None, "views without end have no stored features"
+    logits = np.empty((len(rows), num_views, teacher.num_outputs), np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        for view in range(num_views):
+            read = features.read(rows[part], np.full(len(rows[part]), view))
+            logits[part, view] = teacher.logits(read)
+    return logits
+
+
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Softmax at a temperature, float64."""
+    result: np.ndarray = softmax(logits.astype(np.float64) / temperature, axis=-1)
+    return result

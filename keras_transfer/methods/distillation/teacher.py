@@ -1,0 +1,175 @@
+"""Teachers: networks in files, split at the features below their last dense layer.
+
+Features are stored, as those of a classifier whose head trains: of a run that was trained on the
+same images they are there already. The logits follow from them by one product.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import keras
+import numpy as np
+
+from keras_transfer.backbones.model_file import read_network
+from keras_transfer.data.splits import read_manifest
+from keras_transfer.errors import DataError, SpecError, enumerated
+from keras_transfer.models.cuts import Cut
+from keras_transfer.storage.class_names import verify_class_names
+from keras_transfer.storage.model_files import check_digest, check_teachers, title
+from keras_transfer.tasks.registry import register_layers
+from keras_transfer.tasks.task import Task
+
+_MOST_NAMED: Final = 10
+_TINY: Final = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A network that predicts the task's classes.
+
+    `cut` is below the last dense layer, whose weights are `kernel` [D, K] and `bias` [K]; where the
+    network ends with another layer it is the output, and `kernel` is None. `names` are the classes
+    and `task` the name of the task, both empty for a file that does not come from a run; `seen` are
+    the digests of its training and validation images.
+    """
+
+    name: str
+    cut: Cut
+    image_size: int
+    kernel: np.ndarray | None
+    bias: np.ndarray | None
+    gives_probabilities: bool
+    names: tuple[str, ...]
+    task: str
+    seen: frozenset[str]
+
+    @property
+    def num_outputs(self) -> int:
+        """K."""
+        return int(self.cut.model.output_shape[-1])
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Logits float32 [N, K] of stored features [N, …]."""
+        values = np.asarray(features, np.float32)
+        if self.kernel is not None:
+            values = values @ self.kernel + self.bias
+        if self.gives_probabilities and self.kernel is None:
+            values = np.log(np.maximum(values, _TINY))
+        return values
+
+    def check(self, task: Task, test_digests: Sequence[str]) -> None:
+        """Raise unless it predicts the same classes and has not seen the test images.
+
+        Raises:
+            SpecError: it has another task, or other classes.
+            DataError: it was trained on images of the test split.
+        """
+        received = self.names or (f"{self.num_outputs} outputs",)
+        if self.task not in ("", task.name):
+            expected, received = f"task {task.name}", (f"task {self.task}",)
+        elif self.names and self.names != task.names:
+            expected = enumerated(list(task.names), _MOST_NAMED)
+        elif self.num_outputs != len(task.names):
+            expected = f"{len(task.names)} outputs"
+        else:
+            self._check_unseen(test_digests)
+            return
+        missing = [name for name in task.names if self.names and name not in self.names]
+        more = [name for name in self.names if name not in task.names]
+        raise SpecError(
+            f"the teacher {self.name} predicts something else than the student"
+            + (f"; it does not know {', '.join(missing)}" if missing else "")
+            + (f"; the student does not know {', '.join(more)}" if more else ""),
+            expected=expected,
+            received=enumerated(list(received), _MOST_NAMED),
+            fix="give a teacher that was trained on the same classes",
+        )
+
+    def _check_unseen(self, test_digests: Sequence[str]) -> None:
+        seen = self.seen.intersection(test_digests)
+        if seen:
+            raise DataError(
+                f"the teacher {self.name} was trained on images of this run's test split, which "
+                "would make the student look better than it is",
+                expected="no image in common",
+                received=f"{len(seen):,} of {len(test_digests):,} test images",
+                fix="train teacher and student with the same data fields and the same seed",
+            )
+
+
+@functools.lru_cache(maxsize=4)
+def load_teacher(path: str, image_size: int) -> Teacher:
+    """Load the teacher in a run folder or Keras model file; kept, because trials ask for it again.
+
+    Args:
+        path: with or without a digest, see `storage.model_files`.
+        image_size: side of the images where the network takes any, px.
+
+    Raises:
+        SpecError: there is no file, or no network from images to one row of outputs.
+        WeightsError: the file is damaged, or changed since its digest was taken.
+    """
+    check_teachers([path])
+    file, name = check_digest(path), title(path)
+    register_layers()
+    network = read_network(file, name, image_size=image_size)
+    if len(network.output_shape) != 2:
+        raise SpecError(
+            f"the teacher {name} does not end with one row of outputs for an image",
+            expected="an output of shape (None, classes)",
+            received=f"an output of shape {network.output_shape}",
+            fix="give a classifier: a run folder, or a Keras model file with its head",
+        )
+    cut, dense, gives_probabilities = _split(network, name)
+    names, task, seen = _read_run(file.parent)
+    return Teacher(
+        name=name,
+        cut=cut,
+        image_size=network.input_shape[1],
+        kernel=None if dense is None else np.array(dense.kernel, np.float32),
+        bias=None if dense is None or dense.bias is None else np.array(dense.bias, np.float32),
+        gives_probabilities=gives_probabilities,
+        names=names,
+        task=task,
+        seen=seen,
+    )
+
+
+def _split(network: keras.Model, name: str) -> tuple[Cut, keras.layers.Dense | None, bool]:
+    """The cut below the last dense layer, this layer, and whether outputs are probabilities."""
+    operations = list(network.operations)
+    top = operations[-1]
+    softmax = keras.activations.softmax
+    ends = isinstance(top, (keras.layers.Softmax, keras.layers.Activation))
+    gives_probabilities = isinstance(top, keras.layers.Softmax) or (
+        getattr(top, "activation", None) is softmax
+    )
+    dense = operations[-2] if ends and gives_probabilities else top
+    is_dense = isinstance(dense, keras.layers.Dense) and len(dense.input.shape) == 2
+    if is_dense and dense.activation in (keras.activations.linear, softmax):
+        return Cut(network, dense.input, f"features of {name}"), dense, gives_probabilities
+    return Cut(network, network.output, f"outputs of {name}"), None, gives_probabilities
+
+
+def _read_run(folder: Path) -> tuple[tuple[str, ...], str, frozenset[str]]:
+    """Classes, task and digests of the images of the run in a folder, empty where unknown."""
+    names: tuple[str, ...] = ()
+    task, seen = "", frozenset[str]()
+    if (file := folder / "class_names.json").is_file():
+        names = verify_class_names(_read(file), where=str(file))
+    if (file := folder / "task.json").is_file():
+        task = _read(file)["task"]
+    elif (file := folder / "contract.json").is_file():
+        task = _read(file)["task"]["task"]
+    if (file := folder / "splits.json").is_file():
+        items, splits = read_manifest(_read(file))
+        seen = frozenset(items[row].digest for row in (*splits.train, *splits.val))
+    return names, task, seen
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))

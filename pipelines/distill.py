@@ -1,0 +1,86 @@
+"""Distil: a student learns from a teacher, and the report says whether that pays.
+
+    python -m pipelines.distill saved_models/teacher my_images model.backbone=mobilenet_0.25
+    python -m pipelines.distill saved_models/teacher my_images unlabelled=more_images
+    python -m pipelines.distill saved_models/a,saved_models/b my_images temperature=1 seeds=5
+    python -m pipelines.distill saved_models/teacher my_images kind=decoupled
+
+The teacher is a run folder or a Keras model file; of several, separated by commas, the mean of
+their probabilities counts. The student is an ordinary run; its folder also has distillation.json,
+distillation.md and distillation.png, which compare it with the teacher and with the same student
+trained on labels alone.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_transfer.backbones.choice import choose_backbone
+from keras_transfer.config import dotted_fields, is_images, parse_assignments
+from keras_transfer.devices import native_log_to
+from keras_transfer.experiments.distill.settings import REPORT_FILE, distillation_spec
+from keras_transfer.fields import build, divide
+from keras_transfer.specs import DistillSpec, RunSpec
+from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_start import start_run
+from pipelines.arguments import RESUMABLE, main_of, make_parser, read_source, say
+
+
+def _parser() -> argparse.ArgumentParser:
+    own = "fields of distillation", DistillSpec
+    parser = make_parser("distill", str(__doc__), fields=True, own=own)
+    parser.add_argument("teacher", metavar="TEACHER", help="run folders or Keras model files")
+    parser.add_argument(
+        "source",
+        help="a folder with a sub-folder of images for each class, a CSV file, a preset, a spec "
+        "file or a run folder",
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value", help="fields of distillation and of the run"
+    )
+    parser.add_argument("--output", metavar="DIR", help="run folder (default: saved_models/<name>)")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    return parser
+
+
+def read_words(source: str, words: Sequence[str]) -> tuple[RunSpec, DistillSpec]:
+    """The student's spec and that of distillation; a field that both have belongs to the latter.
+
+    Raises:
+        SpecError: a field is unknown, has a wrong type or is out of range.
+    """
+    own, others = divide(parse_assignments(words), DistillSpec)
+    settings = build(DistillSpec, own, "", "distillation")
+    spec = read_source(source, others)
+    if Path(source).exists() and is_images(Path(source)):
+        spec = choose_backbone(spec, dotted_fields(others), say)
+    return spec, settings
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_intermixed_args(argv)
+    spec, settings = read_words(arguments.source, arguments.words)
+    spec = distillation_spec(spec, arguments.teacher, settings)
+    run = start_run(
+        spec, output=arguments.output, resume=arguments.resume, suffix="", last=REPORT_FILE
+    )
+    with native_log_to(run.log_file):
+        _distill(spec, run, settings.seeds)
+
+
+# It imports TensorFlow when it runs, so that its start-up output goes to the log.
+def _distill(spec: RunSpec, run: RunFolder, num_seeds: int) -> None:
+    from keras_transfer.experiments.distill.distillation import run_distillation
+    from keras_transfer.experiments.distill.report import show_distillation
+    from keras_transfer.reporting.reporter import TerminalReporter
+
+    terminal = TerminalReporter()
+    found = run_distillation(spec, run, num_seeds=num_seeds, reporter=terminal)
+    show_distillation(found, terminal)
+
+
+main = main_of(_run, stopped=RESUMABLE)
+
+if __name__ == "__main__":
+    sys.exit(main())

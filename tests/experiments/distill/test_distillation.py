@@ -1,0 +1,198 @@
+"""A distilled student is an ordinary run with a report, on real digits and a tiny trunk."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from distilling import save_teacher
+from PIL import Image
+from searches import read_json, search
+from sklearn.datasets import load_digits
+
+import keras_transfer as kt
+from keras_transfer.config import override
+from keras_transfer.errors import DataError, SpecError
+from keras_transfer.experiments.distill import distillation
+from keras_transfer.experiments.distill.comparison import _gain
+from keras_transfer.experiments.distill.settings import distillation_spec, spec_alone
+from keras_transfer.experiments.session import open_session
+from keras_transfer.methods.registry import make_methods
+from keras_transfer.reporting.reporter import SilentReporter
+from keras_transfer.specs import (
+    CacheSpec,
+    DataSpec,
+    DistillSpec,
+    ModelSpec,
+    PhaseSpec,
+    RunSpec,
+    ViewSpec,
+)
+from keras_transfer.tasks.single_label import SingleLabel
+from pipelines import distill as verb
+from pipelines.arguments import USER_ERROR
+
+NAMES = tuple(f"digit_{number}" for number in range(10))
+SILENT = SilentReporter()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "run", NAMES)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory, digits_folder):
+    """Digits without labels: new ones, one twice, and copies of a third of the labelled ones."""
+    folder = tmp_path_factory.mktemp("pool")
+    scans = load_digits()
+    for row in [*range(300, 400), 300]:
+        pixels = np.uint8(np.round(scans.images[row] * 255 / 16))
+        Image.fromarray(pixels).save(folder / f"{row}-{len(list(folder.iterdir()))}.png")
+    for file in sorted(digits_folder.rglob("*.png"))[::3]:
+        (folder / file.parent.name).mkdir(exist_ok=True)
+        (folder / file.parent.name / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spec(digits_folder, tmp_path_factory):
+    return RunSpec(
+        name="digits",
+        data=DataSpec(path=str(digits_folder), image_size=32, resize="squash", train_size=30),
+        views=ViewSpec(count=2, horizontal_flip=False),
+        model=ModelSpec(backbone="small", weights="none"),
+        phases=(PhaseSpec(name="frozen", method="exact"),),
+        cache=CacheSpec(folder=str(tmp_path_factory.mktemp("cache")), precision="float32"),
+    )
+
+
+def test_images_without_labels_follow_the_others_and_evaluated_copies_are_left_out(
+    spec, teacher, pool
+):
+    taught = distillation_spec(spec, str(teacher), DistillSpec(unlabelled=str(pool)))
+    with open_session(taught, reporter=SILENT) as session:
+        data = session.data
+        evaluated = np.concatenate([data.splits.val, data.splits.test])
+        digests = np.array(data.source.digests)
+        num_labelled = len(data.records.items)
+        copied = {item.digest for item in data.records.items[::3]}
+        assert len(data.unlabelled) == 100 + len(copied - set(digests[evaluated]))
+        assert data.unlabelled[0] == num_labelled
+        assert not set(digests[data.unlabelled]) & set(digests[evaluated])
+        first = data.unlabelled_items[0]
+        assert first.digest == digests[num_labelled]
+        assert np.asarray(data.examples.pixels[num_labelled]).shape == (32, 32, 3)
+        assert not data.examples.targets.strata[data.unlabelled].any()
+        larger = session.source_of(48)
+        assert larger.digests == data.source.digests
+        assert larger.examples.pixels.shape == (len(digests), 48, 48, 3)
+        assert session.source_of(48) is larger
+
+
+def test_an_empty_folder_and_one_that_nothing_uses_are_refused(spec, teacher, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    settings = DistillSpec(unlabelled=str(tmp_path))
+    taught = distillation_spec(spec, str(teacher), settings)
+    empty = pytest.raises(DataError, match=r"data\.unlabelled has no images")
+    with open_session(taught, reporter=SILENT) as session, empty:
+        _ = session.data
+    with pytest.raises(SpecError, match="no phase uses the images without labels"):
+        make_methods(override(spec, {"data.unlabelled": str(tmp_path)}))
+
+
+def test_every_phase_of_the_student_distils_and_none_of_it_alone(spec, teacher):
+    two = dataclasses.replace(spec, phases=RunSpec().phases)
+    settings = DistillSpec(kind="similarity", temperature=4.0, unlabelled="images")
+    taught = distillation_spec(two, str(teacher), settings)
+    kinds = [phase.method_options["kind"] for phase in taught.phases]
+    assert kinds == ["logits", "similarity"]  # Features of a frozen trunk do not train.
+    assert {phase.method_options["temperature"] for phase in taught.phases} == {4.0}
+    assert "hard_weight" not in taught.phases[0].method_options
+    alone = spec_alone(taught)
+    assert [phase.method for phase in alone.phases] == ["exact", "supervised"]
+    assert alone == two
+
+
+def test_the_error_of_a_gain_has_the_images_and_the_seeds():
+    task = SingleLabel(("a", "b"))
+    values = np.array([0, 0, 1, 1])
+    right, wrong = np.eye(2)[values], np.eye(2)[1 - values]
+    half = np.where(np.arange(4)[:, None] < 2, right, wrong)
+    assert _gain(task, values, [half, half], [right, right]) == pytest.approx((0.5, 0.25))
+    gain, error = _gain(task, values, [half, half], [right, half])
+    by_image = np.hypot(0.25, 0.25) / 4 * np.sqrt(2)
+    assert gain == pytest.approx(0.25)
+    assert error > by_image
+
+
+@pytest.mark.slow
+def test_a_student_is_a_run_with_a_report_and_an_interrupted_comparison_is_resumed(
+    spec, teacher, pool, tmp_path, monkeypatch
+):
+    folder = tmp_path / "student"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation, "compare", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kt.distill(teacher, spec, unlabelled=str(pool), seeds=2, output=folder, reporter=SILENT)
+    assert not (folder / "distillation.json").exists()
+    run = kt.distill(
+        teacher,
+        spec,
+        unlabelled=str(pool),
+        seeds=2,
+        output=folder,
+        resume=True,
+        reporter=SILENT,
+    )
+    report = read_json(folder / "distillation.json")
+    taught, distilled, alone = report["contenders"]
+    assert distilled["scores"][0] == pytest.approx(run.evaluation.accuracy)
+    assert len(distilled["scores"]) == 2
+    assert taught["score"] > max(distilled["score"], alone["score"])
+    assert report["gain"] == pytest.approx(distilled["score"] - alone["score"])
+    assert taught["agreement"] == 1
+    assert distilled["num_bytes"] == (folder / "model.keras").stat().st_size
+    assert report["sentence"] in (folder / "distillation.md").read_text()
+    assert (folder / "distillation.png").stat().st_size > 5000
+    assert not (folder / "checkpoint").exists()
+    cache = read_json(folder / "cache.json")
+    assert cache["teacher"]["views_computed"] > 200
+    (folder / "distillation.json").unlink()
+    Image.new("RGB", (8, 8)).save(pool / "new.png")
+    with pytest.raises(DataError, match="images without labels have changed"):
+        kt.distill(teacher, spec, unlabelled=str(pool), output=folder, resume=True, reporter=SILENT)
+    (pool / "new.png").unlink()
+
+
+@pytest.mark.slow
+def test_a_search_may_vary_the_temperature_and_the_weight_of_labels(spec, teacher, tmp_path):
+    taught = distillation_spec(spec, str(teacher), DistillSpec())
+    options = "phases.0.method_options"
+    space = {
+        f"{options}.temperature": {"values": [1.0, 4.0]},
+        f"{options}.hard_weight": {"values": [0.1]},
+    }
+    changes = {"search.tuner": "grid", "search.refits": 0, "search.space": space}
+    found = search(override(taught, changes), tmp_path / "search")
+    assert [trial.values[f"{options}.temperature"] for trial in found.trials] == [1.0, 4.0]
+    best = json.loads((found.run.path / "winner" / "spec.json").read_text())
+    assert best["phases"][0]["method_options"]["temperature"] in (1.0, 4.0)
+
+
+def test_the_verb_takes_fields_of_distillation_and_of_the_run(teacher, digits_folder, capsys):
+    words = ["kind=decoupled", "seeds=5", "model.backbone=small", "phases.0.epochs=3"]
+    spec, settings = verb.read_words(str(digits_folder), words)
+    assert (settings.kind, settings.seeds, spec.seeds) == ("decoupled", 5, 1)
+    assert (spec.model.backbone, spec.phases[0].epochs) == ("small", 3)
+    for given, part in (
+        (["no/such/teacher", str(digits_folder)], "a teacher does not exist"),
+        ([str(teacher), str(digits_folder), "kind=logit"], "did you mean 'logits'?"),
+        ([str(teacher), str(digits_folder), "temperature=0"], "temperature is out of range"),
+    ):
+        assert verb.main([*given, "model.backbone=small"]) == USER_ERROR
+        assert part in capsys.readouterr().err

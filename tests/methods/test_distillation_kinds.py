@@ -1,0 +1,178 @@
+"""The losses of distillation against their closed forms."""
+
+import importlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import special
+
+from keras_transfer.fields import build
+from keras_transfer.methods.distill import Distill, DistillOptions
+from keras_transfer.methods.distillation.decoupled import decoupled_divergences
+from keras_transfer.methods.distillation.dynamic import Dynamic, DynamicOptions
+from keras_transfer.methods.distillation.feature import similarities
+from keras_transfer.methods.distillation.kind import Batch, divergences
+from keras_transfer.methods.distillation.registry import KINDS, make_kind
+from keras_transfer.methods.distillation.relational import angles, distances
+from keras_transfer.methods.distillation.student import DistillationLoss, make_student
+from keras_transfer.specs import PhaseSpec, TrainingSpec
+from keras_transfer.tasks.single_label import SingleLabel
+
+GENERATOR = np.random.default_rng(0)
+TARGETS = np.eye(4, dtype=np.float32)[[0, 3, 1, 2, 2, 0]]
+TEACHER, STUDENT = 3 * GENERATOR.normal(size=(2, 6, 4)).astype(np.float32)
+FEATURES = GENERATOR.normal(size=(6, 5)).astype(np.float32)
+OTHERS = GENERATOR.normal(size=(6, 5)).astype(np.float32)
+
+
+def batch(student=STUDENT, teacher=TEACHER, temperature=3.0, features=FEATURES, theirs=FEATURES):
+    return Batch(TARGETS, teacher, tf.convert_to_tensor(student), temperature, theirs, features)
+
+
+def gradient(kind, variable, **given):
+    """By the student's logits or, for 'features', by its features."""
+    value = tf.Variable(given.pop(variable))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(kind.losses(batch(**given, **{variable: value})))
+    return tape.gradient(total, value)
+
+
+def test_every_row_names_a_class_that_carries_the_row_s_name():
+    for name, place in KINDS.items():
+        module, _, attribute = place.partition(":")
+        assert getattr(importlib.import_module(module), attribute).name == name
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_student_that_equals_its_teacher_up_to_a_constant_has_no_loss_and_no_gradient(name):
+    shifted = TEACHER + np.float32([[5], [-3], [0], [100], [1], [2]])
+    kind = make_kind(name, {})
+    np.testing.assert_allclose(kind.losses(batch(shifted)), 0, atol=1e-5)
+    np.testing.assert_allclose(gradient(kind, "student", student=shifted), 0, atol=1e-4)
+    assert float(np.sum(kind.losses(batch()))) > 0.1
+
+
+def test_the_gradient_of_soft_labels_is_t_times_the_difference_of_probabilities():
+    found = gradient(make_kind("logits", {}), "student", student=STUDENT)
+    expected = 3 * (special.softmax(STUDENT / 3, axis=1) - special.softmax(TEACHER / 3, axis=1))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_soft_labels_have_the_limits_of_cold_and_hot_temperatures():
+    one = special.softmax(TEACHER, axis=1)
+    cross_entropy = -(one * special.log_softmax(STUDENT, axis=1)).sum(axis=1)
+    entropy = special.entr(one).sum(axis=1)
+    np.testing.assert_allclose(
+        divergences(batch(temperature=1.0)), cross_entropy - entropy, rtol=1e-4
+    )
+    centred = [x - x.mean(axis=1, keepdims=True) for x in (TEACHER, STUDENT)]
+    expected = np.square(centred[0] - centred[1]).sum(axis=1) / 8
+    hot = Batch(TARGETS, np.float64(TEACHER), tf.constant(np.float64(STUDENT)), 1000.0)
+    np.testing.assert_allclose(divergences(hot), expected, rtol=1e-2)
+    large = divergences(batch(1e4 * np.sign(STUDENT), -1e4 * np.sign(STUDENT), 1.0))
+    assert np.isfinite(large).all()
+
+
+def test_decoupled_parts_add_up_to_the_divergence():
+    of_target, of_others = decoupled_divergences(batch())
+    target = (special.softmax(TEACHER / 3, axis=1) * TARGETS).sum(axis=1)
+    np.testing.assert_allclose(
+        9 * (of_target + (1 - target) * of_others), divergences(batch()), rtol=1e-4
+    )
+    only_target = make_kind("decoupled", {"alpha": 1.0, "beta": 0.0}).losses(batch())
+    np.testing.assert_allclose(only_target, 9 * of_target, rtol=1e-6)
+
+
+def test_dynamic_weights_are_one_for_certain_teachers_and_zero_for_those_that_know_nothing():
+    certain, ignorant = np.eye(4)[[0]], np.full((1, 4), 0.25)
+    both = np.stack([certain, ignorant])
+    np.testing.assert_allclose(Dynamic().weights(both)[:, 0], [2, 0], atol=1e-6)
+    unsure = Dynamic(DynamicOptions(prefer_unsure=True))
+    np.testing.assert_allclose(unsure.weights(both)[:, 0], [0, 2], atol=1e-6)
+    np.testing.assert_array_equal(Dynamic().weights(both[:1]), [[1]])
+    np.testing.assert_array_equal(Dynamic().weights(both[1:]), [[1]])
+
+
+def test_labels_take_over_from_a_teacher_that_fades():
+    options = {"teacher": "x", "kind": "dynamic", "kind_options": {"fade": 0.5}}
+    method = Distill(build(DistillOptions, options, "", "a test"))
+    assert not method.kind.is_convex
+    assert Dynamic().is_convex
+    transform = method._transform(PhaseSpec(epochs=5), 4)
+    weights = np.float32([[1, 0.1, 0.9], [0, 0, 0.9]])
+    encoded = np.concatenate([TARGETS[:2], weights, TEACHER[:2]], axis=1)
+    for epoch, factor in ((0, 1.0), (2, 0.75), (4, 0.5)):
+        _, changed, _ = transform(FEATURES, encoded, np.ones(2), (0, epoch, 0))
+        expected = [[1, 1 - 0.9 * factor, 0.9 * factor], [0, 0, 0.9 * factor]]
+        np.testing.assert_allclose(changed[:, 4:7], expected, rtol=1e-5)
+        np.testing.assert_array_equal(
+            np.delete(changed, [4, 5, 6], 1), np.delete(encoded, [4, 5, 6], 1)
+        )
+
+
+def test_features_count_relative_to_the_teacher_s_and_follow_them():
+    kind = make_kind("feature", {"weight": 2.0})
+    more = kind.losses(batch(TEACHER, features=OTHERS))
+    expected = 2 * np.square(OTHERS - FEATURES).mean(axis=1) / np.square(FEATURES).mean()
+    np.testing.assert_allclose(more, expected, rtol=1e-4)
+    found = gradient(kind, "features", features=OTHERS)
+    expected = 4 * (OTHERS - FEATURES) / 5 / np.square(FEATURES).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_similarities_and_relations_do_not_change_when_features_are_rotated_or_scaled():
+    rotation = np.linalg.qr(GENERATOR.normal(size=(5, 5)))[0].astype(np.float32)
+    turned = 7 * FEATURES @ rotation
+    for name in ("similarity", "relational"):
+        kind = make_kind(name, {})
+        np.testing.assert_allclose(kind.losses(batch(TEACHER, features=turned)), 0, atol=1e-5)
+        assert float(np.sum(kind.losses(batch(TEACHER, features=OTHERS)))) > 0.05
+        assert np.isfinite(gradient(kind, "features", features=FEATURES)).all()
+    products = FEATURES @ FEATURES.T
+    expected = products / np.linalg.norm(products, axis=1, keepdims=True)
+    np.testing.assert_allclose(similarities(FEATURES), expected, rtol=1e-4)
+
+
+def test_distances_are_multiples_of_their_mean_and_angles_are_cosines():
+    corner = np.float32([[0, 0], [3, 0], [0, 4]])
+    expected = np.array([[0, 3, 4], [3, 0, 5], [4, 5, 0]]) / 4
+    np.testing.assert_allclose(distances(corner), expected, rtol=1e-5)
+    found = np.array(angles(corner))
+    assert found[0, 1, 2] == pytest.approx(0, abs=1e-6)
+    assert found[1, 0, 2] == pytest.approx(3 / 5, rel=1e-5)
+    assert found[2, 0, 1] == pytest.approx(4 / 5, rel=1e-5)
+
+
+def test_a_student_shares_the_layers_of_its_part_and_has_an_adapter_of_its_own():
+    task, image = SingleLabel(("a", "b", "c", "d")), keras.Input((8,))
+    hidden = keras.layers.Dense(5, activation="relu")(image)
+    classifier = keras.Model(image, keras.layers.Dense(4, name="logits")(hidden))
+    classifier.compile(loss="mse", weighted_metrics=task.metrics())  # As by an earlier phase.
+    for part in (classifier, keras.Model(hidden, classifier.output)):
+        student = make_student(part, make_kind("feature", {}), num_features=7)
+        assert student.output_shape == (None, 4 + 7)
+        values = np.ones((3, part.input_shape[-1]), np.float32)
+        np.testing.assert_allclose(student(values)[:, :4], part(values), rtol=1e-6)
+        own = {id(variable) for variable in classifier.variables}
+        added = [v.path for v in student.trainable_variables if id(v) not in own]
+        assert added == ["adapter/kernel", "adapter/bias"]
+    assert make_student(part, make_kind("similarity", {}), num_features=7).output_shape[1] == 9
+
+
+def test_the_loss_weighs_labels_teacher_and_examples():
+    hard = SingleLabel(("a", "b", "c", "d")).loss(TrainingSpec(label_smoothing=0.1))
+    loss = DistillationLoss(hard, make_kind("logits", {}), 4, 3.0)
+    weights = np.float32([[1, 0.3, 0.7]] * 4 + [[0, 0, 0.7]] * 2)
+    columns = np.concatenate([TARGETS, weights, TEACHER], axis=1)
+    by_label, soft = hard.call(TARGETS, STUDENT), divergences(batch())
+    expected = weights[:, 1] * by_label + 0.7 * np.array(soft)
+    np.testing.assert_allclose(loss.call(columns, STUDENT), expected, rtol=1e-5)
+    examples = np.float32([1, 1, 0, 2, 1, 0])
+    assert float(loss(columns, STUDENT, sample_weight=examples)) == pytest.approx(
+        float(np.mean(examples * expected)), rel=1e-5
+    )
+    assert float(loss(columns, STUDENT, sample_weight=0 * examples)) == 0
+    np.testing.assert_allclose(loss.call(TARGETS, STUDENT), by_label)
+    assert isinstance(loss, keras.losses.Loss)
