@@ -38,7 +38,7 @@ FIELDS = {
 
 
 NAMES = """
-    auto fine_tune tune rank_backbones load_run Run RunSpec load_spec override list_backbones
+    auto distill fine_tune tune rank_backbones load_run Run RunSpec load_spec override list_backbones
     load_dataset build_model KerasTransferError register
 """
 

@@ -64,6 +64,8 @@ is below the first stage that can be cut at. `head` is everything above the back
 `model.backbone=efficientnet_lite0+efficientnet_lite1` puts both on the image, each with its own
 scaling of pixels, and concatenates their feature maps. One head reads all features. That costs the
 time and the memory of both, in training and in use.
+The pooled features of a frozen combination are stored by network, so what a run with one of
+them alone has stored is read and not computed again.
 
 - The maps must have the same height and width, and `model.weights` must be a name that all have.
 - `model.last_stage`, `model.preprocess` and files of weights are for single backbones.
