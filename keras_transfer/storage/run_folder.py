@@ -14,7 +14,6 @@ searches also have spec.json; they are complete when they have study.json or sea
 import csv
 import datetime
 import errno
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -77,21 +76,25 @@ _BEFORE_THE_SPEC: Final = {
 """Files of a run that was killed before it wrote its spec: a new run may use the folder."""
 
 
-_WITHOUT_LOCKS: Final = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
-"""What file systems answer that have no locks, such as some mounted drives."""
+_WITHOUT_LOCKS: Final = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EBADF)
+"""What file systems answer that have no locks on folders, such as some mounted drives."""
 
 
 class _Lock:
-    """Keeps other processes from locking the same file, until it or this process is gone.
+    """Keeps other processes from locking the same folder, until it or this process is gone.
 
-    On a file system without locks it keeps nobody.
+    On a file system without such locks, and on Windows, it keeps nobody.
 
     Raises:
         BlockingIOError: another process has locked it.
     """
 
-    def __init__(self, file: Path):
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    def __init__(self, folder: Path):
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -275,12 +278,12 @@ class RunFolder:
     def _locked(self) -> _Lock:
         folder = self.path.resolve()
         try:
-            lock = _LOCKS.get(folder) or _Lock(self.log_file)
+            lock = _LOCKS.get(folder) or _Lock(folder)
         except BlockingIOError as error:
             raise RunError(
                 f"another process writes the run in {self.path}",
                 expected="one process for each run",
-                received=f"a lock on {self.log_file}",
+                received=f"a lock on {folder}",
                 fix="wait until it ends, or end it; or give another --output",
             ) from error
         _LOCKS[folder] = lock

@@ -22,7 +22,7 @@ def test_create_makes_the_folder_and_its_parents(tmp_path: Path):
     run = RunFolder.create(tmp_path / "deep" / "run")
     assert run.path.is_dir()
     assert not run.is_complete
-    assert list(run.path.iterdir()) == [run.log_file]
+    assert list(run.path.iterdir()) == []
 
 
 def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path):
@@ -62,7 +62,7 @@ def test_create_resumes_only_a_run_and_removes_what_was_half_written(tmp_path: P
     (run.path / "model.partial.keras").write_text("half")
     again = RunFolder.create(run.path, resume=True)
     assert again == run
-    assert sorted(path.name for path in run.path.iterdir()) == ["run.log", "spec.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["spec.json"]
 
 
 def test_create_refuses_an_unwritable_place(tmp_path: Path):
