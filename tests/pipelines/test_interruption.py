@@ -78,7 +78,7 @@ def test_only_verbs_that_train_speak_of_resuming_a_training(name: str, monkeypat
     monkeypatch.setattr("argparse.ArgumentParser.parse_intermixed_args", interrupt)
     assert verb.main([]) == arguments.INTERRUPTED
     said = capsys.readouterr().err
-    assert ("a training continues" in said) == (name in ("train", "tune", "pretrain"))
+    assert ("a training continues" in said) == (name in ("train", "tune", "pretrain", "distill"))
     assert ("the rows so far are kept" in said) == (name == "predict")
 
 
