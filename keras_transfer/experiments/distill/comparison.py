@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.config import override
+from keras_transfer.data.records import counted
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import paired_gain
 from keras_transfer.experiments.distill.settings import DISTILL, spec_alone
@@ -86,7 +87,8 @@ def compare(run_path: Path, *, num_seeds: int, reporter: Reporter) -> Comparison
         data, spec = session.data, session.spec
         values = data.examples.targets.values[data.splits.test]
         seeds = tuple(range(spec.seed, spec.seed + num_seeds))
-        reporter.info(f"Comparing with the student alone, over seeds {seeds[0]} to {seeds[-1]} …")
+        words = counted(num_seeds, "seed", "seeds")
+        reporter.info(f"Comparing with the student alone, over {words} from {seeds[0]} on …")
         runner = TrialRunner(session, [data.splits])
         distilled = _outputs(runner, spec, seeds)
         alone = _outputs(runner, spec_alone(spec), seeds)

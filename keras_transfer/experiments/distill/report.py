@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from keras_transfer.data.records import counted
 from keras_transfer.evaluation.intervals import Interval
 from keras_transfer.evaluation.metrics import expected_calibration_error
 from keras_transfer.experiments.distill.comparison import Comparison, Contender
@@ -48,7 +49,8 @@ def show_distillation(found: Comparison, terminal: TerminalReporter) -> None:
 def describe(found: Comparison) -> str:
     """One sentence: whether distillation pays."""
     gain = found.task.monitor.format_gain(found.gain, 1.96 * found.gain_error)
-    over = f"{len(found.seeds)} seeds, {len(found.values):,} test images"
+    seeds = counted(len(found.seeds), "seed", "seeds")
+    over = f"{seeds}, {len(found.values):,} test images"
     verdict = "pays" if found.pays else "does not pay here"
     return (
         f"Distillation {verdict}: it changes the student's "
