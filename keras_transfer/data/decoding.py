@@ -30,7 +30,7 @@ _FILLED: Final = (128, 64, 63)
 """Grey levels of blocks that a JPEG decoder has no data for, in RGB and in CMYK."""
 
 _ENDS_EARLY: Final = "the image data end too early"
-_TOO_MANY_PARTS: Final = "too many segments, chunks or blocks"
+TOO_MANY_PARTS: Final = "too many segments, chunks or blocks"
 _MOST_PARTS: Final = 200
 """The most that are walked over in files without many bytes: each takes as long as 1,000 pixels."""
 _PART_BYTES: Final = 1024
@@ -171,7 +171,7 @@ def _walk(
     """The values after the last step over the parts of a file, if there are not too many."""
     most_steps = _MOST_PARTS + tf.size(content) // _PART_BYTES
     values = tf.while_loop(goes_on, step, start, maximum_iterations=most_steps)
-    with tf.control_dependencies([_refuse(goes_on(*values), _TOO_MANY_PARTS)]):
+    with tf.control_dependencies([_refuse(goes_on(*values), TOO_MANY_PARTS)]):
         return [tf.identity(value) for value in values]
 
 
@@ -235,7 +235,7 @@ def _read_gif(file: _File) -> Read:
     encoded = _checked(
         file,
         tf.maximum(width, right) * tf.maximum(height, bottom),
-        (num_left <= 0, _TOO_MANY_PARTS),
+        (num_left <= 0, TOO_MANY_PARTS),
         (num_frames > 1, "animated GIF"),
         (is_transparent, "transparent GIF"),
     )

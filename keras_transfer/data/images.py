@@ -27,7 +27,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from keras_transfer.data.decoding import MOST_TAGS, decode
+from keras_transfer.data.decoding import MOST_TAGS, TOO_MANY_PARTS, decode
 from keras_transfer.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
@@ -73,7 +73,7 @@ class _LimitedBytes(io.BytesIO):
         """As `io.BytesIO.read`."""
         self._num_left -= 1
         if self._num_left < 0:
-            raise UnreadableError("too many segments, chunks or blocks")
+            raise UnreadableError(TOO_MANY_PARTS)
         return super().read(size)
 
 

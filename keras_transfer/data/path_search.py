@@ -22,9 +22,9 @@ _MOST_TRIED: Final = 100
 _MOST_SEARCHED: Final = 50_000
 """Files below the table's folder that are compared with them."""
 
-BACKSLASHES, OTHER_FORM, NO_SUFFIX = (
-    *("with backslashes", "with accents in another form of Unicode", "without suffix"),
-)
+BACKSLASHES = "with backslashes"
+OTHER_FORM = "with accents in another form of Unicode"
+NO_SUFFIX = "without suffix"
 
 
 class PathFinder:

@@ -169,10 +169,7 @@ class Session:
         if image_size not in self._sources:
             own = dataclasses.replace(self.spec.data, image_size=image_size, on_bad_file="error")
             data = self.data
-            items, targets = (
-                (*data.records.items, *data.unlabelled_items),
-                data.source.examples.targets,
-            )
+            items, targets = (*data.records.items, *data.unlabelled_items), data.examples.targets
             every = Records(items, targets, data.records.root)
             pixels = audit(every, own, cache=self.cache, reporter=self.reporter).pixels
             self._sources[image_size] = self._make_source(items, pixels, targets, spec=own)

@@ -493,14 +493,7 @@ class PhaseInputs:
         return self.source
 
     def _extract_teacher(self, requests: Sequence[Request], source: Source) -> list[Features]:
-        features, stats = extract_together(
-            requests,
-            source,
-            cache_spec=self.spec.cache,
-            cache=self._cache,
-            reporter=self._reporter,
-            worker_pool=self._crew,
-        )
+        features, stats = self._stored(requests, source)
         self.teacher_stats.append(stats)
         self._reporter.info(f"Teacher: {stats.describe()}")
         return features
@@ -560,14 +553,7 @@ class PhaseInputs:
         requests = [
             Request(plan.cut, pool.pairs(plan.num_views)).parts() for plan in plans.values()
         ]
-        features, stats = extract_together(
-            list(chain(*requests)),
-            self.source,
-            cache_spec=self.spec.cache,
-            cache=self._cache,
-            reporter=self._reporter,
-            worker_pool=self._crew,
-        )
+        features, stats = self._stored(list(chain(*requests)), self.source)
         self.extraction_stats.append(stats)
         self._reporter.info(stats.describe())
         found = iter(features)
@@ -575,6 +561,18 @@ class PhaseInputs:
             stored = list(islice(found, len(parts)))
             inputs = JoinedFeatures(stored) if plan.cut.parts else stored[0]
             self._extracted[number] = plan, inputs
+
+    def _stored(
+        self, requests: Sequence[Request], source: Source
+    ) -> tuple[list[Features], ExtractionStats]:
+        return extract_together(
+            requests,
+            source,
+            cache_spec=self.spec.cache,
+            cache=self._cache,
+            reporter=self._reporter,
+            worker_pool=self._crew,
+        )
 
     def _plan(self, cuts: dict[int, Cut], pool: Pool) -> dict[int, Plan]:
         cache_spec, count = self.spec.cache, self.spec.views.count

@@ -69,13 +69,13 @@ class Request:
     wanted: np.ndarray
 
     def parts(self) -> "list[Request]":
-        """Requests for the parts of the cut, or this one if it has none."""
-        return [Request(part, self.wanted) for part in self.cut.parts] or [self]
+        """Requests for what is stored of the cut."""
+        return [Request(part, self.wanted) for part in self.cut.stored]
 
 
 def features_keys(cut: Cut, source: Source, cache_spec: CacheSpec) -> list[CacheKey]:
     """Cache keys of activations: one, or one for each part of the cut."""
-    return [features_key(part, source, cache_spec) for part in cut.parts or (cut,)]
+    return [features_key(part, source, cache_spec) for part in cut.stored]
 
 
 def features_key(cut: Cut, source: Source, cache_spec: CacheSpec) -> CacheKey:

@@ -45,6 +45,11 @@ class Cut:
         """Number of values to store for each view."""
         return int(np.prod(self.shape))
 
+    @property
+    def stored(self) -> "tuple[Cut, ...]":
+        """The cuts whose values are stored: its parts, or itself if it has none."""
+        return self.parts or (self,)
+
     def tail(self) -> keras.Model:
         """A model from cached activations to logits that shares the classifier's layers."""
         with scope():

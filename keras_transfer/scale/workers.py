@@ -64,7 +64,7 @@ class Extractor:
         set_up(spec.devices, seed=spec.seed)
         classifier = prepare_classifier(spec, self._task)
         whole = find_cuts(classifier, spec.phases, 0).values()
-        cuts = [part for cut in whole for part in cut.parts or (cut,)]
+        cuts = [part for cut in whole for part in cut.stored]
         by_digest = {features_key(cut, source, spec.cache).digest: cut for cut in cuts}
         return FeatureWriter(by_digest, source)
 

@@ -83,7 +83,7 @@ _WITHOUT_LOCKS: Final = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EBADF)
 class _Lock:
     """Keeps other processes from locking the same folder, until it or this process is gone.
 
-    On a file system without such locks, and on Windows, it keeps nobody.
+    File systems without such locks, and Windows, do not keep other processes out.
 
     Raises:
         BlockingIOError: another process has locked it.
