@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.parts import most_parts
+
 BACKGROUNDS: Final = {"white": 255, "grey": 128, "black": 0}
 """Grey levels by the values of `data.background`."""
 
@@ -31,11 +33,6 @@ _FILLED: Final = (128, 64, 63)
 
 _ENDS_EARLY: Final = "the image data end too early"
 TOO_MANY_PARTS: Final = "too many segments, chunks or blocks"
-_MOST_PARTS: Final = 200
-"""The most that are walked over in files without many bytes: each takes as long as 1,000 pixels."""
-_PART_BYTES: Final = 1024
-_BLOCK_BYTES: Final = 64
-"""More bytes allow one more part or, of a GIF, one more block, which has at most 255."""
 MOST_TAGS: Final = 200
 """EXIF tags that are read: they are sorted, and few have a lower number than the orientation."""
 _ORIENTATION_TAG: Final = 0x0112
@@ -169,7 +166,7 @@ def _walk(
     start: tuple[tf.Tensor, ...],
 ) -> list[tf.Tensor]:
     """The values after the last step over the parts of a file, if there are not too many."""
-    most_steps = _MOST_PARTS + tf.size(content) // _PART_BYTES
+    most_steps = most_parts(tf.size(content) - _PADDING)
     values = tf.while_loop(goes_on, step, start, maximum_iterations=most_steps)
     with tf.control_dependencies([_refuse(goes_on(*values), TOO_MANY_PARTS)]):
         return [tf.identity(value) for value in values]
@@ -231,13 +228,16 @@ def _read_webp(file: _File) -> Read:
 
 def _read_gif(file: _File) -> Read:
     width, height = _numbers(file.content, 0, (6, 2), (8, 2), is_big=False)
-    num_frames, is_transparent, right, bottom, num_left = _walk_gif(file.content)
+    num_frames, is_transparent, left, top, right, bottom, num_left = _walk_gif(file.content)
+    is_part = (left > 0) | (top > 0) | (right < width) | (bottom < height)
     encoded = _checked(
         file,
         tf.maximum(width, right) * tf.maximum(height, bottom),
         (num_left <= 0, TOO_MANY_PARTS),
         (num_frames > 1, "animated GIF"),
         (is_transparent, "transparent GIF"),
+        # What decoders show around it differs.
+        (is_part, "GIF with a frame smaller than itself"),
     )
     return _decode(encoded, channels=3), _int(-1)
 
@@ -247,7 +247,8 @@ def _walk_gif(content: tf.Tensor) -> list[tf.Tensor]:
 
     Returns:
         The number of frames, 2 for more than one; whether the first has a transparent colour; the
-        right and the lower edge of the first; and how many more parts would have been walked over.
+        left, upper, right and lower edge of the first; and how many more parts would have been
+        walked over.
     """
 
     def table_bytes(flags: tf.Tensor) -> tf.Tensor:
@@ -261,26 +262,24 @@ def _walk_gif(content: tf.Tensor) -> list[tf.Tensor]:
         position: tf.Tensor,
         frames: tf.Tensor,
         seen: tf.Tensor,
-        right: tf.Tensor,
-        bottom: tf.Tensor,
-        num_left: tf.Tensor,
+        *others: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
         kind, label, control, flags = _numbers(content, position, (0, 1), (0, 2), (3, 1), (9, 1))
         place = _numbers(content, position, (1, 2), (3, 2), (5, 2), (7, 2), is_big=False)
         is_frame = kind == 0x2C
         seen |= (label == 0x21F9) & _has_bit(control, 0) & (frames == 0)
         is_first = is_frame & (frames == 0)
-        right, bottom = (
-            tf.where(is_first, place[axis] + place[axis + 2], edge)
-            for axis, edge in enumerate((right, bottom))
-        )
+        *edges, num_left = others
+        found = [*place[:2], place[0] + place[2], place[1] + place[3]]
+        edges = [tf.where(is_first, *values) for values in zip(found, edges, strict=True)]
         position += tf.where(is_frame, 11 + table_bytes(flags), _int(2))
         position, num_left = _skip_gif_data(content, position, num_left - 1)
-        return position, frames + tf.cast(is_frame, tf.int64), seen, right, bottom, num_left
+        return position, frames + tf.cast(is_frame, tf.int64), seen, *edges, num_left
 
     (flags,) = _numbers(content, 0, (10, 1))
-    most_steps = _MOST_PARTS + tf.size(content, tf.int64) // _BLOCK_BYTES
-    first = 13 + table_bytes(flags), _int(0), tf.constant(False), _int(0), _int(0), most_steps
+    most_steps = most_parts(tf.size(content, tf.int64) - _PADDING, is_gif=True)
+    edges = [_int(0)] * 4
+    first = 13 + table_bytes(flags), _int(0), tf.constant(False), *edges, most_steps + 1
     _, *found = tf.while_loop(goes_on, step, first)
     return found
 

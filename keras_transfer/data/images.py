@@ -1,7 +1,7 @@
 """Image files: header checks, decoding and resizing.
 
 Pillow reads the header only, so an image that is too large is refused before it takes memory. The
-few files that an exported model refuses (animations, transparent GIF, old bitmaps) are converted to
+few files that an exported model refuses (animations, some GIF, old bitmaps) are converted to
 PNG without loss; all others are passed on unchanged.
 
 `decode_and_resize` is TensorFlow graph code and the only function that makes pixels of a file: the
@@ -28,6 +28,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from keras_transfer.data.decoding import MOST_TAGS, TOO_MANY_PARTS, decode
+from keras_transfer.data.parts import has_too_many_parts
 from keras_transfer.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
@@ -47,8 +48,6 @@ _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _PNG_DEPTH = 24
 _MOST_BYTES = 2**31 - 1
 """TensorFlow's decoders refuse longer files, which would first be read as a whole."""
-_MOST_READS, _READ_BYTES = 2000, 16
-"""Calls of `read` for a header: so many, and one more for each number of bytes in the file."""
 
 
 class UnreadableError(Exception):
@@ -57,24 +56,6 @@ class UnreadableError(Exception):
 
 class TooLargeError(UnreadableError):
     """An image has more pixels than are allowed."""
-
-
-class _LimitedBytes(io.BytesIO):
-    """The bytes of a header, which Pillow reads part by part: too many parts are an error.
-
-    The decoder, see `decoding`, refuses all of these files as well: a part takes 5 calls at most.
-    """
-
-    def __init__(self, data: bytes):
-        super().__init__(data)
-        self._num_left = _MOST_READS + len(data) // _READ_BYTES
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """As `io.BytesIO.read`."""
-        self._num_left -= 1
-        if self._num_left < 0:
-            raise UnreadableError(TOO_MANY_PARTS)
-        return super().read(size)
 
 
 class Decoding(TypedDict):
@@ -184,9 +165,9 @@ def refusal(error: tf.errors.InvalidArgumentError) -> str:
     return reason[1] if reason else "truncated or damaged"
 
 
-def _open(data: bytes, stream: type[io.BytesIO] = _LimitedBytes) -> ImageFile:
+def _open(data: bytes) -> ImageFile:
     """An image whose header Pillow has read."""
-    return _READERS[sniff(data[:_HEAD_BYTES])](stream(data))
+    return _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data))
 
 
 def _header_size(data: bytes) -> tuple[int, int]:
@@ -222,16 +203,17 @@ def _examined(data: bytes, max_megapixels: float) -> Encoded:
     _check_size(width, height, max_megapixels)
     if not is_refused:
         return examined
-    return replace(
-        examined, data=_to_png(_open(data, io.BytesIO)), converted_from=str(image.format)
-    )
+    return replace(examined, data=_to_png(_open(data)), converted_from=str(image.format))
 
 
-def _check_kind(head: bytes) -> None:
-    if not head:
+def _check_kind(data: bytes) -> None:
+    if not data:
         raise UnreadableError("empty file")
-    if not sniff(head[:_HEAD_BYTES]):
+    suffix = sniff(data[:_HEAD_BYTES])
+    if not suffix:
         raise UnreadableError(f"not an image ({FORMATS})")
+    if has_too_many_parts(data, suffix):  # Before Pillow, which takes longer to walk over them.
+        raise UnreadableError(TOO_MANY_PARTS)
 
 
 def _read_image_bytes(file: Path) -> bytes:
@@ -251,7 +233,8 @@ def _read_image_bytes(file: Path) -> bytes:
 def _is_refused_by_exports(image: ImageFile, data: bytes) -> bool:
     """True for images that `decoding.decode` refuses because of their kind."""
     if isinstance(image, GifImageFile):
-        return image.is_animated or image.has_transparency_data
+        is_part = bool(image.tile) and image.tile[0][1] != (0, 0, *image.size)
+        return is_part or image.is_animated or image.has_transparency_data
     if isinstance(image, WebPImageFile):
         return data[12:16] == b"VP8X" and bool(data[20] & 2)
     if isinstance(image, BmpImageFile):
@@ -304,7 +287,7 @@ __all__ = [
     "resizer",
 ]
 
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 """Increase it when the same file is decoded to other pixels: cached pixels are then not used."""
 _MIRRORED_ROWS, _MIRRORED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 """EXIF orientations whose rows or columns are mirrored; those above 4 are transposed before."""

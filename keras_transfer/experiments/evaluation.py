@@ -25,7 +25,7 @@ from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import next_version, version_folders
-from keras_transfer.tasks.registry import read_task
+from keras_transfer.tasks.registry import read_targets
 
 
 def evaluate_run(
@@ -39,7 +39,7 @@ def evaluate_run(
     """Evaluate a run on its own test split, or on the images of a folder or CSV file.
 
     Args:
-        data_path: targets are matched by name, so there may be only some of the run's classes.
+        data_path: targets are matched by name; there may be only some of the run's classes.
         moved_to: where the run's own images are now; None is its `data.path`.
         include_training: whether images of `data_path` count that the run was trained on.
 
@@ -52,8 +52,7 @@ def evaluate_run(
     if data_path is None:
         records, values, outputs = _predict_test(run, reporter, all_needed=True)
     else:
-        elsewhere = {**images_at(data_path), "data.min_per_class": 0}
-        listed = read_task(override(run.spec, elsewhere))[1]
+        listed = read_targets(run.task, override(run.spec, images_at(data_path)).data)
         leave_out = set() if include_training else _training_digests(run)
         records, values, outputs = _predict_labelled(run, listed, reporter, leave_out=leave_out)
     reporter.info(f"{describe_images(records.targets)}.")

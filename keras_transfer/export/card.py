@@ -30,8 +30,9 @@ from keras_transfer.tasks.task import Task
 _IMAGE_FILES: Final = (
     "Images are turned upright by their EXIF orientation, transparency is shown on {background}, "
     "and only the first frame of an animation is used. serving_default reads JPEG, PNG, WebP, GIF "
-    "and BMP; it refuses animated WebP, animated or transparent GIF, BMP with a palette, 16 bits, "
-    "compression or an old header, incomplete files, and more than {max_megapixels:g} megapixels."
+    "and BMP; it refuses animated WebP, GIF that is animated, transparent or not filled by its "
+    "first frame, BMP with a palette, 16 bits, compression or an old header, incomplete files, and "
+    "more than {max_megapixels:g} megapixels."
 )
 
 

@@ -289,12 +289,14 @@ def write_predictions(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
-            _identify(partial, {"target": target, "classes": list(task.names)})
-            summary = _write(rows, predict, iter(files), partial, task)
-            check_vacant(output)
-            rows.finish(output)
-            _identity_file(partial).unlink()
-            Path(lock.lock_file).unlink(missing_ok=True)
+            try:
+                _identify(partial, {"target": target, "classes": list(task.names)})
+                summary = _write(rows, predict, iter(files), partial, task)
+                check_vacant(output)
+                rows.finish(output)
+                _identity_file(partial).unlink()
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout as error:
         raise _is_written_now(output) from error
     except Exception as error:

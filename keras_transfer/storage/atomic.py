@@ -115,10 +115,12 @@ def full(error: BaseException) -> bool:
 def storage_error(error: Exception, target: Path, *, safe: str = "") -> RunError:
     """The error of a failed write: path, reason, free space and how to fix it."""
     if full(error):
+        # The file that an error of copying names is the one that was read.
+        reason = error.strerror if isinstance(error, OSError) else _reason(error)
         return RunError(
             f"{target} could not be written because the disk is full",
             expected="free space, and no quota or file size limit exceeded",
-            received=f"{_reason(error)}; {_free_space(target)}",
+            received=f"{reason}; {_free_space(target)}",
             fix="free some space, then repeat the command"
             + (f" ({safe})" if safe else "; no finished file was changed"),
         )

@@ -10,7 +10,7 @@ from keras_transfer.data.records import Record, Records
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import build, load_row
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.class_names import check_exportable
 from keras_transfer.tasks.task import Task
 
@@ -46,6 +46,18 @@ def read_task(spec: RunSpec) -> tuple[Task, Records]:
     task = make_task(spec, items)
     notes = [*listing.notes, *notes, *task.notes(items, spec.data)]
     return task, Records(items, task.targets(items), listing.root, notes=tuple(notes))
+
+
+def read_targets(task: Task, spec: DataSpec) -> Records:
+    """List the images of a source, with their targets for an existing task.
+
+    Raises:
+        SpecError, DataError: see `read_records` and `Task.targets`.
+    """
+    listing = read_records(spec)
+    items = tuple(listing.items)
+    notes = (*listing.notes, *task.notes(items, spec))
+    return Records(items, task.targets(items), listing.root, notes=notes)
 
 
 def describe_task(task: Task) -> dict[str, Any]:

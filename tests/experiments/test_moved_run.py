@@ -164,6 +164,21 @@ def test_images_of_the_training_are_left_out_and_counted(
     assert everything.num_examples == 12
 
 
+def test_images_of_one_class_are_evaluated(run: RunFolder, photos: Path, tmp_path: Path):
+    first, *others = run.read_json("splits.json")["rows"]["test"]
+    same = [first, *(entry for entry in others if entry["label"] == first["label"])]
+    for entry in same:
+        target = tmp_path / "one" / entry["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / entry["path"], target)
+    found = evaluate_run(run.path, str(tmp_path / "one"), reporter=SilentReporter())
+    assert found.num_examples == len(same)
+    (tmp_path / "one" / first["label"]).rename(tmp_path / "one" / "strangers")
+    with pytest.raises(DataError, match="is not one of the classes") as failure:
+        evaluate_run(run.path, str(tmp_path / "one"), reporter=SilentReporter())
+    assert "strangers" in failure.value.received
+
+
 def test_only_images_of_the_training_are_refused(run: RunFolder, photos: Path, tmp_path: Path):
     for entry in run.read_json("splits.json")["rows"]["train"]:
         target = tmp_path / "same" / entry["path"]

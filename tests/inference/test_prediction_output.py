@@ -203,6 +203,7 @@ def test_a_full_disk_keeps_the_rows_so_far(suffix: str, tmp_path: Path, full_dis
     with full_disk(), pytest.raises(RunError, match="disk is full") as failure:
         write_predictions(predicting(), files(), output, task=TASK, target="a")
     assert "--resume" in failure.value.fix
+    assert not list(tmp_path.glob("*.lock"))
     write_predictions(predicting(), files(), output, task=TASK, target="a", resume=True)
     assert len(read(output)) == NUM_FILES
 

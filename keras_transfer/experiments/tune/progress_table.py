@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import keras
 
+from keras_transfer.data.records import counted
 from keras_transfer.experiments.tune.record import (
     SearchTrial,
     StartedTrial,
@@ -66,8 +67,8 @@ def describe_trial(trial: SearchTrial, monitor: Monitor) -> str:
         return f"Trial {trial.name} failed ({values}): {trial.cause.splitlines()[0]}"
     return (
         f"Trial {trial.name}: validation {monitor.metric.replace('_', ' ')} "
-        f"{monitor.format(trial.val_score)}, loss {trial.val_loss:.3f}, {trial.epochs} epochs "
-        f"in {trial.seconds:.1f} s ({values})."
+        f"{monitor.format(trial.val_score)}, loss {trial.val_loss:.3f}, "
+        f"{counted(trial.epochs, 'epoch', 'epochs')} in {trial.seconds:.1f} s ({values})."
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
+from keras_transfer.data.records import counted
 from keras_transfer.experiments.summary import describe_proof
 from keras_transfer.experiments.tune.best import BEST_SPEC, WINNER, Comparison, format_range
 from keras_transfer.experiments.tune.page import write_page
@@ -161,7 +162,8 @@ def describe_winner(found: SearchResult) -> list[str]:
     if winner.trial.share < 1:
         sentences.append(
             f"The search ended before any trial completed its training; the training of the best, "
-            f"at {winner.trial.score:.3g} after {winner.trial.epochs} epochs, was then completed."
+            f"at {winner.trial.score:.3g} after "
+            f"{counted(winner.trial.epochs, 'epoch', 'epochs')}, was then completed."
         )
     if not winner.is_better_than_default:
         sentences.insert(1, "No trial is better than the original spec: keep the original spec.")
