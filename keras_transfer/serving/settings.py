@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Final
 
 from keras_transfer.errors import ExportError, SpecError
-from keras_transfer.fields import option
+from keras_transfer.export.formats.registry import FORMATS, KERAS
+from keras_transfer.fields import nearest, option
 from keras_transfer.storage.run_folder import version_folders
 
+SAVED_MODEL: Final = "saved_model"
+AUTO: Final = "auto"
+_BFLOAT16: Final = dataclasses.replace(
+    FORMATS["openvino"], name="openvino_bfloat16", precision="bfloat16"
+)
+SERVED_FORMATS: Final = {
+    entry.name: entry for entry in (*FORMATS.values(), _BFLOAT16) if entry.kind is not KERAS
+}
+"""Formats that can compute in place of the SavedModel; OpenVINO's file also in bfloat16."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _HOST_NAME: Final = re.compile(r"\[[0-9a-f:.]+\]|[^\[\]:@/\\?#\s*]+", re.IGNORECASE)
 _ORIGIN: Final = re.compile(
@@ -36,6 +46,10 @@ class Settings:
     allow_origins: str = option(
         "", "other sites whose pages may ask, such as https://a.example, with commas, * for all"
     )
+    runtime: str = option(
+        SAVED_MODEL,
+        f"what computes: {SAVED_MODEL}, {AUTO} for the fastest verified format, or a format's name",
+    )
     max_batch: int = option(32, "images in a batch", low=1)
     max_wait_ms: float = option(2.0, "how long a batch waits for more images", low=0)
     max_queue: int = option(256, "images of all current requests, else 429", low=1)
@@ -58,6 +72,13 @@ class Settings:
                 expected="--name with letters, digits, dots, dashes and underscores",
                 received=repr(self.name),
                 fix="choose another name",
+            )
+        if self.runtime not in (names := (SAVED_MODEL, AUTO, *SERVED_FORMATS)):
+            raise SpecError(
+                "--runtime has an unknown value",
+                expected=", ".join(names),
+                received=repr(self.runtime),
+                fix=nearest(self.runtime, names),
             )
         _check_listed("--allow-hosts", self.hosts, _HOST_NAME, "names without ports: a.example")
         _check_listed("--allow-origins", self.origins, _ORIGIN, "https://a.example without a path")

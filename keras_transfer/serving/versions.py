@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS,
 from keras_transfer.export.saved_model.writer import MODEL_FILE
 from keras_transfer.serving.batching import Batcher, batch_sizes
 from keras_transfer.serving.images import ImageRows, Input
+from keras_transfer.serving.networks import choose_network
 from keras_transfer.serving.protocol import (
     PER_OUTPUT,
     RefusedError,
@@ -41,7 +42,7 @@ from keras_transfer.storage.run_folder import version_folders
 _log = logging.getLogger(__name__)
 
 Outputs = dict[str, np.ndarray]
-"""One image's outputs of `serving_resized` by name."""
+"""Outputs of `serving_resized` by name, of one image or of several."""
 
 _EXPLAIN_BATCH: Final = 8
 """Images in one call of `serving_explain`, whose gradients need memory."""
@@ -62,10 +63,11 @@ class Version:
         inputs: input names of each supported signature.
         signature_def: signatures as in TensorFlow Serving's metadata.
         card: the content of card.json, or fields of the contract without that file.
+        network: what computes the outputs, and why.
 
     Raises:
         ExportError: the folder is not a complete export, was changed after it was verified, or
-            does not match its contract.
+            does not match its contract; or the format that `settings.runtime` names cannot serve.
     """
 
     def __init__(
@@ -91,6 +93,9 @@ class Version:
             if name in (BYTES, PIXELS, RESIZED, EXPLAIN)
         }
         self._check(folder)
+        self.network = choose_network(
+            self._classify, settings.runtime, _formats_of(folder), self.contract
+        )
         sizes = batch_sizes(settings.max_batch)
         self._warm_up(sizes)
         # One large image, or several small ones, on each bulk worker.
@@ -139,24 +144,23 @@ class Version:
         """Finish the running batches and release the network."""
         self._batcher.close()
         self._bulk_batcher.close()
-        del self._loaded
+        del self._loaded, self.network
 
     def _run(self, read: list[Callable[[], Input]]) -> list[Outputs | Exception]:
         """Outputs of `serving_resized` for each image, or its error."""
         images = self.images.decode_all(read)
         valid = [pixels for pixels in images if not isinstance(pixels, Exception)]
-        outputs = iter(self._classify(np.stack(valid)) if valid else ())
+        outputs = iter(_rows(self.network.classify(np.stack(valid))) if valid else ())
         return [pixels if isinstance(pixels, Exception) else next(outputs) for pixels in images]
 
     def _run_bulk(self, read: list[Callable[[], Input]]) -> list[Outputs | Exception]:
         with self.bulk_slots:
             return self._run(read)
 
-    def _classify(self, pixels: np.ndarray) -> list[Outputs]:
+    def _classify(self, pixels: np.ndarray) -> Outputs:
         with self._turn:
             served = self._loaded.signatures[RESIZED](pixels=tf.constant(pixels))
-        columns = [rows.numpy() for rows in served.values()]
-        return [dict(zip(served, row, strict=True)) for row in zip(*columns, strict=True)]
+        return {name: tensor.numpy() for name, tensor in served.items()}
 
     def _check(self, folder: Path) -> None:
         size, num_classes = self.contract.image_size, len(self.contract.class_names)
@@ -184,6 +188,15 @@ class Version:
             self._run([lambda: png] * batch_size)
         if EXPLAIN in self.inputs:
             self.explain([png], [-1])
+
+
+def _rows(columns: Mapping[str, np.ndarray]) -> list[Outputs]:
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _formats_of(folder: Path) -> Path:
+    """Where the other formats of a version are: formats/<version> beside export/<version>."""
+    return folder.parent.parent / "formats" / folder.name
 
 
 def _load(folder: Path) -> tuple[meta_graph_pb2.MetaGraphDef, Any]:
@@ -322,7 +335,7 @@ class Versions:
         for number in sorted(folders, reverse=True):
             if number == self.number or self._stop.is_set():
                 return
-            stamp = _stamp(folders[number])
+            stamp = [*_stamp(folders[number]), *_stamp(_formats_of(folders[number]))]
             if self._failed.get(number) == stamp:
                 continue
             if self._load(number, folders[number]):
@@ -355,7 +368,7 @@ class Versions:
             self.name = self.name or version.contract.name
         self._set_state(number, "AVAILABLE")
         self._failed.pop(number, None)
-        self._report(f"Serving version {number} of {self.name}")
+        self._report(f"Serving version {number} of {self.name}{_describe_network(version)}")
         if old is not None:
             self._release(old)
             gc.unfreeze()
@@ -374,6 +387,11 @@ class Versions:
 
     def _set_state(self, number: int, state: str, error: str = "") -> None:
         self._states[number] = version_status(number, state, error)
+
+
+def _describe_network(version: Version) -> str:
+    network = version.network
+    return f", with {network.name}: {network.reason}" if network.reason else ""
 
 
 def _stamp(folder: Path) -> list[tuple[str, int, int]]:

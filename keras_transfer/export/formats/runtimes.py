@@ -57,11 +57,14 @@ class Runtime:
         return outputs
 
 
-def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime:
+def open_runtime(
+    path: str | Path, *, num_threads: int | None = None, precision: str = "float32"
+) -> Runtime:
     """Open an artefact with the contract next to it, or in its folder.
 
     Args:
         num_threads: threads of one call; None is the library's default.
+        precision: 'bfloat16' lets OpenVINO compute in it.
 
     Raises:
         ExportError: it is not an artefact, its contract is missing or damaged, its library is not
@@ -83,7 +86,8 @@ def open_runtime(path: str | Path, *, num_threads: int | None = None) -> Runtime
     contract = Contract.read(path if path.is_dir() else path.parent)
     module = importlib.import_module(f"keras_transfer.export.formats.{kind.module}")
     try:
-        opened = module.open_artefact(path, num_threads=num_threads)
+        hint = {} if precision == "float32" else {"precision": precision}
+        opened = module.open_artefact(path, num_threads=num_threads, **hint)
     except ImportError as error:
         raise missing_library([kind.runtime], what=f"{path} cannot be opened") from error
     except Exception as error:  # Each library raises its own types of errors.
