@@ -7,6 +7,7 @@ VERBS = {
     "auto": "find the best model within a time budget",
     "train": "train a model, evaluate it and export it",
     "distill": "train a small model to follow a larger one",
+    "compress": "make the network of a run smaller and faster",
     "tune": "search for better values of a spec's fields",
     "extract": "compute and store the features of frozen layers, with many processes",
     "evaluate": "evaluate a run on its own test split or on other images",

@@ -24,6 +24,7 @@ LEVELS = {
     "keras_transfer.evaluation": 2,
     "keras_transfer.tasks": 3,
     "keras_transfer.models": 3,
+    "keras_transfer.compression": 4,
     "keras_transfer.features": 4,
     "keras_transfer.training": 4,
     "keras_transfer.methods": 5,

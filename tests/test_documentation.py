@@ -12,6 +12,7 @@ import pytest
 from small_backbone import SMALL
 
 from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import PRESETS, load, load_spec, override, parse_assignments
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import PretrainSpec, RunSpec
@@ -96,6 +97,8 @@ def test_commands_parse(verb, words, parse):
         auto.read_words("quickstart", given.words)
     elif verb == "distill":
         distill.read_words("quickstart", given.words)
+    elif verb == "compress":
+        parse_chain(parse_assignments(given.words))
     elif verb == "pretrain":
         spec = load(PretrainSpec, given.preset, presets=PRESETS / "pretraining")
         override(spec, parse_assignments(given.overrides))

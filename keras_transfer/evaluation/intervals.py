@@ -7,7 +7,7 @@ import numpy as np
 
 Interval = tuple[float, float]
 
-_Z = 1.959963984540054
+Z95 = 1.959963984540054
 """The 97.5 % point of the standard normal distribution."""
 
 _NUM_CELLS = 4_000_000
@@ -25,9 +25,9 @@ def wilson(successes: int, trials: int) -> Interval:
     """
     if trials == 0:
         return 0.0, 1.0
-    share, z2 = successes / trials, _Z * _Z
+    share, z2 = successes / trials, Z95 * Z95
     centre = share + z2 / (2 * trials)
-    half = _Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    half = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     scale = 1 + z2 / trials
     # The formula is exact at both ends; only rounding errors are removed here.
     low = 0.0 if successes == 0 else (centre - half) / scale

@@ -50,7 +50,7 @@ def evaluate_run(
     """
     run = load_run(run_path).at(moved_to)
     if data_path is None:
-        records, values, outputs = _predict_test(run, reporter, all_needed=True)
+        records, values, outputs = predict_test(run, reporter, all_needed=True)
     else:
         listed = read_targets(run.task, override(run.spec, images_at(data_path)).data)
         leave_out = set() if include_training else _training_digests(run)
@@ -78,7 +78,7 @@ def export_run(
     """
     run = load_run(run_path).at(moved_to)
     spec = override(run.spec, {"export.precision": precision}) if precision else run.spec
-    records, values, outputs = _predict_test(run, reporter, all_needed=False)
+    records, values, outputs = predict_test(run, reporter, all_needed=False)
     export_folder = run.folder.export_folder
     export_folder.mkdir(exist_ok=True)
     # Another process that exports at the same time gets another number.
@@ -114,7 +114,7 @@ def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray
     return Card.read(versions[max(versions)])
 
 
-def _predict_test(
+def predict_test(
     run: LoadedRun, reporter: Reporter, *, all_needed: bool
 ) -> tuple[Records, np.ndarray, np.ndarray]:
     """As `_predict_labelled`, for the run's test images; the source is not listed again."""

@@ -11,12 +11,15 @@ from typing import Any, Final, Literal
 import keras
 import numpy as np
 
+from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import resizer
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.evaluation.recorded import RecordedEvaluation
 from keras_transfer.evaluation.results import Evaluation
+from keras_transfer.experiments.compress.compression import compress_run
+from keras_transfer.experiments.compress.report import show_compression
 from keras_transfer.experiments.evaluation import evaluate_run, export_run
 from keras_transfer.experiments.summary import describe_proof
 from keras_transfer.export.conversion import convert_run
@@ -184,6 +187,46 @@ class Run:
             if row.refusal:
                 reporter.info(f"{row.name} is refused: {row.refusal}")
         return folder
+
+    def compress(
+        self,
+        *,
+        output: Files | None = None,
+        distill: bool = False,
+        resume: bool = False,
+        reporter: Reporter | None = None,
+        **words: Any,
+    ) -> "Run":
+        """A run with a smaller, faster network, and its comparison with this one.
+
+        Its folder also has compression.json, compression.md and compression.png.
+
+        Args:
+            output: its folder; by default the next free one below saved_models/.
+            distill: whether it learns from this run, not from labels alone.
+            resume: continue an interrupted one.
+            words: steps with their amounts, in their order: `channels`, `features` and `low_rank`,
+                see `compression.registry`; and fields of the new run's spec.
+
+        Raises:
+            SpecError: no step is given, an amount is out of range, or a field is wrong.
+            DataError: images of the run are missing or have changed.
+            RunError, WeightsError, ExportError: as of `fine_tune`.
+        """
+        reporter = reporter or TerminalReporter()
+        chain, others = parse_chain(words)
+        found = compress_run(
+            self.path,
+            chain,
+            others,
+            is_distilled=distill,
+            output=None if output is None else os.fspath(output),
+            resume=resume,
+            reporter=reporter,
+        )
+        if isinstance(reporter, TerminalReporter):
+            show_compression(found, reporter)
+        return Run(found.compressed.run.folder.path)
 
     @cached_property
     def _loaded(self) -> LoadedRun:

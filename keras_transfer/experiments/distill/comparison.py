@@ -15,10 +15,11 @@ import numpy as np
 from keras_transfer.config import override
 from keras_transfer.data.records import counted
 from keras_transfer.errors import SpecError
+from keras_transfer.evaluation.intervals import Z95
 from keras_transfer.evaluation.results import paired_gain
 from keras_transfer.experiments.distill.settings import DISTILL, spec_alone
-from keras_transfer.experiments.distill.speed import Speed, measure
 from keras_transfer.experiments.session import Session, open_session
+from keras_transfer.experiments.speed import Speed, measure
 from keras_transfer.experiments.trial_runner import TrialRunner
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.source import Request
@@ -69,7 +70,7 @@ class Comparison:
     @property
     def pays(self) -> bool:
         """Whether the gain is above its 95 % interval."""
-        return self.gain > 1.96 * self.gain_error
+        return self.gain > Z95 * self.gain_error
 
 
 def compare(run_path: Path, *, num_seeds: int, reporter: Reporter) -> Comparison:

@@ -6,12 +6,12 @@ from typing import Any, Final
 import numpy as np
 
 from keras_transfer.data.records import counted
-from keras_transfer.evaluation.intervals import Interval
+from keras_transfer.evaluation.intervals import Z95, Interval
 from keras_transfer.evaluation.metrics import expected_calibration_error
+from keras_transfer.experiments.contender_plot import Dot, draw_contenders
 from keras_transfer.experiments.distill.comparison import Comparison, Contender
-from keras_transfer.experiments.distill.plot import Dot, draw_distillation
 from keras_transfer.experiments.distill.settings import REPORT_FILE
-from keras_transfer.experiments.distill.speed import BATCH_SIZES
+from keras_transfer.experiments.speed import BATCH_SIZES
 from keras_transfer.reporting.numbers import fixed, percent
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.reporting.tables import Table
@@ -32,7 +32,13 @@ def write_distillation(found: Comparison) -> None:
     folder.write_text(MARKDOWN_FILE, "\n\n".join(lines) + "\n")
     dots = [_dot(found, one) for one in found.contenders]
     with folder.replacing("distillation.png") as path:
-        draw_distillation(dots, path, monitor=found.task.monitor, headline=describe(found))
+        draw_contenders(
+            dots,
+            path,
+            monitor=found.task.monitor,
+            title="Teacher and students",
+            headline=describe(found),
+        )
     folder.write_json(REPORT_FILE, _figures(found))
 
 
@@ -48,7 +54,7 @@ def show_distillation(found: Comparison, terminal: TerminalReporter) -> None:
 
 def describe(found: Comparison) -> str:
     """One sentence: whether distillation pays."""
-    gain = found.task.monitor.format_gain(found.gain, 1.96 * found.gain_error)
+    gain = found.task.monitor.format_gain(found.gain, Z95 * found.gain_error)
     seeds = counted(len(found.seeds), "seed", "seeds")
     over = f"{seeds}, {len(found.values):,} test images"
     verdict = "pays" if found.pays else "does not pay here"
@@ -129,7 +135,7 @@ def _figures(found: Comparison) -> dict[str, Any]:
         "seeds": list(found.seeds),
         "num_test": len(found.values),
         "gain": found.gain,
-        "gain_interval": [found.gain + sign * 1.96 * found.gain_error for sign in (-1, 1)],
+        "gain_interval": [found.gain + sign * Z95 * found.gain_error for sign in (-1, 1)],
         "pays": found.pays,
         "sentence": describe(found),
         "contenders": [_contender(found, one) for one in found.contenders],

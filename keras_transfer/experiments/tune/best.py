@@ -16,7 +16,7 @@ import numpy as np
 import tomli_w
 
 from keras_transfer.config import override, spec_to_dict
-from keras_transfer.evaluation.intervals import Interval
+from keras_transfer.evaluation.intervals import Z95, Interval
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.summary import Result
 from keras_transfer.experiments.trial_runner import TrialResult, TrialRunner
@@ -131,7 +131,7 @@ def _compare(spec: RunSpec, runner: TrialRunner, refits: int, reporter: Reporter
 
     best, default = refit(spec, "the best trial"), refit(runner.spec, "the original spec")
     gains = _mean_scores(best) - _mean_scores(default)
-    half = 1.96 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
+    half = Z95 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
     centre = float(gains.mean())
     return Comparison(
         seeds=tuple(seeds),

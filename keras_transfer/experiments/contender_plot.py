@@ -1,4 +1,4 @@
-"""The figure of a distillation: score against latency of teacher and students."""
+"""The figure of compared networks: score against latency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,14 +33,16 @@ class Dot:
 
 
 @styled
-def draw_distillation(dots: Sequence[Dot], file: Path, *, monitor: Monitor, headline: str) -> None:
-    """A dot with its interval for the teacher, the distilled student and the one alone."""
+def draw_contenders(
+    dots: Sequence[Dot], file: Path, *, monitor: Monitor, title: str, headline: str
+) -> None:
+    """A dot with its interval for each of two or three networks."""
     figure = new_figure(8, 4.4)
     axes = figure.subplots()
     axes.set_xscale("log")
     latencies = [dot.latency_ms for dot in dots]
     axes.set_xlim(min(latencies) / 2, max(latencies) * 2)
-    styles = zip(dots, (TRAIN, VALIDATION, FAINT), ("s", "D", "o"), strict=True)
+    styles = zip(dots, (TRAIN, VALIDATION, FAINT), ("s", "D", "o"), strict=False)
     for dot, colour, marker in styles:
         axes.vlines(dot.latency_ms, *dot.interval, color=colour, linewidth=2, alpha=0.6)
         axes.scatter(dot.latency_ms, dot.score, s=54, marker=marker, color=colour, zorder=3)
@@ -50,7 +52,7 @@ def draw_distillation(dots: Sequence[Dot], file: Path, *, monitor: Monitor, head
         axes.yaxis.set_major_formatter(percent_axis())
     axes.set_xlabel("latency of the whole network, one image, ms (log scale)")
     axes.set_ylabel(f"test {monitor.metric.replace('_', ' ')}, 95 % interval")
-    axes.set_title("Teacher and students")
+    axes.set_title(title)
     axes.grid()
     set_headline(figure, headline, characters=100)
     labels = [Label(dot.name, dot.latency_ms, dot.score) for dot in dots]

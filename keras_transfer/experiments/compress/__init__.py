@@ -1,0 +1,1 @@
+"""Compression of a finished run: a smaller trunk, an ordinary run on it, and the comparison."""

@@ -1,0 +1,55 @@
+"""Compression: an ordinary run on a smaller trunk, compared with the run that it was made of."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_transfer.compression.registry import Chain
+from keras_transfer.config import override
+from keras_transfer.experiments.compress.comparison import REPORT_FILE, Compression, compare
+from keras_transfer.experiments.compress.report import write_compression
+from keras_transfer.experiments.compress.trunk import compressed_spec
+from keras_transfer.experiments.distill.settings import distillation_spec
+from keras_transfer.experiments.run import run_transfer
+from keras_transfer.inference.prediction import load_run
+from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.specs import DistillSpec
+from keras_transfer.storage.run_start import start_run
+
+
+def compress_run(
+    path: str | Path,
+    chain: Chain,
+    fields: Mapping[str, Any],
+    *,
+    is_distilled: bool,
+    output: str | Path | None,
+    resume: bool,
+    reporter: Reporter,
+) -> Compression:
+    """Make the trunk of a finished run smaller, train a run on it, compare, and write the report.
+
+    A finished run, whose comparison was interrupted, is only compared.
+
+    Args:
+        chain: from `registry.parse_chain`.
+        fields: of the new run's spec, by dotted name.
+        is_distilled: whether the phases learn from the finished run, not from labels alone.
+
+    Raises:
+        RunError: there is no finished run, or the new one cannot be written.
+        SpecError: a field is wrong, or the run's network cannot be compressed.
+        DataError: images of the run are missing or have changed.
+        WeightsError, ExportError: as of `run_transfer`.
+    """
+    original = load_run(path)
+    override(original.spec, fields)  # Wrong fields are told before the trunk is made.
+    spec = override(compressed_spec(original, chain, reporter=reporter), fields)
+    if is_distilled:
+        spec = distillation_spec(spec, str(original.folder.path.absolute()), DistillSpec())
+    run = start_run(spec, output=output, resume=resume, suffix="", last=REPORT_FILE)
+    if not run.is_complete:
+        run_transfer(spec, run, reporter=reporter)
+    found = compare(original, load_run(run.path), reporter=reporter)
+    write_compression(found)
+    return found

@@ -1,0 +1,117 @@
+"""Writes compression.json, compression.md and compression.png, and shows the table."""
+
+import dataclasses
+from typing import Any, Final
+
+from keras_transfer.evaluation.intervals import Z95
+from keras_transfer.experiments.compress.comparison import REPORT_FILE, Compression, Contender
+from keras_transfer.experiments.contender_plot import Dot, draw_contenders
+from keras_transfer.experiments.speed import BATCH_SIZES
+from keras_transfer.reporting.numbers import fixed, percent
+from keras_transfer.reporting.reporter import TerminalReporter
+from keras_transfer.reporting.tables import Table
+
+MARKDOWN_FILE: Final = "compression.md"
+_NOTE: Final = (
+    "On the test split, with the 95 % interval of the images. 'agrees' is the share of images with "
+    "the same decision as the original; MB the size of the Keras file; milliseconds are the median "
+    "and the 95th percentile of the whole network in float32, in turns on this machine."
+)
+
+
+def write_compression(found: Compression) -> None:
+    """Write all files, compression.json last: it marks the compression as complete.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    folder = found.compressed.run.folder
+    lines = [f"# {folder.path.name}", describe(found), tabulate(found).markdown(), _NOTE]
+    folder.write_text(MARKDOWN_FILE, "\n\n".join(lines) + "\n")
+    monitor = found.original.run.task.monitor
+    dots = [_dot(found, one) for one in found.contenders]
+    with folder.replacing("compression.png") as path:
+        draw_contenders(
+            dots, path, monitor=monitor, title="Before and after", headline=describe(found)
+        )
+    folder.write_json(REPORT_FILE, _figures(found))
+
+
+def show_compression(found: Compression, terminal: TerminalReporter) -> None:
+    """Print the table, its note and the sentence on what was gained and lost."""
+    whole = tabulate(found)
+    terminal.table(whole.title, whole.header, whole.rows)
+    terminal.info(_NOTE)
+    terminal.info(describe(found))
+    path = found.compressed.run.folder.path
+    terminal.info(f"Written to {path}: {REPORT_FILE} and {MARKDOWN_FILE}")
+
+
+def describe(found: Compression) -> str:
+    """One sentence: how much faster and smaller, and how the score changes."""
+    before, after = found.contenders
+    monitor = before.run.task.monitor
+    times = " and ".join(
+        f"{after.speed.p50[size] / before.speed.p50[size]:.2f} × for {size}" for size in BATCH_SIZES
+    )
+    return (
+        f"The compressed network takes {times} images of the time, has "
+        f"{after.num_parameters / before.num_parameters:.2f} × the parameters, and changes "
+        f"{monitor.metric.replace('_', ' ')} by "
+        f"{monitor.format_gain(found.gain.difference, Z95 * found.gain.standard_error)} "
+        f"(95 % interval, {len(found.values):,} test images)."
+    )
+
+
+def tabulate(found: Compression) -> Table:
+    """A row for each network."""
+    header = ["", found.original.run.task.monitor.label, "agrees, %", "MB"]
+    header += [*(f"ms of {size}" for size in BATCH_SIZES), "parameters"]
+    return Table("Compression", header, [_row(found, one) for one in found.contenders])
+
+
+def _row(found: Compression, one: Contender) -> list[str]:
+    task = one.run.task
+    headline = task.headline(found.values, one.outputs)
+    return [
+        one.name,
+        task.monitor.format_interval(headline.value, headline.interval),
+        percent(_agreement(found, one)),
+        fixed(one.num_bytes / 1e6, 2),
+        *(f"{one.speed.p50[size]:.1f}\n{one.speed.p95[size]:.1f}" for size in BATCH_SIZES),
+        f"{one.num_parameters:,}",
+    ]
+
+
+def _agreement(found: Compression, one: Contender) -> float:
+    return float(one.run.task.agrees(one.outputs, found.original.outputs, margin=0).mean())
+
+
+def _dot(found: Compression, one: Contender) -> Dot:
+    headline = one.run.task.headline(found.values, one.outputs)
+    return Dot(one.name, one.speed.p50[BATCH_SIZES[0]], headline.value, headline.interval)
+
+
+def _figures(found: Compression) -> dict[str, Any]:
+    error = Z95 * found.gain.standard_error
+    return {
+        "metric": found.original.run.task.monitor.metric,
+        "num_test": len(found.values),
+        "gain": found.gain.difference,
+        "gain_interval": [found.gain.difference - error, found.gain.difference + error],
+        "sentence": describe(found),
+        "contenders": [_contender(found, one) for one in found.contenders],
+    }
+
+
+def _contender(found: Compression, one: Contender) -> dict[str, Any]:
+    headline = one.run.task.headline(found.values, one.outputs)
+    return {
+        "name": one.name,
+        "score": headline.value,
+        "interval": headline.interval,
+        "agreement": _agreement(found, one),
+        "num_parameters": one.num_parameters,
+        "num_bytes": one.num_bytes,
+        "speed": dataclasses.asdict(one.speed),
+    }

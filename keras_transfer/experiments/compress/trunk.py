@@ -1,0 +1,106 @@
+"""The smaller trunk of a run, in a file below `home()` that is named by what it is made of.
+
+It is a pure function of the run's model, some of its training images and the steps, so it is made
+once, and again only where the file is gone.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_transfer.backbones.model_file import ModelGraph, read_backbone
+from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.backbones.record import Backbone
+from keras_transfer.compression.registry import Chain, compress
+from keras_transfer.compression.sample import Sample
+from keras_transfer.config import override
+from keras_transfer.errors import SpecError
+from keras_transfer.export.conversion import read_split
+from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.reporting.reporter import Reporter
+from keras_transfer.specs import RunSpec
+from keras_transfer.storage.atomic import replacing
+from keras_transfer.storage.cache import home
+from keras_transfer.storage.checksums import sha256_of
+
+NUM_IMAGES: Final = 96
+"""Training images on which the smaller trunk is fitted to the whole one."""
+_VERSION: Final = 1
+"""Increase it when the same steps make another trunk."""
+
+
+def compressed_spec(run: LoadedRun, chain: Chain, *, reporter: Reporter) -> RunSpec:
+    """The spec of the run with its trunk made smaller, which is written first.
+
+    Raises:
+        SpecError: the run's network cannot be compressed.
+        DataError: training images of the run are missing or have changed.
+        RunError: the disk is full.
+    """
+    backbone = _backbone_of(run)
+    sample = read_split(run, "train", NUM_IMAGES, reporter=reporter)
+    file = _place(run, chain, sample.digests)
+    if not file.is_file():
+        steps = ", ".join(f"{name}={amount:g}" for name, amount in chain)
+        reporter.info(f"Making the trunk smaller ({steps}) …")
+        network = _network(backbone, run)
+        scaled = ops.convert_to_numpy(Preprocess(backbone.preprocessing)(sample.pixels))
+        weights = _feature_weights(run.model, network.output.shape[-1])
+        trunk = compress(network, Sample(scaled, weights), chain)
+        with replacing(file) as path:
+            trunk.save(path)
+    return override(
+        run.spec,
+        {
+            "name": f"{run.spec.name}-small",
+            "model.backbone": str(file),
+            "model.last_stage": "",
+            "model.weights": "file",
+            "model.preprocess": backbone.preprocessing,
+        },
+    )
+
+
+def _backbone_of(run: LoadedRun) -> Backbone:
+    """The trunk of the run's model."""
+    name = run.spec.model.backbone
+    if "+" in name:
+        raise SpecError(
+            "a combination of networks cannot be compressed",
+            expected="a run with one backbone",
+            received=f"model.backbone={name}",
+            fix="train a run with one of them, or distil this one into a smaller network",
+        )
+    return read_backbone(run.folder.model_file, run.folder.path.name)
+
+
+def _network(backbone: Backbone, run: LoadedRun) -> keras.Model:
+    """The trunk from scaled images to its feature map, with the run's weights."""
+    assert isinstance(backbone.builder, ModelGraph)
+    size = run.spec.data.image_size
+    images = keras.Input((size, size, 3))
+    network = keras.Model(images, backbone.builder(images))
+    backbone.builder.copy_weights(network)
+    return network
+
+
+def _feature_weights(model: keras.Model, num_channels: int) -> np.ndarray:
+    """How much the head uses each channel; ones where it is not linear on pooled features."""
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    kernel = ops.convert_to_numpy(dense[-1].kernel) if dense else np.zeros((0, 0))
+    if len(kernel) != num_channels:
+        return np.ones(num_channels, "float32")
+    weights: np.ndarray = np.square(kernel).sum(axis=1)
+    return weights
+
+
+def _place(run: LoadedRun, chain: Chain, digests: Sequence[str]) -> Path:
+    content = [_VERSION, sha256_of(run.folder.model_file), chain, run.spec.data.image_size, digests]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return home() / "trunks" / f"{run.spec.name}-{digest[:16]}.keras"

@@ -1,0 +1,173 @@
+"""A compressed run is an ordinary run with a report, on real digits and a small trunk."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_transfer as kt
+from keras_transfer.config import override
+from keras_transfer.errors import DataError, SpecError
+from keras_transfer.experiments.compress import compression, trunk
+from keras_transfer.inference.prediction import load_run
+from keras_transfer.reporting.reporter import SilentReporter
+from keras_transfer.storage.model_files import find_file
+from pipelines import compress as verb
+from pipelines.arguments import USER_ERROR
+
+SILENT = SilentReporter()
+
+
+def save_wide(file: Path) -> Path:
+    """A Keras file of a trunk with more channels than it needs."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 255)(image)
+    for number, width in enumerate((32, 48)):
+        x = layers.Conv2D(width, 3, strides=2, padding="same", name=f"conv{number}")(x)
+        x = layers.BatchNormalization(name=f"norm{number}")(x)
+        inner = layers.ReLU(name=f"relu{number}")(x)
+        inner = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"in{number}")(
+            inner
+        )
+        x = layers.Add(name=f"sum{number}")(
+            [x, layers.Conv2D(width, 1, name=f"out{number}")(inner)]
+        )
+    keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(x))).save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def original(digits_folder, tmp_path_factory) -> kt.Run:
+    """A run with a solved head on the wide trunk."""
+    folder = tmp_path_factory.mktemp("original")
+    return kt.fine_tune(
+        digits_folder,
+        output=folder / "run",
+        reporter=SILENT,
+        **{
+            "model.backbone": str(save_wide(folder / "wide.keras")),
+            "data.image_size": 16,
+            "views.count": 1,
+            "phases": [{"name": "frozen", "method": "exact"}],
+            "cache.precision": "float32",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def small(original, tmp_path_factory) -> kt.Run:
+    output = tmp_path_factory.mktemp("small") / "run"
+    return original.compress(channels=0.5, output=output, reporter=SILENT)
+
+
+def test_the_compressed_run_is_an_ordinary_smaller_run(original, small, digits_folder):
+    assert small.model.count_params() < 0.7 * original.model.count_params()
+    assert small.spec.data == original.spec.data
+    assert small.evaluation.num_examples == original.evaluation.num_examples
+    assert small.evaluation.accuracy > 0.5
+    assert (small.path / "export" / "1" / "saved_model.pb").is_file()
+    assert list(small.predict(next(digits_folder.rglob("*.png"))))
+
+
+def test_the_report_has_both_networks_and_the_paired_change(original, small):
+    report = json.loads((small.path / "compression.json").read_text())
+    before, after = report["contenders"]
+    assert before["name"] == "original"
+    assert before["score"] == pytest.approx(original.evaluation.accuracy)
+    assert after["score"] == pytest.approx(small.evaluation.accuracy)
+    assert report["gain"] == pytest.approx(after["score"] - before["score"])
+    assert report["gain_interval"][0] <= report["gain"] <= report["gain_interval"][1]
+    assert after["num_parameters"] == small.model.count_params()
+    assert before["agreement"] == 1
+    assert (
+        f"{after['num_parameters'] / before['num_parameters']:.2f} × the parameters"
+        in (report["sentence"])
+    )
+    assert report["sentence"] in (small.path / "compression.md").read_text()
+    assert (small.path / "compression.png").stat().st_size > 5_000
+
+
+def test_the_trunk_is_made_once_and_again_where_it_is_gone(original, small):
+    run = load_run(original.path)
+    file = find_file(small.spec.model.backbone)
+    before = file.stat().st_mtime_ns
+    again = trunk.compressed_spec(run, (("channels", 0.5),), reporter=SILENT)
+    assert again.model.backbone == str(file)
+    assert file.stat().st_mtime_ns == before
+    weights = keras.models.load_model(file).get_weights()
+    file.unlink()
+    trunk.compressed_spec(run, (("channels", 0.5),), reporter=SILENT)
+    for one, other in zip(weights, keras.models.load_model(file).get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    other = trunk.compressed_spec(run, (("channels", 0.25),), reporter=SILENT)
+    assert other.model.backbone != str(file)
+
+
+def test_a_compressed_run_can_be_compressed_again_and_taught(small, tmp_path):
+    smallest = small.compress(
+        low_rank=0.05, features=0.25, distill=True, output=tmp_path / "run", reporter=SILENT
+    )
+    assert smallest.model.count_params() < small.model.count_params()
+    (phase,) = smallest.spec.phases
+    assert phase.method == "distill"
+    assert find_file(phase.method_options["teacher"]) == find_file(str(small.path))
+
+
+def test_an_interrupted_comparison_is_made_up_for(original, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    words = {"channels": 0.5, "output": tmp_path / "run", "reporter": SILENT}
+    with monkeypatch.context() as patch:
+        patch.setattr(compression, "compare", stop)
+        with pytest.raises(KeyboardInterrupt):
+            original.compress(**words)
+    model = (tmp_path / "run" / "model.keras").read_bytes()
+    assert not (tmp_path / "run" / "compression.json").exists()
+    original.compress(resume=True, **words)
+    assert (tmp_path / "run" / "model.keras").read_bytes() == model
+    assert (tmp_path / "run" / "compression.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["chanels=0.3"], "chanels"),
+        (["channels=2"], "channels=2"),
+        (["channels=0.3", "data.image_size=8"], "data.image_size"),
+        (["channels=0.3", "phases.0.epoch=8"], "epoch"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_made(original, words, named, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert verb.main([str(original.path), *words, "--output", str(output)]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert named in said
+    assert "To fix it" in said
+    assert not output.exists()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert verb.main([str(tmp_path), "channels=0.3"]) == USER_ERROR
+    assert "To fix it" in capsys.readouterr().err
+
+
+def test_changed_images_are_refused(original, tmp_path):
+    moved = tmp_path / "elsewhere"
+    run = load_run(original.path).at(str(moved))
+    with pytest.raises(DataError):
+        trunk.compressed_spec(run, (("channels", 0.3),), reporter=SILENT)
+
+
+def test_combinations_are_refused(original):
+    run = load_run(original.path)
+    spec = override(run.spec, {"model.backbone": "resnet50+vgg16"})
+    with pytest.raises(SpecError, match="combination"):
+        trunk.compressed_spec(
+            dataclasses.replace(run, spec=spec), (("channels", 0.3),), reporter=SILENT
+        )
