@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from keras_transfer.experiments.session import load_dataset as load_dataset
     from keras_transfer.specs import RunSpec as RunSpec
 
+__version__ = "0.2.0"
+
 _MODULES = {
     "KerasTransferError": "errors",
     "Run": "experiments.finished_run",

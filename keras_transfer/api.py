@@ -13,6 +13,7 @@ from typing import Any
 from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
     check_single_training,
+    describe_other_names,
     dotted_fields,
     is_images,
     load_spec,
@@ -294,6 +295,8 @@ def _make_spec(
         )
     base = None if preset is None else load_spec(preset)
     given = source if isinstance(source, RunSpec | None) else Path(source)
+    for sentence in describe_other_names(fields, given if isinstance(given, RunSpec) else base):
+        reporter.info(sentence)
     spec = make_spec(given, base=base, **fields)
     if base is None and isinstance(given, Path) and is_images(given):
         return choose_backbone(spec, dotted_fields(fields), reporter.info)

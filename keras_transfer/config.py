@@ -36,6 +36,17 @@ _SECTIONS: Final = (
 _SPACE = "search.space"
 """The one field whose own names have dots."""
 
+_PHASE: Final = ".N."
+_OF_PHASE: Final = ", of the last phase; a head that is solved has no epochs and no rate."
+OTHER_NAMES: Final = {
+    **dict.fromkeys(("arch", "model", "network"), "model.backbone"),
+    **dict.fromkeys(("batch", "bs"), "training.batch_size"),
+    **dict.fromkeys(("img_size", "imgsz", "input_size"), "data.image_size"),
+    "epochs": "phases.N.epochs",
+    **dict.fromkeys(("lr", "learning_rate"), "phases.N.learning_rate"),
+}
+"""Names that other libraries give to fields, and the fields; N is the last phase."""
+
 Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 
 
@@ -309,14 +320,16 @@ def make_spec(
     Raises:
         SpecError: a field is unknown, has the wrong type or is out of range.
     """
-    changes = dotted_fields(fields)
     base = base or RunSpec()
     if isinstance(source, RunSpec | None):
-        return override(source or base, changes)
+        base = source or base
+        return override(base, dotted_fields(fields, base))
     path = Path(source)
     if not is_images(path):
-        return override(load_spec(path), changes)
-    return override(base, {"name": run_name(path.stem), **images_at(source), **changes})
+        base = load_spec(path)
+        return override(base, dotted_fields(fields, base))
+    images = {"name": run_name(path.stem), **images_at(source)}
+    return override(base, {**images, **dotted_fields(fields, base)})
 
 
 def with_search_space(spec: RunSpec) -> RunSpec:
@@ -353,17 +366,38 @@ def is_images(path: Path) -> bool:
     return path.suffix.lower() not in (".toml", ".json") and not (path / "spec.json").is_file()
 
 
-def dotted_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values by dotted names.
+def dotted_fields(fields: Mapping[str, Any], base: RunSpec | None = None) -> dict[str, Any]:
+    """The same values by dotted names; names of other libraries are taken for fields.
+
+    Args:
+        base: the spec that is changed; by default the defaults.
 
     Raises:
         SpecError: the spec has no such field.
     """
-    return {_dotted(name): value for name, value in fields.items()}
+    spec = base or RunSpec()
+    return {_dotted(name, value, spec): value for name, value in fields.items()}
 
 
-def _dotted(name: str) -> str:
-    spec = RunSpec()
+def describe_other_names(fields: Mapping[str, Any], base: RunSpec | None = None) -> list[str]:
+    """A sentence for each name of another library, which says for which field it is taken."""
+    spec = base or RunSpec()
+    dotted = {name: _dotted(name, value, spec) for name, value in fields.items()}
+    return [
+        f"{name} is taken for {dotted[name]}" + (_OF_PHASE if _PHASE in OTHER_NAMES[name] else ".")
+        for name, value in fields.items()
+        if _is_other(name, value)
+    ]
+
+
+def _is_other(name: str, value: Any) -> bool:
+    # `model` is also a table of fields.
+    return name in OTHER_NAMES and not isinstance(value, Mapping)
+
+
+def _dotted(name: str, value: Any, spec: RunSpec) -> str:
+    if _is_other(name, value):
+        return OTHER_NAMES[name].replace(_PHASE, f".{len(spec.phases) - 1}.")
     if "." in name or hasattr(spec, name):
         return name
     for section in _SECTIONS:
@@ -375,5 +409,5 @@ def _dotted(name: str) -> str:
         f"the spec has no field {name!r}",
         expected="a field's own name, such as backbone, or its dotted one, model.backbone",
         received=name,
-        fix=nearest(name, known),
+        fix=nearest(name, [*known, *OTHER_NAMES]),
     )

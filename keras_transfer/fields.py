@@ -51,7 +51,7 @@ def parse_duration(text: str, name: str) -> float:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """A hint such as "did you mean 'epochs'?", or all known names if none is similar."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     if matches:
         return f"did you mean {matches[0]!r}?"
     return f"choose one of {', '.join(sorted(known))}"

@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_transfer import __version__
 from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
     PRESETS,
     describe_fields,
+    describe_other_names,
     dotted_fields,
     is_images,
     load_spec,
     make_spec,
-    override,
     parse_assignments,
 )
 from keras_transfer.devices import skip_optional_imports, use_onednn
@@ -35,34 +36,65 @@ from keras_transfer.storage.atomic import storage_error
 USER_ERROR, INTERRUPTED = 2, 130
 STOPPED = "no finished file was changed"
 RESUMABLE = "a training continues with --resume"
+_COMMON = (
+    *("task", "seed", "folds", "data.val_fraction", "data.test_fraction", "data.image_size"),
+    *("views.policy", "views.count", "model.backbone", "model.weights", "phases.N.epochs"),
+    *("phases.N.unfreeze", "phases.N.learning_rate", "training.batch_size"),
+)
 _PLACE = "data.path="
 _RAISES = signal.default_int_handler
 
 
 def make_parser(
-    verb: str, text: str, *, fields: bool = False, own: tuple[str, type] | None = None
+    verb: str,
+    text: str,
+    *,
+    fields: bool = False,
+    also: Sequence[str] = (),
+    own: tuple[str, type] | None = None,
 ) -> argparse.ArgumentParser:
     """A parser for `python -m pipelines.<verb>`.
 
     Args:
-        fields: whether the spec's fields are appended to the help.
+        fields: whether the usual fields of the spec are appended to the help.
+        also: beginnings of the names of more of them.
         own: the title and the dataclass of further fields, listed before those.
     """
     lists = [_list_fields(f"{own[0]}:", own[1])] if own else []
     if fields:
-        lists.append(_list_fields("fields that key=value can set, with their defaults:", RunSpec))
-    return argparse.ArgumentParser(
+        title = "fields that key=value can set most often, with their defaults:"
+        lists.append(_list_fields(title, RunSpec, (*_COMMON, *also)))
+        lists.append("--help-fields lists all fields.")
+    parser = argparse.ArgumentParser(
         prog=f"python -m pipelines.{verb}",
         description=text,
         epilog="\n\n".join(lists) or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    version = f"keras_transfer {__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    if fields:
+        parser.add_argument(
+            "--help-fields", action=_AllFields, nargs=0, help="list all fields and exit"
+        )
+    return parser
 
 
-def _list_fields(title: str, kind: type) -> str:
+class _AllFields(argparse.Action):
+    """Prints all fields of the spec and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        title = "fields that key=value can set, with their defaults:"
+        sys.stdout.write(_list_fields(title, RunSpec) + "\n")
+        parser.exit()
+
+
+def _list_fields(title: str, kind: type, names: tuple[str, ...] = ("",)) -> str:
+    """The fields whose names begin with one of `names`."""
     lines = [title]
     for name, default, text in describe_fields(kind):
-        lines.append(f"  {name + '=' + default:44} {text}")
+        if name.startswith(names):
+            lines.append(f"  {name + '=' + default:44} {text}")
     return "\n".join(lines)
 
 
@@ -113,9 +145,13 @@ def read_source(source: str, changes: Mapping[str, Any], *, base: RunSpec | None
     Args:
         base: the other fields, for a folder of images or a CSV file; by default the defaults.
     """
+    if not _names_images(source):
+        base = load_spec(source)
+    for sentence in describe_other_names(changes, base):
+        say(sentence)
     if _names_images(source):
         return make_spec(Path(source), base=base, **changes)
-    return override(load_spec(source), changes)
+    return make_spec(base, **changes)
 
 
 def _names_images(source: str) -> bool:

@@ -3,6 +3,11 @@
 import importlib
 import sys
 
+from keras_transfer import __version__
+from keras_transfer.errors import SpecError
+from keras_transfer.fields import nearest
+from pipelines.arguments import USER_ERROR
+
 VERBS = {
     "auto": "find the best model within a time budget",
     "train": "train a model, evaluate it and export it",
@@ -29,11 +34,22 @@ def main() -> int:
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in VERBS:
         return int(importlib.import_module(f"pipelines.{verb}").main(sys.argv[2:]))
+    if verb == "--version":
+        sys.stdout.write(f"keras_transfer {__version__}\n")
+        return 0
+    if verb not in ("--help", "-h"):
+        error = SpecError(
+            f"there is no verb {verb!r}",
+            expected=f"one of {', '.join(VERBS)}",
+            received=verb,
+            fix=nearest(verb, list(VERBS)),
+        )
+        sys.stderr.write(f"\nerror: {error}\n")
+        return USER_ERROR
     lines = ["usage: keras-transfer <verb> …   (details: keras-transfer <verb> --help)", ""]
     lines += [f"  {name:10} {text}" for name, text in VERBS.items()]
-    known = verb in ("--help", "-h")
-    (sys.stdout if known else sys.stderr).write("\n".join(lines) + "\n")
-    return 0 if known else 2
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

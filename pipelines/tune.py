@@ -45,7 +45,7 @@ _NUM_PLAIN = 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("tune", str(__doc__), fields=True)
+    parser = make_parser("tune", str(__doc__), fields=True, also=("search.",))
     add_spec_arguments(parser)
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write to (default: saved_models/<name>-search)"

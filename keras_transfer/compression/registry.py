@@ -22,7 +22,8 @@ class Step:
 
     `function` is 'module:name' of a function of a flat network, a `Sample` and the amount; it
     returns another network and leaves the first as it is. `amount` says what the number means,
-    which is between `low` and `high`.
+    which is between `low` and `high`. A step that `is_last` would be undone by training of the
+    trunk, so no other step follows it, and only a head trains on it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Step:
     amount: str
     low: float
     high: float
+    is_last: bool = False
 
 
 STEPS: Final = {
@@ -56,6 +58,14 @@ STEPS: Final = {
             low=0.0,
             high=0.9,
         ),
+        Step(
+            name="clusters",
+            function="keras_transfer.compression.clusters:share_weights",
+            amount="different values that the weights of each layer take",
+            low=2,
+            high=65_536,
+            is_last=True,
+        ),
     )
 }
 
@@ -68,8 +78,8 @@ def parse_chain(words: Mapping[str, Any]) -> tuple[Chain, dict[str, Any]]:
     """The steps among assignments, in their order, and the other assignments.
 
     Raises:
-        SpecError: there is no step, amounts are no numbers or out of range, or a field would
-            change the images, their splits or the backbone; all are named.
+        SpecError: there is no step, amounts are no numbers or out of range, the order undoes a
+            step, or a field would change the images, their splits or the backbone.
     """
     chain = tuple((name, _amount(value)) for name, value in words.items() if name in STEPS)
     if not chain:
@@ -92,6 +102,14 @@ def parse_chain(words: Mapping[str, Any]) -> tuple[Chain, dict[str, Any]]:
             ),
             received=", ".join(wrong),
             fix="0 changes nothing; start with channels=0.3",
+        )
+    early = [name for name, _ in chain[:-1] if STEPS[name].is_last]
+    if early:
+        raise SpecError(
+            "steps of compression are in an order that undoes one of them",
+            expected=f"{early[0]}=… as the last step",
+            received=", ".join(name for name, _ in chain),
+            fix=f"give {early[0]}=… after the others",
         )
     fields = {name: value for name, value in words.items() if name not in STEPS}
     fixed = [name for name in fields if name.partition(".")[0] in _FIXED]

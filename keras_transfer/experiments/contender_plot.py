@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from keras_transfer.evaluation.intervals import Interval
 from keras_transfer.reporting.figures import (
@@ -46,6 +46,7 @@ def draw_contenders(
     for dot, colour, marker in styles:
         axes.vlines(dot.latency_ms, *dot.interval, color=colour, linewidth=2, alpha=0.6)
         axes.scatter(dot.latency_ms, dot.score, s=54, marker=marker, color=colour, zorder=3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     if monitor.is_share:

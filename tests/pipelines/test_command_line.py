@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import keras_transfer
 from pipelines import arguments, cli, pretrain, probe, train
 
 
@@ -44,6 +45,56 @@ def test_print_spec_can_be_fed_back(capsys, tmp_path):
 def test_wrong_words_end_with_status_2_and_a_hint(words, part, capsys):
     assert train.main(words) == arguments.USER_ERROR
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["version", "help", "help-fields"])
+def test_words_that_end_the_command(word, capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main([f"--{word}"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert (said == f"keras_transfer {keras_transfer.__version__}\n") == (word == "version")
+    assert ("search.hyperband_factor" in said) == (word == "help-fields")
+    assert ("model.backbone" in said) == (word != "version")
+
+
+def test_a_wrong_verb_is_named_with_the_right_one(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["keras-transfer", "trian"])
+    assert cli.main() == arguments.USER_ERROR
+    assert "did you mean 'train'?" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["keras-transfer", "--version"])
+    assert cli.main() == 0
+    assert capsys.readouterr().out == f"keras_transfer {keras_transfer.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "field"),
+    [
+        ("batch=8", "training.batch_size"),
+        ("batch_size=8", "training.batch_size"),
+        ("model=vgg16", "model.backbone"),
+        ("img_size=64", "data.image_size"),
+        ("epochs=3", "phases.1.epochs"),
+        ("lr=0.5", "phases.1.learning_rate"),
+    ],
+)
+@pytest.mark.parametrize("source", ["quickstart", "folder"])
+def test_names_of_other_libraries_are_taken_for_fields(word, field, source, tmp_path, capsys):
+    assert train.main([source.replace("folder", str(tmp_path)), word, "--print-spec"]) == 0
+    shown = capsys.readouterr()
+    value = json.loads(shown.out)
+    for name in field.split("."):
+        value = value[int(name) if name.isdecimal() else name]
+    name, _, text = word.partition("=")
+    assert str(value) == text
+    assert (f"{name} is taken for {field}" in shown.err) == (name != "batch_size")
+
+
+def test_a_name_that_is_like_no_other_gets_no_stranger(capsys):
+    assert train.main(["quickstart", "colour=red"]) == arguments.USER_ERROR
+    said = capsys.readouterr().err
+    assert "did you mean" not in said
+    assert "choose one of" in said
 
 
 def test_a_backend_that_nothing_runs_on_is_told_with_the_one_that_was_meant(monkeypatch, capsys):

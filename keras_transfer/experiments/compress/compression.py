@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from keras_transfer.compression.clusters import write_codebooks
 from keras_transfer.compression.registry import Chain
 from keras_transfer.config import override
 from keras_transfer.experiments.compress.comparison import REPORT_FILE, Compression, compare
@@ -15,6 +16,9 @@ from keras_transfer.inference.prediction import load_run
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import DistillSpec
 from keras_transfer.storage.run_start import start_run
+
+CODEBOOKS: Final = "weights.npz"
+"""All weights, with codebooks, where they are shared; see `clusters.read_codebooks`."""
 
 
 def compress_run(
@@ -50,6 +54,9 @@ def compress_run(
     run = start_run(spec, output=output, resume=resume, suffix="", last=REPORT_FILE)
     if not run.is_complete:
         run_transfer(spec, run, reporter=reporter)
+    if chain[-1][0] == "clusters":
+        with run.replacing(CODEBOOKS) as file:
+            write_codebooks(load_run(run.path).model, file)
     found = compare(original, load_run(run.path), reporter=reporter)
     write_compression(found)
     return found

@@ -14,8 +14,8 @@ from keras_transfer.reporting.tables import Table
 MARKDOWN_FILE: Final = "compression.md"
 _NOTE: Final = (
     "On the test split, with the 95 % interval of the images. 'agrees' is the share of images with "
-    "the same decision as the original; MB the size of the Keras file; milliseconds are the median "
-    "and the 95th percentile of the whole network in float32, in turns on this machine."
+    "the same decision as the original; MB the size of the Keras file, also after gzip; ms are the "
+    "median and the 95th percentile of the whole network in float32, in turns on this machine."
 )
 
 
@@ -51,13 +51,11 @@ def describe(found: Compression) -> str:
     """One sentence: how much faster and smaller, and how the score changes."""
     before, after = found.contenders
     monitor = before.run.task.monitor
-    times = " and ".join(
-        f"{after.speed.p50[size] / before.speed.p50[size]:.2f} × for {size}" for size in BATCH_SIZES
-    )
+    one, many = (after.speed.p50[size] / before.speed.p50[size] for size in BATCH_SIZES)
     return (
-        f"The compressed network takes {times} images of the time, has "
-        f"{after.num_parameters / before.num_parameters:.2f} × the parameters, and changes "
-        f"{monitor.metric.replace('_', ' ')} by "
+        f"The compressed network takes {one:.2f} × the time for one image and {many:.2f} × for a "
+        f"batch of {BATCH_SIZES[1]}, has {after.num_parameters / before.num_parameters:.2f} × the "
+        f"parameters, and changes {monitor.metric.replace('_', ' ')} by "
         f"{monitor.format_gain(found.gain.difference, Z95 * found.gain.standard_error)} "
         f"(95 % interval, {len(found.values):,} test images)."
     )
@@ -65,7 +63,7 @@ def describe(found: Compression) -> str:
 
 def tabulate(found: Compression) -> Table:
     """A row for each network."""
-    header = ["", found.original.run.task.monitor.label, "agrees, %", "MB"]
+    header = ["", found.original.run.task.monitor.label, "agrees, %", "MB", "gzip"]
     header += [*(f"ms of {size}" for size in BATCH_SIZES), "parameters"]
     return Table("Compression", header, [_row(found, one) for one in found.contenders])
 
@@ -78,6 +76,7 @@ def _row(found: Compression, one: Contender) -> list[str]:
         task.monitor.format_interval(headline.value, headline.interval),
         percent(_agreement(found, one)),
         fixed(one.num_bytes / 1e6, 2),
+        fixed(one.num_packed_bytes / 1e6, 2),
         *(f"{one.speed.p50[size]:.1f}\n{one.speed.p95[size]:.1f}" for size in BATCH_SIZES),
         f"{one.num_parameters:,}",
     ]
@@ -113,5 +112,6 @@ def _contender(found: Compression, one: Contender) -> dict[str, Any]:
         "agreement": _agreement(found, one),
         "num_parameters": one.num_parameters,
         "num_bytes": one.num_bytes,
+        "num_packed_bytes": one.num_packed_bytes,
         "speed": dataclasses.asdict(one.speed),
     }

@@ -4,6 +4,7 @@ It is a pure function of the run's model, some of its training images and the st
 once, and again only where the file is gone.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from keras import ops
 from keras_transfer.backbones.model_file import ModelGraph, read_backbone
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone
-from keras_transfer.compression.registry import Chain, compress
+from keras_transfer.compression.registry import STEPS, Chain, compress
 from keras_transfer.compression.sample import Sample
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
+from keras_transfer.experiments.distill.settings import HEAD
 from keras_transfer.export.conversion import read_split
 from keras_transfer.inference.prediction import LoadedRun
 from keras_transfer.reporting.reporter import Reporter
@@ -55,8 +57,11 @@ def compressed_spec(run: LoadedRun, chain: Chain, *, reporter: Reporter) -> RunS
         trunk = compress(network, Sample(scaled, weights), chain)
         with replacing(file) as path:
             trunk.save(path)
+    spec = run.spec
+    if STEPS[chain[-1][0]].is_last:
+        spec = _with_heads_only(spec, chain[-1][0], reporter)
     return override(
-        run.spec,
+        spec,
         {
             "name": f"{run.spec.name}-small",
             "model.backbone": str(file),
@@ -65,6 +70,22 @@ def compressed_spec(run: LoadedRun, chain: Chain, *, reporter: Reporter) -> RunS
             "model.preprocess": backbone.preprocessing,
         },
     )
+
+
+def _with_heads_only(spec: RunSpec, step: str, reporter: Reporter) -> RunSpec:
+    """The spec without phases that would train the trunk."""
+    kept = tuple(phase for phase in spec.phases if phase.unfreeze == HEAD)
+    if not kept:
+        raise SpecError(
+            f"{step} would be undone by the run's phases, which train the trunk",
+            expected="a phase with unfreeze=head",
+            received=", ".join(f"unfreeze={phase.unfreeze}" for phase in spec.phases),
+            fix=f"leave {step} out",
+        )
+    left_out = [phase.name for phase in spec.phases if phase not in kept]
+    if left_out:
+        reporter.info(f"Left out because {step} would be undone: phase {', '.join(left_out)}.")
+    return dataclasses.replace(spec, phases=kept)
 
 
 def _backbone_of(run: LoadedRun) -> Backbone:

@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 import keras_transfer as kt
+from keras_transfer.compression.clusters import read_codebooks
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.experiments.compress import compression, trunk
@@ -116,6 +117,19 @@ def test_a_compressed_run_can_be_compressed_again_and_taught(small, tmp_path):
     (phase,) = smallest.spec.phases
     assert phase.method == "distill"
     assert find_file(phase.method_options["teacher"]) == find_file(str(small.path))
+
+
+def test_shared_weights_stay_shared_and_are_written_as_codebooks(original, tmp_path):
+    words = {"clusters": 8, "output": tmp_path / "run", "reporter": SILENT}
+    shared = original.compress(**words)
+    for layer in shared.model.layers:
+        if layer.name.startswith(("conv", "in", "out")):
+            assert len(np.unique(layer.get_weights()[0])) <= 8
+    found = read_codebooks(tmp_path / "run" / "weights.npz")
+    assert len(found) == len(shared.model.weights)
+    report = json.loads((tmp_path / "run" / "compression.json").read_text())
+    before, after = report["contenders"]
+    assert after["num_packed_bytes"] < 0.5 * before["num_packed_bytes"]
 
 
 def test_an_interrupted_comparison_is_made_up_for(original, tmp_path, monkeypatch):
