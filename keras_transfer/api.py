@@ -22,6 +22,7 @@ from keras_transfer.config import (
     spec_to_dict,
     with_search_space,
 )
+from keras_transfer.data.python_data import is_in_memory, store
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.auto.budget import Budget
 from keras_transfer.experiments.auto.report import show_auto, write_auto
@@ -43,7 +44,7 @@ from keras_transfer.specs import AutoSpec, DistillSpec, ParameterSpec, RankSpec,
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, start_run, vacated_on_refusal
 
-Source = RunSpec | str | os.PathLike[str] | None
+Source = RunSpec | str | os.PathLike[str] | Any | None
 
 
 def fine_tune(
@@ -59,14 +60,15 @@ def fine_tune(
 
     Args:
         source: a folder with a sub-folder for each class, a CSV file, a run folder or spec file,
-            or a spec. None uses the images of the preset.
+            or a spec; or data in memory: NumPy arrays (images, labels), a `tf.data.Dataset` or a
+            `pandas.DataFrame`, see `data.python_data`. None uses the images of the preset.
         output: the run folder; by default the next free `saved_models/<name>`.
         preset: a preset's name, such as "lite", or a TOML file; sets the fields not given. Without
             it and without a backbone, that is ResNet50 where its weights are on this machine or can
             be downloaded, else EfficientNet-Lite0.
         resume: whether to continue the interrupted run in `output`.
         reporter: shows decisions and progress; by default on the terminal or in the notebook.
-        fields: fields of the spec.
+        fields: fields of the spec; and `class_names` for labels of data in memory that are numbers.
 
     Raises:
         SpecError: a field is unknown, has the wrong type or is out of range, or the spec is a
@@ -294,6 +296,8 @@ def _make_spec(
             fix="leave out preset, or give the folder of the images in place of the spec",
         )
     base = None if preset is None else load_spec(preset)
+    if is_in_memory(source):
+        source, fields = _stored(source, base or RunSpec(), dict(fields), reporter)
     given = source if isinstance(source, RunSpec | None) else Path(source)
     for sentence in describe_other_names(fields, given if isinstance(given, RunSpec) else base):
         reporter.info(sentence)
@@ -308,3 +312,19 @@ def _entry(given: Any) -> dict[str, Any]:
     if isinstance(given, ParameterSpec):
         return spec_to_dict(given)
     return dict(given) if isinstance(given, Mapping) else {"values": list(given)}
+
+
+def _stored(
+    source: Any, base: RunSpec, fields: dict[str, Any], reporter: Reporter
+) -> tuple[Path, dict[str, Any]]:
+    """The CSV file of data in memory, which is stored first, and the other fields."""
+    names = fields.pop("class_names", None)
+    dotted = dotted_fields(fields, base)
+    paths, labels = (
+        dotted.get(f"data.{name}", getattr(base.data, name))
+        for name in ("path_column", "label_column")
+    )
+    reporter.info("Storing the data as files, unless the same are stored already …")
+    path = store(source, class_names=names, path_column=paths, label_column=labels)
+    reporter.info(f"They are in {path.parent}.")
+    return path, fields

@@ -188,6 +188,20 @@ def test_a_run_evaluates_predicts_and_explains(run, images):
 
 
 @pytest.mark.slow
+def test_arrays_train_as_their_files_do(images, run, tmp_path):
+    names = sorted(folder.name for folder in images.iterdir())
+    files = sorted(images.rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    labels = np.array([names.index(file.parent.name) for file in files])
+    stored = kt.fine_tune(
+        (pixels, labels), class_names=names, output=tmp_path / "run", reporter=QUIET, **FIELDS
+    )
+    assert stored.class_names == tuple(names)
+    assert stored.spec.data.source == "csv"
+    assert stored.evaluation.num_examples == run.evaluation.num_examples
+    assert stored.predict(files[0])[0].label in names
+
+
 def test_a_run_is_exported_in_another_format(run):
     folder = run.export(formats=["keras"], reporter=QUIET)
     assert folder == run.path / "formats" / "2"

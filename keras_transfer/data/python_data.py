@@ -1,0 +1,218 @@
+"""Data that a program has in memory, stored as image files and a CSV file that a spec can name.
+
+    (images, labels)           NumPy arrays uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W], and [N]
+    tf.data.Dataset            of (image, label), or of batches of them
+    pandas.DataFrame           with the columns of a CSV file; the paths, or the bytes of the files
+
+They are stored once, below `home()`/data in a folder named by their content, and read from there as
+any other CSV file: with the same splits, checks and resume. The order of a data set does not
+matter, so a shuffled one is the same data.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from keras_transfer.data.images import sniff
+from keras_transfer.errors import DataError
+from keras_transfer.storage.atomic import put_in_place, storage_error
+from keras_transfer.storage.cache import home
+
+CSV_FILE: Final = "images.csv"
+_EXPECTED: Final = "(images, labels) as NumPy arrays, a tf.data.Dataset, or a pandas.DataFrame"
+_HEAD: Final = 12
+
+
+def is_in_memory(source: Any) -> bool:
+    """Whether a source of images is data in memory, and not a path or a spec."""
+    return _is_pair(source) or _is_table(source) or hasattr(source, "element_spec")
+
+
+def store(
+    source: Any,
+    *,
+    class_names: Sequence[str] | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+) -> Path:
+    """Store data, unless the same is stored already; returns its CSV file.
+
+    Args:
+        source: as in the table above.
+        class_names: names of the classes for labels that are numbers; by default those of a data
+            set that has them, as of `keras.utils.image_dataset_from_directory`, or the numbers.
+        path_column: column of a table with the paths, or the bytes, of the images.
+        label_column: column of the labels in the CSV file that is written for arrays.
+
+    Raises:
+        DataError: the data have another form, or their values are not pixels.
+        RunError: the disk is full.
+    """
+    if _is_table(source):
+        return _store_table(source, path_column)
+    names = class_names or getattr(source, "class_names", None)
+    pairs = _pairs_of(source) if _is_pair(source) else _pairs_in(source)
+    encoded = ((_png(image, number), label) for number, (image, label) in enumerate(pairs))
+    return _store(
+        ((data, {label_column: _named(label, names)}) for data, label in encoded), path_column
+    )
+
+
+def _is_pair(source: Any) -> bool:
+    return isinstance(source, tuple) and len(source) == 2
+
+
+def _is_table(source: Any) -> bool:
+    return hasattr(source, "columns") and hasattr(source, "to_dict")
+
+
+def _pairs_of(source: tuple[Any, Any]) -> Iterator[tuple[np.ndarray, Any]]:
+    images, labels = (np.asarray(part) for part in source)
+    if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
+        raise DataError(
+            "these arrays are not images with a label each",
+            expected="images [N, H, W, 3] and labels [N]",
+            received=f"images {list(images.shape)} and labels {list(labels.shape)}",
+            fix="give one label for each image; files with several labels go into a CSV file",
+        )
+    return zip(images, labels.tolist(), strict=True)
+
+
+def _pairs_in(dataset: Any) -> Iterator[tuple[np.ndarray, Any]]:
+    """The examples of a `tf.data.Dataset`, batched or not."""
+    spec = dataset.element_spec
+    parts = spec if _is_pair(spec) else ()
+    ranks = [len(part.shape) for part in parts if hasattr(part, "shape")]
+    if ranks not in ([3, 0], [4, 1]):
+        raise DataError(
+            "this data set does not have an image and a label in each element",
+            expected="elements (image [H, W, 3], label), or batches of them",
+            received=str(spec)[:300],
+            fix="map it to (image, label), with the label as a number or a text",
+        )
+    for images, labels in dataset.as_numpy_iterator():
+        if ranks == [3, 0]:
+            yield images, _plain(labels)
+        else:
+            yield from ((image, _plain(label)) for image, label in zip(images, labels, strict=True))
+
+
+def _plain(label: Any) -> Any:
+    return label.decode() if isinstance(label, bytes) else np.asarray(label).item()
+
+
+def _named(label: Any, names: Sequence[str] | None) -> str:
+    if names is None or not isinstance(label, int):
+        return str(label)
+    if not 0 <= label < len(names):
+        raise DataError(
+            "a label is not the number of one of the classes",
+            expected=f"numbers from 0 to {len(names) - 1}",
+            received=str(label),
+            fix="give all class_names in their order, or labels as texts",
+        )
+    return str(names[label])
+
+
+def _png(image: np.ndarray, number: int) -> bytes:
+    """An image as a PNG file; floats 0-255 are rounded."""
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4))
+    low, high = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, -1.0)
+    is_float = pixels.dtype.kind == "f"
+    if not is_image or not 0 <= low <= high <= 255 or (is_float and 0 < high <= 1):
+        raise DataError(
+            f"element {number} is not an image of pixels 0-255",
+            expected="uint8 [H, W, 3], [H, W, 4] or [H, W, 1], or floats from 0 to 255",
+            received=f"{pixels.dtype} {list(pixels.shape)} with values from {low:g} to {high:g}",
+            fix="scale the values: (255 * images).round().astype('uint8')",
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(np.rint(pixels).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _store_table(table: Any, path_column: str) -> Path:
+    columns: dict[str, list[Any]] = table.to_dict("list")
+    if path_column not in columns:
+        raise DataError(
+            "the table has no column of images",
+            expected=f"a column {path_column!r} with paths, or with the bytes of files",
+            received=", ".join(map(str, columns)) or "no columns",
+            fix="rename the column, or set data.path_column",
+        )
+    images = columns.pop(path_column)
+    values = zip(*columns.values(), strict=True) if columns else [()] * len(images)
+    rows = [dict(zip(columns, row, strict=True)) for row in values]
+    if not all(isinstance(image, bytes) for image in images):
+        paths = [Path(str(image)).absolute().as_posix() for image in images]
+        return _write_csv(paths, rows, path_column)
+    return _store(zip(images, rows, strict=True), path_column)
+
+
+def _write_csv(paths: Sequence[str], rows: Sequence[dict[str, Any]], path_column: str) -> Path:
+    """Store a CSV file of images that are files already."""
+    with _storing() as folder:
+        named = [{path_column: path, **row} for path, row in zip(paths, rows, strict=True)]
+        return _finish(folder, named)
+
+
+def _store(examples: Iterable[tuple[bytes, dict[str, Any]]], path_column: str) -> Path:
+    """Store files, named by their content, and the CSV file."""
+    counts: Counter[str] = Counter()
+    with _storing() as folder:
+        rows = []
+        for data, row in examples:
+            digest = hashlib.sha256(data).hexdigest()[:32]
+            counts[digest] += 1
+            copy = f"-{counts[digest]}" if counts[digest] > 1 else ""
+            name = f"{digest}{copy}{sniff(data[:_HEAD]) or '.bin'}"
+            (folder / name).write_bytes(data)
+            rows.append({path_column: name, **row})
+        rows.sort(key=lambda row: [str(value) for value in row.values()])
+        return _finish(folder, rows)
+
+
+@contextlib.contextmanager
+def _storing() -> Iterator[Path]:
+    """A folder to write to, which `_finish` moves away; RunError if the disk is full."""
+    parent = home() / "data"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix="new-") as scratch:
+            folder = Path(scratch, "data")
+            folder.mkdir()
+            yield folder
+    except OSError as error:
+        raise storage_error(error, parent) from error
+
+
+def _finish(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write the CSV file, and name the folder by it unless the same is stored already."""
+    if not rows:
+        raise DataError(
+            "the data have no examples",
+            expected=_EXPECTED,
+            received="0 examples",
+            fix="give at least some images of each class",
+        )
+    with (folder / CSV_FILE).open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    digest = hashlib.sha256((folder / CSV_FILE).read_bytes()).hexdigest()[:32]
+    target = folder.parents[1] / digest
+    if not (target / CSV_FILE).is_file():
+        put_in_place(folder, target)
+    return target / CSV_FILE
