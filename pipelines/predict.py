@@ -1,19 +1,24 @@
 """Predict: run files, folders or a list on standard input with a run or an exported model.
 
+python -m pipelines.predict saved_models/my_photos photo.jpg
 python -m pipelines.predict saved_models/my_photos photo.jpg more_photos/ --output predictions.csv
 python -m pipelines.predict saved_models/my_photos/formats/1/model.onnx photos/ --output all.parquet
 find / -name '*.jpg' | python -m pipelines.predict saved_models/my_photos - --output all.csv
 python -m pipelines.predict saved_models/my_photos photos/ --output predictions.csv --workers 4
+
+Without --output the predictions of up to 20 images are printed.
 """
 
 import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_transfer.devices import native_log_to
+from keras_transfer.errors import SpecError
 from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, positive, scratch_log
 
@@ -23,6 +28,9 @@ if TYPE_CHECKING:
     from keras_transfer.inference.prediction import LoadedRun, Target
     from keras_transfer.inference.writers import PredictionSummary, Row
     from keras_transfer.reporting.reporter import TerminalReporter
+    from keras_transfer.tasks.task import Task
+
+_MOST_PRINTED, _MOST_OUTPUTS = 20, 3
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder or - for stdin")
     parser.add_argument(
-        "--output", metavar="FILE", default="predictions.csv", help=".csv or .parquet to write"
+        "--output", metavar="FILE", help=".csv or .parquet to write (default: print up to 20)"
     )
     parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass")
     parser.add_argument(
@@ -52,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
+    if arguments.output is None:
+        _print(arguments)
+        return
     check_vacant(Path(arguments.output))
     with native_log_to(scratch_log()):
         from keras_transfer.inference.prediction import (
@@ -79,6 +90,44 @@ def _run(argv: Sequence[str] | None) -> None:
                 resume=arguments.resume,
             )
         _show(summary, arguments.output, terminal)
+
+
+def _print(arguments: argparse.Namespace) -> None:
+    """Print the predictions of a few images."""
+    if arguments.resume or arguments.workers:
+        raise SpecError(
+            "--resume and --workers are for predictions that are written to a file",
+            expected="--output FILE with them",
+            received="no --output",
+            fix="add --output predictions.csv",
+        )
+    with native_log_to(scratch_log()):
+        from keras_transfer.inference.prediction import expand_paths, open_target, predict_files
+        from keras_transfer.reporting.reporter import TerminalReporter
+
+        files = list(itertools.islice(expand_paths(arguments.paths, sys.stdin), _MOST_PRINTED + 1))
+        if len(files) > _MOST_PRINTED:
+            raise SpecError(
+                f"the predictions of more than {_MOST_PRINTED} images are not printed",
+                expected="--output FILE",
+                received="no --output",
+                fix="add --output predictions.csv",
+            )
+        target = open_target(arguments.target)
+        rows = predict_files(target, iter(files), batch_size=arguments.batch_size)
+        title = f"Predictions of {arguments.target}"
+        cells = [_cells(row, target.contract.restored_task) for row in rows]
+        TerminalReporter().table(title, ["file", "prediction", "outputs, the highest first"], cells)
+
+
+def _cells(row: "Row", task: "Task") -> list[str]:
+    from keras_transfer.data.records import BadFile
+
+    if isinstance(row, BadFile):
+        return [row.path, "–", row.reason]
+    order = (-row.outputs).argsort(kind="stable")[:_MOST_OUTPUTS]
+    outputs = [f"{task.names[index]} {task.format_output(row.outputs[index])}" for index in order]
+    return [row.path, row.label or "–", ", ".join(outputs)]
 
 
 def _predictor(

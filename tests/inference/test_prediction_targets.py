@@ -150,3 +150,27 @@ def test_memory_does_not_grow_with_the_number_of_files(folder: Path, tmp_path: P
     assert (summary.num_predicted, summary.num_bad) == (8_000, 2_000)
     # 8,000 rows of plain Python objects would be more than this.
     assert resident[1] - resident[0] < 5_000, resident
+
+
+def test_few_predictions_are_printed_and_nothing_is_written(folder, photos, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff")
+    first = sorted(photos.iterdir())[0]
+    before = sorted(folder.rglob("*"))
+    assert predict.main([str(folder), str(first), str(broken)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (expected,) = predict_files(open_target(folder), [first])
+    best, second = np.argsort(-expected.outputs)[:2]
+    names, task = expected.task.names, expected.task
+    assert first.name in said
+    assert f"{names[best]} {task.format_output(expected.outputs[best])}, {names[second]}" in said
+    assert "truncated or damaged" in said or "too early" in said
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_many_predictions_and_those_to_be_resumed_need_a_file(folder, photos, capsys):
+    assert len(list(photos.iterdir())) > 20
+    assert predict.main([str(folder), str(photos)]) == arguments.USER_ERROR
+    assert "--output predictions.csv" in capsys.readouterr().err
+    assert predict.main([str(folder), str(photos), "--resume"]) == arguments.USER_ERROR
+    assert "--output predictions.csv" in capsys.readouterr().err
