@@ -116,6 +116,56 @@ def test_the_two_best_trunks_are_tried_side_by_side(spec, found, tmp_path, monke
 
 
 @pytest.mark.slow
+def test_a_fine_tuning_that_promises_much_is_trained_at_once(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "LEAST_IMAGES", 1)
+    monkeypatch.setattr(search, "PROMISING_LOSS", 100)
+    result = find(spec, tmp_path / "run")
+    trunk, alone, begun, whole, *others = result.attempts
+    assert [one.step for one in result.attempts[:4]] == ["trunk", *["fine-tuning"] * 3]
+    assert begun.reason == "promises much"
+    assert begun.name == "fine-tune stage2, learning rate 1e-3, one epoch"
+    assert whole.name == "fine-tune stage2, learning rate 1e-3, 10 epochs"
+    assert whole.is_chosen == (whole.loss < alone.loss)
+    if whole.is_chosen:  # No other trunk is tried, and the run is that of the trial.
+        assert not others
+        assert result.spec.phases[1].unfreeze == "stage2"
+        assert result.result.outcomes[1].val_loss == pytest.approx(whole.loss)
+    assert trunk.is_chosen
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_that_promises_little_is_left(spec, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "LEAST_IMAGES", 1)
+    monkeypatch.setattr(search, "RATES", (1e-3,))
+    monkeypatch.setattr(search, "PROMISING_LOSS", 0)
+    monkeypatch.setattr(search, "run_transfer", lambda *_, **__: found.result)
+    monkeypatch.setattr(search.Search, "_fine_tune", lambda self: None)
+    names = [(one.step, one.reason) for one in find(spec, tmp_path / "run").attempts]
+    assert names[2] == ("fine-tuning", "promises little")
+    assert [step for step, _ in names].count("trunk") > 1
+
+
+@pytest.mark.slow
+def test_a_shorter_fine_tuning_is_trained_where_the_whole_does_not_fit(
+    spec, found, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(search, "LEAST_IMAGES", 1)
+    monkeypatch.setattr(search, "PROMISING_LOSS", 100)
+    monkeypatch.setattr(search, "run_transfer", lambda *_, **__: found.result)
+    fits = search.Search._fits
+
+    def short(self, best, predicted):
+        is_short = not best.is_tuned or (best.spec.phases[-1].epochs < 6 and not best.refit_seconds)
+        return is_short and fits(self, best, predicted)
+
+    monkeypatch.setattr(search.Search, "_fits", short)
+    result = find(spec, tmp_path / "run")
+    assert result.attempts[3].name.endswith("4 epochs, no refit")
+    if result.attempts[3].is_chosen:
+        assert not result.spec.training.refit
+
+
+@pytest.mark.slow
 def test_the_result_is_an_ordinary_run_with_a_report(found, digits_folder):
     path = found.result.run.path
     run = kt.load_run(path)
