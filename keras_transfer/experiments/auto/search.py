@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 import keras
 
+from keras_transfer.backbones.combination import SEPARATOR
 from keras_transfer.config import check_single_training, override
 from keras_transfer.data.splits import make_folds
 from keras_transfer.devices.hosts import check_one_host
@@ -70,6 +71,8 @@ cross-validation without its features, which shows how fast the machine is at pr
 RESERVED_SHARE of the budget is kept for it."""
 TRIAL_SECONDS: Final = 10.0
 """Predicted time of the first trial, apart from its features; later ones take as long as it."""
+GROWTH: Final = 1.5
+"""The time of a trial grows by this power of the number of trunks side by side."""
 SPLIT_SHARE: Final = 0.5
 """Predicted time of the first trial on one split, as a share of that on all folds: the trunk is
 built once for both."""
@@ -247,7 +250,7 @@ class Search:
             session, [without_test(data.splits)], states=RunFolder(run.checkpoint_folder)
         )
         self._num_test = len(test)
-        self._trial_seconds = TRIAL_SECONDS
+        self._trial_seconds = self._single_seconds = TRIAL_SECONDS
         self._split_seconds = SPLIT_SHARE * TRIAL_SECONDS
         self._epoch_seconds: dict[str, float] = {}
 
@@ -278,15 +281,16 @@ class Search:
             return True
         return False
 
-    def reserve(self, best: Best) -> float:
-        """Seconds that the final run is predicted to need."""
+    def reserve(self, best: Best, trial_seconds: float | None = None) -> float:
+        """Seconds that the final run is predicted to need, after a trial of so many seconds."""
         candidate = best.candidate
-        own = FINAL_SECONDS + FINAL_TRIALS * self._trial_seconds + best.refit_seconds
+        trial = self._trial_seconds if trial_seconds is None else trial_seconds
+        own = FINAL_SECONDS + FINAL_TRIALS * trial + best.refit_seconds
         own += self._num_test * candidate.ms_per_image / 1000
         return max(own, RESERVED_SHARE * self.budget.seconds)
 
-    def _fits(self, best: Best, predicted: float) -> bool:
-        return predicted <= self.budget.left - self.reserve(best)
+    def _fits(self, best: Best, predicted: float, trial_seconds: float | None = None) -> bool:
+        return predicted <= self.budget.left - self.reserve(best, trial_seconds)
 
     def _skip(self, step: Step, name: str, predicted: float) -> None:
         reason = f"not tried: it would take about {predicted:.0f} s"
@@ -308,8 +312,10 @@ class Search:
         # Plain images are stored by now, except of a trunk that was never tried.
         is_stored = step == "views" or not candidate.stages
         num_new = len(pool.pairs(views)) - (len(pool.pairs(1)) if is_stored else 0)
-        predicted = num_new * candidate.ms_per_image / 1000 + self._trial_seconds
-        if best and not self._fits(replace(best, candidate=candidate), predicted):
+        num_trunks = 1 + candidate.backbone.count(SEPARATOR)
+        trial = self._single_seconds * num_trunks**GROWTH if num_trunks > 1 else self._trial_seconds
+        predicted = num_new * candidate.ms_per_image / 1000 + trial
+        if best and not self._fits(replace(best, candidate=candidate), predicted, trial):
             self._skip(step, name, predicted)
             return
         started = self.budget.spent
@@ -319,6 +325,8 @@ class Search:
         seconds = self.budget.spent - started
         computing = result.views["views_computed"] * candidate.ms_per_image / 1000
         self._trial_seconds = max(0.0, seconds - computing)
+        if num_trunks == 1:
+            self._single_seconds = self._trial_seconds
         attempt = Attempt(step, name, "the first", True, predicted, seconds)
         if best:
             attempt = replace(attempt, **_compare(result, best.result))

@@ -154,9 +154,9 @@ def test_a_shorter_fine_tuning_is_trained_where_the_whole_does_not_fit(
     monkeypatch.setattr(search, "run_transfer", lambda *_, **__: found.result)
     fits = search.Search._fits
 
-    def short(self, best, predicted):
+    def short(self, best, predicted, trial_seconds=None):
         is_short = not best.is_tuned or (best.spec.phases[-1].epochs < 6 and not best.refit_seconds)
-        return is_short and fits(self, best, predicted)
+        return is_short and fits(self, best, predicted, trial_seconds)
 
     monkeypatch.setattr(search.Search, "_fits", short)
     result = find(spec, tmp_path / "run")
