@@ -1,5 +1,6 @@
 """Shared code of the command lines: presets, overrides, exit statuses and errors."""
 
+import _thread
 import argparse
 import contextlib
 import difflib
@@ -43,6 +44,7 @@ _COMMON = (
 )
 _PLACE = "data.path="
 _RAISES = signal.default_int_handler
+_REPEAT_SECONDS = 0.05
 
 
 def make_parser(
@@ -221,7 +223,8 @@ def _second_interrupt_ends() -> Iterator[None]:
     """Confirm the first SIGINT, which raises KeyboardInterrupt; a second one ends the process.
 
     Native code that is running, or that calls Python and drops its errors, can hold back or lose
-    the KeyboardInterrupt. The signals are therefore counted in a thread.
+    the KeyboardInterrupt. The signals are therefore counted in a thread. One that is raised where
+    Python drops errors itself, in a `__del__`, is raised once more.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -229,22 +232,47 @@ def _second_interrupt_ends() -> Iterator[None]:
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_count_interrupts, args=(receiver,), daemon=True)
+    repeated: list[int] = []
+    watcher = threading.Thread(target=_count_interrupts, args=(receiver, repeated), daemon=True)
     watcher.start()
+    hook = sys.unraisablehook
+
+    def repeat(dropped: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            hook(dropped)
+            return
+        repeated.append(signal.SIGINT)
+        # Later, because it would be dropped here as well.
+        threading.Timer(_REPEAT_SECONDS, _interrupt_main).start()
+
+    sys.unraisablehook = repeat
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(before)
         os.close(sender)
         watcher.join()
         os.close(receiver)
 
 
-def _count_interrupts(receiver: int) -> None:
+def _interrupt_main() -> None:
+    """Send SIGINT to the main thread, which also ends what it waits for."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:  # On Windows.
+        _thread.interrupt_main()
+
+
+def _count_interrupts(receiver: int, repeated: list[int]) -> None:
+    """Count signals, but for those that are raised once more."""
     is_first = True
     while received := os.read(receiver, 1):
         # A server has a handler of its own.
         if received[0] != signal.SIGINT or signal.getsignal(signal.SIGINT) is not _RAISES:
+            continue
+        if repeated:
+            repeated.pop()
             continue
         if not is_first:
             os._exit(INTERRUPTED)

@@ -105,6 +105,7 @@ def _print(arguments: argparse.Namespace) -> None:
         from keras_transfer.inference.prediction import expand_paths, open_target, predict_files
         from keras_transfer.reporting.reporter import TerminalReporter
 
+        target = open_target(arguments.target)
         files = list(itertools.islice(expand_paths(arguments.paths, sys.stdin), _MOST_PRINTED + 1))
         if len(files) > _MOST_PRINTED:
             raise SpecError(
@@ -113,7 +114,6 @@ def _print(arguments: argparse.Namespace) -> None:
                 received="no --output",
                 fix="add --output predictions.csv",
             )
-        target = open_target(arguments.target)
         rows = predict_files(target, iter(files), batch_size=arguments.batch_size)
         title = f"Predictions of {arguments.target}"
         cells = [_cells(row, target.contract.restored_task) for row in rows]
