@@ -382,9 +382,9 @@ def dotted_fields(fields: Mapping[str, Any], base: RunSpec | None = None) -> dic
 def describe_other_names(fields: Mapping[str, Any], base: RunSpec | None = None) -> list[str]:
     """A sentence for each name of another library, which says for which field it is taken."""
     spec = base or RunSpec()
-    dotted = {name: _dotted(name, value, spec) for name, value in fields.items()}
     return [
-        f"{name} is taken for {dotted[name]}" + (_OF_PHASE if _PHASE in OTHER_NAMES[name] else ".")
+        f"{name} is taken for {_dotted(name, value, spec)}"
+        + (_OF_PHASE if _PHASE in OTHER_NAMES[name] else ".")
         for name, value in fields.items()
         if _is_other(name, value)
     ]

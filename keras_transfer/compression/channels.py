@@ -19,7 +19,7 @@ _MIXING: Final = (keras.layers.Conv2D, keras.layers.Dense)
 """Layers that make new channels out of all that they read."""
 
 _COUPLING: Final = (
-    *(keras.layers.Softmax, keras.layers.UnitNormalization, keras.layers.Reshape),
+    *(keras.layers.Softmax, keras.layers.UnitNormalization),
     *(keras.layers.Permute, keras.layers.RepeatVector),
 )
 """Layers without weights that do not treat every channel for itself."""

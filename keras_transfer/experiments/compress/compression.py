@@ -54,9 +54,10 @@ def compress_run(
     run = start_run(spec, output=output, resume=resume, suffix="", last=REPORT_FILE)
     if not run.is_complete:
         run_transfer(spec, run, reporter=reporter)
+    compressed = load_run(run.path)
     if chain[-1][0] == "clusters":
         with run.replacing(CODEBOOKS) as file:
-            write_codebooks(load_run(run.path).model, file)
-    found = compare(original, load_run(run.path), reporter=reporter)
+            write_codebooks(compressed.model, file)
+    found = compare(original, compressed, reporter=reporter)
     write_compression(found)
     return found

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_transfer.backbones.combination import SEPARATOR
 from keras_transfer.backbones.model_file import ModelGraph, read_backbone
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone
@@ -22,9 +23,9 @@ from keras_transfer.compression.registry import STEPS, Chain, compress
 from keras_transfer.compression.sample import Sample
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments.distill.settings import HEAD
 from keras_transfer.export.conversion import read_split
 from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.models.classifier import HEAD
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
@@ -91,7 +92,7 @@ def _with_heads_only(spec: RunSpec, step: str, reporter: Reporter) -> RunSpec:
 def _backbone_of(run: LoadedRun) -> Backbone:
     """The trunk of the run's model."""
     name = run.spec.model.backbone
-    if "+" in name:
+    if SEPARATOR in name:
         raise SpecError(
             "a combination of networks cannot be compressed",
             expected="a run with one backbone",
