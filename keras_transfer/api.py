@@ -14,6 +14,7 @@ from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
     check_single_training,
     describe_other_names,
+    divide,
     dotted_fields,
     is_images,
     load_spec,
@@ -38,7 +39,7 @@ from keras_transfer.experiments.summary import show_result
 from keras_transfer.experiments.tune.best import WINNER
 from keras_transfer.experiments.tune.report import show_search, write_search
 from keras_transfer.experiments.tune.search import SUFFIX, run_search
-from keras_transfer.fields import build, divide
+from keras_transfer.fields import build
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import AutoSpec, DistillSpec, ParameterSpec, RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free

@@ -366,24 +366,40 @@ def is_images(path: Path) -> bool:
     return path.suffix.lower() not in (".toml", ".json") and not (path / "spec.json").is_file()
 
 
-def dotted_fields(fields: Mapping[str, Any], base: RunSpec | None = None) -> dict[str, Any]:
+def divide(values: Mapping[str, Any], cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values by names of a dataclass's own fields, and all others, which are of a run's spec.
+
+    Raises:
+        SpecError: a name without a dot is a field of neither.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    own = {name: value for name, value in values.items() if name in names}
+    others = {name: value for name, value in values.items() if name not in names}
+    dotted_fields(others, also=names)
+    return own, others
+
+
+def dotted_fields(
+    fields: Mapping[str, Any], base: RunSpec | None = None, *, also: Sequence[str] = ()
+) -> dict[str, Any]:
     """The same values by dotted names; names of other libraries are taken for fields.
 
     Args:
         base: the spec that is changed; by default the defaults.
+        also: other names that could have been meant, for the error.
 
     Raises:
         SpecError: the spec has no such field.
     """
     spec = base or RunSpec()
-    return {_dotted(name, value, spec): value for name, value in fields.items()}
+    return {_dotted(name, value, spec, also): value for name, value in fields.items()}
 
 
 def describe_other_names(fields: Mapping[str, Any], base: RunSpec | None = None) -> list[str]:
     """A sentence for each name of another library, which says for which field it is taken."""
     spec = base or RunSpec()
     return [
-        f"{name} is taken for {_dotted(name, value, spec)}"
+        f"{name} is taken for {_dotted(name, value, spec, ())}"
         + (_OF_PHASE if _PHASE in OTHER_NAMES[name] else ".")
         for name, value in fields.items()
         if _is_other(name, value)
@@ -395,7 +411,7 @@ def _is_other(name: str, value: Any) -> bool:
     return name in OTHER_NAMES and not isinstance(value, Mapping)
 
 
-def _dotted(name: str, value: Any, spec: RunSpec) -> str:
+def _dotted(name: str, value: Any, spec: RunSpec, also: Sequence[str]) -> str:
     if _is_other(name, value):
         return OTHER_NAMES[name].replace(_PHASE, f".{len(spec.phases) - 1}.")
     if "." in name or hasattr(spec, name):
@@ -409,5 +425,5 @@ def _dotted(name: str, value: Any, spec: RunSpec) -> str:
         f"the spec has no field {name!r}",
         expected="a field's own name, such as backbone, or its dotted one, model.backbone",
         received=name,
-        fix=nearest(name, [*known, *OTHER_NAMES]),
+        fix=nearest(name, [*also, *known, *OTHER_NAMES]),
     )

@@ -57,13 +57,6 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"choose one of {', '.join(sorted(known))}"
 
 
-def divide(values: Mapping[str, Any], cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values by names of a dataclass's own fields, and all others."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    own = {name: value for name, value in values.items() if name in names}
-    return own, {name: value for name, value in values.items() if name not in names}
-
-
 def load_row(rows: Mapping[str, str], name: str, problem: str) -> Any:
     """What a registry's row names as "module:attribute"; the module is imported.
 

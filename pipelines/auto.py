@@ -14,10 +14,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from keras_transfer.config import parse_assignments
+from keras_transfer.config import divide, parse_assignments
 from keras_transfer.devices import native_log_to
 from keras_transfer.experiments.auto.budget import Budget
-from keras_transfer.fields import build, divide
+from keras_transfer.fields import build
 from keras_transfer.specs import AutoSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.backbones.choice import choose_backbone
-from keras_transfer.config import dotted_fields, is_images, parse_assignments
+from keras_transfer.config import divide, dotted_fields, is_images, parse_assignments
 from keras_transfer.devices import native_log_to
 from keras_transfer.experiments.distill.settings import REPORT_FILE, distillation_spec
-from keras_transfer.fields import build, divide
+from keras_transfer.fields import build
 from keras_transfer.specs import DistillSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run

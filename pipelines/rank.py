@@ -17,9 +17,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from keras_transfer.config import load_spec, parse_assignments
+from keras_transfer.config import divide, load_spec, parse_assignments
 from keras_transfer.devices import native_log_to
-from keras_transfer.fields import build, divide
+from keras_transfer.fields import build
 from keras_transfer.specs import RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, vacated_on_refusal

@@ -392,7 +392,7 @@ def test_words_belong_to_the_ranking_or_to_the_run():
     ("word", "part"),
     [
         ("max_latency_ms=fast", "a number"),
-        ("max_latency=5", "unknown field"),
+        ("max_latency=5", "did you mean 'max_latency_ms'?"),
         ("backbones=vgg16", "a list"),
         ('backbones=["vgg16", {bakbone="x"}]', "bakbone"),
         ("folds=1", "2 or more"),
