@@ -268,6 +268,39 @@ def _check_phases(spec: RunSpec) -> None:
             )
 
 
+def changed_fields(spec: RunSpec) -> dict[str, Any]:
+    """The fields that differ from their defaults, nested as in a TOML file; None is "none".
+
+    Phases are listed with all their fields, because a list replaces its default as a whole.
+    """
+    values = spec_to_dict(spec)
+    changed = _differences(values, spec_to_dict(RunSpec()))
+    changed["phases"] = [_without_none(phase) for phase in values["phases"]]
+    return changed
+
+
+def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if value == defaults[name]:
+            continue
+        if not isinstance(value, dict):
+            found[name] = "none" if value is None else value
+        elif defaults[name]:
+            found[name] = _differences(value, defaults[name])
+        else:  # A table of options, with names of its own.
+            found[name] = _without_none(value)
+    return found
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
 def describe_fields(
     cls: type = RunSpec, prefix: str = "", defaults: Any = None
 ) -> Iterator[tuple[str, str, str]]:

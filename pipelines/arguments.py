@@ -37,11 +37,12 @@ from keras_transfer.storage.atomic import storage_error
 USER_ERROR, INTERRUPTED = 2, 130
 STOPPED = "no finished file was changed"
 RESUMABLE = "a training continues with --resume"
-_COMMON = (
+USUAL_FIELDS = (
     *("task", "seed", "folds", "data.val_fraction", "data.test_fraction", "data.image_size"),
     *("views.policy", "views.count", "model.backbone", "model.weights", "phases.N.epochs"),
     *("phases.N.unfreeze", "phases.N.learning_rate", "training.batch_size"),
 )
+"""Beginnings of the names of the fields that a person sets most often."""
 _PLACE = "data.path="
 _RAISES = signal.default_int_handler
 _REPEAT_SECONDS = 0.05
@@ -65,7 +66,7 @@ def make_parser(
     lists = [_list_fields(f"{own[0]}:", own[1])] if own else []
     if fields:
         title = "fields that key=value can set most often, with their defaults:"
-        lists.append(_list_fields(title, RunSpec, (*_COMMON, *also)))
+        lists.append(_list_fields(title, RunSpec, (*USUAL_FIELDS, *also)))
         lists.append("--help-fields lists all fields.")
     parser = argparse.ArgumentParser(
         prog=f"python -m pipelines.{verb}",

@@ -9,6 +9,7 @@ from keras_transfer.fields import nearest
 from pipelines.arguments import USER_ERROR
 
 VERBS = {
+    "init": "write a commented file with the settings for your images",
     "auto": "find the best model within a time budget",
     "train": "train a model, evaluate it and export it",
     "distill": "train a small model to follow a larger one",

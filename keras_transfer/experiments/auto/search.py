@@ -30,6 +30,7 @@ from keras_transfer.experiments.auto.candidates import (
     side_by_side,
     time_candidates,
 )
+from keras_transfer.experiments.auto.epoch_timer import EpochTimer, TimingReporter
 from keras_transfer.experiments.auto.image_size import for_small_images
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.session import Session, open_session
@@ -371,8 +372,7 @@ class Search:
             return False
         alone, _ = self._train_alone(viewed)
         spec, started = self._fine_tuning_spec(viewed.spec, stages[-2], RATES[0]), self.budget.spent
-        reporter = PrefixedReporter(self.session.reporter, name)
-        begun = self.own.train(spec, num_epochs=alone.epochs + 1, reporter=reporter)
+        begun, epoch = self._begin(spec, name, head_epochs=alone.epochs)
         attempt = Attempt(
             "fine-tuning",
             f"{name}, one epoch",
@@ -385,7 +385,7 @@ class Search:
             self._record(attempt)
             return False
         self._record(replace(attempt, reason="promises much"))
-        return self._complete(viewed, spec, name, alone, begun.outcomes[-1].seconds)
+        return self._complete(viewed, spec, name, alone, epoch)
 
     def _with_views(self, head: Best, num_train: int) -> Best | None:
         """The head with as many views as leave time for an epoch; None if one is too many."""
@@ -529,16 +529,24 @@ class Search:
         if not self._fits(replace(tuned, refit_seconds=share * num_epochs * epoch), first):
             self._skip("fine-tuning", name, first)
             return None
-        reporter = PrefixedReporter(self.session.reporter, name)
-        begun = self.own.train(spec, num_epochs=head_epochs + 1, reporter=reporter)
-        epoch = self._epoch_seconds[unfreeze] = begun.outcomes[-1].seconds
+        _, epoch = self._begin(spec, name, head_epochs=head_epochs)
+        self._epoch_seconds[unfreeze] = epoch
         rest = (num_epochs - 1) * epoch + self._split_seconds
         tuned = replace(tuned, refit_seconds=share * num_epochs * epoch)
         if not self._fits(tuned, rest):
             self._skip("fine-tuning", name, rest)
             return None
         predicted = ms / 1000 + self._split_seconds + rest
+        reporter = PrefixedReporter(self.session.reporter, name)
         return tuned, self.own.train(spec, reporter=reporter), predicted
+
+    def _begin(self, spec: RunSpec, name: str, *, head_epochs: int) -> tuple[TrialResult, float]:
+        """Train the first epoch of a fine-tuning; its result, and seconds of a further one."""
+        timer = EpochTimer()
+        reporter = TimingReporter(self.session.reporter, name, timer)
+        begun = self.own.train(spec, num_epochs=head_epochs + 1, reporter=reporter)
+        # An epoch that an earlier trial trained is not timed again.
+        return begun, timer.seconds or begun.outcomes[-1].seconds
 
     def _fine_tuning_spec(self, spec: RunSpec, unfreeze: str, rate: float) -> RunSpec:
         """The spec of a head, with a second phase."""

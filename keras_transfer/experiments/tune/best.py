@@ -6,16 +6,15 @@ once, by the best trial only.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 import keras
 import numpy as np
 import tomli_w
 
-from keras_transfer.config import override, spec_to_dict
+from keras_transfer.config import changed_fields, override
 from keras_transfer.evaluation.intervals import Z95, Interval
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.summary import Result
@@ -150,29 +149,7 @@ def _mean_scores(results: Sequence[TrialResult]) -> np.ndarray:
 def write_best_spec(run: RunFolder, best: RunSpec, *, trial: str) -> None:
     """Write best.toml with all fields that differ from their defaults, for `train`."""
     head = f"# Trial {trial}: python -m pipelines.train {run.path / BEST_SPEC}\n"
-    run.write_text(BEST_SPEC, head + tomli_w.dumps(_changed(best)))
-
-
-def _changed(spec: RunSpec) -> dict[str, Any]:
-    values, defaults = spec_to_dict(spec), spec_to_dict(RunSpec())
-    changed = _differences(values, defaults)
-    # TOML cannot write None, and a list replaces its default as a whole.
-    changed["phases"] = [
-        {name: value for name, value in phase.items() if value is not None}
-        for phase in values["phases"]
-    ]
-    return changed
-
-
-def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            inner = _differences(value, defaults[name])
-            found |= {name: inner} if inner else {}
-        elif value != defaults[name]:
-            found[name] = "none" if value is None else value
-    return found
+    run.write_text(BEST_SPEC, head + tomli_w.dumps(changed_fields(best)))
 
 
 def _make_run(best: RunSpec, state: RunFolder | None, run: RunFolder, reporter: Reporter) -> Result:
