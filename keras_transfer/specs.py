@@ -61,7 +61,7 @@ class ParameterSpec:
 DEFAULT_SPACE = {
     "phases.0.method_options.strength": ParameterSpec(values=(0.01, 0.03, 0.1, 0.3)),
     "phases.1.learning_rate": ParameterSpec(low=1e-4, high=3e-3, sampling="log"),
-    "phases.1.unfreeze": ParameterSpec(values=("head", "last")),
+    "phases.1.unfreeze": ParameterSpec(values=("head", "last", "last_two")),
     "training.label_smoothing": ParameterSpec(values=(0.0, 0.1)),
 }
 """What `keras_transfer.tune` varies where neither the call nor the spec has a search space."""
@@ -306,7 +306,7 @@ class PhaseSpec:
     unfreeze: str = option(
         "head",
         "lowest stage that trains, together with all above it: 'head', 'last' (the trunk's "
-        "highest), 'stage5' … 'stem'",
+        "highest), 'last_two' (its two highest), 'stage5' … 'stem'",
     )
     learning_rate: float = option(1e-3, "peak learning rate of the head", low=0)
     layer_decay: float = option(
@@ -437,7 +437,7 @@ TWO_PHASES = (
     PhaseSpec(
         name="fine-tune",
         epochs=10,
-        unfreeze="last",
+        unfreeze="last_two",
         learning_rate=1e-3,
         layer_decay=0.7,
         min_images=1000,

@@ -29,8 +29,8 @@ from keras_transfer.tasks.task import Task
 HEAD: Final = "head"
 """Name of the topmost stage: everything above the trunk."""
 
-LAST: Final = "last"
-"""Name for the trunk's highest kept stage in `phase.unfreeze`."""
+HIGHEST: Final = {"last": 1, "last_two": 2}
+"""Numbers of the trunk's highest kept stages that train, by their names in `phase.unfreeze`."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Classifier:
             SpecError: the model has no such stage; `field` is the spec's field named in the error.
         """
         names = list(self.stages)
-        if lowest == LAST:
-            return names[-2:]
+        if lowest in HIGHEST:
+            return names[-1 - HIGHEST[lowest] :]
         if lowest not in names:
             raise SpecError(
                 f"{field} names a stage this model does not have",
-                expected=f"one of {', '.join(names)}, or {LAST} for {names[-2]}",
+                expected=f"one of {', '.join(names)}, or {' or '.join(HIGHEST)}",
                 received=lowest,
-                fix=nearest(lowest, names),
+                fix=nearest(lowest, [*names, *HIGHEST]),
             )
         return names[names.index(lowest) :]
 

@@ -86,6 +86,9 @@ def test_trunk_runs_without_dropout_so_that_a_frozen_one_is_a_function():
 
 def test_last_is_the_highest_stage_of_the_trunk_whatever_its_name():
     assert make_classifier().from_stage("last") == ["stage2", "head"]
+    assert make_classifier().from_stage("last_two") == ["stage1", "stage2", "head"]
+    resnet = list(make_classifier("resnet50").stages)
+    assert make_classifier("resnet50").from_stage("last_two") == resnet[-3:]
 
 
 def test_unknown_stage_is_refused_with_the_nearest():
