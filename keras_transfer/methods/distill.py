@@ -32,6 +32,7 @@ from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
 from keras_transfer.methods.exact import Exact, ExactOptions
 from keras_transfer.methods.supervised import Supervised
 from keras_transfer.models.classifier import HEAD
+from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.storage.model_files import TEACHER, teachers_of
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_distilled
@@ -126,13 +127,15 @@ class Distill:
                     f"The teacher {teacher.name} names no classes: its outputs are taken to be in "
                     f"the order {', '.join(context.task.names)}."
                 )
-        targets = self._soft_targets(context, teachers)
+        below = teachers[0].cut
+        compared = self.kind.teacher_cut(below) if self.kind.reads_features else below
+        targets = self._soft_targets(context, teachers, compared)
         hard = context.task.loss(context.spec.training)
         if solves:
             return Objective(part, hard, solve=self._solver(context, targets), fits=False)
-        number, features = len(context.task.names), teachers[0].cut.num_values
+        number = len(context.task.names)
         return Objective(
-            make_student(part, self.kind, num_features=features),
+            make_student(part, self.kind, compared),
             DistillationLoss(hard, self.kind, number, self.options.temperature),
             self._transform(phase, number) if self.kind.progress(1) != 1 else None,
             columns=targets,
@@ -180,9 +183,13 @@ class Distill:
                 fix="use training.class_weights=balanced, or leave data.unlabelled out",
             )
 
-    def _soft_targets(self, context: PhaseContext, teachers: list[Teacher]) -> SoftTargets:
+    def _soft_targets(
+        self, context: PhaseContext, teachers: list[Teacher], compared: Cut
+    ) -> SoftTargets:
         images, hard_weight = context.images, self.options.hard_weight
-        logits, stored = read_logits(teachers, images, temperature=self.options.temperature)
+        logits, features = read_logits(
+            teachers, images, temperature=self.options.temperature, compared=compared
+        )
         rows = images.train_rows
         place = np.full(int(rows.max()) + 1, -1, np.int64)
         place[rows] = np.arange(len(rows))
@@ -191,8 +198,8 @@ class Distill:
         )
         soft = (1 - hard_weight) * self.kind.weights(probabilities(logits))
         weights = np.stack([is_labelled, hard_weight * is_labelled, soft], axis=-1)
-        features = stored[0] if self.kind.reads_features else None
-        return SoftTargets(logits, weights.astype(np.float32), place, features)
+        more = features if self.kind.reads_features else None
+        return SoftTargets(logits, weights.astype(np.float32), place, more)
 
     def _transform(self, phase: PhaseSpec, num_outputs: int) -> Transform:
         """Shifts weight from the teacher to the labels as training proceeds."""

@@ -17,6 +17,7 @@ from keras_transfer.methods.distillation.kind import Batch, divergences
 from keras_transfer.methods.distillation.registry import KINDS, make_kind
 from keras_transfer.methods.distillation.relational import angles, distances
 from keras_transfer.methods.distillation.student import DistillationLoss, make_student
+from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import PhaseSpec, TrainingSpec
 from keras_transfer.tasks.single_label import SingleLabel
 
@@ -150,15 +151,16 @@ def test_a_student_shares_the_layers_of_its_part_and_has_an_adapter_of_its_own()
     hidden = keras.layers.Dense(5, activation="relu")(image)
     classifier = keras.Model(image, keras.layers.Dense(4, name="logits")(hidden))
     classifier.compile(loss="mse", weighted_metrics=task.metrics())  # As by an earlier phase.
+    teacher = Cut(classifier, keras.layers.Dense(7)(image), "seven features")
     for part in (classifier, keras.Model(hidden, classifier.output)):
-        student = make_student(part, make_kind("feature", {}), num_features=7)
+        student = make_student(part, make_kind("feature", {}), teacher)
         assert student.output_shape == (None, 4 + 7)
         values = np.ones((3, part.input_shape[-1]), np.float32)
         np.testing.assert_allclose(student(values)[:, :4], part(values), rtol=1e-6)
         own = {id(variable) for variable in classifier.variables}
         added = [v.path for v in student.trainable_variables if id(v) not in own]
         assert added == ["adapter/kernel", "adapter/bias"]
-    assert make_student(part, make_kind("similarity", {}), num_features=7).output_shape[1] == 9
+    assert make_student(part, make_kind("similarity", {}), teacher).output_shape[1] == 9
 
 
 def test_the_loss_weighs_labels_teacher_and_examples():

@@ -3,12 +3,16 @@
 A new kind is one module with one class and one row in `methods.distillation.registry`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_transfer.backbones.graph import Call
+from keras_transfer.models.cuts import Cut
 
 _TINY: Final = 1e-12
 
@@ -23,8 +27,8 @@ class Batch:
     """What the loss of B examples is computed from, all float32 tensors.
 
     `targets` [B, K] are one-hot classes: the labels, or the teacher's most probable class where
-    there is no label. `teacher` and `student` are logits [B, K]. The features are the inputs of the
-    layers that give these logits, [B, D] each; None for kinds that do not read them.
+    there is no label. `teacher` and `student` are logits [B, K]. The features, [B, D] each, are
+    those of `Kind.teacher_cut` and `Kind.student_features`; None for kinds that read none.
     """
 
     targets: Any
@@ -48,14 +52,33 @@ class Kind(Protocol):
 
     @property
     def reads_features(self) -> bool:
-        """Whether the features below the logits are compared as well."""
+        """Whether values of layers below the logits are compared as well."""
 
     @property
     def is_convex(self) -> bool:
         """Whether the loss is the divergence of logits with fixed weights, so heads are solved."""
 
-    def adapter(self, num_features: int) -> keras.layers.Layer | None:
-        """A layer from the student's features to as many as the teacher has, which is not kept."""
+    def teacher_cut(self, below: Cut) -> Cut:
+        """The values of the teacher that are stored and compared, where features are read.
+
+        Args:
+            below: the input of its last dense layer, which is stored in any case.
+
+        Raises:
+            SpecError: the network has no such values.
+        """
+
+    def student_features(self, calls: Sequence[Call], teacher: Cut) -> Any:
+        """The student's tensor [B, D] that is compared, where features are read.
+
+        Args:
+            calls: of the part of the student that trains. New layers may follow them, which train
+                with it and are not kept.
+            teacher: what `teacher_cut` gave.
+
+        Raises:
+            SpecError: the part has no such values.
+        """
 
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """Factors of the loss, [N, V], for a teacher's probabilities [N, V, K] at T = 1."""
@@ -77,9 +100,14 @@ class KindDefaults:
         """No."""
         return False
 
-    def adapter(self, num_features: int) -> keras.layers.Layer | None:  # noqa: ARG002
-        """None."""
-        return None
+    def teacher_cut(self, below: Cut) -> Cut:
+        """The features below the logits."""
+        return below
+
+    def student_features(self, calls: Sequence[Call], teacher: Cut) -> Any:  # noqa: ARG002
+        """The input of the last dense layer."""
+        dense = [call for call in calls if isinstance(call.operation, keras.layers.Dense)]
+        return dense[-1].reads[0]
 
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """All the same."""

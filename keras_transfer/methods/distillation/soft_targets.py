@@ -8,6 +8,7 @@ from scipy.special import logsumexp, softmax
 
 from keras_transfer.data.datasets import Inputs
 from keras_transfer.methods.distillation.teacher import Teacher
+from keras_transfer.models.cuts import Cut
 from keras_transfer.training.objective import PhaseImages
 
 NUM_WEIGHTS = 3
@@ -52,20 +53,29 @@ class SoftTargets:
 
 
 def read_logits(
-    teachers: Sequence[Teacher], images: PhaseImages, *, temperature: float
-) -> tuple[np.ndarray, list[Inputs]]:
+    teachers: Sequence[Teacher], images: PhaseImages, *, temperature: float, compared: Cut
+) -> tuple[np.ndarray, Inputs]:
     """Logits of the mean of several teachers' probabilities, [N, V, K], and stored features.
+
+    Args:
+        compared: the features, a cut of the first teacher.
 
     Raises:
         SpecError: every epoch has new views.
         RunError: features cannot be stored.
     """
-    stored = [images.read_frozen([one.cut], one.image_size)[0] for one in teachers]
+    cuts = [[teacher.cut] for teacher in teachers]
+    if compared is not teachers[0].cut:
+        cuts[0].append(compared)
+    stored = [
+        images.read_frozen(some, teacher.image_size)
+        for some, teacher in zip(cuts, teachers, strict=True)
+    ]
     each = [
-        _logits_of(teacher, features, images)
+        _logits_of(teacher, features[0], images)
         for teacher, features in zip(teachers, stored, strict=True)
     ]
-    return mean_logits(each, temperature), stored
+    return mean_logits(each, temperature), stored[0][-1]
 
 
 def mean_logits(each: Sequence[np.ndarray], temperature: float) -> np.ndarray:

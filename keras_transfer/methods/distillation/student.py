@@ -5,8 +5,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_transfer.backbones.graph import Call
 from keras_transfer.methods.distillation.kind import Batch, Kind
 from keras_transfer.methods.distillation.soft_targets import NUM_WEIGHTS
+from keras_transfer.models.cuts import Cut
 
 
 class DistillationLoss(keras.losses.Loss):
@@ -60,36 +62,37 @@ class Student(keras.Model):
         return super().compute_metrics(x, y[:, :number], y_pred[:, :number], sample_weight)
 
 
-def make_student(part: keras.Model, kind: Kind, *, num_features: int) -> Student:
+def make_student(part: keras.Model, kind: Kind, teacher: Cut) -> Student:
     """The part with the same layers; for kinds that read them its features follow the logits.
 
     Args:
-        num_features: of the teacher.
+        teacher: the features of `kind`.
+
+    Raises:
+        SpecError: the part has no such features.
     """
     inputs, outputs = part.input, part.output
     if kind.reads_features:
-        inputs, outputs, features = _with_features(part)
-        adapter = kind.adapter(num_features)
-        features = features if adapter is None else adapter(features)
+        graph, calls = _traced(part)
+        features = kind.student_features(calls, teacher)
         joined = keras.layers.Concatenate(name="logits_and_features", dtype="float32")
-        outputs = joined([outputs, features])
+        inputs, outputs = graph.inputs[0], joined([graph.outputs[0], features])
     student = Student(inputs, outputs, name=part.name)
     student.num_outputs = part.output_shape[-1]
     return student
 
 
-def _with_features(part: keras.Model) -> tuple[Any, Any, Any]:
-    """Inputs, logits and the input of the last dense layer, in a new graph of the same layers."""
-    dense = [layer for layer in part.layers if isinstance(layer, keras.layers.Dense)][-1]
-    found = []
+def _traced(part: keras.Model) -> tuple[keras.Model, list[Call]]:
+    """A new graph of the same layers, and their calls in it."""
+    calls = []
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if layer is dense:
-            found.append(args[0])
-        return layer(*args, **kwargs)
+        result = layer(*args, **kwargs)
+        calls.append(Call(layer, *map(keras.tree.flatten, (args, result))))
+        return result
 
-    # A part that starts inside the classifier has tensors of its own, unlike `dense.input`. Of a
+    # A part that starts inside the classifier has tensors of its own, unlike `layer.input`. Of a
     # compiled model Keras would copy the metrics as well, which need not be registered.
     plain = keras.Model(part.input, part.output)
     graph = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
-    return graph.inputs[0], graph.outputs[0], found[0]
+    return graph, calls
