@@ -80,6 +80,16 @@ def save_backbone(file: Path) -> Path:
     return file
 
 
+def save_maps(file: Path) -> Path:
+    """Random layers with a feature map of 8 × 8 positions, the scans' pixels."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((32, 32, 3))
+    pixels = keras.layers.AveragePooling2D(4)(keras.layers.Rescaling(1 / 128, -1)(image))
+    maps = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="maps")(pixels)
+    keras.Model(image, maps).save(file)
+    return file
+
+
 class Training:
     """A student on a folder's cache, trained by one phase: its method's options are given."""
 

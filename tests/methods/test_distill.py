@@ -5,13 +5,22 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from distilling import SPLITS, UNLABELLED, Training, save_backbone, save_teacher
+from distilling import (
+    NUM_IMAGES,
+    SPLITS,
+    UNLABELLED,
+    Training,
+    save_backbone,
+    save_maps,
+    save_teacher,
+)
 from feature_sources import make_source
 from scipy import special
 
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, SpecError, WeightsError
 from keras_transfer.features.phase_inputs import PhaseInputs
+from keras_transfer.methods.distillation.attention import AttentionMap
 from keras_transfer.methods.distillation.soft_targets import mean_logits, probabilities
 from keras_transfer.methods.distillation.teacher import load_teacher
 from keras_transfer.methods.registry import make_methods
@@ -129,6 +138,32 @@ def test_every_kind_of_fit_learns_more_than_few_labels_teach(kind, options, fold
     names = {path.partition("/")[0] for path in student.weights}
     assert "adapter" not in names
     assert "logits" in names
+
+
+def test_a_student_of_attention_looks_where_its_teacher_looks(options, folder):
+    save_maps(folder / "maps.keras")
+    changes = hidden_layer(folder) | {
+        "model.backbone": str(folder / "maps.keras"),
+        "model.pooling": "flatten",
+    }
+    teacher = load_teacher(str(folder / "teacher"), 32)
+    pixels = np.float32(make_source(NUM_IMAGES).examples.pixels[SPLITS.test])
+    expected = AttentionMap((8, 8))(
+        keras.Model(teacher.cut.model.input, teacher.cut.model.get_layer("grey").output)(pixels)
+    )
+
+    def likeness(kind):
+        student = Training(folder, {**options, **kind}, changes).fit()
+        assert "maps/kernel" in student.weights
+        model = student.classifier.model
+        maps = keras.Model(model.input, model.get_layer("maps").output)(pixels)
+        cosines = np.sum(AttentionMap((8, 8))(maps) * expected, axis=1)
+        return float(cosines.mean()), student.accuracy
+
+    before, _ = likeness({"kind": "logits"})
+    after, accuracy = likeness({"kind": "attention", "kind_options": {"weight": 10.0}})
+    assert after > before + 0.2
+    assert accuracy > 0.7
 
 
 def test_labels_alone_are_the_plain_fit_bit_for_bit_and_validation_is_the_task_s_loss(

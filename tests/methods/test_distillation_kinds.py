@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 from scipy import special
 
+from keras_transfer.errors import SpecError
 from keras_transfer.fields import build
 from keras_transfer.methods.distill import Distill, DistillOptions
+from keras_transfer.methods.distillation.attention import AttentionMap
 from keras_transfer.methods.distillation.decoupled import decoupled_divergences
 from keras_transfer.methods.distillation.dynamic import Dynamic, DynamicOptions
 from keras_transfer.methods.distillation.feature import similarities
@@ -121,6 +123,58 @@ def test_features_count_relative_to_the_teacher_s_and_follow_them():
     found = gradient(kind, "features", features=OTHERS)
     expected = 4 * (OTHERS - FEATURES) / 5 / np.square(FEATURES).mean()
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_attention_is_where_maps_are_strong_whatever_their_scale_and_channels():
+    maps = GENERATOR.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    found = AttentionMap((2, 3))(maps)
+    energy = np.square(maps).mean(axis=-1).reshape(2, 6)
+    np.testing.assert_allclose(
+        found, energy / np.linalg.norm(energy, axis=1, keepdims=True), rtol=1e-5
+    )
+    np.testing.assert_allclose(AttentionMap((2, 3))(-7 * maps[..., ::-1]), found, rtol=1e-5)
+    even = AttentionMap((4, 4))(np.ones((1, 2, 2, 5), np.float32))
+    np.testing.assert_allclose(even, np.full((1, 16), 0.25), rtol=1e-6)
+    ours, theirs = np.abs(FEATURES), np.abs(OTHERS)
+    ours, theirs = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (ours, theirs))
+    kind = make_kind("attention", {"weight": 3.0})
+    losses = kind.losses(batch(TEACHER, features=ours, theirs=theirs))
+    np.testing.assert_allclose(losses, 3 * (2 - 2 * (ours * theirs).sum(axis=1)), rtol=1e-4)
+    dark = tf.Variable(np.zeros((1, 2, 2, 3), np.float32))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(AttentionMap((2, 2))(dark))
+    np.testing.assert_array_equal(tape.gradient(total, dark), 0)
+
+
+def test_attention_compares_the_last_maps_of_each_size_in_the_size_of_the_teacher_s():
+    def network(size):
+        image = keras.Input((size, size, 3))
+        low = keras.layers.Conv2D(4, 3, padding="same")(image)
+        high = keras.layers.Conv2D(5, 3, padding="same")(keras.layers.MaxPooling2D()(low))
+        below = keras.layers.GlobalAveragePooling2D(keepdims=True)(high)
+        logits = keras.layers.Dense(4)(keras.layers.Flatten()(below))
+        return keras.Model(image, logits), low, high
+
+    (teacher, low, high), (student, *_) = network(8), network(12)
+    below = Cut(teacher, teacher.layers[-1].input, "features of teacher")
+    for number, expected in ((1, [(high, 4)]), (2, [(high, 4), (low, 8)])):
+        kind = make_kind("attention", {"maps": number})
+        cut = kind.teacher_cut(below)
+        assert (cut.name, cut.num_values) == ("attention in teacher", 16 + 64 * (number - 1))
+        pixels = GENERATOR.random((2, 8, 8, 3)).astype(np.float32)
+        maps = keras.Model(teacher.input, [tensor for tensor, _ in expected])(pixels)
+        maps = maps if isinstance(maps, list) else [maps]
+        parts = [
+            AttentionMap((size, size))(one) for one, (_, size) in zip(maps, expected, strict=True)
+        ]
+        found = keras.Model(teacher.input, cut.tensor)(pixels)
+        np.testing.assert_allclose(found, np.concatenate(parts, axis=1), rtol=1e-5)
+        assert make_student(student, kind, cut).output_shape == (None, 4 + cut.num_values)
+    with pytest.raises(SpecError, match="of which the teacher has too few"):
+        make_kind("attention", {"maps": 3}).teacher_cut(below)
+    top = keras.Model(student.layers[-2].output, student.output)
+    with pytest.raises(SpecError, match="of which the part of the student that trains has too few"):
+        make_student(top, kind, cut)
 
 
 def test_similarities_and_relations_do_not_change_when_features_are_rotated_or_scaled():
