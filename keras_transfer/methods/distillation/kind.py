@@ -3,7 +3,7 @@
 A new kind is one module with one class and one row in `methods.distillation.registry`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
@@ -13,8 +13,13 @@ from keras import ops
 
 from keras_transfer.backbones.graph import Call
 from keras_transfer.models.cuts import Cut
+from keras_transfer.tasks.soft_losses import class_divergences
 
 _TINY: Final = 1e-12
+
+
+SoftLosses = Callable[[Any, Any, float], Any]
+"""From logits [B, K] of teacher and student and a temperature to losses [B]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +31,10 @@ class NoOptions:
 class Batch:
     """What the loss of B examples is computed from, all float32 tensors.
 
-    `targets` [B, K] are one-hot classes: the labels, or the teacher's most probable class where
-    there is no label. `teacher` and `student` are logits [B, K]. The features, [B, D] each, are
-    those of `Kind.teacher_cut` and `Kind.student_features`; None for kinds that read none.
+    `targets` [B, K] are encoded labels, or one-hot the teacher's most probable class where there is
+    no label. `teacher` and `student` are logits [B, K]. The features, [B, D] each, are those of
+    `Kind.teacher_cut` and `Kind.student_features`; None for kinds that read none. `soft_losses` are
+    those of the task.
     """
 
     targets: Any
@@ -37,6 +43,7 @@ class Batch:
     temperature: float
     teacher_features: Any = None
     student_features: Any = None
+    soft_losses: SoftLosses = class_divergences
 
 
 class Kind(Protocol):
@@ -53,6 +60,17 @@ class Kind(Protocol):
     @property
     def reads_features(self) -> bool:
         """Whether values of layers below the logits are compared as well."""
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether phases train on images, and the student also learns from those of `attacked`.
+
+        `student_features` of a batch are its logits of these.
+        """
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the loss is defined for single labels only, whose probabilities sum to 1."""
 
     @property
     def is_convex(self) -> bool:
@@ -80,6 +98,9 @@ class Kind(Protocol):
             SpecError: the part has no such values.
         """
 
+    def attacked(self, network: Callable[[Any], Any], images: Any, batch: Batch) -> Any:
+        """Other images [B, S, S, 3] that the student learns from, where it needs images."""
+
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """Factors of the loss, [N, V], for a teacher's probabilities [N, V, K] at T = 1."""
 
@@ -94,6 +115,8 @@ class KindDefaults:
     """Members of `Kind` that most kinds share."""
 
     reads_features: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = False
 
     @property
     def is_convex(self) -> bool:
@@ -109,6 +132,10 @@ class KindDefaults:
         dense = [call for call in calls if isinstance(call.operation, keras.layers.Dense)]
         return dense[-1].reads[0]
 
+    def attacked(self, network: Callable[[Any], Any], images: Any, batch: Batch) -> Any:  # noqa: ARG002
+        """The same images."""
+        return images
+
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """All the same."""
         return np.ones(teacher.shape[:2], np.float32)
@@ -119,13 +146,8 @@ class KindDefaults:
 
 
 def divergences(batch: Batch) -> Any:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each example, [B].
-
-    Its gradient by the student's logits is T (p_s - p_t) with the softmaxes at T. Source: G. Hinton
-    et al., "Distilling the knowledge in a neural network", 2015.
-    """
-    teacher, student = batch.teacher / batch.temperature, batch.student / batch.temperature
-    return batch.temperature**2 * divergence(teacher, student)
+    """How far the student's logits are from the teacher's, [B]; see `Task.soft_losses`."""
+    return batch.soft_losses(batch.teacher, batch.student, batch.temperature)
 
 
 def unit_rows(values: Any) -> Any:
@@ -136,9 +158,3 @@ def unit_rows(values: Any) -> Any:
     squares = ops.sum(ops.square(values), axis=-1, keepdims=True)
     far = squares > _TINY
     return ops.where(far, values * ops.rsqrt(ops.where(far, squares, 1.0)), 0.0)
-
-
-def divergence(one: Any, other: Any) -> Any:
-    """KL(softmax(one) || softmax(other)) of logits [B, K], [B]."""
-    logs = ops.log_softmax(one, axis=-1)
-    return ops.sum(ops.exp(logs) * (logs - ops.log_softmax(other, axis=-1)), axis=-1)
