@@ -107,28 +107,27 @@ def compare(run_paths: Sequence[Path], *, num_seeds: int, reporter: Reporter) ->
     size = run.folder.model_file.stat().st_size
     student = run.model.count_params(), size, speeds[1]
     gain, error = _gain(run.task, values, alone, distilled)
-    names = [f"generation {number}" for number in range(1, len(run_paths) + 1)]
+    *names, name = [f"generation {number}" for number in range(1, len(run_paths) + 1)]
     return Comparison(
         run=run,
         task=run.task,
         values=values,
-        teacher=Contender(
-            "teacher",
-            (taught,),
-            sum(one.cut.model.count_params() for one in teachers),
-            sum(find_file(path).stat().st_size for path in paths),
-            speeds[0],
-        ),
+        teacher=Contender("teacher", (taught,), *_sizes(teachers, paths), speeds[0]),
         earlier=tuple(
-            Contender(name, outputs, *student)
-            for name, outputs in zip(names, taught_by, strict=False)
+            Contender(one, outputs, *student) for one, outputs in zip(names, taught_by, strict=True)
         ),
-        distilled=Contender(names[-1] if earlier else "distilled", distilled, *student),
+        distilled=Contender(name if earlier else "distilled", distilled, *student),
         alone=Contender("alone", alone, *student),
         seeds=seeds,
         gain=gain,
         gain_error=error,
     )
+
+
+def _sizes(teachers: Sequence[Teacher], paths: Sequence[str]) -> tuple[int, int]:
+    """Parameters and bytes of all teachers together."""
+    parameters = sum(one.cut.model.count_params() for one in teachers)
+    return parameters, sum(find_file(path).stat().st_size for path in paths)
 
 
 def _teachers_of(spec: RunSpec) -> tuple[str, ...]:
