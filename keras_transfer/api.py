@@ -29,8 +29,9 @@ from keras_transfer.experiments.auto.budget import Budget
 from keras_transfer.experiments.auto.report import show_auto, write_auto
 from keras_transfer.experiments.auto.search import run_auto
 from keras_transfer.experiments.distill.distillation import run_distillation
+from keras_transfer.experiments.distill.generations import Generations
 from keras_transfer.experiments.distill.report import show_distillation
-from keras_transfer.experiments.distill.settings import REPORT_FILE, distillation_spec
+from keras_transfer.experiments.distill.settings import distillation_spec
 from keras_transfer.experiments.finished_run import Run
 from keras_transfer.experiments.rank.ranking import rank
 from keras_transfer.experiments.rank.report import show_ranking, write_ranking
@@ -258,8 +259,8 @@ def distill(
     Args:
         teacher: a run folder or Keras model file, or several, whose mean probabilities count.
         source, output, preset, resume: as for `fine_tune`.
-        fields: `kind`, `temperature`, `hard_weight`, `unlabelled` and `seeds`, and fields of the
-            student's spec.
+        fields: those of `DistillSpec`, such as `kind`, `temperature`, `unlabelled` and
+            `generations`, and fields of the student's spec.
 
     Raises:
         SpecError: there is no teacher, it has other classes, or an option is wrong.
@@ -272,11 +273,12 @@ def distill(
     paths = [teacher] if isinstance(teacher, str | os.PathLike) else teacher
     student = _make_spec(source, preset, others, reporter)
     spec = distillation_spec(student, ",".join(os.fspath(path) for path in paths), settings)
-    run = start_run(spec, output=output, resume=resume, suffix="", last=REPORT_FILE)
-    found = run_distillation(spec, run, num_seeds=settings.seeds, reporter=reporter)
+    generations = Generations.of(spec, settings.generations, output=output, resume=resume)
+    first = generations.start(1)
+    found = run_distillation(generations, first, num_seeds=settings.seeds, reporter=reporter)
     if isinstance(reporter, TerminalReporter):
         show_distillation(found, reporter)
-    return Run(run.path)
+    return Run(found.run.folder.path)
 
 
 def _make_spec(

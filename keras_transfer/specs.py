@@ -164,6 +164,9 @@ class DistillSpec:
     """How a student learns from a teacher, and how often that is compared with labels alone."""
 
     kind: str = option("logits", "what is compared: a name in the table of kinds of distillation")
+    kind_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "a table: the options of the kind"}
+    )
     temperature: float | None = option(
         None, "divisor of both logits (none = the default of method 'distill')", low=0.05, high=100
     )
@@ -171,6 +174,9 @@ class DistillSpec:
         None, "weight of the labels (none = the default of method 'distill')", low=0, high=1
     )
     unlabelled: str = option("", "folder of images without labels, at any depth")
+    generations: int = option(
+        1, "students one after another, each of which is the teacher of the next", low=1
+    )
     seeds: int = option(3, "seeds of training that distillation is compared over", low=1)
 
 
@@ -287,7 +293,8 @@ class ModelSpec:
     preprocess: str = option(
         "",
         "how pixels are scaled for the trunk, by a mode of `backbones.scaling.MODES` such as 'tf' "
-        "or 'none' ('' = as for the backbone's own weights, or as the model file does)",
+        "or 'none' ('' = as for the backbone's own weights, or as the model file does; 'grey' = "
+        "the same on images that are turned grey)",
     )
     pooling: Literal["avg", "max", "flatten"] = option(
         "avg", "how the feature map becomes a vector"

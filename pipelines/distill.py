@@ -4,11 +4,13 @@
     python -m pipelines.distill saved_models/teacher my_images unlabelled=more_images
     python -m pipelines.distill saved_models/a,saved_models/b my_images temperature=1 seeds=5
     python -m pipelines.distill saved_models/teacher my_images kind=decoupled
+    python -m pipelines.distill saved_models/teacher my_images generations=3
 
 The teacher is a run folder or a Keras model file; of several, separated by commas, the mean of
 their probabilities counts. The student is an ordinary run; its folder also has distillation.json,
 distillation.md and distillation.png, which compare it with the teacher and with the same student
-trained on labels alone.
+trained on labels alone. With generations=3 each student is the teacher of the next; the last one is
+the run, and the earlier ones are in its folder generations/.
 """
 
 import argparse
@@ -19,11 +21,11 @@ from pathlib import Path
 from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import divide, dotted_fields, is_images, parse_assignments
 from keras_transfer.devices import native_log_to
-from keras_transfer.experiments.distill.settings import REPORT_FILE, distillation_spec
+from keras_transfer.experiments.distill.generations import Generations
+from keras_transfer.experiments.distill.settings import distillation_spec
 from keras_transfer.fields import build
 from keras_transfer.specs import DistillSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.storage.run_start import start_run
 from pipelines.arguments import RESUMABLE, main_of, make_parser, read_source, say
 
 
@@ -62,21 +64,22 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     spec, settings = read_words(arguments.source, arguments.words)
     spec = distillation_spec(spec, arguments.teacher, settings)
-    run = start_run(
-        spec, output=arguments.output, resume=arguments.resume, suffix="", last=REPORT_FILE
+    generations = Generations.of(
+        spec, settings.generations, output=arguments.output, resume=arguments.resume
     )
+    run = generations.start(1)
     with native_log_to(run.log_file):
-        _distill(spec, run, settings.seeds)
+        _distill(generations, run, settings.seeds)
 
 
 # It imports TensorFlow when it runs, so that its start-up output goes to the log.
-def _distill(spec: RunSpec, run: RunFolder, num_seeds: int) -> None:
+def _distill(generations: Generations, first: RunFolder, num_seeds: int) -> None:
     from keras_transfer.experiments.distill.distillation import run_distillation
     from keras_transfer.experiments.distill.report import show_distillation
     from keras_transfer.reporting.reporter import TerminalReporter
 
     terminal = TerminalReporter()
-    found = run_distillation(spec, run, num_seeds=num_seeds, reporter=terminal)
+    found = run_distillation(generations, first, num_seeds=num_seeds, reporter=terminal)
     show_distillation(found, terminal)
 
 

@@ -52,21 +52,33 @@ def solution() -> LinearHead:
     return solve_softmax(features, np.eye(10)[labels], np.ones(len(labels)), strengths=(0.3,))
 
 
-def save_teacher(folder: Path, names=CLASS_NAMES, *, top: str = "linear", size: int = 32) -> Path:
-    """The classifier as a run that reads images of this size; `top` is its last activation."""
+def save_teacher(
+    folder: Path,
+    names=CLASS_NAMES,
+    *,
+    top="linear",
+    size=32,
+    weight=1 / 3,
+    head=None,
+    task="single_label",
+) -> Path:
+    """The classifier as a run that reads images of this size; `top` is its last activation.
+
+    It reads the sum of the channels times `weight`; `head` is by default that of `solution`.
+    """
     image = keras.Input((size, size, 3))
     pixels = keras.layers.AveragePooling2D(size // 8)(keras.layers.Rescaling(16 / 255)(image))
     grey = keras.layers.Conv2D(1, 1, use_bias=False, name="grey")(pixels)
     dropped = keras.layers.Dropout(0.5)(keras.layers.Flatten()(grey))
-    logits = keras.layers.Dense(10, activation=top, name="answer")(dropped)
+    found = head or solution()
+    logits = keras.layers.Dense(len(names), activation=top, name="answer")(dropped)
     model = keras.Model(image, logits)
-    model.get_layer("grey").set_weights([np.full((1, 1, 3, 1), 1 / 3, np.float32)])
-    found = solution()
+    model.get_layer("grey").set_weights([np.full((1, 1, 3, 1), weight, np.float32)])
     model.get_layer("answer").set_weights([found.kernel, found.bias])
     folder.mkdir(exist_ok=True)
     model.save(folder / "model.keras")
     (folder / "class_names.json").write_text(json.dumps(describe_class_names(names)))
-    (folder / "task.json").write_text('{"task": "single_label"}')
+    (folder / "task.json").write_text(json.dumps({"task": task}))
     return folder
 
 
@@ -80,10 +92,29 @@ def save_backbone(file: Path) -> Path:
     return file
 
 
+def save_maps(file: Path) -> Path:
+    """Random layers with a feature map of 8 × 8 positions, the scans' pixels."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((32, 32, 3))
+    pixels = keras.layers.AveragePooling2D(4)(keras.layers.Rescaling(1 / 128, -1)(image))
+    maps = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="maps")(pixels)
+    keras.Model(image, maps).save(file)
+    return file
+
+
 class Training:
     """A student on a folder's cache, trained by one phase: its method's options are given."""
 
-    def __init__(self, folder: Path, options=None, changes=None, *, unlabelled=UNLABELLED):
+    def __init__(
+        self,
+        folder: Path,
+        options=None,
+        changes=None,
+        *,
+        unlabelled=UNLABELLED,
+        source=None,
+        task=None,
+    ):
         keras.utils.clear_session()
         given = {"method": "distill", "method_options": options} if options else {}
         phase = {f"phases.0.{name}": value for name, value in given.items()}
@@ -91,14 +122,14 @@ class Training:
         self.reporter = Listener()
         self.inputs = PhaseInputs(
             self.spec,
-            make_source(NUM_IMAGES, views=self.spec.views),
+            source or make_source(NUM_IMAGES, views=self.spec.views),
             SPLITS,
             methods=make_methods(self.spec),
             cache=Cache(folder / "cache"),
             reporter=self.reporter,
             unlabelled=unlabelled,
         )
-        task = SingleLabel(CLASS_NAMES)
+        task = task or SingleLabel(CLASS_NAMES)
         self.classifier = build_classifier(self.spec.model, image_size=32, task=task, seed=0)
 
     def fit(self, run=None, **arguments):
@@ -114,7 +145,7 @@ class Training:
 
     @property
     def accuracy(self):
-        """On the test split."""
+        """On the test split; of other tasks than single labels the mean score."""
         outputs = self.inputs.predict(self.classifier, SPLITS.test)
         values = self.inputs.source.examples.targets.values[SPLITS.test]
-        return float((outputs.argmax(axis=1) == values).mean())
+        return float(self.classifier.task.example_scores(values, outputs).mean())

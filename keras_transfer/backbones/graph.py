@@ -14,6 +14,11 @@ class Call(NamedTuple):
     makes: Sequence[keras.KerasTensor]
 
 
+def calls_of(model: keras.Model) -> list[Call]:
+    """The operations of a model whose layers are all called once."""
+    return [Call(op, *map(keras.tree.flatten, (op.input, op.output))) for op in model.operations]
+
+
 def find_bridges(calls: Sequence[Call]) -> list[bool]:
     """Whether all later calls depend on the earlier ones through the tensor of this call alone.
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_transfer.backbones.scaling import MODES
+from keras_transfer.backbones.scaling import LUMA, MODES
 from keras_transfer.errors import SpecError
 
 
@@ -31,6 +31,9 @@ class Preprocess(keras.layers.Layer):
 
     def call(self, pixels: Any) -> Any:
         x, scaling = ops.cast(pixels, self.compute_dtype), MODES[self.mode]
+        if scaling.is_grey:
+            weighed = [weight * x[..., n : n + 1] for n, weight in enumerate(LUMA)]
+            x = ops.concatenate([sum(weighed[1:], weighed[0])] * 3, axis=-1)
         if len(scaling.means) == 1:
             return _scaled(x, scaling.divisor, scaling.means[0], scaling.deviations[0])
         channels = [x[..., index : index + 1] for index in range(3)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from keras_transfer.backbones import applications, efficientnet_lite
 from keras_transfer.backbones.combination import SEPARATOR, combine
 from keras_transfer.backbones.record import Backbone
-from keras_transfer.backbones.scaling import MODES
+from keras_transfer.backbones.scaling import GREY, MODES, in_grey
 from keras_transfer.errors import SpecError
 from keras_transfer.storage.model_files import (
     SUFFIXES,
@@ -64,15 +64,19 @@ def register_backbone(backbone: Backbone) -> None:
 def get_backbone(name: str, *, preprocess: str = "") -> Backbone:
     """The backbone with that name, the one in the model file with that path, or a combination.
 
-    `preprocess` is the mode of `Preprocess` to use, '' for the backbone's own.
+    `preprocess` is the mode of `Preprocess` to use, '' for the backbone's own, and 'grey' for its
+    own on images that are turned grey.
 
     Raises SpecError with the nearest names if there is none, and for a file whose model cannot be
     a backbone; WeightsError for a file that is damaged or was changed.
     """
-    if preprocess and preprocess not in MODES:
+    if preprocess == GREY and SEPARATOR not in name:
+        own = get_backbone(name)
+        return dataclasses.replace(own, preprocessing=in_grey(own.preprocessing))
+    if preprocess and preprocess not in (GREY, *MODES):
         raise SpecError(
             "model.preprocess is not a mode of Preprocess",
-            expected=f"one of {', '.join(MODES)}, or nothing for the backbone's own",
+            expected=f"one of {', '.join((GREY, *MODES))}, or nothing for the backbone's own",
             received=repr(preprocess),
             fix="choose one of those modes",
         )

@@ -7,7 +7,8 @@ class Scaling(NamedTuple):
     """From pixels x in 0-255 to (x / divisor - mean) / deviation.
 
     `text` completes "Pixels are …" in a model card. Means and deviations are one for all channels,
-    or one for each of three, which `is_bgr` puts in the order blue, green, red.
+    or one for each of three, which `is_bgr` puts in the order blue, green, red. With `is_grey` all
+    three channels are the grey level first.
     """
 
     text: str
@@ -15,9 +16,16 @@ class Scaling(NamedTuple):
     means: tuple[float, ...] = (0.0,)
     deviations: tuple[float, ...] = (1.0,)
     is_bgr: bool = False
+    is_grey: bool = False
 
 
-MODES: Final = {
+GREY: Final = "grey"
+"""The name in `model.preprocess` for the backbone's own mode, of the image in grey."""
+
+LUMA: Final = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the grey level, of ITU-R BT.601."""
+
+_COLOUR: Final = {
     "caffe": Scaling(
         "channels in the order BGR, minus ImageNet's mean of each channel",
         means=(103.939, 116.779, 123.68),
@@ -34,3 +42,13 @@ MODES: Final = {
     "lite": Scaling("minus 127, divided by 128", means=(127.0,), deviations=(128.0,)),
     "none": Scaling("not scaled; the first layers of the network scale it"),
 }
+
+MODES: Final = _COLOUR | {
+    f"{GREY}_{mode}": row._replace(text=f"turned grey, then {row.text}", is_grey=True)
+    for mode, row in _COLOUR.items()
+}
+
+
+def in_grey(mode: str) -> str:
+    """The mode that turns images grey, and then is the given one."""
+    return mode if MODES[mode].is_grey else f"{GREY}_{mode}"

@@ -2,12 +2,16 @@
 
 The loss of an example is
 
-    hard_weight · CE(label, z) + (1 - hard_weight) · soft(teacher, z)
+    hard_weight · loss(label, z) + (1 - hard_weight) · soft(teacher, z)
 
-with the student's logits z, and soft by its kind; that of kind 'logits' is
-T² KL(softmax(teacher / T) || softmax(z / T)). Images without a label have the second part only.
-A linear head that trains alone is not trained step by step but solved: with fixed features this
-loss is convex.
+with the student's logits z, the task's loss, and soft by its kind. That of kind 'logits' is the
+task's as well (`Task.soft_losses`), for single labels
+
+    T² KL(softmax(teacher / T) || softmax(z / T))
+
+Images without a label have the second part only.
+A linear head for single labels that trains alone is not trained step by step but solved: with fixed
+features this loss is convex.
 """
 
 from dataclasses import dataclass, field, replace
@@ -32,6 +36,7 @@ from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
 from keras_transfer.methods.exact import Exact, ExactOptions
 from keras_transfer.methods.supervised import Supervised
 from keras_transfer.models.classifier import HEAD
+from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.storage.model_files import TEACHER, teachers_of
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_distilled
@@ -78,7 +83,6 @@ class Distill:
 
     Options: ClassVar = DistillOptions
     name: ClassVar[str] = "distill"
-    needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.options.teachers:
@@ -94,6 +98,11 @@ class Distill:
     def kind(self) -> Kind:
         """The kind with its options."""
         return make_kind(self.options.kind, self.options.kind_options)
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the kind does, where the teacher counts at all."""
+        return self.kind.needs_images and self.options.hard_weight < 1
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -126,15 +135,17 @@ class Distill:
                     f"The teacher {teacher.name} names no classes: its outputs are taken to be in "
                     f"the order {', '.join(context.task.names)}."
                 )
-        targets = self._soft_targets(context, teachers)
+        below = teachers[0].cut
+        compared = self.kind.teacher_cut(below) if self.kind.reads_features else below
+        targets = self._soft_targets(context, teachers, compared)
         hard = context.task.loss(context.spec.training)
         if solves:
             return Objective(part, hard, solve=self._solver(context, targets), fits=False)
-        number, features = len(context.task.names), teachers[0].cut.num_values
+        loss = DistillationLoss(hard, self.kind, context.task, self.options.temperature)
         return Objective(
-            make_student(part, self.kind, num_features=features),
-            DistillationLoss(hard, self.kind, number, self.options.temperature),
-            self._transform(phase, number) if self.kind.progress(1) != 1 else None,
+            make_student(part, loss, compared),
+            loss,
+            self._transform(phase, loss.num_outputs) if self.kind.progress(1) != 1 else None,
             columns=targets,
         )
 
@@ -144,15 +155,17 @@ class Distill:
     def _solves(self, context: PhaseContext, phase: PhaseSpec) -> bool:
         model, options = context.spec.model, self.options
         is_linear = model.head == "linear" and model.dropout == 0 and phase.unfreeze == HEAD
-        return is_linear and options.solve and self.kind.is_convex
+        # Labels alone are solved for every task, and a teacher's outputs for classes.
+        is_solved = context.task.activation == "softmax" or options.hard_weight == 1
+        return is_linear and options.solve and self.kind.is_convex and is_solved
 
     def _check(self, context: PhaseContext, phase: PhaseSpec) -> None:
-        if context.task.activation != "softmax":
+        if self.kind.needs_classes and context.task.activation != "softmax":
             raise SpecError(
-                "only single labels can be distilled",
+                f"kind {self.kind.name!r} is for single labels only",
                 expected="task=single_label",
                 received=f"task={context.task.name}",
-                fix=f"train phase {phase.name!r} by another method",
+                fix=f"set the kind of phase {phase.name!r} to 'logits'",
             )
         linear = context.spec.model.head == "linear"
         if self.kind.reads_features and phase.unfreeze == HEAD and linear:
@@ -180,9 +193,17 @@ class Distill:
                 fix="use training.class_weights=balanced, or leave data.unlabelled out",
             )
 
-    def _soft_targets(self, context: PhaseContext, teachers: list[Teacher]) -> SoftTargets:
+    def _soft_targets(
+        self, context: PhaseContext, teachers: list[Teacher], compared: Cut
+    ) -> SoftTargets:
         images, hard_weight = context.images, self.options.hard_weight
-        logits, stored = read_logits(teachers, images, temperature=self.options.temperature)
+        logits, features = read_logits(
+            teachers,
+            images,
+            temperature=self.options.temperature,
+            activation=context.task.activation,
+            compared=compared,
+        )
         rows = images.train_rows
         place = np.full(int(rows.max()) + 1, -1, np.int64)
         place[rows] = np.arange(len(rows))
@@ -191,8 +212,8 @@ class Distill:
         )
         soft = (1 - hard_weight) * self.kind.weights(probabilities(logits))
         weights = np.stack([is_labelled, hard_weight * is_labelled, soft], axis=-1)
-        features = stored[0] if self.kind.reads_features else None
-        return SoftTargets(logits, weights.astype(np.float32), place, features)
+        more = features if self.kind.reads_features else None
+        return SoftTargets(logits, weights.astype(np.float32), place, more)
 
     def _transform(self, phase: PhaseSpec, num_outputs: int) -> Transform:
         """Shifts weight from the teacher to the labels as training proceeds."""

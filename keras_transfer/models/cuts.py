@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_transfer.backbones.graph import Call, find_bridges, is_random_state
+from keras_transfer.backbones.graph import calls_of, find_bridges, is_random_state
 from keras_transfer.devices.strategy import scope
 
 _NOT_CONTENT = ("name", "dtype", "trainable", "seed")
@@ -128,10 +128,9 @@ def _walk(model: keras.Model) -> Iterator[tuple[int, Any, bool]]:
 
     Keras sorts them by depth, so every ancestor of a bridge comes before it.
     """
-    operations = list(model.operations)
-    calls = [Call(op, *map(keras.tree.flatten, (op.input, op.output))) for op in operations]
+    calls = calls_of(model)
     for number, is_bridge in enumerate(find_bridges(calls)[:-1]):
-        yield number, operations[number], is_bridge
+        yield number, calls[number].operation, is_bridge
 
 
 def _changes(operation: Any) -> bool:

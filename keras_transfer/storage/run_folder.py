@@ -66,14 +66,18 @@ FILES: Final = (
 )
 """The results of a run, approximately in the order in which they are written."""
 
+EARLIER: Final = "generations"
+"""The folder of the runs whose students are the teachers of this one."""
+
 _BEFORE_THE_SPEC: Final = {
+    EARLIER,
     "run.log",
     "environment.json",
     "environment.partial.json",
     "spec.partial.json",
     "probe.partial",
 }
-"""Files of a run that was killed before it wrote its spec: a new run may use the folder."""
+"""Entries of a run that was killed before it wrote its spec: a new run may use the folder."""
 
 
 _WITHOUT_LOCKS: Final = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EBADF)
@@ -344,23 +348,26 @@ def next_free(parent: str | Path, name: str) -> Path:
     return path
 
 
-def latest(parent: str | Path, name: str) -> Path:
+def latest(parent: str | Path, name: str, file: str = "spec.json") -> Path:
     """The run with the highest number among `name`, `name-2`, `name-3` … in `parent`.
+
+    Args:
+        file: what a folder has to contain.
 
     Raises:
         RunError: there is none.
     """
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     numbers = {
-        int(match[1] or 1): file.parent
-        for file in Path(parent).glob("*/spec.json")
-        if (match := pattern.fullmatch(file.parent.name))
+        int(match[1] or 1): folder
+        for folder in Path(parent).glob("*/")
+        if (match := pattern.fullmatch(folder.name)) and (folder / file).is_file()
     }
     if not numbers:
         raise RunError(
             f"there is no run called {name!r} in {parent}",
             expected=f"{Path(parent) / name} or a later {name}-2, {name}-3 …",
-            received="no such folder with a spec.json",
+            received=f"no such folder with a {file}",
             fix="give the run's folder with --output, or leave out --resume",
         )
     return numbers[max(numbers)]

@@ -19,6 +19,11 @@ from keras_transfer.evaluation.results import Evaluation, Headline, Table
 from keras_transfer.models.activations import Activation
 from keras_transfer.specs import DataSpec, ModelSpec, TrainingSpec
 from keras_transfer.tasks.linear_head import STRENGTHS, HeadFeatures, LinearHead
+from keras_transfer.tasks.soft_losses import (
+    class_divergences,
+    label_divergences,
+    squared_differences,
+)
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -167,6 +172,9 @@ class Task(Protocol):
         C, or several to choose from by cross-validation; by default the rule of the solver.
         """
 
+    def soft_losses(self, teacher: Any, student: Any, temperature: float) -> Any:
+        """How far a student's logits [B, K] are from a teacher's, tensor [B]; 0 where equal."""
+
     def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Score of each prediction, float64 [N], higher is better; gains are their differences."""
 
@@ -291,6 +299,14 @@ class TaskDefaults:
     def fitted(self, values: np.ndarray, outputs: np.ndarray) -> Any:  # noqa: ARG002
         """The same: nothing is chosen after training."""
         return self
+
+    def soft_losses(self, teacher: Any, student: Any, temperature: float) -> Any:
+        """By the activation; values are compared in units of `output_scale`, at no temperature."""
+        if self.activation == "softmax":
+            return class_divergences(teacher, student, temperature)
+        if self.activation == "sigmoid":
+            return label_divergences(teacher, student, temperature)
+        return squared_differences(teacher, student, self.output_scale)
 
     def decided(self, outputs: np.ndarray) -> tuple[str, ...]:  # noqa: ARG002
         """Nothing."""

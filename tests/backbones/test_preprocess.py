@@ -98,6 +98,22 @@ def test_preprocess_captures_no_tensors(mode):
     assert layer.variables == []
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.startswith("grey_")])
+def test_grey_modes_scale_the_grey_level_like_the_mode_they_are_named_after(mode):
+    pixels = random_pixels()
+    grey = np.repeat(pixels @ np.float32([[0.299], [0.587], [0.114]]), 3, axis=-1)
+    expected = Preprocess(mode.removeprefix("grey_"))(grey)
+    np.testing.assert_allclose(Preprocess(mode)(pixels), expected, atol=1e-4)
+    np.testing.assert_allclose(Preprocess(mode)(grey), expected, atol=1e-4)
+
+
+def test_grey_is_the_backbone_s_own_mode_in_grey():
+    assert get_backbone("resnet50", preprocess="grey").preprocessing == "grey_caffe"
+    assert get_backbone("efficientnet_lite0", preprocess="grey").preprocessing == "grey_lite"
+    with pytest.raises(SpecError, match="cannot be set for a combination"):
+        get_backbone("resnet50+vgg16", preprocess="grey")
+
+
 def test_preprocess_with_unknown_mode_is_refused():
     with pytest.raises(SpecError, match="caffe, tf, torch, lite, none"):
         Preprocess("bgr")

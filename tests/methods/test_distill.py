@@ -5,21 +5,45 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from distilling import SPLITS, UNLABELLED, Training, save_backbone, save_teacher
-from feature_sources import make_source
+import tensorflow as tf
+from distilling import (
+    NUM_IMAGES,
+    SPLITS,
+    UNLABELLED,
+    Training,
+    save_backbone,
+    save_maps,
+    save_teacher,
+)
+from feature_sources import make_source, source_of
 from scipy import special
+from sklearn.datasets import load_digits
+from small_models import CLASS_NAMES
 
 from keras_transfer.config import override
+from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError, SpecError, WeightsError
 from keras_transfer.features.phase_inputs import PhaseInputs
+from keras_transfer.methods.distillation.attention import AttentionMap
+from keras_transfer.methods.distillation.kind import Batch
+from keras_transfer.methods.distillation.registry import make_kind
 from keras_transfer.methods.distillation.soft_targets import mean_logits, probabilities
 from keras_transfer.methods.distillation.teacher import load_teacher
 from keras_transfer.methods.registry import make_methods
-from keras_transfer.specs import RunSpec
+from keras_transfer.models.activations import activate
+from keras_transfer.specs import RunSpec, ViewSpec
 from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
-from keras_transfer.tasks.linear_head import HeadFeatures, solve_distilled, solve_softmax
+from keras_transfer.tasks.linear_head import (
+    HeadFeatures,
+    LinearHead,
+    solve_distilled,
+    solve_logistic,
+    solve_softmax,
+)
+from keras_transfer.tasks.multi_label import MultiLabel
+from keras_transfer.tasks.regression import Regression
 
 NONE = np.empty(0, np.int64)
 FIT = {"phases.0.epochs": 2, "phases.0.learning_rate": 1e-2}
@@ -131,6 +155,114 @@ def test_every_kind_of_fit_learns_more_than_few_labels_teach(kind, options, fold
     assert "logits" in names
 
 
+def test_a_student_of_attention_looks_where_its_teacher_looks(options, folder):
+    save_maps(folder / "maps.keras")
+    changes = hidden_layer(folder) | {
+        "model.backbone": str(folder / "maps.keras"),
+        "model.pooling": "flatten",
+    }
+    teacher = load_teacher(str(folder / "teacher"), 32)
+    pixels = np.float32(make_source(NUM_IMAGES).examples.pixels[SPLITS.test])
+    expected = AttentionMap((8, 8))(
+        keras.Model(teacher.cut.model.input, teacher.cut.model.get_layer("grey").output)(pixels)
+    )
+
+    def likeness(kind):
+        student = Training(folder, {**options, **kind}, changes).fit()
+        assert "maps/kernel" in student.weights
+        model = student.classifier.model
+        maps = keras.Model(model.input, model.get_layer("maps").output)(pixels)
+        cosines = np.sum(AttentionMap((8, 8))(maps) * expected, axis=1)
+        return float(cosines.mean()), student.accuracy
+
+    before, _ = likeness({"kind": "logits"})
+    after, accuracy = likeness({"kind": "attention", "kind_options": {"weight": 10.0}})
+    assert after > before + 0.2
+    assert accuracy > 0.7
+
+
+def test_a_student_that_sees_grey_learns_from_a_teacher_that_sees_colours(folder):
+    """Ink is red, green or blue: as bright for the teacher, but three greys for the student."""
+    options = {"teacher": str(save_teacher(folder / "colours", weight=1.0))}
+    scans = make_source(NUM_IMAGES).examples
+    tints = np.eye(3)[np.random.default_rng(0).integers(0, 3, NUM_IMAGES)]
+    coloured = np.uint8(scans.pixels * tints[:, None, None])
+    source = source_of(coloured, scans.targets.values, ViewSpec(count=2))
+    changes = hidden_layer(folder) | {"model.preprocess": "grey"}
+    alone = Training(folder, None, changes, source=source).fit()
+    student = Training(folder, options, changes, source=source).fit()
+    assert student.accuracy > alone.accuracy + 0.1
+    grey = np.repeat(coloured @ np.float32([[0.299], [0.587], [0.114]]), 3, axis=-1)
+    for images in (coloured, grey):
+        outputs = student.classifier.model.predict_on_batch(np.float32(images[SPLITS.test]))
+        found = student.inputs.predict(student.classifier, SPLITS.test)
+        np.testing.assert_allclose(special.softmax(outputs, axis=1), found, atol=1e-4)
+
+
+def other_task(name):
+    """Scans with ten labels, one of which each has; or with a number, a weighted sum of pixels."""
+    scans = make_source(NUM_IMAGES)
+    labels = np.eye(10, dtype=np.float32)[scans.examples.targets.values]
+    pixels = load_digits().data
+    if name == "multi_label":
+        task, values = MultiLabel(CLASS_NAMES), labels
+        digits = np.eye(10)[load_digits().target[NUM_IMAGES:]]
+        features = HeadFeatures(lambda rows, _: pixels[NUM_IMAGES:][rows], len(digits), 1, 64)
+        head = solve_logistic(features, digits, np.ones(digits.shape), strengths=(0.3,))
+    else:
+        kernel = np.random.default_rng(0).normal(size=(64, 1))
+        head = LinearHead(kernel, np.zeros(1), 1.0, 0.0, 0)
+        values = np.float32(pixels[:NUM_IMAGES] @ kernel)
+        known = values[SPLITS.train]
+        task = Regression(("sum",), means=(known.mean(),), deviations=(known.std(),))
+    targets = Targets(
+        values=values, names=task.names, strata=labels == 1, strata_names=CLASS_NAMES, kind="label"
+    )
+    examples = dataclasses.replace(scans.examples, targets=targets)
+    views = ViewSpec(count=2)
+    return task, head, dataclasses.replace(scans, examples=examples, views=views)
+
+
+def test_an_adversarial_student_answers_attacked_images_better_than_another(options, folder):
+    attack = {"epsilon": 48.0, "step": 16.0, "steps": 4}
+    kind, changes = make_kind("adversarial", attack | {"target": "labels"}), hidden_layer(folder)
+    pixels = np.float32(make_source(NUM_IMAGES).examples.pixels[SPLITS.test])
+    labels = make_source(NUM_IMAGES).examples.targets.values[SPLITS.test]
+    targets = np.eye(10, dtype=np.float32)[labels]
+
+    def accuracies(given):
+        student = Training(folder, {**options, **given}, changes).fit()
+        model = student.classifier.model
+        attacked = kind.attacked(model, tf.constant(pixels), Batch(targets, None, None, 1.0))
+        return student.accuracy, float((model(attacked).numpy().argmax(axis=1) == labels).mean())
+
+    _, before = accuracies({"kind": "logits"})
+    clean, robust = accuracies({"kind": "adversarial", "kind_options": attack})
+    assert robust > before + 0.1
+    assert clean > 0.6
+
+
+@pytest.mark.parametrize("name", ["multi_label", "regression"])
+def test_students_of_other_tasks_learn_more_than_few_labels_teach(name, folder):
+    task, head, source = other_task(name)
+    place = save_teacher(folder / name, task.names, head=head, task=name)
+    changes = hidden_layer(folder) | {"task": name}
+    given = {"source": source, "task": task}
+    alone = Training(folder, None, changes, **given).fit()
+    student = Training(folder, {"teacher": str(place)}, changes, **given).fit()
+    assert student.accuracy > alone.accuracy + {"multi_label": 0.03, "regression": 0.1}[name]
+    wrong = save_teacher(folder / "softmax", task.names, head=head, top="softmax", task=name)
+    with pytest.raises(SpecError, match="predicts something else than the student"):
+        load_teacher(str(wrong), 32).check(task, ())
+
+
+def test_kinds_for_single_labels_are_refused_for_other_tasks(options, folder):
+    task, _, source = other_task("regression")
+    given = {"kind": "decoupled", "solve": False}
+    with pytest.raises(SpecError, match="kind 'decoupled' is for single labels only"):
+        Training(folder, options | given, {"task": task.name}, source=source, task=task).fit()
+
+
 def test_labels_alone_are_the_plain_fit_bit_for_bit_and_validation_is_the_task_s_loss(
     options, folder
 ):
@@ -158,7 +290,7 @@ def test_a_resumed_student_has_the_same_bits(options, folder, tmp_path):
         np.testing.assert_array_equal(value, resumed.weights[path])
 
 
-@pytest.mark.parametrize("top", ["linear", "softmax"])
+@pytest.mark.parametrize("top", ["linear", "softmax", "sigmoid"])
 def test_stored_features_give_the_logits_of_the_network(top, tmp_path):
     file = save_teacher(tmp_path / "teacher", top=top) / "model.keras"
     teacher, pixels = load_teacher(str(file), 32), make_source(20).examples.pixels
@@ -166,8 +298,8 @@ def test_stored_features_give_the_logits_of_the_network(top, tmp_path):
     features = below.predict_on_batch(np.float32(pixels))
     expected = keras.models.load_model(file).predict_on_batch(np.float32(pixels))
     logits = teacher.logits(features)
-    found = special.softmax(logits, axis=1) if top == "softmax" else logits
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(activate(logits, top), expected, rtol=1e-4, atol=1e-4)
+    assert teacher.activation == top
 
 
 def test_several_teachers_count_by_the_mean_of_their_probabilities():
@@ -177,6 +309,9 @@ def test_several_teachers_count_by_the_mean_of_their_probabilities():
     twice = mean_logits([each[0], each[0]], 3.0)
     np.testing.assert_allclose(probabilities(twice, 3.0), probabilities(each[0], 3.0), atol=1e-6)
     assert mean_logits(each[:1], 3.0) is each[0]
+    of_labels = special.expit(mean_logits(each, 3.0, "sigmoid") / 3)
+    np.testing.assert_allclose(of_labels, special.expit(np.stack(each) / 3).mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(mean_logits(each, 3.0, "linear"), np.mean(each, axis=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 from scipy import special
 
+from keras_transfer.errors import SpecError
 from keras_transfer.fields import build
 from keras_transfer.methods.distill import Distill, DistillOptions
+from keras_transfer.methods.distillation.attention import AttentionMap
 from keras_transfer.methods.distillation.decoupled import decoupled_divergences
 from keras_transfer.methods.distillation.dynamic import Dynamic, DynamicOptions
 from keras_transfer.methods.distillation.feature import similarities
@@ -17,9 +19,13 @@ from keras_transfer.methods.distillation.kind import Batch, divergences
 from keras_transfer.methods.distillation.registry import KINDS, make_kind
 from keras_transfer.methods.distillation.relational import angles, distances
 from keras_transfer.methods.distillation.student import DistillationLoss, make_student
+from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import PhaseSpec, TrainingSpec
+from keras_transfer.tasks.multi_label import MultiLabel
+from keras_transfer.tasks.regression import Regression
 from keras_transfer.tasks.single_label import SingleLabel
 
+TASK = SingleLabel(("a", "b", "c", "d"))
 GENERATOR = np.random.default_rng(0)
 TARGETS = np.eye(4, dtype=np.float32)[[0, 3, 1, 2, 2, 0]]
 TEACHER, STUDENT = 3 * GENERATOR.normal(size=(2, 6, 4)).astype(np.float32)
@@ -49,9 +55,10 @@ def test_every_row_names_a_class_that_carries_the_row_s_name():
 def test_a_student_that_equals_its_teacher_up_to_a_constant_has_no_loss_and_no_gradient(name):
     shifted = TEACHER + np.float32([[5], [-3], [0], [100], [1], [2]])
     kind = make_kind(name, {})
-    np.testing.assert_allclose(kind.losses(batch(shifted)), 0, atol=1e-5)
-    np.testing.assert_allclose(gradient(kind, "student", student=shifted), 0, atol=1e-4)
-    assert float(np.sum(kind.losses(batch()))) > 0.1
+    both = {"features": shifted} if kind.needs_images else {}
+    np.testing.assert_allclose(kind.losses(batch(shifted, **both)), 0, atol=1e-5)
+    np.testing.assert_allclose(gradient(kind, "student", student=shifted, **both), 0, atol=1e-4)
+    assert float(np.sum(kind.losses(batch(**both)))) > 0.1
 
 
 def test_the_gradient_of_soft_labels_is_t_times_the_difference_of_probabilities():
@@ -73,6 +80,43 @@ def test_soft_labels_have_the_limits_of_cold_and_hot_temperatures():
     np.testing.assert_allclose(divergences(hot), expected, rtol=1e-2)
     large = divergences(batch(1e4 * np.sign(STUDENT), -1e4 * np.sign(STUDENT), 1.0))
     assert np.isfinite(large).all()
+
+
+def of_task(task, student=STUDENT, teacher=TEACHER, temperature=3.0):
+    """Losses and gradient of kind 'logits' for another task."""
+    value = tf.Variable(student)
+    with tf.GradientTape() as tape:
+        given = Batch(TARGETS, teacher, value, temperature, soft_losses=task.soft_losses)
+        losses = make_kind("logits", {}).losses(given)
+    return losses, tape.gradient(losses, value)
+
+
+def test_soft_labels_of_several_labels_are_binary_divergences():
+    task = MultiLabel(("a", "b", "c", "d"))
+    losses, found = of_task(task)
+    ours, theirs = (special.expit(one / 3) for one in (STUDENT, TEACHER))
+    by_label = special.rel_entr(theirs, ours) + special.rel_entr(1 - theirs, 1 - ours)
+    np.testing.assert_allclose(losses, 9 * by_label.mean(axis=1), rtol=1e-3)
+    np.testing.assert_allclose(found, 3 * (ours - theirs) / 4, atol=1e-6)
+    losses, found = of_task(task, student=TEACHER)
+    np.testing.assert_allclose(losses, 0, atol=1e-5)
+    np.testing.assert_allclose(found, 0, atol=1e-6)
+    losses, found = of_task(task, 1e4 * np.sign(STUDENT), -1e4 * np.sign(STUDENT), 1.0)
+    assert np.isfinite(losses).all()
+    assert np.isfinite(found).all()
+
+
+def test_a_student_of_numbers_follows_its_teacher_s_in_standard_deviations():
+    deviations = np.float32([1, 2, 5, 10])
+    task = Regression(("a", "b", "c", "d"), deviations=tuple(deviations.tolist()))
+    for temperature in (1.0, 3.0):
+        losses, found = of_task(task, temperature=temperature)
+        errors = (STUDENT - TEACHER) / deviations
+        np.testing.assert_allclose(losses, np.square(errors).mean(axis=1) / 2, rtol=1e-4)
+        np.testing.assert_allclose(found, errors / deviations / 4, rtol=1e-4)
+    losses, found = of_task(task, student=TEACHER)
+    np.testing.assert_array_equal(losses, 0)
+    np.testing.assert_array_equal(found, 0)
 
 
 def test_decoupled_parts_add_up_to_the_divergence():
@@ -122,6 +166,87 @@ def test_features_count_relative_to_the_teacher_s_and_follow_them():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_attacked_and_clean_images_count_by_their_shares():
+    kind = make_kind("adversarial", {"clean": 0.25})
+    attacked = GENERATOR.normal(size=(6, 4)).astype(np.float32)
+    expected = 0.25 * divergences(batch()) + 0.75 * divergences(batch(attacked))
+    np.testing.assert_allclose(kind.losses(batch(features=attacked)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["teacher", "labels"])
+def test_attacks_stay_in_their_bounds_and_are_the_worst_ones_of_a_linear_network(target):
+    kernel = GENERATOR.normal(size=(12, 2)).astype(np.float32)
+    images = GENERATOR.uniform(0, 255, size=(6, 2, 2, 3)).astype(np.float32)
+    images[0], images[1] = 0, 255
+    targets = np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 0, 1]]
+
+    def network(some):
+        return tf.reshape(some, (-1, 12)) @ kernel / 500
+
+    # The teacher is as sure of the labels as no student of these images, which attacks start from.
+    given = Batch(targets, 200 * targets, network(images), 1.0)
+    options = {"target": target, "epsilon": 8.0, "step": 3.0, "steps": 4}
+    found = make_kind("adversarial", options).attacked(network, tf.constant(images), given)
+    away = (kernel[:, 1] - kernel[:, 0]) * np.where(targets[:, :1] == 1, 1, -1)
+    expected = np.clip(images + 8 * np.sign(away).reshape(images.shape), 0, 255)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    none = make_kind("adversarial", options | {"epsilon": 0.0})
+    np.testing.assert_array_equal(none.attacked(network, tf.constant(images), given), images)
+
+
+def test_attention_is_where_maps_are_strong_whatever_their_scale_and_channels():
+    maps = GENERATOR.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    found = AttentionMap((2, 3))(maps)
+    energy = np.square(maps).mean(axis=-1).reshape(2, 6)
+    np.testing.assert_allclose(
+        found, energy / np.linalg.norm(energy, axis=1, keepdims=True), rtol=1e-5
+    )
+    np.testing.assert_allclose(AttentionMap((2, 3))(-7 * maps[..., ::-1]), found, rtol=1e-5)
+    even = AttentionMap((4, 4))(np.ones((1, 2, 2, 5), np.float32))
+    np.testing.assert_allclose(even, np.full((1, 16), 0.25), rtol=1e-6)
+    ours, theirs = np.abs(FEATURES), np.abs(OTHERS)
+    ours, theirs = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (ours, theirs))
+    kind = make_kind("attention", {"weight": 3.0})
+    losses = kind.losses(batch(TEACHER, features=ours, theirs=theirs))
+    np.testing.assert_allclose(losses, 3 * (2 - 2 * (ours * theirs).sum(axis=1)), rtol=1e-4)
+    dark = tf.Variable(np.zeros((1, 2, 2, 3), np.float32))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(AttentionMap((2, 2))(dark))
+    np.testing.assert_array_equal(tape.gradient(total, dark), 0)
+
+
+def test_attention_compares_the_last_maps_of_each_size_in_the_size_of_the_teacher_s():
+    def network(size):
+        image = keras.Input((size, size, 3))
+        low = keras.layers.Conv2D(4, 3, padding="same")(image)
+        high = keras.layers.Conv2D(5, 3, padding="same")(keras.layers.MaxPooling2D()(low))
+        below = keras.layers.GlobalAveragePooling2D(keepdims=True)(high)
+        logits = keras.layers.Dense(4)(keras.layers.Flatten()(below))
+        return keras.Model(image, logits), low, high
+
+    (teacher, low, high), (student, *_) = network(8), network(12)
+    below = Cut(teacher, teacher.layers[-1].input, "features of teacher")
+    for number, expected in ((1, [(high, 4)]), (2, [(high, 4), (low, 8)])):
+        kind = make_kind("attention", {"maps": number})
+        cut = kind.teacher_cut(below)
+        assert (cut.name, cut.num_values) == ("attention in teacher", 16 + 64 * (number - 1))
+        pixels = GENERATOR.random((2, 8, 8, 3)).astype(np.float32)
+        maps = keras.Model(teacher.input, [tensor for tensor, _ in expected])(pixels)
+        maps = maps if isinstance(maps, list) else [maps]
+        parts = [
+            AttentionMap((size, size))(one) for one, (_, size) in zip(maps, expected, strict=True)
+        ]
+        found = keras.Model(teacher.input, cut.tensor)(pixels)
+        np.testing.assert_allclose(found, np.concatenate(parts, axis=1), rtol=1e-5)
+        loss = DistillationLoss(TASK.loss(TrainingSpec()), kind, TASK, 1.0)
+        assert make_student(student, loss, cut).output_shape == (None, 4 + cut.num_values)
+    with pytest.raises(SpecError, match="of which the teacher has too few"):
+        make_kind("attention", {"maps": 3}).teacher_cut(below)
+    top = keras.Model(student.layers[-2].output, student.output)
+    with pytest.raises(SpecError, match="of which the part of the student that trains has too few"):
+        make_student(top, loss, cut)
+
+
 def test_similarities_and_relations_do_not_change_when_features_are_rotated_or_scaled():
     rotation = np.linalg.qr(GENERATOR.normal(size=(5, 5)))[0].astype(np.float32)
     turned = 7 * FEATURES @ rotation
@@ -146,24 +271,29 @@ def test_distances_are_multiples_of_their_mean_and_angles_are_cosines():
 
 
 def test_a_student_shares_the_layers_of_its_part_and_has_an_adapter_of_its_own():
-    task, image = SingleLabel(("a", "b", "c", "d")), keras.Input((8,))
+    task, image = TASK, keras.Input((8,))
     hidden = keras.layers.Dense(5, activation="relu")(image)
     classifier = keras.Model(image, keras.layers.Dense(4, name="logits")(hidden))
     classifier.compile(loss="mse", weighted_metrics=task.metrics())  # As by an earlier phase.
+    teacher = Cut(classifier, keras.layers.Dense(7)(image), "seven features")
+    feature, similarity = (
+        DistillationLoss(task.loss(TrainingSpec()), make_kind(name, {}), task, 1.0)
+        for name in ("feature", "similarity")
+    )
     for part in (classifier, keras.Model(hidden, classifier.output)):
-        student = make_student(part, make_kind("feature", {}), num_features=7)
+        student = make_student(part, feature, teacher)
         assert student.output_shape == (None, 4 + 7)
         values = np.ones((3, part.input_shape[-1]), np.float32)
         np.testing.assert_allclose(student(values)[:, :4], part(values), rtol=1e-6)
         own = {id(variable) for variable in classifier.variables}
         added = [v.path for v in student.trainable_variables if id(v) not in own]
         assert added == ["adapter/kernel", "adapter/bias"]
-    assert make_student(part, make_kind("similarity", {}), num_features=7).output_shape[1] == 9
+    assert make_student(part, similarity, teacher).output_shape[1] == 9
 
 
 def test_the_loss_weighs_labels_teacher_and_examples():
-    hard = SingleLabel(("a", "b", "c", "d")).loss(TrainingSpec(label_smoothing=0.1))
-    loss = DistillationLoss(hard, make_kind("logits", {}), 4, 3.0)
+    hard = TASK.loss(TrainingSpec(label_smoothing=0.1))
+    loss = DistillationLoss(hard, make_kind("logits", {}), TASK, 3.0)
     weights = np.float32([[1, 0.3, 0.7]] * 4 + [[0, 0, 0.7]] * 2)
     columns = np.concatenate([TARGETS, weights, TEACHER], axis=1)
     by_label, soft = hard.call(TARGETS, STUDENT), divergences(batch())

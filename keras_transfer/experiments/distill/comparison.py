@@ -1,4 +1,4 @@
-"""Compares a distilled student with its teacher and with a student that learned from labels alone.
+"""Compares distilled students with their teacher and with one that learned from labels alone.
 
 All are evaluated on the run's test split. The student without a teacher is trained by the same
 spec, with the phases of distillation replaced by plain ones, for each of several seeds.
@@ -24,8 +24,9 @@ from keras_transfer.experiments.trial_runner import TrialRunner
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.source import Request
 from keras_transfer.inference.prediction import LoadedRun, load_run
-from keras_transfer.methods.distillation.soft_targets import mean_logits, probabilities
+from keras_transfer.methods.distillation.soft_targets import mean_logits
 from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
+from keras_transfer.models.activations import activate
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec
@@ -48,6 +49,7 @@ class Contender:
 class Comparison:
     """The teacher, the distilled student and the one alone; `values` are those of the test split.
 
+    `earlier` are the generations of students before the distilled one, if there are any.
     `gain` is the mean over seeds of the difference in the task's score between both students, and
     `gain_error` its standard error: that of the images and that of the seeds together.
     """
@@ -61,11 +63,12 @@ class Comparison:
     seeds: tuple[int, ...]
     gain: float
     gain_error: float
+    earlier: tuple[Contender, ...] = ()
 
     @property
     def contenders(self) -> tuple[Contender, ...]:
         """In the order of a table."""
-        return self.teacher, self.distilled, self.alone
+        return self.teacher, *self.earlier, self.distilled, self.alone
 
     @property
     def pays(self) -> bool:
@@ -73,16 +76,19 @@ class Comparison:
         return self.gain > Z95 * self.gain_error
 
 
-def compare(run_path: Path, *, num_seeds: int, reporter: Reporter) -> Comparison:
-    """Train the students of all seeds, and evaluate them and the teacher of a finished run.
+def compare(run_paths: Sequence[Path], *, num_seeds: int, reporter: Reporter) -> Comparison:
+    """Train the students of all seeds, and evaluate them and the teacher of finished runs.
+
+    Args:
+        run_paths: of generations, each of which has learned from the one before.
 
     Raises:
         RunError: there is no finished run.
         SpecError: none of its phases distils.
         DataError, WeightsError: images or the teacher have changed since the run.
     """
-    run = load_run(run_path)
-    paths = _teachers_of(run.spec)
+    *earlier, run = map(load_run, run_paths)
+    paths = _teachers_of((*earlier, run)[0].spec)
     with open_session(run.spec, reporter=SilentReporter(), run=run.folder) as session:
         teachers = [load_teacher(path, run.spec.data.image_size) for path in paths]
         data, spec = session.data, session.spec
@@ -91,6 +97,7 @@ def compare(run_path: Path, *, num_seeds: int, reporter: Reporter) -> Comparison
         words = counted(num_seeds, "seed", "seeds")
         reporter.info(f"Comparing with the student alone, over {words} from {seeds[0]} on …")
         runner = TrialRunner(session, [data.splits])
+        taught_by = [_outputs(runner, one.spec, seeds) for one in earlier]
         distilled = _outputs(runner, spec, seeds)
         alone = _outputs(runner, spec_alone(spec), seeds)
         taught = _teacher_outputs(session, teachers)
@@ -99,24 +106,28 @@ def compare(run_path: Path, *, num_seeds: int, reporter: Reporter) -> Comparison
     shutil.rmtree(run.folder.checkpoint_folder)
     size = run.folder.model_file.stat().st_size
     student = run.model.count_params(), size, speeds[1]
-    gain, error = _gain(session.task, values, alone, distilled)
+    gain, error = _gain(run.task, values, alone, distilled)
+    *names, name = [f"generation {number}" for number in range(1, len(run_paths) + 1)]
     return Comparison(
         run=run,
-        task=session.task,
+        task=run.task,
         values=values,
-        teacher=Contender(
-            "teacher",
-            (taught,),
-            sum(one.cut.model.count_params() for one in teachers),
-            sum(find_file(path).stat().st_size for path in paths),
-            speeds[0],
+        teacher=Contender("teacher", (taught,), *_sizes(teachers, paths), speeds[0]),
+        earlier=tuple(
+            Contender(one, outputs, *student) for one, outputs in zip(names, taught_by, strict=True)
         ),
-        distilled=Contender("distilled", distilled, *student),
+        distilled=Contender(name if earlier else "distilled", distilled, *student),
         alone=Contender("alone", alone, *student),
         seeds=seeds,
         gain=gain,
         gain_error=error,
     )
+
+
+def _sizes(teachers: Sequence[Teacher], paths: Sequence[str]) -> tuple[int, int]:
+    """Parameters and bytes of all teachers together."""
+    parameters = sum(one.cut.model.count_params() for one in teachers)
+    return parameters, sum(find_file(path).stat().st_size for path in paths)
 
 
 def _teachers_of(spec: RunSpec) -> tuple[str, ...]:
@@ -144,7 +155,7 @@ def _outputs(runner: TrialRunner, spec: RunSpec, seeds: Sequence[int]) -> tuple[
 
 
 def _teacher_outputs(session: Session, teachers: Sequence[Teacher]) -> np.ndarray:
-    """Mean probabilities of the teachers on the test split, float64 [N, K]."""
+    """Mean outputs of the teachers on the test split, float32 [N, K]."""
     rows = session.data.splits.test
     pairs = np.stack([rows, np.zeros_like(rows)], axis=1)
     each = []
@@ -157,7 +168,8 @@ def _teacher_outputs(session: Session, teachers: Sequence[Teacher]) -> np.ndarra
             reporter=SilentReporter(),
         )
         each.append(teacher.logits(features.read(rows, np.zeros_like(rows))))
-    return probabilities(mean_logits(each, 1.0))
+    activation = session.task.activation
+    return activate(mean_logits(each, 1.0, activation), activation)
 
 
 def _gain(

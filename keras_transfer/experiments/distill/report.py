@@ -59,16 +59,22 @@ def describe(found: Comparison) -> str:
     over = f"{seeds}, {len(found.values):,} test images"
     verdict = "pays" if found.pays else "does not pay here"
     return (
-        f"Distillation {verdict}: it changes the student's "
-        f"{found.task.monitor.metric.replace('_', ' ')} by {gain} (95 % interval, {over})."
+        f"Distillation {verdict}: it changes the student's {_score_name(found)} by {gain} (95 % "
+        f"interval, {over})."
     )
+
+
+def _score_name(found: Comparison) -> str:
+    """What the gain is measured in: the metric where that is a mean over images."""
+    is_mean = found.task.activation == "softmax"
+    return found.task.monitor.metric if is_mean else "mean score of an image"
 
 
 def tabulate(found: Comparison) -> Table:
     """A row for the teacher, the distilled student and the one alone."""
     times = [f"ms of {size}" for size in BATCH_SIZES]
     header = ["", found.task.monitor.label, "agrees, %", "MB", *times]
-    header += ["log loss", "ECE", "parameters"]
+    header += ["loss", "ECE", "parameters"]
     return Table("Distillation", header, [_row(found, one) for one in found.contenders])
 
 
@@ -83,9 +89,10 @@ def notes(found: Comparison) -> list[str]:
     )
     return [
         "Means over seeds on the test split, with the 95 % interval of the images. 'agrees' is the "
-        "share of images for which the most probable class is the teacher's; ECE the expected "
-        "calibration error in 15 bins; milliseconds are the median and the 95th percentile of the "
-        "whole network in float32, in turns on this machine.",
+        "share of images for which the decision is the teacher's; the loss is that of the task, "
+        "without label smoothing; ECE the expected calibration error of classes in 15 bins; "
+        "milliseconds are the median and the 95th percentile of the whole network in float32, in "
+        "turns on this machine.",
         f"Energy: {energy}.",
     ]
 
@@ -101,7 +108,7 @@ def _row(found: Comparison, one: Contender) -> list[str]:
         fixed(one.num_bytes / 1e6, 2),
         *speeds,
         fixed(loss, 3),
-        fixed(error, 3),
+        "-" if error is None else fixed(error, 3),
         f"{one.num_parameters:,}",
     ]
 
@@ -113,16 +120,19 @@ def _score(found: Comparison, one: Contender) -> tuple[float, Interval]:
     return float(np.mean([headline.value for headline in headlines])), (float(low), float(high))
 
 
-def _losses(found: Comparison, one: Contender) -> tuple[float, float]:
-    """Log loss and expected calibration error, means over seeds."""
+def _losses(found: Comparison, one: Contender) -> tuple[float, float | None]:
+    """Loss and expected calibration error, means over seeds; no error but of classes."""
     losses = [found.task.example_losses(found.values, outputs).mean() for outputs in one.outputs]
+    if found.task.activation != "softmax":
+        return float(np.mean(losses)), None
     errors = [expected_calibration_error(found.values, outputs) for outputs in one.outputs]
     return float(np.mean(losses)), float(np.mean(errors))
 
 
 def _agreement(found: Comparison, one: Contender) -> float:
-    taught = found.teacher.outputs[0].argmax(axis=1)
-    return float(np.mean([outputs.argmax(axis=1) == taught for outputs in one.outputs]))
+    taught = found.teacher.outputs[0]
+    same = [found.task.agrees(outputs, taught, margin=0.0) for outputs in one.outputs]
+    return float(np.mean(same))
 
 
 def _dot(found: Comparison, one: Contender) -> Dot:
@@ -151,7 +161,7 @@ def _contender(found: Comparison, one: Contender) -> dict[str, Any]:
         "interval": interval,
         "scores": [found.task.headline(found.values, each).value for each in one.outputs],
         "agreement": _agreement(found, one),
-        "log_loss": loss,
+        "loss": loss,
         "calibration_error": error,
         "num_parameters": one.num_parameters,
         "num_bytes": one.num_bytes,

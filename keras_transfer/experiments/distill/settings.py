@@ -31,8 +31,9 @@ def distillation_spec(spec: RunSpec, teacher: str, settings: DistillSpec) -> Run
     def taught(phase: PhaseSpec) -> PhaseSpec:
         only_head = phase.unfreeze == HEAD and spec.model.head == "linear"
         fits = not only_head or settings.kind in ANY_FEATURES
+        kind = {"kind": settings.kind, "kind_options": settings.kind_options}
         options: dict[str, Any] = {
-            "kind": settings.kind if fits else "logits",
+            **(kind if fits else {"kind": "logits"}),
             **common,
             **(phase.method_options if phase.method == DISTILL else {}),
             TEACHER: teacher,

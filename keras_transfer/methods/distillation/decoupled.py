@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from keras import ops
 
 from keras_transfer.fields import option
-from keras_transfer.methods.distillation.kind import Batch, KindDefaults, divergence
+from keras_transfer.methods.distillation.kind import Batch, KindDefaults
+from keras_transfer.tasks.soft_losses import divergence
 
 _FAR = -1e9
 """A logit whose probability is 0 in float32."""
@@ -36,6 +37,7 @@ class Decoupled(KindDefaults):
 
     Options: ClassVar = DecoupledOptions
     name: ClassVar[str] = "decoupled"
+    needs_classes: ClassVar[bool] = True
 
     def losses(self, batch: Batch) -> Any:
         """See the class."""

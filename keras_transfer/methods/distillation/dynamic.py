@@ -38,6 +38,7 @@ class Dynamic(KindDefaults):
 
     Options: ClassVar = DynamicOptions
     name: ClassVar[str] = "dynamic"
+    needs_classes: ClassVar[bool] = True
 
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """See the class; 1 where all would be 0."""

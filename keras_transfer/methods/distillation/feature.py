@@ -4,14 +4,17 @@ Sources: A. Romero et al., "FitNets", ICLR 2015. F. Tung and G. Mori, "Similarit
 knowledge distillation", ICCV 2019.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
+from keras_transfer.backbones.graph import Call
 from keras_transfer.fields import option
 from keras_transfer.methods.distillation.kind import Batch, KindDefaults, divergences, unit_rows
+from keras_transfer.models.cuts import Cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +38,11 @@ class Feature(KindDefaults):
     name: ClassVar[str] = "feature"
     reads_features: ClassVar[bool] = True
 
-    def adapter(self, num_features: int) -> keras.layers.Layer | None:
-        """A dense layer without activation."""
-        return keras.layers.Dense(num_features, name="adapter", dtype="float32")
+    def student_features(self, calls: Sequence[Call], teacher: Cut) -> Any:
+        """The input of the last dense layer, through one without activation."""
+        features = super().student_features(calls, teacher)
+        adapter = keras.layers.Dense(teacher.num_values, name="adapter", dtype="float32")
+        return adapter(features)
 
     def losses(self, batch: Batch) -> Any:
         """See the class."""

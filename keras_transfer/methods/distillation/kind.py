@@ -3,6 +3,7 @@
 A new kind is one module with one class and one row in `methods.distillation.registry`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
@@ -10,7 +11,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_transfer.backbones.graph import Call
+from keras_transfer.models.cuts import Cut
+from keras_transfer.tasks.soft_losses import class_divergences
+
 _TINY: Final = 1e-12
+
+
+SoftLosses = Callable[[Any, Any, float], Any]
+"""From logits [B, K] of teacher and student and a temperature to losses [B]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +31,10 @@ class NoOptions:
 class Batch:
     """What the loss of B examples is computed from, all float32 tensors.
 
-    `targets` [B, K] are one-hot classes: the labels, or the teacher's most probable class where
-    there is no label. `teacher` and `student` are logits [B, K]. The features are the inputs of the
-    layers that give these logits, [B, D] each; None for kinds that do not read them.
+    `targets` [B, K] are encoded labels, or one-hot the teacher's most probable class where there is
+    no label. `teacher` and `student` are logits [B, K]. The features, [B, D] each, are those of
+    `Kind.teacher_cut` and `Kind.student_features`; None for kinds that read none. `soft_losses` are
+    those of the task.
     """
 
     targets: Any
@@ -33,6 +43,7 @@ class Batch:
     temperature: float
     teacher_features: Any = None
     student_features: Any = None
+    soft_losses: SoftLosses = class_divergences
 
 
 class Kind(Protocol):
@@ -48,14 +59,47 @@ class Kind(Protocol):
 
     @property
     def reads_features(self) -> bool:
-        """Whether the features below the logits are compared as well."""
+        """Whether values of layers below the logits are compared as well."""
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether phases train on images, and the student also learns from those of `attacked`.
+
+        `student_features` of a batch are its logits of these.
+        """
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the loss is defined for single labels only, whose probabilities sum to 1."""
 
     @property
     def is_convex(self) -> bool:
         """Whether the loss is the divergence of logits with fixed weights, so heads are solved."""
 
-    def adapter(self, num_features: int) -> keras.layers.Layer | None:
-        """A layer from the student's features to as many as the teacher has, which is not kept."""
+    def teacher_cut(self, below: Cut) -> Cut:
+        """The values of the teacher that are stored and compared, where features are read.
+
+        Args:
+            below: the input of its last dense layer, which is stored in any case.
+
+        Raises:
+            SpecError: the network has no such values.
+        """
+
+    def student_features(self, calls: Sequence[Call], teacher: Cut) -> Any:
+        """The student's tensor [B, D] that is compared, where features are read.
+
+        Args:
+            calls: of the part of the student that trains. New layers may follow them, which train
+                with it and are not kept.
+            teacher: what `teacher_cut` gave.
+
+        Raises:
+            SpecError: the part has no such values.
+        """
+
+    def attacked(self, network: Callable[[Any], Any], images: Any, batch: Batch) -> Any:
+        """Other images [B, S, S, 3] that the student learns from, where it needs images."""
 
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """Factors of the loss, [N, V], for a teacher's probabilities [N, V, K] at T = 1."""
@@ -71,15 +115,26 @@ class KindDefaults:
     """Members of `Kind` that most kinds share."""
 
     reads_features: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = False
 
     @property
     def is_convex(self) -> bool:
         """No."""
         return False
 
-    def adapter(self, num_features: int) -> keras.layers.Layer | None:  # noqa: ARG002
-        """None."""
-        return None
+    def teacher_cut(self, below: Cut) -> Cut:
+        """The features below the logits."""
+        return below
+
+    def student_features(self, calls: Sequence[Call], teacher: Cut) -> Any:  # noqa: ARG002
+        """The input of the last dense layer."""
+        dense = [call for call in calls if isinstance(call.operation, keras.layers.Dense)]
+        return dense[-1].reads[0]
+
+    def attacked(self, network: Callable[[Any], Any], images: Any, batch: Batch) -> Any:  # noqa: ARG002
+        """The same images."""
+        return images
 
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """All the same."""
@@ -91,13 +146,8 @@ class KindDefaults:
 
 
 def divergences(batch: Batch) -> Any:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each example, [B].
-
-    Its gradient by the student's logits is T (p_s - p_t) with the softmaxes at T. Source: G. Hinton
-    et al., "Distilling the knowledge in a neural network", 2015.
-    """
-    teacher, student = batch.teacher / batch.temperature, batch.student / batch.temperature
-    return batch.temperature**2 * divergence(teacher, student)
+    """How far the student's logits are from the teacher's, [B]; see `Task.soft_losses`."""
+    return batch.soft_losses(batch.teacher, batch.student, batch.temperature)
 
 
 def unit_rows(values: Any) -> Any:
@@ -108,9 +158,3 @@ def unit_rows(values: Any) -> Any:
     squares = ops.sum(ops.square(values), axis=-1, keepdims=True)
     far = squares > _TINY
     return ops.where(far, values * ops.rsqrt(ops.where(far, squares, 1.0)), 0.0)
-
-
-def divergence(one: Any, other: Any) -> Any:
-    """KL(softmax(one) || softmax(other)) of logits [B, K], [B]."""
-    logs = ops.log_softmax(one, axis=-1)
-    return ops.sum(ops.exp(logs) * (logs - ops.log_softmax(other, axis=-1)), axis=-1)

@@ -10,6 +10,8 @@ from keras_transfer.methods.distillation.kind import Kind
 
 KINDS: Final = {
     "logits": "keras_transfer.methods.distillation.logits:Logits",
+    "adversarial": "keras_transfer.methods.distillation.adversarial:Adversarial",
+    "attention": "keras_transfer.methods.distillation.attention:Attention",
     "decoupled": "keras_transfer.methods.distillation.decoupled:Decoupled",
     "dynamic": "keras_transfer.methods.distillation.dynamic:Dynamic",
     "feature": "keras_transfer.methods.distillation.feature:Feature",

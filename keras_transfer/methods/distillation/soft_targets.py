@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp, softmax
+from scipy.special import log_expit, logsumexp, softmax
 
 from keras_transfer.data.datasets import Inputs
 from keras_transfer.methods.distillation.teacher import Teacher
+from keras_transfer.models.activations import Activation
+from keras_transfer.models.cuts import Cut
 from keras_transfer.training.objective import PhaseImages
 
 NUM_WEIGHTS = 3
@@ -20,8 +22,8 @@ _BLOCK = 1024
 class SoftTargets:
     """What the teachers say of N images in V views.
 
-    `logits` float32 [N, V, K]: their softmax at `temperature` is the mean of the teachers'
-    probabilities at this temperature. `weights` float32 [N, V, 3] are `NUM_WEIGHTS` columns.
+    `logits` float32 [N, V, K]: their outputs at `temperature` are the mean of those of the teachers
+    at this temperature. `weights` float32 [N, V, 3] are `NUM_WEIGHTS` columns.
     `place` int64 has the index of each row of the source, -1 for rows that do not train. `features`
     are those of the teacher, where they are compared as well.
     """
@@ -52,30 +54,62 @@ class SoftTargets:
 
 
 def read_logits(
-    teachers: Sequence[Teacher], images: PhaseImages, *, temperature: float
-) -> tuple[np.ndarray, list[Inputs]]:
-    """Logits of the mean of several teachers' probabilities, [N, V, K], and stored features.
+    teachers: Sequence[Teacher],
+    images: PhaseImages,
+    *,
+    temperature: float,
+    activation: Activation,
+    compared: Cut,
+) -> tuple[np.ndarray, Inputs]:
+    """Logits of the mean of several teachers' outputs, [N, V, K], and stored features.
+
+    Args:
+        compared: the features, a cut of the first teacher.
 
     Raises:
         SpecError: every epoch has new views.
         RunError: features cannot be stored.
     """
-    stored = [images.read_frozen([one.cut], one.image_size)[0] for one in teachers]
+    cuts = [[teacher.cut] for teacher in teachers]
+    if compared is not teachers[0].cut:
+        cuts[0].append(compared)
+    stored = [
+        images.read_frozen(some, teacher.image_size)
+        for some, teacher in zip(cuts, teachers, strict=True)
+    ]
     each = [
-        _logits_of(teacher, features, images)
+        _logits_of(teacher, features[0], images)
         for teacher, features in zip(teachers, stored, strict=True)
     ]
-    return mean_logits(each, temperature), stored
+    return mean_logits(each, temperature, activation), stored[0][-1]
 
 
-def mean_logits(each: Sequence[np.ndarray], temperature: float) -> np.ndarray:
-    """Logits whose softmax at a temperature is the mean of the softmaxes of several logits."""
+def mean_logits(
+    each: Sequence[np.ndarray], temperature: float, activation: Activation = "softmax"
+) -> np.ndarray:
+    """Logits whose outputs at a temperature are the mean of those of several logits.
+
+    Values of a linear activation are the mean themselves.
+    """
     if len(each) == 1:
         return each[0]
-    scaled = np.stack(each) / temperature
-    logs = scaled - logsumexp(scaled, axis=-1, keepdims=True)
-    mean: np.ndarray = temperature * (logsumexp(logs, axis=0) - np.log(len(each)))
+    stacked = np.stack(each)
+    if activation == "linear":
+        mean: np.ndarray = stacked.mean(axis=0)
+        return mean.astype(np.float32)
+    scaled = stacked / temperature
+    if activation == "sigmoid":
+        for_label, against = (_log_mean(log_expit(sign * scaled)) for sign in (1, -1))
+        mean = temperature * (for_label - against)
+    else:
+        mean = temperature * _log_mean(scaled - logsumexp(scaled, axis=-1, keepdims=True))
     return mean.astype(np.float32)
+
+
+def _log_mean(logs: np.ndarray) -> np.ndarray:
+    """The logarithm of the mean over the first axis."""
+    mean: np.ndarray = logsumexp(logs, axis=0) - np.log(len(logs))
+    return mean
 
 
 def _logits_of(teacher: Teacher, features: Inputs, images: PhaseImages) -> np.ndarray:

@@ -5,8 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_transfer.backbones.graph import Call
 from keras_transfer.methods.distillation.kind import Batch, Kind
 from keras_transfer.methods.distillation.soft_targets import NUM_WEIGHTS
+from keras_transfer.models.cuts import Cut
+from keras_transfer.tasks.task import Task
 
 
 class DistillationLoss(keras.losses.Loss):
@@ -17,31 +20,40 @@ class DistillationLoss(keras.losses.Loss):
     features with these behind them.
     """
 
-    def __init__(self, hard: keras.losses.Loss, kind: Kind, num_outputs: int, temperature: float):
+    def __init__(self, hard: keras.losses.Loss, kind: Kind, task: Task, temperature: float):
         super().__init__(name="distillation")
-        self.hard, self.kind = hard, kind
-        self.num_outputs, self.temperature = num_outputs, temperature
+        self.hard, self.kind, self.temperature = hard, kind, temperature
+        self.num_outputs, self.soft_losses = len(task.names), task.soft_losses
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The loss of each example, [B]."""
+        labels, student = y_true[:, : self.num_outputs], y_pred[:, : self.num_outputs]
+        hard = self.hard.call(labels, student)
+        if y_true.shape[-1] == self.num_outputs:
+            return hard
+        _, hard_weight, soft_weight = self._weights(y_true)
+        return hard_weight * hard + soft_weight * self.kind.losses(self.batch(y_true, y_pred))
+
+    def batch(self, y_true: Any, y_pred: Any) -> Batch:
+        """What the kind compares, of targets with columns and predictions."""
         number = self.num_outputs
-        labels, student = y_true[:, :number], y_pred[:, :number]
-        if y_true.shape[-1] == number:
-            return self.hard.call(labels, student)
-        columns = y_true[:, number:]
-        is_labelled, hard_weight, soft_weight = (columns[:, n] for n in range(NUM_WEIGHTS))
-        teacher = columns[:, NUM_WEIGHTS : NUM_WEIGHTS + number]
+        labels, columns = y_true[:, :number], y_true[:, number + NUM_WEIGHTS :]
+        is_labelled, *_ = self._weights(y_true)
+        teacher = columns[:, :number]
         guessed = ops.one_hot(ops.argmax(teacher, axis=-1), number, dtype=labels.dtype)
-        batch = Batch(
+        return Batch(
             targets=ops.where(is_labelled[:, None] > 0, labels, guessed),
             teacher=teacher,
-            student=student,
+            student=y_pred[:, :number],
             temperature=self.temperature,
-            teacher_features=columns[:, NUM_WEIGHTS + number :],
+            teacher_features=columns[:, number:],
             student_features=y_pred[:, number:],
+            soft_losses=self.soft_losses,
         )
-        hard = self.hard.call(labels, student)
-        return hard_weight * hard + soft_weight * self.kind.losses(batch)
+
+    def _weights(self, y_true: Any) -> list[Any]:
+        """The columns of `NUM_WEIGHTS`, [B] each."""
+        return [y_true[:, self.num_outputs + n] for n in range(NUM_WEIGHTS)]
 
 
 class Student(keras.Model):
@@ -50,7 +62,28 @@ class Student(keras.Model):
     Images without a label do not count in them.
     """
 
-    num_outputs: int
+    distillation: DistillationLoss
+
+    @property
+    def num_outputs(self) -> int:
+        """K."""
+        return self.distillation.num_outputs
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """The compiled loss; in training also of the images that a kind attacks."""
+        kind = self.distillation.kind
+        if kind.needs_images and y.shape[-1] > self.num_outputs:
+            batch = self.distillation.batch(y, y_pred)
+            attacked = kind.attacked(lambda images: self(images, training=False), x, batch)
+            y_pred = ops.concatenate([y_pred, self(attacked, training=True)], axis=-1)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The compiled metrics and the loss."""
@@ -60,36 +93,37 @@ class Student(keras.Model):
         return super().compute_metrics(x, y[:, :number], y_pred[:, :number], sample_weight)
 
 
-def make_student(part: keras.Model, kind: Kind, *, num_features: int) -> Student:
+def make_student(part: keras.Model, loss: DistillationLoss, teacher: Cut) -> Student:
     """The part with the same layers; for kinds that read them its features follow the logits.
 
     Args:
-        num_features: of the teacher.
+        teacher: the features of the kind.
+
+    Raises:
+        SpecError: the part has no such features.
     """
-    inputs, outputs = part.input, part.output
+    inputs, outputs, kind = part.input, part.output, loss.kind
     if kind.reads_features:
-        inputs, outputs, features = _with_features(part)
-        adapter = kind.adapter(num_features)
-        features = features if adapter is None else adapter(features)
+        graph, calls = _traced(part)
+        features = kind.student_features(calls, teacher)
         joined = keras.layers.Concatenate(name="logits_and_features", dtype="float32")
-        outputs = joined([outputs, features])
+        inputs, outputs = graph.inputs[0], joined([graph.outputs[0], features])
     student = Student(inputs, outputs, name=part.name)
-    student.num_outputs = part.output_shape[-1]
+    student.distillation = loss
     return student
 
 
-def _with_features(part: keras.Model) -> tuple[Any, Any, Any]:
-    """Inputs, logits and the input of the last dense layer, in a new graph of the same layers."""
-    dense = [layer for layer in part.layers if isinstance(layer, keras.layers.Dense)][-1]
-    found = []
+def _traced(part: keras.Model) -> tuple[keras.Model, list[Call]]:
+    """A new graph of the same layers, and their calls in it."""
+    calls = []
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if layer is dense:
-            found.append(args[0])
-        return layer(*args, **kwargs)
+        result = layer(*args, **kwargs)
+        calls.append(Call(layer, *map(keras.tree.flatten, (args, result))))
+        return result
 
-    # A part that starts inside the classifier has tensors of its own, unlike `dense.input`. Of a
+    # A part that starts inside the classifier has tensors of its own, unlike `layer.input`. Of a
     # compiled model Keras would copy the metrics as well, which need not be registered.
     plain = keras.Model(part.input, part.output)
     graph = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
-    return graph.inputs[0], graph.outputs[0], found[0]
+    return graph, calls

@@ -17,6 +17,7 @@ import numpy as np
 from keras_transfer.backbones.model_file import read_network
 from keras_transfer.data.splits import read_manifest
 from keras_transfer.errors import DataError, SpecError, enumerated
+from keras_transfer.models.activations import Activation
 from keras_transfer.models.cuts import Cut
 from keras_transfer.storage.class_names import verify_class_names
 from keras_transfer.storage.model_files import check_digest, check_teachers, title
@@ -25,6 +26,10 @@ from keras_transfer.tasks.task import Task
 
 _MOST_NAMED: Final = 10
 _TINY: Final = 1e-12
+_ACTIVATIONS: Final[dict[Any, Activation]] = {
+    keras.activations.softmax: "softmax",
+    keras.activations.sigmoid: "sigmoid",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +37,8 @@ class Teacher:
     """A network that predicts the task's classes.
 
     `cut` is below the last dense layer, whose weights are `kernel` [D, K] and `bias` [K]; where the
-    network ends with another layer it is the output, and `kernel` is None. `names` are the classes
+    network ends with another layer it is the output, and `kernel` is None. `activation` is that of
+    the output. `names` are the classes
     and `task` the name of the task, both empty for a file that does not come from a run; `seen` are
     the digests of its training and validation images.
     """
@@ -42,7 +48,7 @@ class Teacher:
     image_size: int
     kernel: np.ndarray | None
     bias: np.ndarray | None
-    gives_probabilities: bool
+    activation: Activation
     names: tuple[str, ...]
     task: str
     seen: frozenset[str]
@@ -57,8 +63,9 @@ class Teacher:
         values = np.asarray(features, np.float32)
         if self.kernel is not None:
             values = values @ self.kernel + self.bias
-        if self.gives_probabilities and self.kernel is None:
-            values = np.log(np.maximum(values, _TINY))
+        if self.kernel is None and self.activation != "linear":
+            against = np.maximum(1 - values, _TINY) if self.activation == "sigmoid" else 1.0
+            values = np.log(np.maximum(values, _TINY) / against)
         return values
 
     def check(self, task: Task, test_digests: Sequence[str]) -> None:
@@ -75,6 +82,8 @@ class Teacher:
             expected = enumerated(list(task.names), _MOST_NAMED)
         elif self.num_outputs != len(task.names):
             expected = f"{len(task.names)} outputs"
+        elif self.activation not in ("linear", task.activation):
+            expected, received = f"{task.activation} outputs", (f"{self.activation} outputs",)
         else:
             self._check_unseen(test_digests)
             return
@@ -124,7 +133,7 @@ def load_teacher(path: str, image_size: int) -> Teacher:
             received=f"an output of shape {network.output_shape}",
             fix="give a classifier: a run folder, or a Keras model file with its head",
         )
-    cut, dense, gives_probabilities = _split(network, name)
+    cut, dense, activation = _split(network, name)
     names, task, seen = _read_run(file.parent)
     return Teacher(
         name=name,
@@ -132,27 +141,31 @@ def load_teacher(path: str, image_size: int) -> Teacher:
         image_size=network.input_shape[1],
         kernel=None if dense is None else np.array(dense.kernel, np.float32),
         bias=None if dense is None or dense.bias is None else np.array(dense.bias, np.float32),
-        gives_probabilities=gives_probabilities,
+        activation=activation,
         names=names,
         task=task,
         seen=seen,
     )
 
 
-def _split(network: keras.Model, name: str) -> tuple[Cut, keras.layers.Dense | None, bool]:
-    """The cut below the last dense layer, this layer, and whether outputs are probabilities."""
+def _split(network: keras.Model, name: str) -> tuple[Cut, keras.layers.Dense | None, Activation]:
+    """The cut below the last dense layer, this layer, and the activation of the output."""
     operations = list(network.operations)
     top = operations[-1]
-    softmax = keras.activations.softmax
+    activation = _activation(top)
     ends = isinstance(top, (keras.layers.Softmax, keras.layers.Activation))
-    gives_probabilities = isinstance(top, keras.layers.Softmax) or (
-        getattr(top, "activation", None) is softmax
-    )
-    dense = operations[-2] if ends and gives_probabilities else top
+    dense = operations[-2] if ends and activation != "linear" else top
     is_dense = isinstance(dense, keras.layers.Dense) and len(dense.input.shape) == 2
-    if is_dense and dense.activation in (keras.activations.linear, softmax):
-        return Cut(network, dense.input, f"features of {name}"), dense, gives_probabilities
-    return Cut(network, network.output, f"outputs of {name}"), None, gives_probabilities
+    if is_dense and dense.activation in (keras.activations.linear, *_ACTIVATIONS):
+        return Cut(network, dense.input, f"features of {name}"), dense, activation
+    return Cut(network, network.output, f"outputs of {name}"), None, activation
+
+
+def _activation(top: Any) -> Activation:
+    """'softmax' or 'sigmoid' where the last layer ends with it, else 'linear'."""
+    if isinstance(top, keras.layers.Softmax):
+        return "softmax"
+    return _ACTIVATIONS.get(getattr(top, "activation", None), "linear")
 
 
 def _read_run(folder: Path) -> tuple[tuple[str, ...], str, frozenset[str]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from sklearn.datasets import load_digits
 
 import keras_transfer as kt
 from keras_transfer.config import override
-from keras_transfer.errors import DataError, SpecError
+from keras_transfer.errors import DataError, RunError, SpecError
 from keras_transfer.experiments.distill import distillation
 from keras_transfer.experiments.distill.comparison import _gain
+from keras_transfer.experiments.distill.generations import Generations
 from keras_transfer.experiments.distill.settings import distillation_spec, spec_alone
+from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.session import open_session
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.reporting.reporter import SilentReporter
@@ -167,6 +170,61 @@ def test_a_student_is_a_run_with_a_report_and_an_interrupted_comparison_is_resum
     with pytest.raises(DataError, match="images without labels have changed"):
         kt.distill(teacher, spec, unlabelled=str(pool), output=folder, resume=True, reporter=SILENT)
     (pool / "new.png").unlink()
+
+
+@pytest.mark.slow
+def test_generations_are_runs_that_learn_from_each_other_and_a_killed_one_is_resumed(
+    spec, teacher, tmp_path, monkeypatch
+):
+    folder, trained = tmp_path / "student", []
+    first = folder / "generations" / "1"
+    arguments = {"generations": 2, "seeds": 1, "output": folder, "reporter": SILENT}
+
+    def killed(spec, run, **given):
+        trained.append(run.path)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        run_transfer(spec, run, **given)
+
+    monkeypatch.setattr(distillation, "run_transfer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kt.distill(teacher, spec, **arguments)
+    with pytest.raises(RunError, match="already has a run"):
+        kt.distill(teacher, spec, **arguments)
+    last = kt.distill(teacher, spec, **arguments, resume=True)
+    assert trained == [first, folder, folder]
+    for run, taught_by in ((first, teacher), (folder, first)):
+        path = read_json(run / "spec.json")["phases"][0]["method_options"]["teacher"]
+        assert path.startswith(f"{taught_by / 'model.keras'}#sha256=")
+    report = read_json(folder / "distillation.json")
+    names = [one["name"] for one in report["contenders"]]
+    assert names == ["teacher", "generation 1", "generation 2", "alone"]
+    _, one, two, _ = report["contenders"]
+    assert one["scores"] == pytest.approx([kt.load_run(first).evaluation.accuracy])
+    assert two["scores"] == pytest.approx([last.evaluation.accuracy])
+    assert all(f"| {name} |" in (folder / "distillation.md").read_text() for name in names)
+
+
+def test_generations_choose_a_folder_as_runs_do_and_leave_none_of_a_refused_one(
+    spec, teacher, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    taught = distillation_spec(spec, str(teacher), DistillSpec())
+    assert Generations.of(taught, 1, output=None, resume=False).folder is None
+    new = Generations.of(taught, 2, output=None, resume=False)
+    assert new.folder == Path("saved_models/digits")
+    with pytest.raises(RunError, match=r"no such folder with a generations/1/spec\.json"):
+        Generations.of(taught, 2, output=None, resume=True)
+    wrong = distillation_spec(spec, "no/such/teacher", DistillSpec())
+    with pytest.raises(SpecError, match="a teacher does not exist"):
+        Generations.of(wrong, 2, output=None, resume=False).start(1)
+    assert not new.folder.exists()
+    assert new.start(1).path == Path("saved_models/digits/generations/1").absolute()
+    again = Generations.of(taught, 2, output=None, resume=True)
+    assert again.folder == new.folder
+    assert again.spec_of(1) == taught
+    (phase,) = again.spec_of(2).phases
+    assert phase.method_options["teacher"] == str(tmp_path / "saved_models/digits/generations/1")
 
 
 @pytest.mark.slow
