@@ -179,8 +179,8 @@ def _draw_arrow(start: Box, end: Box, label: str) -> Iterator[str]:
         'stroke-width="1.5" marker-end="url(#arrow)"/>'
     )
     if label:
-        left, baseline = (x + to_x) / 2 + 8, (y + to_y) / 2 + 4
-        yield f'<text x="{left:.1f}" y="{baseline:.1f}" class="label">{escape(label)}</text>'
+        right, baseline = (x + to_x) / 2 - 8, (y + to_y) / 2 + 4
+        yield f'<text x="{right:.1f}" y="{baseline:.1f}" class="label">{escape(label)}</text>'
 
 
 def render(diagram: Diagram) -> str:
@@ -193,7 +193,7 @@ def render(diagram: Diagram) -> str:
         f'width="{width:.0f}" height="{height:.0f}" role="img">',
         f"<title>{escape(diagram.title)}</title>",
         "<style>text{font:13px sans-serif;fill:#1c2430;text-anchor:middle}"
-        ".label{text-anchor:start;font-style:italic}</style>",
+        ".label{text-anchor:end;font-style:italic}</style>",
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#5b6b85"/></marker></defs>',
         '<rect width="100%" height="100%" rx="8" fill="#ffffff"/>',
