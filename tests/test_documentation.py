@@ -1,4 +1,4 @@
-"""The README and docs/: size, links, commands, fields and generated pages."""
+"""The README and docs/: size, links, commands, fields, generated pages, navigation of the site."""
 
 import argparse
 import ast
@@ -9,8 +9,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from small_backbone import SMALL
 
+import keras_transfer
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import PRESETS, load, load_spec, override, parse_assignments
@@ -20,8 +22,13 @@ from pipelines import auto, distill, rank
 from pipelines.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SITE = runpy.run_path(str(DOCS / "build.py"))
+# Copies of files of the root, which are there once the site was built.
+COPIES = {DOCS / page for page in SITE["ROOT_PAGES"].values()}
+DOCS_PAGES = sorted(set(DOCS.rglob("*.md")) - COPIES)
+PAGES = [README, ROOT / "CHANGELOG.md", *DOCS_PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"python -m pipelines\.(\w+)((?: +(?:'[^']*'|[^\s`'|&]+))*)")
 NOT_PLAIN = "stranger|corridor|whoever|nobody|wish|narrator|crown|shelf|picture|door|so-manieth"
@@ -141,22 +148,66 @@ def anchors(page: Path) -> set[str]:
     return {text.replace(" ", "-") for text in kept}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def links(text: str) -> list[tuple[str, str]]:
+    """Links and images of a page within the repository, as (path, anchor)."""
+    found = re.findall(r"\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"", FENCE.sub("", text))
+    targets = [one or other for one, other in found]
+    return [
+        (path, anchor)
+        for path, _, anchor in (target.partition("#") for target in targets)
+        if not path.startswith("https://")
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=name_of
+)
 def test_links_lead_to_pages_and_headings_that_exist(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(page))):
-        if target.startswith("https://"):
-            continue
-        path, _, anchor = target.partition("#")
+    for path, anchor in links(read(page)):
         file = (page.parent / path).resolve() if path else page
-        assert file.exists(), target
-        assert not anchor or anchor in anchors(file), target
+        assert file.exists(), path
+        assert not anchor or anchor in anchors(file), f"{path}#{anchor}"
 
 
-def test_every_page_is_listed():
-    index = read(ROOT / "docs" / "README.md")
-    for page in (ROOT / "docs").rglob("*.md"):
-        name = page.relative_to(ROOT / "docs").as_posix()
-        assert name == "README.md" or f"({name})" in index, name
+@pytest.mark.parametrize("name", SITE["ROOT_PAGES"])
+def test_links_of_the_root_pages_lead_somewhere_on_the_site(name):
+    for path, _ in links(SITE["render_root_page"](name)):
+        assert DOCS / path in {*DOCS_PAGES, *COPIES}, path
+
+
+def nav_pages(entries: list) -> list[str]:
+    """The pages of a navigation, in order, those of its sections included."""
+    targets = [target for entry in entries for target in entry.values()]
+    return [
+        page
+        for target in targets
+        for page in (nav_pages(target) if isinstance(target, list) else [target])
+    ]
+
+
+def test_every_page_is_listed_and_in_the_navigation():
+    index = read(DOCS / "README.md")
+    pages = {page.relative_to(DOCS).as_posix() for page in {*DOCS_PAGES, *COPIES}}
+    nav = nav_pages(yaml.safe_load(read(ROOT / "mkdocs.yml"))["nav"])
+    assert sorted(nav) == sorted(pages)
+    for page in pages - {"README.md", *SITE["ROOT_PAGES"].values()}:
+        assert f"({page})" in index, page
+
+
+def test_pictures_are_small_and_drawn_from_the_code():
+    folder = DOCS / "images"
+    generate = runpy.run_path(str(folder / "generate.py"))
+    for name, diagram in generate["DIAGRAMS"].items():
+        current = generate["render"](diagram)
+        assert read(folder / f"{name}.svg") == current, "python docs/images/generate.py"
+    assert all(file.stat().st_size < 150_000 for file in folder.iterdir() if file.is_file())
+
+
+def test_every_public_name_is_in_the_python_reference():
+    listed = re.findall(
+        r"^::: keras_transfer\.(\w+)$", read(DOCS / "reference/python_api.md"), re.M
+    )
+    assert sorted(listed) == sorted(keras_transfer.__all__)
 
 
 @pytest.mark.parametrize(
