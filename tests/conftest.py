@@ -20,10 +20,10 @@ from PIL import Image
 from small_backbone import SMALL
 
 from keras_transfer.backbones.registry import BACKBONES
-from keras_transfer.devices import skip_optional_imports, use_onednn
+from keras_transfer.devices import speed_up_imports, use_onednn
 
 use_onednn()  # Before a test imports TensorFlow.
-skip_optional_imports()
+speed_up_imports()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

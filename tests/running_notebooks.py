@@ -38,10 +38,10 @@ import sys
 sys.path.append({str(ROOT / "tests")!r})
 from small_backbone import SMALL
 from keras_transfer.backbones.registry import BACKBONES
-from keras_transfer.devices import skip_optional_imports
+from keras_transfer.devices import speed_up_imports
 
 BACKBONES["small"] = SMALL
-skip_optional_imports()
+speed_up_imports()
 """
 """A first cell after which the process knows the backbone `small`."""
 
