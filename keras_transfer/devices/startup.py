@@ -9,6 +9,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +71,7 @@ class _FastFinder:
         spec = PathFinder.find_spec(name) if name in _IMPORTED else None
         if spec and spec.loader:
             run = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: _run_without_collecting(run, module)
+            spec.loader.exec_module = partial(_run_without_collecting, run)  # type: ignore[method-assign]
         return spec
 
 
