@@ -29,7 +29,7 @@ from keras_transfer.config import (
     make_spec,
     parse_assignments,
 )
-from keras_transfer.devices import skip_optional_imports, use_onednn
+from keras_transfer.devices import speed_up_imports, use_onednn
 from keras_transfer.errors import KerasTransferError, RunError, SpecError
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import storage_error
@@ -181,7 +181,7 @@ def run_verb(verb: Callable[[], int | None], *, stopped: str = STOPPED) -> int:
         stopped: what is said after an interruption: what there is, and how to go on.
     """
     use_onednn()
-    skip_optional_imports()
+    speed_up_imports()
     logging.getLogger("keras_transfer").setLevel(logging.INFO)
     try:
         _check_backend()

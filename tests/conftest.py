@@ -6,7 +6,7 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -16,14 +16,15 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import numpy as np
 import pytest
+from checking import PROOF, one_checking_process
 from PIL import Image
 from small_backbone import SMALL
 
 from keras_transfer.backbones.registry import BACKBONES
-from keras_transfer.devices import skip_optional_imports, use_onednn
+from keras_transfer.devices import speed_up_imports, use_onednn
 
 use_onednn()  # Before a test imports TensorFlow.
-skip_optional_imports()
+speed_up_imports()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,9 +32,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -num_slow[item.path])
 
-
-MOST_USES = 60
-"""Exports that one process checks: it keeps every network that it has opened."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -72,30 +70,8 @@ def _one_checking_process() -> Iterator[None]:
     Only where a module of tests has imported what exports; tests/export/saved_model/test_parity.py
     starts a process of its own, as a user's export does.
     """
-    proof = sys.modules.get("keras_transfer.export.saved_model.proof")
-    if proof is None:
+    with one_checking_process() if PROOF in sys.modules else nullcontext():
         yield
-        return
-    start, idle = proof.IsolatedProcess, []
-
-    @contextmanager
-    def kept(kind):
-        process, num_uses = idle.pop() if idle else (start(kind), 0)
-        try:
-            yield process
-        except BaseException:
-            process.close()
-            raise
-        if num_uses < MOST_USES:
-            idle.append((process, num_uses + 1))
-        else:
-            process.close()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "IsolatedProcess", kept)
-        yield
-    for process, _ in idle:
-        process.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-from keras_transfer.devices import skip_optional_imports
+from keras_transfer.devices import speed_up_imports
 
-skip_optional_imports()
+speed_up_imports()
 
 import numpy as np
 from feature_sources import EXACT, PIXELS, cut_at, make_source, wanted

@@ -20,9 +20,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import numpy as np
 
-from keras_transfer.devices import skip_optional_imports
+from keras_transfer.devices import speed_up_imports
 
-skip_optional_imports()
+speed_up_imports()
 
 NUM_TRAIN, NUM_VAL = 90, 37
 """Neither is a multiple of a batch."""

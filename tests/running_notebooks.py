@@ -38,12 +38,20 @@ import sys
 sys.path.append({str(ROOT / "tests")!r})
 from small_backbone import SMALL
 from keras_transfer.backbones.registry import BACKBONES
-from keras_transfer.devices import skip_optional_imports
+from keras_transfer.devices import speed_up_imports
 
 BACKBONES["small"] = SMALL
-skip_optional_imports()
+speed_up_imports()
 """
 """A first cell after which the process knows the backbone `small`."""
+
+SHARING = """
+from checking import one_checking_process
+
+checking = one_checking_process()
+checking.__enter__()
+"""
+"""Ends that cell: one process checks all exports of the notebook, and ends with it."""
 
 
 def read_notebook(name: str) -> nbformat.NotebookNode:
@@ -68,7 +76,7 @@ def execute(
         "\n".join(lines), metadata={"tags": ["injected-parameters"]}
     )
     notebook.cells.insert(notebook.cells.index(find_cell(notebook, "parameters")) + 1, injected)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(STARTING + before))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(STARTING + before + SHARING))
     # No folders of kernels: then "python3" is the Python that runs this, whatever is installed.
     manager = AsyncKernelManager(
         kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])

@@ -1,7 +1,7 @@
 """Devices of a run, for TensorFlow and JAX."""
 
 from keras_transfer.devices.memory import forgetting_graphs, is_out_of_memory
-from keras_transfer.devices.startup import native_log_to, skip_optional_imports, use_onednn
+from keras_transfer.devices.startup import native_log_to, speed_up_imports, use_onednn
 from keras_transfer.devices.strategy import Devices, set_up
 
 __all__ = [
@@ -10,6 +10,6 @@ __all__ = [
     "is_out_of_memory",
     "native_log_to",
     "set_up",
-    "skip_optional_imports",
+    "speed_up_imports",
     "use_onednn",
 ]

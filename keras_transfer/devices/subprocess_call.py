@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_transfer.devices.startup import skip_optional_imports
+from keras_transfer.devices.startup import speed_up_imports
 from keras_transfer.errors import KerasTransferError, RunError
 
 _SHOWN_LINES = 15
@@ -177,7 +177,7 @@ def _crash(title: str, ended: str, output: bytes) -> RunError:
 def _run_child() -> None:
     """Main function of the subprocess: read arguments, call the function, write its result."""
     target, file = sys.argv[1:]
-    skip_optional_imports()
+    speed_up_imports()
     module, name = target.split(":")
     arguments = json.load(sys.stdin)
     try:

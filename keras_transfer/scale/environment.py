@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from keras_transfer.devices import skip_optional_imports
+from keras_transfer.devices import speed_up_imports
 from keras_transfer.devices.hosts import ADDRESSES, HOST, NUM_HOSTS
 from keras_transfer.errors import RunError
 
@@ -51,7 +51,7 @@ class Environment:
             os.environ.pop(name, None)
         os.environ.update(self.variables)
         os.environ.update(dict.fromkeys(_THREADS, str(self.num_threads)), **_NO_ACCELERATOR)
-        skip_optional_imports()
+        speed_up_imports()
         try:
             os.chdir(self.folder)
         except OSError as error:

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 QUICK = """
-import sys
+import gc, sys
 # Keras and TensorFlow import these only where they are installed.
-sys.modules.update(dict.fromkeys(("jax", "matplotlib", "sklearn")))
+sys.modules.update(dict.fromkeys(("jax", "matplotlib", "sklearn", "pandas", "IPython")))
+gc.disable()
 """
 IMPORTED = """
 import keras

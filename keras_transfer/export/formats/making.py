@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_transfer.devices import skip_optional_imports
+from keras_transfer.devices import speed_up_imports
 from keras_transfer.devices.subprocess_call import describe_status
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
@@ -97,7 +97,7 @@ def _report(**line: Any) -> None:
 
 def _make(job: Job) -> None:
     """Main function of the separate process."""
-    skip_optional_imports()
+    speed_up_imports()
     import keras
 
     # This also imports Preprocess, which registers it with Keras.
