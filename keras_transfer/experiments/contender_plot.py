@@ -1,5 +1,6 @@
 """The figures of compared networks: score against latency, and against size."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,9 @@ class Point:
 def draw_pareto(points: Sequence[Point], file: Path, *, monitor: Monitor, headline: str) -> None:
     """Two axes with all points: score against latency, and against size.
 
-    A line connects the networks of the chain in their order, a step the best trade-offs: points
-    than which no other has both a better score and less latency, or size.
+    A dashed line connects the networks of the chain in their order, a step the best trade-offs:
+    points than which no other has both a better score and less latency, or size. Points have
+    numbers, because names of several forms at one place would cover each other.
     """
     figure = new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -98,8 +100,13 @@ def draw_pareto(points: Sequence[Point], file: Path, *, monitor: Monitor, headli
     for axes, label, costs in sides:
         _draw_side(axes, points, costs, monitor)
         axes.set_xlabel(label)
+    names = "    ".join(f"{number} {point.name}" for number, point in enumerate(points, start=1))
+    figure.supxlabel(textwrap.fill(names, 130), fontsize=9)
     for axes, _, costs in sides:
-        labels = [Label(p.name, x, p.score) for p, x in zip(points, costs, strict=True)]
+        labels = [
+            Label(str(number), x, point.score)
+            for number, (point, x) in enumerate(zip(points, costs, strict=True), start=1)
+        ]
         lines = [(x, x, *p.interval) for p, x in zip(points, costs, strict=True)]
         place_labels(axes, labels, lines)
     save(figure, file)
