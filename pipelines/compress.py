@@ -2,12 +2,13 @@
 
     python -m pipelines.compress saved_models/my_photos channels=0.3
     python -m pipelines.compress saved_models/my_photos low_rank=0.05 features=0.25
-    python -m pipelines.compress saved_models/my_photos channels=0.5 --distill
+    python -m pipelines.compress saved_models/my_photos channels=0.5 --distill --formats onnx_int8
 
 The steps are taken in their order on the run's trunk, which is fitted to the whole one on training
 images. On the smaller trunk the run's phases train a head, and what else they say; with --distill
 they learn from the run. The result is an ordinary run, which can be compressed again,
-exported and quantised; its folder also has compression.json, compression.md and compression.png.
+exported and quantised; its folder also has compression.json, compression.md and compression.png,
+which compare all runs that it was made of, and their other formats.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from keras_transfer.compression.registry import STEPS, parse_chain
 from keras_transfer.config import parse_assignments
 from keras_transfer.devices import native_log_to
+from keras_transfer.export.formats.registry import parse_formats
 from pipelines.arguments import RESUMABLE, main_of, make_parser, scratch_log
 
 
@@ -33,6 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--distill", action="store_true", help="learn from the run, not from labels"
     )
+    parser.add_argument(
+        "--formats",
+        metavar="LIST",
+        default="",
+        help="other formats to write as well and to compare, such as onnx_int8,onnx_mixed",
+    )
     parser.add_argument("--output", metavar="DIR", help="run folder (default: saved_models/<name>)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     return parser
@@ -41,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     chain, fields = parse_chain(parse_assignments(arguments.words))
+    formats = parse_formats(arguments.formats) if arguments.formats else ()
     with native_log_to(scratch_log()):
         from keras_transfer.experiments.compress.compression import compress_run
         from keras_transfer.experiments.compress.report import show_compression
@@ -52,6 +61,7 @@ def _run(argv: Sequence[str] | None) -> None:
             chain,
             fields,
             is_distilled=arguments.distill,
+            formats=formats,
             output=arguments.output,
             resume=arguments.resume,
             reporter=terminal,

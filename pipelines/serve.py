@@ -2,7 +2,7 @@
 
     python -m pipelines.serve saved_models/my_photos
     python -m pipelines.serve saved_models/my_photos --port 8080 --max-batch 64
-    python -m pipelines.serve saved_models/my_photos --measure
+    python -m pipelines.serve saved_models/my_photos --measure --runtime auto
 
 Requests follow https://www.tensorflow.org/tfx/serving/api_rest, so the same clients work with
 TensorFlow Serving:
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--measure", action="store_true", help="measure instead of serving; writes serving.json")
     add("--images", metavar="DIR", help="images to measure with (default: the run's test split)")
-    add("--seconds", type=float, default=2.0, help="of each of 28 measurements")
+    add("--seconds", type=float, default=2.0, help="of each of 35 measurements")
     return parser
 
 
@@ -69,18 +69,18 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def _measure(run: Path, settings: Settings, images: str | None, seconds: float) -> None:
-    from keras_transfer.inference.prediction import expand_paths
+    from keras_transfer.inference.prediction import expand_paths, load_run
     from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.storage.atomic import replacing
     from pipelines.benchmarks.server import describe, find_images, measure
 
     terminal = TerminalReporter()
-    command = [sys.executable, "-m", "pipelines.serve", str(run), "--port", "0"]
-    for name in ("max_batch", "max_wait_ms"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     files = list(expand_paths([images], sys.stdin)) if images else find_images(run)
-    measured = measure(command, settings.folder, files, seconds=seconds, report=terminal.info)
-    terminal.table("Serving", ["", "", "compared"], describe(measured))
+    # A folder of exported versions has no model to compare with.
+    loaded = load_run(run) if settings.folder != run else None
+    measured = measure(settings, files, run=loaded, seconds=seconds, report=terminal.info)
+    title = f"Serving, computed by {measured.network}"
+    terminal.table(title, ["", "", "compared"], describe(measured))
     with replacing(run / "serving.json") as path:
         path.write_text(json.dumps(dataclasses.asdict(measured), indent=2) + "\n", encoding="utf-8")
     terminal.info(f"Figures: {run / 'serving.json'}")

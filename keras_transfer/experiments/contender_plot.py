@@ -1,9 +1,11 @@
-"""The figure of compared networks: score against latency."""
+"""The figures of compared networks: score against latency, and against size."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from keras_transfer.evaluation.intervals import Interval
@@ -60,3 +62,80 @@ def draw_contenders(
     lines = [(dot.latency_ms, dot.latency_ms, *dot.interval) for dot in dots]
     place_labels(axes, labels, lines)
     save(figure, file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The drawn figures of a network of a chain, or of another form of one.
+
+    `latency_ms` is that of one image, `interval` the 95 % interval of the score.
+    """
+
+    name: str
+    latency_ms: float
+    megabytes: float
+    score: float
+    interval: Interval
+    is_form: bool
+
+
+@styled
+def draw_pareto(points: Sequence[Point], file: Path, *, monitor: Monitor, headline: str) -> None:
+    """Two axes with all points: score against latency, and against size.
+
+    A dashed line connects the networks of the chain in their order, a step the best trade-offs:
+    points than which no other has both a better score and less latency, or size. Points have
+    numbers, because names of several forms at one place would cover each other.
+    """
+    figure = new_figure(11, 4.8)
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.set_ylabel(f"test {monitor.metric.replace('_', ' ')}, 95 % interval")
+    if monitor.is_share:
+        left.yaxis.set_major_formatter(percent_axis())
+    set_headline(figure, headline, characters=130)
+    sides = (
+        (left, "latency of one image, ms (log scale)", [p.latency_ms for p in points]),
+        (right, "size of the file, MB (log scale)", [p.megabytes for p in points]),
+    )
+    for axes, label, costs in sides:
+        _draw_side(axes, points, costs, monitor)
+        axes.set_xlabel(label)
+    names = "    ".join(f"{number} {point.name}" for number, point in enumerate(points, start=1))
+    figure.supxlabel(textwrap.fill(names, 130), fontsize=9)
+    for axes, _, costs in sides:
+        labels = [
+            Label(str(number), x, point.score)
+            for number, (point, x) in enumerate(zip(points, costs, strict=True), start=1)
+        ]
+        lines = [(x, x, *p.interval) for p, x in zip(points, costs, strict=True)]
+        place_labels(axes, labels, lines)
+    save(figure, file)
+
+
+def _draw_side(
+    axes: Axes, points: Sequence[Point], costs: Sequence[float], monitor: Monitor
+) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(min(costs) / 2, max(costs) * 2)
+    axes.grid()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    best = trade_offs(costs, [monitor.rank(point.score) for point in points])
+    front = [(costs[place], points[place].score) for place in best]
+    axes.step(*zip(*front, strict=True), where="post", color=FAINT, linewidth=1)
+    chain = [(x, p.score) for x, p in zip(costs, points, strict=True) if not p.is_form]
+    axes.plot(*zip(*chain, strict=True), color=TRAIN, linewidth=1, linestyle="--")
+    for x, point in zip(costs, points, strict=True):
+        colour, marker = (VALIDATION, "D") if point.is_form else (TRAIN, "s")
+        axes.vlines(x, *point.interval, color=colour, linewidth=2, alpha=0.5)
+        axes.scatter(x, point.score, s=48, marker=marker, color=colour, zorder=3)
+
+
+def trade_offs(costs: Sequence[float], ranks: Sequence[float]) -> list[int]:
+    """The places of the points that no other beats in both, by rising cost (a Pareto front)."""
+    best: list[int] = []
+    for place in sorted(range(len(costs)), key=lambda place: (costs[place], -ranks[place])):
+        if not best or ranks[place] > ranks[best[-1]]:
+            best.append(place)
+    return best

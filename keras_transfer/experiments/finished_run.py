@@ -193,6 +193,7 @@ class Run:
         *,
         output: Files | None = None,
         distill: bool = False,
+        formats: str = "",
         resume: bool = False,
         reporter: Reporter | None = None,
         **words: Any,
@@ -204,6 +205,7 @@ class Run:
         Args:
             output: its folder; by default the next free one below saved_models/.
             distill: whether it learns from this run, not from labels alone.
+            formats: other formats to write as well and to compare, such as 'onnx_int8,openvino'.
             resume: continue an interrupted one.
             words: steps with their amounts, in their order: `channels`, `features` and `low_rank`,
                 see `compression.registry`; and fields of the new run's spec.
@@ -220,6 +222,7 @@ class Run:
             chain,
             others,
             is_distilled=distill,
+            formats=parse_formats(formats) if formats else (),
             output=None if output is None else os.fspath(output),
             resume=resume,
             reporter=reporter,

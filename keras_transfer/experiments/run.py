@@ -19,6 +19,7 @@ from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
 from keras_transfer.experiments.session import Data, Session, open_session
+from keras_transfer.experiments.sparsity import Sparsity, measure_sparsity
 from keras_transfer.experiments.summary import (
     Result,
     describe_cache,
@@ -88,12 +89,13 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             )
         outputs = phase_inputs.predict(classifier, data.splits.test)
         test = evaluate_test(task, data, outputs, seed=spec.seed)
-        proof = None
+        proof = sparsity = None
         if writes:
             # Only this host builds the networks that are exported.
             with on_one_device():
                 finished = replace(classifier, task=task)
                 proof = _write(session, finished, outcomes, test, outputs)
+            sparsity = measure_sparsity(classifier.model, run.model_file)
             cache_use = describe_cache(
                 data.num_decoded, phase_inputs.extraction_stats, outcomes, data.splits
             )
@@ -101,11 +103,12 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
                 cache_use["teacher"] = describe_teachers(phase_inputs.teacher_stats)
             run.write_json("cache.json", cache_use)
             reporter.info(describe_saving(cache_use))
-            run.write_json("metrics.json", _metrics(outcomes, refitted, test, proof))
+            run.write_json("metrics.json", _metrics(outcomes, refitted, test, proof, sparsity))
     wait_for_all()
     if writes:
         shutil.rmtree(run.checkpoint_folder)
-    return Result(run, classifier, outcomes, refitted, test, proof, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Result(run, classifier, outcomes, refitted, test, proof, sparsity, seconds)
 
 
 def _check_single(spec: RunSpec) -> None:
@@ -173,7 +176,11 @@ def _write(
 
 
 def _metrics(
-    outcomes: Sequence[Outcome], refitted: Refit | None, test: Evaluation, proof: Proof
+    outcomes: Sequence[Outcome],
+    refitted: Refit | None,
+    test: Evaluation,
+    proof: Proof,
+    sparsity: Sparsity | None,
 ) -> dict[str, Any]:
     phases = [asdict(outcome) for outcome in outcomes]
     for phase in phases:
@@ -189,4 +196,5 @@ def _metrics(
             "num_files": proof.parity.num_files,
             "label_agreement": proof.parity.label_agreement,
         },
+        **({"sparsity": asdict(sparsity)} if sparsity else {}),
     }

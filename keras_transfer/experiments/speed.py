@@ -30,10 +30,15 @@ class Speed:
 
 def measure(networks: Sequence[Sequence[Cut]]) -> list[Speed]:
     """The speed of networks, each of which may have several parts that run one after another."""
-    timed: list[dict[int, list[float]]] = [{} for _ in networks]
+    return measure_calls([functools.partial(make_call, cuts) for cuts in networks])
+
+
+def measure_calls(makers: Sequence[Callable[[int], Callable[[], Any]]]) -> list[Speed]:
+    """The speed of networks, each given as what makes a call of it for a batch size."""
+    timed: list[dict[int, list[float]]] = [{} for _ in makers]
     joules: list[float | None] = []
     for size in BATCH_SIZES:
-        calls = [_call(cuts, size) for cuts in networks]
+        calls = [make(size) for make in makers]
         for seconds, own in zip(take_turns(calls), timed, strict=True):
             own[size] = [1000 * value for value in seconds]
         if size == BATCH_SIZES[-1]:
@@ -48,7 +53,8 @@ def measure(networks: Sequence[Sequence[Cut]]) -> list[Speed]:
     ]
 
 
-def _call(cuts: Sequence[Cut], size: int) -> Callable[[], Any]:
+def make_call(cuts: Sequence[Cut], size: int) -> Callable[[], Any]:
+    """A call of a network in Keras, in float32, on a batch of random pixels."""
     calls = []
     for cut in cuts:
         shape = (size, *cut.model.input_shape[1:])

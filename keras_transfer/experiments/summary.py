@@ -12,6 +12,7 @@ from keras_transfer.data.views import strengths
 from keras_transfer.devices.strategy import current
 from keras_transfer.errors import enumerated
 from keras_transfer.evaluation.results import Evaluation
+from keras_transfer.experiments.sparsity import Sparsity
 from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof, describe_refused
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.models.classifier import HEAD, Classifier
@@ -31,8 +32,9 @@ _MOST_NAMED: Final = 5
 class Result:
     """The result of a run.
 
-    `refit` is None where the phases were not trained once more on validation images as well, and
-    `proof` on all hosts except the first, which exports.
+    `refit` is None where the phases were not trained once more on validation images as well,
+    `sparsity` where no weights were pruned, and it and `proof` on all hosts except the first, which
+    exports.
     """
 
     run: RunFolder
@@ -41,6 +43,7 @@ class Result:
     refit: Refit | None
     test: Evaluation
     proof: Proof | None
+    sparsity: Sparsity | None
     seconds: float
 
 
@@ -228,6 +231,8 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
     terminal.info(result.test.describe())
     if result.proof:
         terminal.info(describe_proof(result.proof))
+    if result.sparsity:
+        terminal.info(result.sparsity.describe())
     path = result.run.path
     terminal.info(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
     terminal.info(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")

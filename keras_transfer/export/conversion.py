@@ -17,7 +17,7 @@ from keras_transfer.errors import DataError, ExportError
 from keras_transfer.export.formats import variants
 from keras_transfer.export.formats.agreement import num_processors
 from keras_transfer.export.formats.making import Job, make_formats
-from keras_transfer.export.formats.registry import Format, check_libraries, files_of
+from keras_transfer.export.formats.registry import MIXED, Format, check_libraries, files_of
 from keras_transfer.export.formats.report import Row, write_comparison
 from keras_transfer.export.kept_images import NUM_RANGES, find_or_kept, spread
 from keras_transfer.export.saved_model.proof import policy_of
@@ -29,6 +29,7 @@ from keras_transfer.storage.atomic import discard_partials, replacing
 from keras_transfer.storage.cache import open_cache
 from keras_transfer.storage.checksums import write_checksums
 
+_VALIDATION: Final = "validation.npz"
 MAX_TEST_IMAGES: Final = 1024
 """Test images for every format, spread evenly; more would take hours and change little."""
 
@@ -81,13 +82,15 @@ def convert_run(
         run.contract.write(path)
         np.save(scratch / "test.npy", test.pixels)
         np.save(scratch / "train.npy", train.pixels)
+        if any(entry.precision == MIXED for entry in formats):
+            _write_validation(run, scratch / _VALIDATION, reporter)
         failed = _make(run, formats, path, scratch, compare=compare, reporter=reporter)
         tried = variants.of_formats(formats, path)
         if compare:
             names = {variant.name for variant in tried}
             others = variants.others(run.folder.model_file, export_folder, scratch)
             tried = [variant for variant in others if variant.name not in names] + tried
-            tried += variants.in_bfloat16(formats, path)
+        tried += variants.in_bfloat16(formats, path)
         reference = _reference(run, test, scratch / "test.npy", reporter)
         reporter.info(f"Running each format on {len(test.values):,} test images …")
         rows = variants.compare(tried, reference, failed=failed, timed=compare, reporter=reporter)
@@ -96,6 +99,21 @@ def convert_run(
         write_checksums(path, (file.relative_to(path).as_posix() for file in files_of(path)))
         write_comparison(rows, path, num_threads=num_processors(), notes=notes)
     return folder, rows
+
+
+def _write_validation(run: LoadedRun, file: Path, reporter: Reporter) -> None:
+    """Images of the validation and the training split: the refit trained on both alike."""
+    rows = run.folder.read_json("splits.json")["rows"]
+    parts = [
+        read_split(run, name, MAX_TEST_IMAGES // 2, reporter=reporter)
+        for name in ("val", "train")
+        if rows[name]
+    ]
+    np.savez(
+        file,
+        pixels=np.concatenate([part.pixels for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
+    )
 
 
 def _make(
@@ -116,6 +134,7 @@ def _make(
         formats=tuple(entry.name for entry in formats),
         images=scratch / "train.npy",
         scratch=scratch,
+        validation=file if (file := scratch / _VALIDATION).is_file() else None,
         keras_export=compare,
     )
     return make_formats(job, reporter=reporter)

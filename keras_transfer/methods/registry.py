@@ -13,6 +13,7 @@ METHODS: Final = {
     "supervised": "keras_transfer.methods.supervised:Supervised",
     "distill": "keras_transfer.methods.distill:Distill",
     "mixup": "keras_transfer.methods.mixup:Mixup",
+    "prune": "keras_transfer.methods.prune:Prune",
 }
 """Import strings, so that reading the table imports no method."""
 

@@ -29,7 +29,7 @@ from keras_transfer.training.progress import (
     changing_variables,
     read_weights,
 )
-from keras_transfer.training.selection import Choice, choose_share, divide_logits
+from keras_transfer.training.selection import SHARES, Choice, choose_share, divide_logits
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,14 @@ def scale_task(classifier: Classifier, phase_inputs: PhaseInputs) -> Classifier:
 class TrainedPhase(NamedTuple):
     """A phase whose weights are set, and what is needed to evaluate it.
 
-    `predictor` is the part of the classifier that maps `data.inputs` to logits.
+    `predictor` is the part of the classifier that maps `data.inputs` to logits. Weights that are
+    `is_final` are neither undone nor averaged with those before.
     """
 
     result: PhaseResult
     data: SplitData
     predictor: keras.Model
+    is_final: bool
 
 
 def run_phase(
@@ -206,11 +208,12 @@ def run_phase(
                 saver=saver,
                 save_seconds=save_seconds,
                 num_parts=data.batch_size // (data.spec.devices.batch_size or data.batch_size),
-                callbacks=[*shown, *([profiler] if profiler else [])],
+                callbacks=[*objective.callbacks, *shown, *([profiler] if profiler else [])],
+                least_epochs=objective.least_epochs,
                 say=reporter.info,
             )
     method.finish(classifier.model)
-    return TrainedPhase(result, data, predictor)
+    return TrainedPhase(result, data, predictor, is_final=objective.least_epochs > 0)
 
 
 def _conclude(
@@ -233,7 +236,14 @@ def _conclude(
         scores_before = task.example_scores(values, predict())
         assign_weights(variables, after)
         if data.spec.training.rollback:
-            choice = choose_share(variables, before, task=task, values=values, predict=predict)
+            choice = choose_share(
+                variables,
+                before,
+                task=task,
+                values=values,
+                predict=predict,
+                shares=(1.0,) if trained.is_final else SHARES,
+            )
             divide_logits(classifier, choice.temperature)
     val = _Predictions.of(data, rows, predictor)
     gain = None

@@ -35,6 +35,10 @@ class Objective:
         fits: whether `fit` trains after the head was solved.
         columns: float32 [E] of every view that is trained on, put behind its encoded target. `loss`
             and the metrics of `model` get them there; those of validation have none.
+        callbacks: called while `fit` trains.
+        least_epochs: epochs after which the weights have their final form. Earlier ones are not
+            chosen, and such a phase is neither undone nor averaged with the weights before it; 0
+            for phases whose weights have it at once.
     """
 
     model: keras.Model
@@ -43,6 +47,8 @@ class Objective:
     solve: Solve | None = None
     fits: bool = True
     columns: Inputs | None = None
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+    least_epochs: int = 0
 
 
 class PhaseImages(Protocol):

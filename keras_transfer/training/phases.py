@@ -124,6 +124,7 @@ def train_phase(
     save_seconds: float = 0.0,
     num_parts: int = 1,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    least_epochs: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
@@ -140,7 +141,8 @@ def train_phase(
         saver: saves the state and returns that of an interrupted phase.
         save_seconds: least time between two saves; 0 saves after every epoch.
         num_parts: number of parts of a batch that the devices process one after another.
-        callbacks: for display; they count epochs from 0 within the phase.
+        callbacks: of the method and for display; they count epochs from 0 within the phase.
+        least_epochs: no epoch before this many is the best one.
         say: called with a message when memory runs out.
 
     Raises:
@@ -152,7 +154,7 @@ def train_phase(
     model = part or classifier.model
     loss = loss or classifier.task.loss(TrainingSpec())
     progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)
-    progress.num_parts = num_parts
+    progress.num_parts, progress.least_epochs = num_parts, least_epochs
     progress.load()
     last = min(phase.epochs, num_epochs or phase.epochs)
 

@@ -111,7 +111,7 @@ class Progress(keras.callbacks.Callback):
         self._monitor = classifier.task.monitor
         self.stopped = False
         self.seconds_before = 0.0
-        self.num_parts = 1
+        self.num_parts, self.least_epochs = 1, 0
         self._last: State | None = None
         self._epoch_started = 0.0
         self._save_seconds, self._saved_at = save_seconds, time.perf_counter()
@@ -188,7 +188,12 @@ class Progress(keras.callbacks.Callback):
             self._saved_at = time.perf_counter()
 
     def _score(self, row: dict[str, float], epoch: int) -> tuple[float, float]:
-        """By the metric, then the loss; without validation the last epoch is the best."""
+        """By the metric, then the loss; without validation the last epoch is the best.
+
+        Of the epochs before the least number, too, each is better than the one before.
+        """
+        if epoch + 1 < self.least_epochs:
+            return float("-inf"), float(epoch)
         if "val_loss" not in row:
             return float(epoch), 0.0
         return self._monitor.rank(row[self._monitor.log_name]), -row["val_loss"]

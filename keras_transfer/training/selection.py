@@ -9,7 +9,7 @@ Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022,
 weights. C. Guo et al., "On calibration of modern neural networks", ICML 2017, on the temperature.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import keras
@@ -42,12 +42,14 @@ def choose_share(
     task: Task,
     values: np.ndarray,
     predict: Callable[[], np.ndarray],
+    shares: Sequence[float] = SHARES,
 ) -> Choice:
     """Set the variables to the best mean of their present values and those `before`.
 
     Args:
         values: target values of the validation split.
         predict: outputs of the validation split with the present weights.
+        shares: the candidates.
 
     Returns:
         Of equally good shares of the present values the smallest. Weights that are undone keep the
@@ -55,12 +57,12 @@ def choose_share(
     """
     after = read_weights(variables)
     found = []
-    for share in SHARES:
+    for share in shares:
         blend(variables, before, after, share)
         found.append(best_temperature(task, values, predict()))
     best = int(np.argmin([loss for _, loss in found]))
-    blend(variables, before, after, SHARES[best])
-    return Choice(SHARES[best], found[best][0] if best else 1.0)
+    blend(variables, before, after, shares[best])
+    return Choice(shares[best], found[best][0] if shares[best] else 1.0)
 
 
 def blend(variables: list[keras.Variable], before: Arrays, after: Arrays, share: float) -> None:

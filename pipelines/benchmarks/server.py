@@ -1,15 +1,18 @@
 """Speed of a server compared with direct calls of the SavedModel, on this machine.
 
-The server and the load generator run in separate processes; this one calls the SavedModel. All are
-measured in turns, round after round, so that a slow phase of the machine affects all of them:
+The servers and the load generators run in separate processes; this one calls the SavedModel. All
+are measured in turns, round after round, so that a slow phase of the machine affects all of them:
 
     unloaded   latency with one client, one image per request
     loaded     images per second with 32 clients
     direct     images per second of `serving_default` with batches of 32
     half load  latency with requests at fixed times, half as many as under load
+    plain      images per second with 32 clients of the same server with the plain export: the
+               network as Keras exports it, with variables and batch normalisation
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -21,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -30,21 +33,29 @@ from PIL import Image
 from keras_transfer.config import load_spec
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, RunError
+from keras_transfer.export.saved_model.network import as_trained
+from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.serving.settings import SAVED_MODEL, Settings
 from keras_transfer.storage.run_folder import RunFolder, version_folders
 
 NUM_CLIENTS: Final = 32
 NUM_ROUNDS: Final = 7
 _MAX_IMAGES: Final = 64
+SERVED: Final = re.compile(r"Serving\s+version\s+\d+\s+of\s+([\w.-]+)(?:,\s+with\s+(\w+):|\s*$)")
+"""The sentence of a server, which is wrapped: the name of the model, and what computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """Latencies in seconds and rates in images per second, medians over the rounds.
 
-    `share` is loaded / direct, the median of the rounds' `shares`. `stretch` is the 99th percentile
-    at half load divided by the unloaded median.
+    `network` is what computed: 'saved_model' or a format. `share` is loaded / direct, the median of
+    the rounds' `shares`. `stretch` is the 99th percentile at half load divided by the unloaded
+    median. `gain` is loaded / plain, the median of the rounds' `gains`; None without a run.
     """
 
+    network: str
     unloaded_median: float
     loaded_rate: float
     direct_rate: float
@@ -54,47 +65,92 @@ class Measured:
     share: float
     shares: list[float]
     stretch: float
+    plain_rate: float | None
+    gain: float | None
+    gains: list[float]
     num_failures: int
 
 
+class _Round(NamedTuple):
+    """Results of the load generators, and direct images per second."""
+
+    unloaded: dict[str, Any]
+    loaded: dict[str, Any]
+    half: dict[str, Any]
+    direct_rate: float
+    plain: dict[str, Any] | None
+
+    @property
+    def rate(self) -> float:
+        return _rate(self.loaded)
+
+    def __str__(self) -> str:
+        plain = f", {_rate(self.plain):.1f} from the plain export" if self.plain else ""
+        return f"{self.rate:.1f} images per second served, {self.direct_rate:.1f} directly{plain}"
+
+
+_Load = Callable[[dict[str, Any]], dict[str, Any]]
+"""Runs a job of the load generator."""
+
+
 def measure(
-    command: Sequence[str],
-    folder: Path,
+    settings: Settings,
     images: Sequence[Path],
     *,
+    run: LoadedRun | None,
     seconds: float,
     report: Callable[[str], None],
 ) -> Measured:
     """Start a server and measure it under load.
 
     Args:
-        command: starts the server on any free port, which it prints.
-        folder: the versions that it serves.
+        settings: the folder, runtime and batching of the server; it takes any free port.
         images: of any format; they are converted to JPEG.
+        run: whose plain export the same server serves for comparison.
         seconds: of each measurement in each round.
         report: called with a sentence for each round.
 
     Raises:
         RunError: the server does not start.
     """
-    newest = max(version_folders(folder).items())[1]
-    with tempfile.TemporaryDirectory() as scratch:
-        files = _as_jpegs(images[:_MAX_IMAGES], Path(scratch))
+    newest = max(version_folders(settings.folder).items())[1]
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        files = _as_jpegs(images[:_MAX_IMAGES], scratch)
         direct = _Direct(newest, files)
-        with _server(command) as port, _load(port, files) as run:
-            rounds = []
-            for number in range(NUM_ROUNDS):
-                unloaded = run({"clients": 1, "seconds": seconds})
-                loaded = run({"clients": NUM_CLIENTS, "seconds": seconds})
-                rate = loaded["answered"] / loaded["seconds"]
-                direct_rate = direct.rate(seconds)
-                half = run({"rate": rate / 2, "seconds": seconds})
-                rounds.append((unloaded, loaded, rate, direct_rate, half))
-                report(
-                    f"Round {number + 1} of {NUM_ROUNDS}: {rate:.1f} images per second served, "
-                    f"{direct_rate:.1f} directly."
-                )
-    return _sum_up(rounds)
+        server = stack.enter_context(_server(settings))
+        load, plain = stack.enter_context(_load(server, files)), None
+        if run is not None:
+            folder = scratch / "plain"
+            export_saved_model(as_trained(run.model), folder / "1", run.contract)
+            theirs = dataclasses.replace(settings, folder=folder, runtime=SAVED_MODEL)
+            plain = stack.enter_context(_load(stack.enter_context(_server(theirs)), files))
+        rounds = []
+        for number in range(NUM_ROUNDS):
+            rounds.append(_measure_round(load, direct, plain, seconds))
+            report(f"Round {number + 1} of {NUM_ROUNDS}: {rounds[-1]}.")
+    return _sum_up(server.network, rounds)
+
+
+def _measure_round(load: _Load, direct: "_Direct", plain: _Load | None, seconds: float) -> _Round:
+    many = {"clients": NUM_CLIENTS, "seconds": seconds}
+    unloaded, loaded = load({"clients": 1, "seconds": seconds}), load(many)
+    theirs = plain(many) if plain else None
+    direct_rate = direct.rate(seconds)
+    half = load({"rate": _rate(loaded) / 2, "seconds": seconds})
+    return _Round(unloaded, loaded, half, direct_rate, theirs)
+
+
+def _rate(part: dict[str, Any]) -> float:
+    """Images per second, which the next measurements are divided by."""
+    if not part["answered"]:
+        raise RunError(
+            f"no request was answered within {part['seconds']:g} seconds",
+            expected="some answers in each measurement",
+            received=f"none from {NUM_CLIENTS} clients",
+            fix="measure for longer, with --seconds, and end other programs",
+        )
+    return float(part["answered"] / part["seconds"])
 
 
 def find_images(run: Path) -> list[Path]:
@@ -120,7 +176,7 @@ def find_images(run: Path) -> list[Path]:
 
 def describe(measured: Measured) -> list[list[str]]:
     """Rows of a table: quantity, value, and its ratio to another one."""
-    return [
+    rows = [
         ["unloaded, median", f"{1e3 * measured.unloaded_median:.1f} ms", ""],
         [
             f"loaded, {NUM_CLIENTS} clients",
@@ -139,14 +195,24 @@ def describe(measured: Measured) -> list[list[str]]:
             f"{measured.stretch:.1f} × unloaded",
         ],
     ]
+    if measured.gain is not None:
+        label = f"plain export, {NUM_CLIENTS} clients"
+        ratio = f"loaded is {measured.gain:.2f} × that"
+        rows.append([label, f"{measured.plain_rate:.1f}/s", ratio])
+    return rows
 
 
-def _sum_up(rounds: list[tuple[Any, Any, float, float, Any]]) -> Measured:
-    unloaded, loaded, rates, direct_rates, half = zip(*rounds, strict=True)
+def _sum_up(network: str, rounds: Sequence[_Round]) -> Measured:
+    unloaded, loaded, half, direct_rates, plain = zip(*rounds, strict=True)
+    rates = [one.rate for one in rounds]
     shares = [rate / direct for rate, direct in zip(rates, direct_rates, strict=True)]
+    plain_rates = [_rate(part) for part in plain if part]
+    gains = [ours / theirs for ours, theirs in zip(rates, plain_rates, strict=False)]
     alone = statistics.median(_latencies(unloaded))
     p99 = float(np.percentile(_latencies(half), 99))
+    parts = [*unloaded, *loaded, *half, *filter(None, plain)]
     return Measured(
+        network=network,
         unloaded_median=alone,
         loaded_rate=statistics.median(rates),
         direct_rate=statistics.median(direct_rates),
@@ -156,7 +222,10 @@ def _sum_up(rounds: list[tuple[Any, Any, float, float, Any]]) -> Measured:
         share=statistics.median(shares),
         shares=shares,
         stretch=p99 / alone,
-        num_failures=sum(part["failures"] for part in (*unloaded, *loaded, *half)),
+        plain_rate=statistics.median(plain_rates) if plain_rates else None,
+        gain=statistics.median(gains) if gains else None,
+        gains=gains,
+        num_failures=sum(part["failures"] for part in parts),
     )
 
 
@@ -200,9 +269,20 @@ def _as_jpegs(images: Sequence[Path], folder: Path) -> list[Path]:
     return files
 
 
+class _Server(NamedTuple):
+    """The port of a running server, the name of its model, and what computes."""
+
+    port: int
+    name: str
+    network: str
+
+
 @contextlib.contextmanager
-def _server(command: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """The port of a running server and the name of its model."""
+def _server(settings: Settings) -> Iterator[_Server]:
+    """A running server with the folder, runtime and batching of these settings."""
+    command = [sys.executable, "-m", "pipelines.serve", str(settings.folder), "--port", "0"]
+    for field in ("runtime", "max_batch", "max_wait_ms"):
+        command += [f"--{field.replace('_', '-')}", str(getattr(settings, field))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -210,23 +290,22 @@ def _server(command: Sequence[str]) -> Iterator[tuple[int, str]]:
             for line in process.stdout:
                 words += line
                 port = re.search(r"Listening on http://\S+:(\d+)", words)
-                name = re.search(r"Serving\s+version\s+\d+\s+of\s+(\S+)", words)
-                if port and name:
-                    yield int(port[1]), name[1]
+                served = SERVED.search(words)
+                if port and served:
+                    yield _Server(int(port[1]), served[1], served[2] or SAVED_MODEL)
                     return
+                if re.search(r"is\s+not\s+served", words):
+                    process.terminate()
             raise RunError("the server did not start", received=words.strip() or "no output")
         finally:
             process.terminate()
 
 
 @contextlib.contextmanager
-def _load(
-    address: tuple[int, str], files: Sequence[Path]
-) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
-    """A function that runs a job of the load generator."""
-    port, name = address
-    command = [sys.executable, "-m", "pipelines.benchmarks.server_load", str(port)]
-    command += [f"/v1/models/{name}:predict", *map(str, files)]
+def _load(server: _Server, files: Sequence[Path]) -> Iterator[_Load]:
+    """The load generator of a server."""
+    command = [sys.executable, "-m", "pipelines.benchmarks.server_load", str(server.port)]
+    command += [f"/v1/models/{server.name}:predict", *map(str, files)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         jobs, results = process.stdin, process.stdout

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,17 +15,27 @@ from http_clients import Live
 from photo_classifier import class_names, classifier, make_classifier, photos
 
 from keras_transfer.config import spec_to_dict
+from keras_transfer.data.reading import read_pixels
+from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
+from keras_transfer.export.formats import variants
+from keras_transfer.export.formats.making import Job, make_formats
+from keras_transfer.export.formats.registry import FORMATS, check_libraries, files_of
+from keras_transfer.export.formats.report import write_comparison
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.prediction import TASK_FILE
+from keras_transfer.models.forward import predict_pixels
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import DataSpec, RunSpec
+from keras_transfer.storage.checksums import write_checksums
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.single_label import SingleLabel
 
 __all__ = ["class_names", "classifier", "make_classifier", "photos"]
 
+_FORMATS = ("onnx", "litert_float32")
 SPEC = RunSpec(name="temples", data=DataSpec(image_size=32, resize="crop", max_megapixels=1.0))
 
 
@@ -42,6 +53,54 @@ def run_folder(classifier, class_names, tmp_path_factory: pytest.TempPathFactory
         as_trained(classifier), version, Contract.of(SPEC, SingleLabel(tuple(class_names)))
     )
     return folder.path
+
+
+@pytest.fixture(scope="session")
+def served_run(run_folder: Path, classifier, photos: Path, tmp_path_factory) -> Path:
+    """A run with export/1 and two formats of it, verified as `pipelines.export` does."""
+    formats = [FORMATS[name] for name in _FORMATS]
+    try:
+        check_libraries(formats)
+    except ExportError as error:
+        pytest.skip(str(error))
+    run = tmp_path_factory.mktemp("networks") / "run"
+    shutil.copytree(run_folder, run)
+    folder = run / "formats" / "1"
+    folder.mkdir(parents=True)
+    contract = Contract.read(run / "export" / "1")
+    contract.write(folder)
+    images = read_pixels(sorted(photos.iterdir()), image_size=32, resize="crop", max_megapixels=1)
+    pixels = np.stack([image.pixels for image in images])
+    np.save(run / "pixels.npy", pixels)
+    scratch = run / "scratch"
+    scratch.mkdir()
+    job = Job(
+        model_file=run / "model.keras",
+        folder=folder,
+        formats=_FORMATS,
+        images=run / "pixels.npy",
+        scratch=scratch,
+    )
+    assert make_formats(job, reporter=SilentReporter()) == {}
+    outputs = predict_pixels(classifier, pixels, activation="softmax")
+    reference = variants.Reference(
+        contract=contract,
+        pixels_file=run / "pixels.npy",
+        outputs=outputs,
+        values=outputs.argmax(1),
+        trained_in="float32",
+    )
+    rows = variants.compare(
+        variants.of_formats(formats, folder),
+        reference,
+        failed={},
+        timed=False,
+        reporter=SilentReporter(),
+    )
+    write_checksums(folder, (file.relative_to(folder).as_posix() for file in files_of(folder)))
+    write_comparison(rows, folder, num_threads=1, notes=[])
+    assert not any(row.refusal for row in rows)
+    return run
 
 
 @pytest.fixture(scope="session")

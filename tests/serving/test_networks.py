@@ -8,69 +8,14 @@ import numpy as np
 import pytest
 from http_clients import InProcess, as_base64
 
-from keras_transfer.data.reading import read_pixels
 from keras_transfer.errors import ExportError, SpecError
 from keras_transfer.export.contract import Contract
-from keras_transfer.export.formats import variants
-from keras_transfer.export.formats.making import Job, make_formats
-from keras_transfer.export.formats.registry import FORMATS, check_libraries, files_of
-from keras_transfer.export.formats.report import write_comparison
-from keras_transfer.models.forward import predict_pixels
-from keras_transfer.reporting.reporter import SilentReporter
+from keras_transfer.export.formats.registry import FORMATS
 from keras_transfer.serving.settings import Settings
 from keras_transfer.serving.versions import Version, Versions
-from keras_transfer.storage.checksums import write_checksums
 
 NAMES = ("onnx", "litert_float32")
 PREDICT = "/v1/models/temples:predict"
-
-
-@pytest.fixture(scope="module")
-def served_run(run_folder: Path, classifier, photos: Path, tmp_path_factory) -> Path:
-    """A run with export/1 and two formats of it, verified as `pipelines.export` does."""
-    formats = [FORMATS[name] for name in NAMES]
-    try:
-        check_libraries(formats)
-    except ExportError as error:
-        pytest.skip(str(error))
-    run = tmp_path_factory.mktemp("networks") / "run"
-    shutil.copytree(run_folder, run)
-    folder = run / "formats" / "1"
-    folder.mkdir(parents=True)
-    contract = Contract.read(run / "export" / "1")
-    contract.write(folder)
-    images = read_pixels(sorted(photos.iterdir()), image_size=32, resize="crop", max_megapixels=1)
-    pixels = np.stack([image.pixels for image in images])
-    np.save(run / "pixels.npy", pixels)
-    scratch = run / "scratch"
-    scratch.mkdir()
-    job = Job(
-        model_file=run / "model.keras",
-        folder=folder,
-        formats=NAMES,
-        images=run / "pixels.npy",
-        scratch=scratch,
-    )
-    assert make_formats(job, reporter=SilentReporter()) == {}
-    outputs = predict_pixels(classifier, pixels, activation="softmax")
-    reference = variants.Reference(
-        contract=contract,
-        pixels_file=run / "pixels.npy",
-        outputs=outputs,
-        values=outputs.argmax(1),
-        trained_in="float32",
-    )
-    rows = variants.compare(
-        variants.of_formats(formats, folder),
-        reference,
-        failed={},
-        timed=False,
-        reporter=SilentReporter(),
-    )
-    write_checksums(folder, (file.relative_to(folder).as_posix() for file in files_of(folder)))
-    write_comparison(rows, folder, num_threads=1, notes=[])
-    assert not any(row.refusal for row in rows)
-    return run
 
 
 @pytest.fixture

@@ -1,32 +1,48 @@
-"""Compares a compressed network with the original one on the same test images."""
+"""Compares the networks of a chain of compressions, and their formats, on the same test images."""
 
-import gzip
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from keras_transfer.errors import DataError
+from keras_transfer.data.records import Records
+from keras_transfer.errors import DataError, ExportError
 from keras_transfer.evaluation.results import Gain, paired_gain
 from keras_transfer.experiments.evaluation import predict_test
-from keras_transfer.experiments.speed import Speed, measure
-from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.experiments.sparsity import packed_bytes
+from keras_transfer.experiments.speed import Speed, make_call, measure_calls
+from keras_transfer.export.conversion import read_split
+from keras_transfer.export.formats.registry import FORMATS, files_of
+from keras_transfer.export.formats.runtimes import Runtime, open_runtime
+from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.models.cuts import Cut
+from keras_transfer.models.forward import BATCH_SIZE
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
+from keras_transfer.storage.run_folder import version_folders
 
 REPORT_FILE: Final = "compression.json"
 """Written last: it marks a compression as complete."""
+MADE_OF: Final = "made_of"
+"""In that file: the path of the run that was compressed, relative to the folder."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """The original or the compressed network, with its outputs [N, K] on the test split."""
+    """A network, or another form of it, with its outputs [N, K] on the test split.
+
+    `file` is the run's model.keras, or that of the form, whose name is `form`.
+    """
 
     name: str
     run: LoadedRun
+    file: Path
     outputs: np.ndarray
     speed: Speed
+    form: str = ""
 
     @property
     def num_parameters(self) -> int:
@@ -35,52 +51,126 @@ class Contender:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the Keras file, which has the weights as they are."""
-        return self.run.folder.model_file.stat().st_size
+        """Size of the files, which have the weights as they are."""
+        return sum(file.stat().st_size for file in files_of(self.file))
 
     @cached_property
     def num_packed_bytes(self) -> int:
-        """Size of the Keras file after gzip, which repeated weights and zeros make smaller."""
-        return len(gzip.compress(self.run.folder.model_file.read_bytes(), compresslevel=6))
+        """Size of the files after gzip, which repeated weights and zeros make smaller."""
+        return sum(packed_bytes(file) for file in files_of(self.file))
 
 
 @dataclass(frozen=True, eq=False)
 class Compression:
-    """Both networks on the same test images with their true values; `gain` is the paired change."""
+    """All networks on the same test images with their true values.
 
-    original: Contender
-    compressed: Contender
+    `contenders` are the networks of the chain in their order, then the forms. `gain` is the paired
+    change from the first network of the chain to the last.
+    """
+
+    contenders: tuple[Contender, ...]
     values: np.ndarray
     gain: Gain
 
     @property
-    def contenders(self) -> tuple[Contender, Contender]:
-        """In the order of a table."""
-        return self.original, self.compressed
+    def chain(self) -> list[Contender]:
+        """The networks, each made of the one before."""
+        return [one for one in self.contenders if not one.form]
+
+    @property
+    def original(self) -> Contender:
+        """The first network."""
+        return self.chain[0]
+
+    @property
+    def compressed(self) -> Contender:
+        """The last network."""
+        return self.chain[-1]
 
 
-def compare(original: LoadedRun, compressed: LoadedRun, *, reporter: Reporter) -> Compression:
-    """Evaluate both runs on the same test images, and time them in turns.
+def ancestors(run: LoadedRun, reporter: Reporter) -> list[LoadedRun]:
+    """The runs that a compressed run was made of, the first one first; none for other runs."""
+    if not (run.folder.path / REPORT_FILE).is_file():
+        return []
+    made_of = run.folder.read_json(REPORT_FILE).get(MADE_OF)
+    if made_of is None:
+        return []
+    folder = (run.folder.path / made_of).resolve()
+    if not folder.is_dir():
+        reporter.info(f"{folder}, of which {run.folder.path} was made, is gone: left out.")
+        return []
+    found = load_run(folder)
+    return [*ancestors(found, reporter), found]
+
+
+def compare(chain: Sequence[LoadedRun], *, reporter: Reporter) -> Compression:
+    """Evaluate runs, and their verified forms, on the same test images, and time them in turns.
 
     Raises:
         DataError: they have other test images.
     """
     reporter.info("Comparing with the original network …")
-    silent = SilentReporter()
-    records, values, before = predict_test(original, silent, all_needed=True)
-    others, _, after = predict_test(compressed, silent, all_needed=True)
-    if [x.digest for x in records.items] != [x.digest for x in others.items]:
+    names = _names(chain)
+    tested = [predict_test(run, SilentReporter(), all_needed=True) for run in chain]
+    _check_images([records for records, _, _ in tested])
+    forms = [
+        (f"{name}, {form}", run, form, runtime)
+        for name, run in zip(names, chain, strict=True)
+        for form, runtime in _forms_of(run, reporter)
+    ]
+    calls = [functools.partial(make_call, [Cut(run.model, run.model.output, "")]) for run in chain]
+    speeds = measure_calls([*calls, *(functools.partial(_call, form[-1]) for form in forms)])
+    networks = [
+        Contender(name, run, run.folder.model_file, outputs, speed)
+        for name, run, (_, _, outputs), speed in zip(names, chain, tested, speeds, strict=False)
+    ]
+    values, task = tested[0][1], chain[0].task
+    scores = [task.example_scores(values, networks[place].outputs) for place in (0, -1)]
+    others = [
+        Contender(name, run, runtime.path, _predict(runtime, run, len(values)), speed, form)
+        for (name, run, form, runtime), speed in zip(forms, speeds[len(chain) :], strict=True)
+    ]
+    return Compression((*networks, *others), values, paired_gain(*scores))
+
+
+def _check_images(tested: Sequence[Records]) -> None:
+    digests = [[record.digest for record in records.items] for records in tested]
+    if any(own != digests[0] for own in digests):
         raise DataError(
-            "both runs have other test images",
+            "the runs have other test images",
             expected="the same images, seed and data fields as in the original run",
-            received=f"{len(records.items)} and {len(others.items)} test images",
+            received=", ".join(f"{len(own)} test images" for own in digests),
             fix="leave out fields of data, and seed",
         )
-    task = original.task
-    speeds = measure([[Cut(one.model, one.model.output, "")] for one in (original, compressed)])
-    return Compression(
-        Contender("original", original, before, speeds[0]),
-        Contender("compressed", compressed, after, speeds[1]),
-        values,
-        paired_gain(task.example_scores(values, before), task.example_scores(values, after)),
-    )
+
+
+def _names(chain: Sequence[LoadedRun]) -> list[str]:
+    return ["original", *(run.folder.path.name for run in chain[1:-1]), "compressed"]
+
+
+def _forms_of(run: LoadedRun, reporter: Reporter) -> Iterator[tuple[str, Runtime]]:
+    """The formats of the newest version that has some; refused ones have no file."""
+    versions = version_folders(run.folder.path / "formats")
+    if not versions:
+        return
+    for name, entry in FORMATS.items():
+        file = versions[max(versions)] / entry.file
+        if not file.is_file() or entry.kind.gives_logits:
+            continue
+        try:
+            yield name, open_runtime(file)
+        except ExportError as error:  # Such as a library that is not installed here.
+            reporter.info(f"{file} is left out: {error.received}")
+
+
+def _call(runtime: Runtime, size: int) -> functools.partial[np.ndarray]:
+    side = runtime.contract.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
+    return functools.partial(runtime, pixels)
+
+
+def _predict(runtime: Runtime, run: LoadedRun, num_images: int) -> np.ndarray:
+    """Outputs of all test images, [N, K]."""
+    pixels = read_split(run, "test", num_images, reporter=SilentReporter()).pixels
+    starts = range(0, num_images, BATCH_SIZE)
+    return np.concatenate([runtime(pixels[start : start + BATCH_SIZE]) for start in starts])

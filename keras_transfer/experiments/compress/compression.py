@@ -1,17 +1,24 @@
 """Compression: an ordinary run on a smaller trunk, compared with the run that it was made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.compression.clusters import write_codebooks
 from keras_transfer.compression.registry import Chain
 from keras_transfer.config import override
-from keras_transfer.experiments.compress.comparison import REPORT_FILE, Compression, compare
+from keras_transfer.experiments.compress.comparison import (
+    REPORT_FILE,
+    Compression,
+    ancestors,
+    compare,
+)
 from keras_transfer.experiments.compress.report import write_compression
 from keras_transfer.experiments.compress.trunk import compressed_spec
 from keras_transfer.experiments.distill.settings import distillation_spec
 from keras_transfer.experiments.run import run_transfer
+from keras_transfer.export.conversion import convert_run
+from keras_transfer.export.formats.registry import Format, check_libraries
 from keras_transfer.inference.prediction import load_run
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import DistillSpec
@@ -27,6 +34,7 @@ def compress_run(
     fields: Mapping[str, Any],
     *,
     is_distilled: bool,
+    formats: Sequence[Format] = (),
     output: str | Path | None,
     resume: bool,
     reporter: Reporter,
@@ -39,6 +47,7 @@ def compress_run(
         chain: from `registry.parse_chain`.
         fields: of the new run's spec, by dotted name.
         is_distilled: whether the phases learn from the finished run, not from labels alone.
+        formats: also written of the new run, and compared.
 
     Raises:
         RunError: there is no finished run, or the new one cannot be written.
@@ -48,6 +57,7 @@ def compress_run(
     """
     original = load_run(path)
     override(original.spec, fields)  # Wrong fields are told before the trunk is made.
+    check_libraries(formats)
     spec = override(compressed_spec(original, chain, reporter=reporter), fields)
     if is_distilled:
         spec = distillation_spec(spec, str(original.folder.path.absolute()), DistillSpec())
@@ -58,6 +68,10 @@ def compress_run(
     if chain[-1][0] == "clusters":
         with run.replacing(CODEBOOKS) as file:
             write_codebooks(compressed.model, file)
-    found = compare(original, compressed, reporter=reporter)
+    if formats and not (run.path / "formats").is_dir():
+        export = run.export_folder / "1"
+        convert_run(run.path, export, formats, compare=False, reporter=reporter)
+    chain_of_runs = [*ancestors(original, reporter), original, compressed]
+    found = compare(chain_of_runs, reporter=reporter)
     write_compression(found)
     return found

@@ -1,11 +1,17 @@
 """Writes compression.json, compression.md and compression.png, and shows the table."""
 
 import dataclasses
+import os
 from typing import Any, Final
 
 from keras_transfer.evaluation.intervals import Z95
-from keras_transfer.experiments.compress.comparison import REPORT_FILE, Compression, Contender
-from keras_transfer.experiments.contender_plot import Dot, draw_contenders
+from keras_transfer.experiments.compress.comparison import (
+    MADE_OF,
+    REPORT_FILE,
+    Compression,
+    Contender,
+)
+from keras_transfer.experiments.contender_plot import Point, draw_pareto
 from keras_transfer.experiments.speed import BATCH_SIZES
 from keras_transfer.reporting.numbers import fixed, percent
 from keras_transfer.reporting.reporter import TerminalReporter
@@ -14,8 +20,9 @@ from keras_transfer.reporting.tables import Table
 MARKDOWN_FILE: Final = "compression.md"
 _NOTE: Final = (
     "On the test split, with the 95 % interval of the images. 'agrees' is the share of images with "
-    "the same decision as the original; MB the size of the Keras file, also after gzip; ms are the "
-    "median and the 95th percentile of the whole network in float32, in turns on this machine."
+    "the same decision as the original; MB the size of the file, also after gzip; ms are the "
+    "median and the 95th percentile of the whole network in turns on this machine, in Keras in "
+    "float32 and of formats in their own library."
 )
 
 
@@ -29,11 +36,9 @@ def write_compression(found: Compression) -> None:
     lines = [f"# {folder.path.name}", describe(found), tabulate(found).markdown(), _NOTE]
     folder.write_text(MARKDOWN_FILE, "\n\n".join(lines) + "\n")
     monitor = found.original.run.task.monitor
-    dots = [_dot(found, one) for one in found.contenders]
+    points = [_point(found, one) for one in found.contenders]
     with folder.replacing("compression.png") as path:
-        draw_contenders(
-            dots, path, monitor=monitor, title="Before and after", headline=describe(found)
-        )
+        draw_pareto(points, path, monitor=monitor, headline=describe(found))
     folder.write_json(REPORT_FILE, _figures(found))
 
 
@@ -49,7 +54,7 @@ def show_compression(found: Compression, terminal: TerminalReporter) -> None:
 
 def describe(found: Compression) -> str:
     """One sentence: how much faster and smaller, and how the score changes."""
-    before, after = found.contenders
+    before, after = found.original, found.compressed
     monitor = before.run.task.monitor
     one, many = (after.speed.p50[size] / before.speed.p50[size] for size in BATCH_SIZES)
     return (
@@ -86,14 +91,22 @@ def _agreement(found: Compression, one: Contender) -> float:
     return float(one.run.task.agrees(one.outputs, found.original.outputs, margin=0).mean())
 
 
-def _dot(found: Compression, one: Contender) -> Dot:
+def _point(found: Compression, one: Contender) -> Point:
     headline = one.run.task.headline(found.values, one.outputs)
-    return Dot(one.name, one.speed.p50[BATCH_SIZES[0]], headline.value, headline.interval)
+    return Point(
+        name=one.name,
+        latency_ms=one.speed.p50[BATCH_SIZES[0]],
+        megabytes=one.num_bytes / 1e6,
+        score=headline.value,
+        interval=headline.interval,
+        is_form=bool(one.form),
+    )
 
 
 def _figures(found: Compression) -> dict[str, Any]:
     error = Z95 * found.gain.standard_error
     return {
+        MADE_OF: os.path.relpath(found.chain[-2].run.folder.path, found.compressed.run.folder.path),
         "metric": found.original.run.task.monitor.metric,
         "num_test": len(found.values),
         "gain": found.gain.difference,
@@ -107,6 +120,7 @@ def _contender(found: Compression, one: Contender) -> dict[str, Any]:
     headline = one.run.task.headline(found.values, one.outputs)
     return {
         "name": one.name,
+        "form": one.form,
         "score": headline.value,
         "interval": headline.interval,
         "agreement": _agreement(found, one),

@@ -59,9 +59,9 @@ def agree(
     """Compare an artefact's outputs float32 [N, K] with the model's, given the true values.
 
     'float32' and 'float16' are refused if an output differs by more than rounding does, or if a
-    decision differs that is not a tie. 'dynamic' and 'int8' are refused if their score is worse
-    than the 95 % interval of the model's score, or if more than one decision in ten changes with 95
-    % confidence.
+    decision differs that is not a tie. 'dynamic', 'int8' and 'mixed' are refused if their score is
+    worse than the 95 % interval of the model's score, or if more than one decision in ten changes
+    with 95 % confidence.
 
     Args:
         task: the task of the outputs.

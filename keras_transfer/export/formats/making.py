@@ -34,8 +34,9 @@ KERAS_EXPORT_FOLDER: Final = "keras_export"
 class Job:
     """The `formats` to write of the model in `model_file`, next to the contract in `folder`.
 
-    `images` is a .npy file, uint8 [N, S, S, 3] of the training split, for ranges. `scratch` is a
-    folder for intermediate files, and for Keras's own export of the model with `keras_export`.
+    `images` is a .npy file, uint8 [N, S, S, 3] of the training split, for ranges; `validation` a
+    .npz file with `pixels` and `values`, for formats of mixed precision. `scratch` is a folder for
+    intermediate files, and for Keras's own export of the model with `keras_export`.
     """
 
     model_file: Path
@@ -43,6 +44,7 @@ class Job:
     formats: tuple[str, ...]
     images: Path
     scratch: Path
+    validation: Path | None = None
     keras_export: bool = False
 
 
@@ -109,7 +111,14 @@ def _make(job: Job) -> None:
     if job.keras_export:
         _report(info="Writing Keras's own export of the model, to compare with …")
         model.export(job.scratch / KERAS_EXPORT_FOLDER, verbose=False)
-    source = Source(model, Contract.read(job.folder), np.load(job.images), job.scratch)
+    source = Source(
+        model,
+        Contract.read(job.folder),
+        np.load(job.images),
+        job.scratch,
+        _read_validation(job.validation),
+        lambda text: _report(info=text),
+    )
     for name in job.formats:
         _report(info=f"Writing {name} …")
         started = time.perf_counter()
@@ -124,6 +133,13 @@ def _make(job: Job) -> None:
             _report(info=f"{name}: {megabytes(target):.1f} MB in {seconds:.0f} s.")
 
 
+def _read_validation(file: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    if file is None:
+        return np.empty(0), np.empty(0)
+    with np.load(file) as content:
+        return content["pixels"], content["values"]
+
+
 def _write(source: Any, name: str, target: Path) -> None:
     entry = FORMATS[name]
     module = importlib.import_module(f"keras_transfer.export.formats.{entry.kind.module}")
@@ -132,8 +148,8 @@ def _write(source: Any, name: str, target: Path) -> None:
 
 def _job(words: str) -> Job:
     content = json.loads(words)
-    for name in ("model_file", "folder", "images", "scratch"):
-        content[name] = Path(content[name])
+    for name in ("model_file", "folder", "images", "scratch", "validation"):
+        content[name] = content[name] and Path(content[name])
     return Job(**content | {"formats": tuple(content["formats"])})
 
 

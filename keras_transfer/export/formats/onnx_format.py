@@ -1,4 +1,4 @@
-"""ONNX files in float32 and in eight bits; the class hash is in the metadata.
+"""ONNX files in float32, in eight bits, and in both; the class hash is in the metadata.
 
 Weights in eight bits are rounded to 7 bits, with one scale per channel: processors without VNNI add
 two products of 8 × 8 bits in 16 bits, which would overflow.
@@ -22,7 +22,7 @@ _BATCH_SIZE: Final = 4
 
 
 def write(source: "Source", target: Path, *, precision: str) -> None:
-    """Write an ONNX file of opset 17 in 'float32' or 'int8'."""
+    """Write an ONNX file of opset 17 in 'float32', 'int8' or 'mixed'."""
     shutil.copyfile(onnx_file(source, precision), target)
 
 
@@ -30,7 +30,8 @@ def onnx_file(source: "Source", precision: str) -> Path:
     """The ONNX file of a precision in the scratch folder, written once."""
     file = source.scratch / f"{precision}.onnx"
     if not file.exists():
-        {"float32": _write_float32, "int8": _quantise}[precision](source, file)
+        write_file = {"float32": _write_float32, "int8": _quantise, "mixed": _mix}[precision]
+        write_file(source, file)
     return file
 
 
@@ -67,20 +68,46 @@ def _write_float32(source: "Source", target: Path) -> None:
     onnx.save(model, target)
 
 
-def _quantise(source: "Source", target: Path) -> None:
+def _prepared_file(source: "Source") -> Path:
+    """The float32 file as it is quantised: constants computed, strides shared, nodes with names."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = source.scratch / "prepared.onnx"
+    if not prepared.exists():
+        quant_pre_process(onnx_file(source, "float32"), prepared, skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+        share_strides(model)
+        for number, node in enumerate(model.graph.node):
+            node.name = node.name or f"node{number}"
+        onnx.save(model, prepared)
+    return prepared
+
+
+def _mix(source: "Source", target: Path) -> None:
+    """Write the float32 file in int8, but for the layers that would cost too much."""
+    import onnx
+
+    from keras_transfer.export.formats.mixed_precision import Quantised, choose_layers
+
+    file = target.with_name(f"{target.stem}.int8.onnx")
+    # Otherwise a layer in float32 would read values before their activation.
+    _quantise(source, file, options={"QDQKeepRemovableActivations": True})
+    quantised = Quantised(onnx.load(file), onnx.load(_prepared_file(source)))
+    onnx.save(choose_layers(quantised, source, input_name=INPUT), target)
+
+
+def _quantise(source: "Source", target: Path, *, options: dict[str, Any] | None = None) -> None:
     """Write the float32 file in int8, with quantising and dequantising nodes (QDQ).
 
-    The ranges of all activations come from `source.images`, in batches of 4.
+    The ranges of all activations come from `source.images`, in batches of 4. `options` are those
+    of ONNX Runtime's quantiser.
     """
     import onnx
     from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = target.with_name(f"{target.stem}.prepared.onnx")
-    quant_pre_process(onnx_file(source, "float32"), prepared, skip_symbolic_shape=True)
+    prepared = _prepared_file(source)
     model = onnx.load(prepared)
-    share_strides(model)
-    onnx.save(model, prepared)
     starts = range(0, len(source.images), _BATCH_SIZE)
     batches = iter([source.images[start : start + _BATCH_SIZE] for start in starts])
 
@@ -108,6 +135,7 @@ def _quantise(source: "Source", target: Path) -> None:
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         nodes_to_exclude=scaling,
+        extra_options=options or {},
     )
 
 

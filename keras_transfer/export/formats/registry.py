@@ -14,6 +14,8 @@ from keras_transfer.errors import ExportError
 from keras_transfer.fields import nearest
 
 ALL: Final = "all"
+MIXED: Final = "mixed"
+"""Eight bits, and float32 in the layers that validation images choose."""
 EXTRA: Final = "formats"
 """The extra of pyproject.toml that brings the libraries of all formats."""
 
@@ -61,7 +63,7 @@ class Format:
     """A file that a run's network can be written to.
 
     `file` is its name in the folder of formats. `precision` is that of its computation: 'float32'
-    and 'float16' must reproduce the model's outputs, 'dynamic' and 'int8' its accuracy.
+    and 'float16' must reproduce the model's outputs, 'dynamic', 'int8' and 'mixed' its accuracy.
     """
 
     name: str
@@ -75,12 +77,14 @@ FORMATS: Final = {
     for entry in (
         Format("onnx", "model.onnx", "float32", ONNX),
         Format("onnx_int8", "model_int8.onnx", "int8", ONNX),
+        Format("onnx_mixed", "model_mixed.onnx", MIXED, ONNX),
         Format("litert_float32", "model_float32.tflite", "float32", LITERT),
         Format("litert_float16", "model_float16.tflite", "float16", LITERT),
         Format("litert_dynamic", "model_dynamic.tflite", "dynamic", LITERT),
         Format("litert_int8", "model_int8.tflite", "int8", LITERT),
         Format("openvino", "model.xml", "float32", OPENVINO),
         Format("openvino_int8", "model_int8.xml", "int8", OPENVINO),
+        Format("openvino_mixed", "model_mixed.xml", MIXED, OPENVINO),
         Format("keras", "model.keras", "float32", KERAS),
     )
 }

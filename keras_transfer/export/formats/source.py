@@ -1,5 +1,6 @@
 """The input of the formats' writers: the model, its graph for inference, and training images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +22,17 @@ from keras_transfer.tasks.task import Task
 class Source:
     """A model with everything that the formats are written from.
 
-    `images` are uint8 [N, S, S, 3] of the training split, for the ranges of activations; `scratch`
-    is a folder for files that several formats need.
+    `images` are uint8 [N, S, S, 3] of the training split, for the ranges of activations;
+    `validation` are images of the run with their target values, for choices; `scratch` is a folder
+    for files that several formats need. `say` is called with a sentence on what was chosen.
     """
 
     model: keras.Model
     contract: Contract
     images: np.ndarray
     scratch: Path
+    validation: tuple[np.ndarray, np.ndarray]
+    say: Callable[[str], None]
 
     @property
     def class_hash(self) -> str:

@@ -13,6 +13,7 @@ import keras_transfer as kt
 from keras_transfer.compression.clusters import read_codebooks
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, SpecError
+from keras_transfer.experiments import contender_plot
 from keras_transfer.experiments.compress import compression, trunk
 from keras_transfer.inference.prediction import load_run
 from keras_transfer.reporting.reporter import SilentReporter
@@ -109,14 +110,29 @@ def test_the_trunk_is_made_once_and_again_where_it_is_gone(original, small):
     assert other.model.backbone != str(file)
 
 
-def test_a_compressed_run_can_be_compressed_again_and_taught(small, tmp_path):
+def test_a_compressed_run_can_be_compressed_again_and_taught(original, small, tmp_path):
     smallest = small.compress(
-        low_rank=0.05, features=0.25, distill=True, output=tmp_path / "run", reporter=SILENT
+        low_rank=0.05,
+        features=0.25,
+        distill=True,
+        formats="onnx",
+        output=tmp_path / "run",
+        reporter=SILENT,
     )
     assert smallest.model.count_params() < small.model.count_params()
     (phase,) = smallest.spec.phases
     assert phase.method == "distill"
     assert find_file(phase.method_options["teacher"]) == find_file(str(small.path))
+    report = json.loads((smallest.path / "compression.json").read_text())
+    names = ["original", small.path.name, "compressed", "compressed, onnx"]
+    contenders = {one["name"]: one for one in report["contenders"]}
+    assert list(contenders) == names
+    before, _, after, form = contenders.values()
+    assert before["score"] == pytest.approx(original.evaluation.accuracy)
+    assert form["score"] == after["score"]
+    assert form["num_bytes"] == (smallest.path / "formats" / "1" / "model.onnx").stat().st_size
+    assert report["gain"] == pytest.approx(after["score"] - before["score"])
+    assert (smallest.path / report["made_of"]).resolve() == small.path.resolve()
 
 
 def test_shared_weights_stay_shared_and_are_written_as_codebooks(original, tmp_path):
@@ -185,3 +201,8 @@ def test_combinations_are_refused(original):
         trunk.compressed_spec(
             dataclasses.replace(run, spec=spec), (("channels", 0.3),), reporter=SILENT
         )
+
+
+def test_points_that_another_beats_in_both_are_no_trade_offs():
+    costs, ranks = [5.0, 1.0, 3.0, 4.0, 1.0], [0.9, 0.5, 0.8, 0.7, 0.6]
+    assert contender_plot.trade_offs(costs, ranks) == [4, 2, 0]

@@ -34,7 +34,11 @@ def contract(class_names) -> Contract:
 
 @pytest.fixture(scope="session")
 def made(
-    classifier, contract: Contract, pixels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+    classifier,
+    contract: Contract,
+    pixels: np.ndarray,
+    expected: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The folder of all formats; beside it `scratch/keras_export`, Keras's own export."""
     try:
@@ -47,12 +51,14 @@ def made(
     contract.write(folder / "formats")
     classifier.save(folder / "model.keras")
     np.save(folder / "train.npy", pixels)
+    np.savez(folder / "validation.npz", pixels=pixels, values=expected.argmax(axis=1))
     job = Job(
         model_file=folder / "model.keras",
         folder=folder / "formats",
         formats=tuple(FORMATS),
         images=folder / "train.npy",
         scratch=folder / "scratch",
+        validation=folder / "validation.npz",
         keras_export=True,
     )
     assert make_formats(job, reporter=SilentReporter()) == {}
