@@ -1,7 +1,7 @@
 """Compress: a finished run with a smaller, faster network, and the report on what it costs.
 
     python -m pipelines.compress saved_models/my_photos channels=0.3
-    python -m pipelines.compress saved_models/my_photos low_rank=0.05 features=0.25
+    python -m pipelines.compress saved_models/my_photos low_rank=0.005 features=0.25
     python -m pipelines.compress saved_models/my_photos channels=0.5 --distill --formats onnx_int8
 
 The steps are taken in their order on the run's trunk, which is fitted to the whole one on training
