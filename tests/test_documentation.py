@@ -99,7 +99,8 @@ def test_commands_parse(verb, words, parse):
     assert verb in VERBS
     given = parse(verb, shlex.split(words))
     if verb == "rank":
-        rank.read_words(given.words)
+        # The reader's own images are not here.
+        rank.read_words(["quickstart" if word == "my_photos" else word for word in given.words])
     elif verb == "auto":
         auto.read_words("quickstart", given.words)
     elif verb == "distill":
