@@ -10,6 +10,7 @@ with their defaults; `--all` lists all settings. An existing file is not overwri
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ import tomli_w
 from keras_transfer.config import changed_fields, describe_fields, spec_to_dict
 from keras_transfer.data.sources import read_records
 from keras_transfer.devices import native_log_to
-from keras_transfer.errors import SpecError
 from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.storage.atomic import check_vacant, replacing
 from pipelines.arguments import (
     USUAL_FIELDS,
     add_spec_arguments,
@@ -49,28 +50,17 @@ def _run(argv: Sequence[str] | None) -> None:
         spec = read_spec(arguments)
         num_images = len(read_records(spec.data).items)
     file = Path(arguments.output or f"{spec.name}.toml")
-    command = f"python -m pipelines.train {file}"
+    check_vacant(file)
+    command = shlex.join(["python", "-m", "pipelines.train", str(file)])
     head = [
         f"# {num_images:,} images of {spec.data.path or spec.data.name}. Train with",
         f"#   {command}",
         "# A line that begins with # and a name gives a default: remove the # to change it.",
     ]
     listed = ("",) if arguments.all else USUAL_FIELDS
-    _write(file, "\n".join([*head, *_describe(spec, listed)]) + "\n")
+    with replacing(file) as partial:
+        partial.write_text("\n".join([*head, *_describe(spec, listed)]) + "\n", encoding="utf-8")
     say(f"{file} is written. Change it, and train with: {command}")
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(text)
-    except FileExistsError:
-        raise SpecError(
-            f"{file} is already there, and is not overwritten",
-            expected="a new file",
-            received=str(file),
-            fix="remove it, or name another file with --output",
-        ) from None
 
 
 def _describe(spec: RunSpec, listed: tuple[str, ...]) -> Iterator[str]:

@@ -87,11 +87,13 @@ class Prune:
         """
         phases = context.spec.phases
         later = phases[phases.index(phase) + 1 :]
-        undoing = [x.name for x in later if x.unfreeze != HEAD and x.method != phase.method]
+        # A linear head is not pruned, so that a phase may train it alone.
+        spares = HEAD if context.spec.model.head == "linear" else None
+        undoing = [x.name for x in later if x.unfreeze != spares and x.method != phase.method]
         if undoing:
             raise SpecError(
                 f"phase {phase.name!r} prunes weights that a later phase trains again",
-                expected="method 'prune' in all later phases that train more than the head",
+                expected="method 'prune' in all later phases that train pruned layers",
                 received=f"another method of phase {', '.join(undoing)}",
                 fix="make the pruning the last phase",
             )
@@ -140,7 +142,11 @@ class Pruning(keras.callbacks.Callback):
         """Raise the share of zeros if it is time, and set all that are not kept to zero."""
         # On JAX, asking for the model brings the values of this step into its variables.
         assert self.model
-        number, num_batches = batch + 1, self.params["steps"]
+        num_parts = _num_parts(self.model.optimizer)
+        number, rest = divmod(batch + 1, num_parts)
+        if rest:  # The optimizer gathers gradients and has changed nothing.
+            return
+        num_batches = self.params["steps"] // num_parts
         if number == num_batches or number % self.options.every_steps == 0:
             sparsity = self.target((self._epoch + number / num_batches) / self.num_epochs)
             if sparsity > self._sparsity:
@@ -175,6 +181,13 @@ class Pruning(keras.callbacks.Callback):
 
     def _keep(self, kept: list[np.ndarray]) -> None:
         self._kept = [ops.convert_to_tensor(one) for one in kept]
+
+
+def _num_parts(optimizer: keras.optimizers.Optimizer) -> int:
+    """The number of batches whose gradients one step of the optimizer uses."""
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        optimizer = optimizer.optimizers[-1]
+    return int(optimizer.gradient_accumulation_steps or 1)
 
 
 def largest(sizes: np.ndarray, sparsity: float) -> np.ndarray:

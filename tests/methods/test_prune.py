@@ -180,14 +180,31 @@ def test_global_pruning_compares_the_weights_of_all_layers():
     assert np.array(kernels[0]).min(initial=1, where=np.array(kernels[0]) > 0) > 0.17
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_shares_follow_the_steps_of_the_optimizer_and_not_the_parts_of_a_batch(parts):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(32), keras.layers.Dense(2)])
+    whole = keras.optimizers.SGD(0.1, gradient_accumulation_steps=parts if parts > 1 else None)
+    model.compile(loss="mse", optimizer=whole)
+    shown = Counts()
+    data = np.ones((16, 4), np.float32), np.ones((16, 2), np.float32)
+    pruning = Pruning(PruneOptions(sparsity=0.5, end=1.0, every_steps=2), 1)
+    model.fit(*data, batch_size=4 // parts, verbose=0, callbacks=[pruning, shown])
+    rising = [round(128 * (1 - pruning.target(step / 4))) for step in (2, 4)]
+    assert shown.counts[parts - 1 :: parts] == [128, rising[0], rising[0], rising[1]]
+
+
 def test_pruning_that_cannot_work_is_refused(tmp_path):
     with pytest.raises(SpecError, match="end before it begins"):
         PruneOptions(begin=0.9)
     with pytest.raises(SpecError, match="nothing to prune"):
         train(tmp_path, override(SPEC, {"phases.1.unfreeze": "head"}))
     undone = {"phases.2.method": "supervised", "phases.2.method_options": {}}
-    with pytest.raises(SpecError, match="a later phase trains again"):
-        train(tmp_path, override(SPEC, {**undone, "phases.2.unfreeze": "last"}))
+    for fields in (
+        {"phases.2.unfreeze": "last"},
+        {"model.head": "mlp", "phases.2.unfreeze": "head"},
+    ):
+        with pytest.raises(SpecError, match="a later phase trains again"):
+            train(tmp_path, override(SPEC, {**undone, **fields}))
     assert Prune().options.sparsity == 0.5
 
 

@@ -52,8 +52,15 @@ def test_a_file_that_is_there_is_not_overwritten(digits_folder, tmp_path, capsys
     file = write(tmp_path, str(digits_folder), "backbone=mobilenet_0.25")
     file.write_text("mine")
     assert init.main([str(digits_folder), "backbone=vgg16", "--output", str(file)]) == USER_ERROR
-    assert "is already there" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert file.read_text() == "mine"
+
+
+def test_folders_of_the_file_are_made_and_names_are_quoted(digits_folder, tmp_path, capsys):
+    file = tmp_path / "new folder" / "mine.toml"
+    assert init.main([str(digits_folder), "backbone=vgg16", "--output", str(file)]) == 0
+    assert load_spec(file).model.backbone == "vgg16"
+    assert f"pipelines.train '{file}'" in capsys.readouterr().err
 
 
 def test_a_folder_without_images_leaves_no_file(tmp_path, capsys):
