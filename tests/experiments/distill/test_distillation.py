@@ -247,6 +247,11 @@ def test_the_verb_takes_fields_of_distillation_and_of_the_run(teacher, digits_fo
     spec, settings = verb.read_words(str(digits_folder), words)
     assert (settings.kind, settings.seeds, spec.seeds) == ("decoupled", 5, 1)
     assert (spec.model.backbone, spec.phases[0].epochs) == ("small", 3)
+    words = ["kind=adversarial", "kind_options.target=labels", "kind_options.clean=0"]
+    _, settings = verb.read_words(str(digits_folder), words)
+    assert settings.kind_options == {"target": "labels", "clean": 0}
+    with pytest.raises(SpecError, match="kind_options is given as a whole and by its entries"):
+        verb.read_words(str(digits_folder), [*words, "kind_options={clean=1}"])
     for given, part in (
         (["no/such/teacher", str(digits_folder)], "a teacher does not exist"),
         ([str(teacher), str(digits_folder), "kind=logit"], "did you mean 'logits'?"),
