@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distilling import save_teacher
+from matplotlib.collections import PathCollection
 from PIL import Image
 from searches import read_json, search
 from sklearn.datasets import load_digits
@@ -14,6 +15,8 @@ from sklearn.datasets import load_digits
 import keras_transfer as kt
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, RunError, SpecError
+from keras_transfer.experiments import contender_plot
+from keras_transfer.experiments.contender_plot import Dot, draw_contenders
 from keras_transfer.experiments.distill import distillation
 from keras_transfer.experiments.distill.comparison import _gain
 from keras_transfer.experiments.distill.generations import Generations
@@ -225,6 +228,35 @@ def test_generations_choose_a_folder_as_runs_do_and_leave_none_of_a_refused_one(
     assert again.spec_of(1) == taught
     (phase,) = again.spec_of(2).phases
     assert phase.method_options["teacher"] == str(tmp_path / "saved_models/digits/generations/1")
+
+
+def test_an_occupied_folder_is_refused_before_the_first_generation(spec, teacher, tmp_path):
+    taught = distillation_spec(spec, str(teacher), DistillSpec())
+    folder = tmp_path / "occupied"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="has files that do not belong to a run"):
+        Generations.of(taught, 3, output=folder, resume=False).start(1)
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
+
+
+def test_every_contender_is_drawn(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(contender_plot, "save", lambda figure, _: figures.append(figure))
+    names = ("teacher", "generation 1", "generation 2", "generation 3", "alone")
+    dots = [
+        Dot(name, 1.0 + place, 0.5 + place / 10, (0.4, 1.0)) for place, name in enumerate(names)
+    ]
+    draw_contenders(
+        dots, tmp_path / "x.png", monitor=SingleLabel(("a",)).monitor, title="", headline=""
+    )
+    (axes,) = figures[0].axes
+    points = [one for one in axes.collections if isinstance(one, PathCollection)]
+    assert [tuple(one.get_offsets()[0]) for one in points] == [
+        (dot.latency_ms, dot.score) for dot in dots
+    ]
+    looks = {(str(one.get_facecolor()), one.get_paths()[0].vertices.tobytes()) for one in points}
+    assert len(looks) == len(dots)
 
 
 @pytest.mark.slow
