@@ -402,14 +402,30 @@ def is_images(path: Path) -> bool:
 def divide(values: Mapping[str, Any], cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values by names of a dataclass's own fields, and all others, which are of a run's spec.
 
+    `table.name` is an entry of a field that is a table of any names.
+
     Raises:
-        SpecError: a name without a dot is a field of neither.
+        SpecError: a name without a dot is a field of neither, or a table is given in two ways.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     own = {name: value for name, value in values.items() if name in names}
-    others = {name: value for name, value in values.items() if name not in names}
+    tables: dict[str, dict[str, Any]] = {}
+    others = {}
+    for dotted, value in values.items():
+        table, _, name = dotted.partition(".")
+        if name and table in names and _is_open(cls, [table]):
+            tables.setdefault(table, {})[name] = value
+        elif dotted not in own:
+            others[dotted] = value
+    for table in tables.keys() & own.keys():
+        raise SpecError(
+            f"{table} is given as a whole and by its entries",
+            expected=f"either {table} or {', '.join(f'{table}.{name}' for name in tables[table])}",
+            received="both",
+            fix="leave out one of them",
+        )
     dotted_fields(others, also=names)
-    return own, others
+    return own | tables, others
 
 
 def dotted_fields(

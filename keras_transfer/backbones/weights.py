@@ -17,7 +17,7 @@ from keras_transfer.backbones.archives import load_embedded
 from keras_transfer.backbones.model_file import ModelGraph, OwnWeights
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Trunk
-from keras_transfer.backbones.scaling import MODES
+from keras_transfer.backbones.scaling import MODES, in_grey
 from keras_transfer.backbones.torch_files import read_tensors
 from keras_transfer.errors import WeightsError, enumerated
 
@@ -132,9 +132,11 @@ def _load_run(trunk: Trunk, file: Path) -> None:
             fix="give the path of a run's model.keras",
         ) from error
     modes = [layer.mode for layer in model.layers if isinstance(layer, Preprocess)]
+    # Turning images grey changes no weights.
+    is_scaled_alike = [*map(in_grey, modes)] == [in_grey(trunk.backbone.preprocessing)]
     target = [layer for layer in trunk.layers if layer.weights]
     source = [layer for layer in model.layers if layer.weights][: len(target)]
-    if modes != [trunk.backbone.preprocessing] or [*map(_kind, source)] != [*map(_kind, target)]:
+    if not is_scaled_alike or [*map(_kind, source)] != [*map(_kind, target)]:
         expected = [tuple(variable.shape) for layer in target for variable in layer.weights]
         received = [tuple(variable.shape) for variable in model.weights]
         raise WeightsError(

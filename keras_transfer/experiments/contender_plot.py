@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -38,14 +39,14 @@ class Dot:
 def draw_contenders(
     dots: Sequence[Dot], file: Path, *, monitor: Monitor, title: str, headline: str
 ) -> None:
-    """A dot with its interval for each of two or three networks."""
+    """A dot with its interval for each network, with a look of its own for up to twelve."""
     figure = new_figure(8, 4.4)
     axes = figure.subplots()
     axes.set_xscale("log")
     latencies = [dot.latency_ms for dot in dots]
     axes.set_xlim(min(latencies) / 2, max(latencies) * 2)
-    styles = zip(dots, (TRAIN, VALIDATION, FAINT), ("s", "D", "o"), strict=False)
-    for dot, colour, marker in styles:
+    colours, markers = cycle((TRAIN, VALIDATION, FAINT)), cycle("sDo^")
+    for dot, colour, marker in zip(dots, colours, markers, strict=False):
         axes.vlines(dot.latency_ms, *dot.interval, color=colour, linewidth=2, alpha=0.6)
         axes.scatter(dot.latency_ms, dot.score, s=54, marker=marker, color=colour, zorder=3)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -161,6 +161,13 @@ class RunFolder:
             raise storage_error(error, run.path) from error
         return run
 
+    def check_is_vacant(self) -> None:
+        """Raise RunError unless a new run can use the folder."""
+        try:
+            self._check_is_vacant()
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+
     @property
     def profile_folder(self) -> Path:
         return self.path / "profile"

@@ -14,10 +14,13 @@ from keras_transfer.errors import WeightsError
 TINY = "mobilenet_0.25"
 
 
-def trunk_model(weights: str, *, name: str = TINY, last_stage: str = "", side: int = 32):
+def trunk_model(
+    weights: str, *, name: str = TINY, last_stage: str = "", side: int = 32, preprocess: str = ""
+):
     """The trunk as a model of its own."""
     inputs = keras.Input((side, side, 3))
-    trunk = build_trunk(get_backbone(name), inputs, last_stage=last_stage, weights=weights)
+    backbone = get_backbone(name, preprocess=preprocess)
+    trunk = build_trunk(backbone, inputs, last_stage=last_stage, weights=weights)
     return keras.Model(inputs, trunk.output)
 
 
@@ -106,6 +109,16 @@ def test_model_of_an_earlier_run_fills_trunks_up_to_its_own_stage(tmp_path):
     trunk_model(file, name="small", last_stage="stage1")
     with pytest.raises(WeightsError, match="does not hold small through stage3"):
         trunk_model(file, name="small", last_stage="stage3")
+
+
+def test_model_that_saw_colours_fills_a_trunk_that_sees_grey(tmp_path):
+    before = trunk_model("none", name="small")
+    before.save(tmp_path / "model.keras")
+    after = trunk_model(str(tmp_path / "model.keras"), name="small", preprocess="grey")
+    grey = np.repeat(random_pixels().mean(axis=-1, keepdims=True), 3, axis=-1)
+    np.testing.assert_allclose(np.asarray(after(grey)), np.asarray(before(grey)), atol=1e-4)
+    with pytest.raises(WeightsError, match="does not hold small"):
+        trunk_model(str(tmp_path / "model.keras"), name="small", preprocess="grey_caffe")
 
 
 def test_model_with_numbered_layers_is_matched_by_order(tmp_path):

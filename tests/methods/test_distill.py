@@ -31,7 +31,7 @@ from keras_transfer.methods.distillation.soft_targets import mean_logits, probab
 from keras_transfer.methods.distillation.teacher import load_teacher
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.activations import activate
-from keras_transfer.specs import RunSpec, ViewSpec
+from keras_transfer.specs import ModelSpec, RunSpec, ViewSpec
 from keras_transfer.storage.model_files import resolve
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
@@ -300,6 +300,24 @@ def test_stored_features_give_the_logits_of_the_network(top, tmp_path):
     logits = teacher.logits(features)
     np.testing.assert_allclose(activate(logits, top), expected, rtol=1e-4, atol=1e-4)
     assert teacher.activation == top
+
+
+def test_a_teacher_of_numbers_is_split_below_its_conversion_to_the_user_s_units(tmp_path):
+    task = Regression(("a", "b"), means=(3e5, -2.0), deviations=(1e5, 0.5))
+    image = values = keras.Input((32, 32, 3))
+    for layer in task.head(ModelSpec(backbone="small"), seed=0):
+        values = layer(values)
+    model = keras.Model(image, values)
+    task.initialise(model)
+    model.save(tmp_path / "teacher.keras")
+    teacher = load_teacher(str(tmp_path / "teacher.keras"), 32)
+    assert teacher.cut.name == "features of teacher.keras"
+    pixels = np.float32(make_source(5).examples.pixels)
+    features = keras.Model(teacher.cut.model.input, teacher.cut.tensor).predict_on_batch(pixels)
+    assert features.shape == (5, 3)
+    np.testing.assert_allclose(
+        teacher.logits(features), model.predict_on_batch(pixels), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_several_teachers_count_by_the_mean_of_their_probabilities():

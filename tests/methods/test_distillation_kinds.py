@@ -1,11 +1,17 @@
 """The losses of distillation against their closed forms."""
 
 import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from jax_processes import JAX
 from scipy import special
 
 from keras_transfer.errors import SpecError
@@ -31,6 +37,18 @@ TARGETS = np.eye(4, dtype=np.float32)[[0, 3, 1, 2, 2, 0]]
 TEACHER, STUDENT = 3 * GENERATOR.normal(size=(2, 6, 4)).astype(np.float32)
 FEATURES = GENERATOR.normal(size=(6, 5)).astype(np.float32)
 OTHERS = GENERATOR.normal(size=(6, 5)).astype(np.float32)
+ROOT = Path(__file__).parents[2]
+ATTACKING = """
+import numpy as np
+from keras import ops
+from keras_transfer.methods.distillation.kind import Batch
+from keras_transfer.methods.distillation.registry import make_kind
+network = lambda images: ops.reshape(images, (1, 3)) @ np.float32([[1, 0], [1, 0], [0, 1]])
+batch = Batch(np.float32([[0, 1]]), None, None, 1.0)
+kind = make_kind("adversarial", {"target": "labels", "epsilon": 5.0, "step": 5.0, "steps": 2})
+found = kind.attacked(network, np.uint8([[[[100, 253, 100]]]]), batch)
+np.testing.assert_array_equal(found, [[[[105, 255, 95]]]])
+"""
 
 
 def batch(student=STUDENT, teacher=TEACHER, temperature=3.0, features=FEATURES, theirs=FEATURES):
@@ -181,7 +199,7 @@ def test_attacks_stay_in_their_bounds_and_are_the_worst_ones_of_a_linear_network
     targets = np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 0, 1]]
 
     def network(some):
-        return tf.reshape(some, (-1, 12)) @ kernel / 500
+        return tf.reshape(tf.cast(some, tf.float32), (-1, 12)) @ kernel / 500
 
     # The teacher is as sure of the labels as no student of these images, which attacks start from.
     given = Batch(targets, 200 * targets, network(images), 1.0)
@@ -192,6 +210,16 @@ def test_attacks_stay_in_their_bounds_and_are_the_worst_ones_of_a_linear_network
     np.testing.assert_allclose(found, expected, atol=1e-4)
     none = make_kind("adversarial", options | {"epsilon": 0.0})
     np.testing.assert_array_equal(none.attacked(network, tf.constant(images), given), images)
+    kind, batches = make_kind("adversarial", options), (np.uint8(images), np.floor(images))
+    found, expected = (kind.attacked(network, tf.constant(one), given) for one in batches)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+def test_attacks_of_bytes_on_jax():
+    environment = {**os.environ, **JAX}
+    subprocess.run([sys.executable, "-c", ATTACKING], cwd=ROOT, env=environment, check=True)
 
 
 def test_attention_is_where_maps_are_strong_whatever_their_scale_and_channels():

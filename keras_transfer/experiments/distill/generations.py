@@ -60,6 +60,9 @@ class Generations:
         Raises:
             SpecError, RunError: as of `start_run`.
         """
+        if number == 1 and self.folder and not self.resume:
+            # The last one starts there, after the trainings of all the others.
+            RunFolder(self.folder).check_is_vacant()
         place, is_last = self._place(number), number == self.count
         has_begun = place is not None and (place / "spec.json").is_file()
         if place and self.resume and has_begun and not is_last:

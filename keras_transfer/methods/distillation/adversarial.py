@@ -55,6 +55,8 @@ class Adversarial(KindDefaults):
             network: from images to logits, in inference mode.
         """
         options = self.options
+        # Batches may be uint8, which has no gradient.
+        images = ops.cast(images, "float32")
         low = ops.maximum(images - options.epsilon, 0.0)
         high = ops.minimum(images + options.epsilon, 255.0)
         changed = images

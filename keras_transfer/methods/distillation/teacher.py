@@ -36,11 +36,11 @@ _ACTIVATIONS: Final[dict[Any, Activation]] = {
 class Teacher:
     """A network that predicts the task's classes.
 
-    `cut` is below the last dense layer, whose weights are `kernel` [D, K] and `bias` [K]; where the
-    network ends with another layer it is the output, and `kernel` is None. `activation` is that of
-    the output. `names` are the classes
-    and `task` the name of the task, both empty for a file that does not come from a run; `seen` are
-    the digests of its training and validation images.
+    `cut` is below the last dense layer, whose weights are `kernel` [D, K] and `bias` [K], in the
+    user's units; where the network ends with another layer it is the output, and both are None.
+    `activation` is that of the output. `names` are the classes and `task` the name of the task,
+    both empty for a file that does not come from a run; `seen` are the digests of its training and
+    validation images.
     """
 
     name: str
@@ -133,14 +133,14 @@ def load_teacher(path: str, image_size: int) -> Teacher:
             received=f"an output of shape {network.output_shape}",
             fix="give a classifier: a run folder, or a Keras model file with its head",
         )
-    cut, dense, activation = _split(network, name)
+    cut, kernel, bias, activation = _split(network, name)
     names, task, seen = _read_run(file.parent)
     return Teacher(
         name=name,
         cut=cut,
         image_size=network.input_shape[1],
-        kernel=None if dense is None else np.array(dense.kernel, np.float32),
-        bias=None if dense is None or dense.bias is None else np.array(dense.bias, np.float32),
+        kernel=kernel,
+        bias=bias,
         activation=activation,
         names=names,
         task=task,
@@ -148,17 +148,29 @@ def load_teacher(path: str, image_size: int) -> Teacher:
     )
 
 
-def _split(network: keras.Model, name: str) -> tuple[Cut, keras.layers.Dense | None, Activation]:
-    """The cut below the last dense layer, this layer, and the activation of the output."""
+def _split(
+    network: keras.Model, name: str
+) -> tuple[Cut, np.ndarray | None, np.ndarray | None, Activation]:
+    """The cut below the last dense layer, this layer's weights, and the output's activation.
+
+    Where a layer above it converts outputs to the user's units, so do the weights.
+    """
     operations = list(network.operations)
     top = operations[-1]
     activation = _activation(top)
+    converts = isinstance(top, keras.layers.Rescaling)
     ends = isinstance(top, (keras.layers.Softmax, keras.layers.Activation))
-    dense = operations[-2] if ends and activation != "linear" else top
+    dense = operations[-2] if converts or (ends and activation != "linear") else top
     is_dense = isinstance(dense, keras.layers.Dense) and len(dense.input.shape) == 2
-    if is_dense and dense.activation in (keras.activations.linear, *_ACTIVATIONS):
-        return Cut(network, dense.input, f"features of {name}"), dense, activation
-    return Cut(network, network.output, f"outputs of {name}"), None, activation
+    known = (keras.activations.linear, *(() if converts else _ACTIVATIONS))
+    if not is_dense or dense.activation not in known:
+        return Cut(network, network.output, f"outputs of {name}"), None, None, activation
+    kernel = np.array(dense.kernel, np.float32)
+    bias = np.array(0.0 if dense.bias is None else dense.bias, np.float32)
+    if converts:
+        scale, offset = (np.asarray(one, np.float32) for one in (top.scale, top.offset))
+        kernel, bias = kernel * scale, bias * scale + offset
+    return Cut(network, dense.input, f"features of {name}"), kernel, bias, activation
 
 
 def _activation(top: Any) -> Activation:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distilling import save_teacher
+from matplotlib.collections import PathCollection
 from PIL import Image
 from searches import read_json, search
 from sklearn.datasets import load_digits
@@ -14,6 +15,8 @@ from sklearn.datasets import load_digits
 import keras_transfer as kt
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, RunError, SpecError
+from keras_transfer.experiments import contender_plot
+from keras_transfer.experiments.contender_plot import Dot, draw_contenders
 from keras_transfer.experiments.distill import distillation
 from keras_transfer.experiments.distill.comparison import _gain
 from keras_transfer.experiments.distill.generations import Generations
@@ -227,6 +230,35 @@ def test_generations_choose_a_folder_as_runs_do_and_leave_none_of_a_refused_one(
     assert phase.method_options["teacher"] == str(tmp_path / "saved_models/digits/generations/1")
 
 
+def test_an_occupied_folder_is_refused_before_the_first_generation(spec, teacher, tmp_path):
+    taught = distillation_spec(spec, str(teacher), DistillSpec())
+    folder = tmp_path / "occupied"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="has files that do not belong to a run"):
+        Generations.of(taught, 3, output=folder, resume=False).start(1)
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
+
+
+def test_every_contender_is_drawn(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(contender_plot, "save", lambda figure, _: figures.append(figure))
+    names = ("teacher", "generation 1", "generation 2", "generation 3", "alone")
+    dots = [
+        Dot(name, 1.0 + place, 0.5 + place / 10, (0.4, 1.0)) for place, name in enumerate(names)
+    ]
+    draw_contenders(
+        dots, tmp_path / "x.png", monitor=SingleLabel(("a",)).monitor, title="", headline=""
+    )
+    (axes,) = figures[0].axes
+    points = [one for one in axes.collections if isinstance(one, PathCollection)]
+    assert [tuple(one.get_offsets()[0]) for one in points] == [
+        (dot.latency_ms, dot.score) for dot in dots
+    ]
+    looks = {(str(one.get_facecolor()), one.get_paths()[0].vertices.tobytes()) for one in points}
+    assert len(looks) == len(dots)
+
+
 @pytest.mark.slow
 def test_a_search_may_vary_the_temperature_and_the_weight_of_labels(spec, teacher, tmp_path):
     taught = distillation_spec(spec, str(teacher), DistillSpec())
@@ -247,6 +279,11 @@ def test_the_verb_takes_fields_of_distillation_and_of_the_run(teacher, digits_fo
     spec, settings = verb.read_words(str(digits_folder), words)
     assert (settings.kind, settings.seeds, spec.seeds) == ("decoupled", 5, 1)
     assert (spec.model.backbone, spec.phases[0].epochs) == ("small", 3)
+    words = ["kind=adversarial", "kind_options.target=labels", "kind_options.clean=0"]
+    _, settings = verb.read_words(str(digits_folder), words)
+    assert settings.kind_options == {"target": "labels", "clean": 0}
+    with pytest.raises(SpecError, match="kind_options is given as a whole and by its entries"):
+        verb.read_words(str(digits_folder), [*words, "kind_options={clean=1}"])
     for given, part in (
         (["no/such/teacher", str(digits_folder)], "a teacher does not exist"),
         ([str(teacher), str(digits_folder), "kind=logit"], "did you mean 'logits'?"),
