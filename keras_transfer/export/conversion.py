@@ -83,7 +83,7 @@ def convert_run(
         np.save(scratch / "test.npy", test.pixels)
         np.save(scratch / "train.npy", train.pixels)
         if any(entry.precision == MIXED for entry in formats):
-            _write_validation(run, scratch / _VALIDATION, reporter)
+            _write_validation(run, train, scratch / _VALIDATION, reporter)
         failed = _make(run, formats, path, scratch, compare=compare, reporter=reporter)
         tried = variants.of_formats(formats, path)
         if compare:
@@ -101,14 +101,20 @@ def convert_run(
     return folder, rows
 
 
-def _write_validation(run: LoadedRun, file: Path, reporter: Reporter) -> None:
-    """Images of the validation and the training split: the refit trained on both alike."""
+def _write_validation(run: LoadedRun, train: SplitImages, file: Path, reporter: Reporter) -> None:
+    """Images of the validation and the training split: the refit trained on both alike.
+
+    Where they are missing, those of `train`: a run keeps no validation images.
+    """
     rows = run.folder.read_json("splits.json")["rows"]
-    parts = [
-        read_split(run, name, MAX_TEST_IMAGES // 2, reporter=reporter)
-        for name in ("val", "train")
-        if rows[name]
-    ]
+    names = [name for name in ("val", "train") if rows[name]]
+    try:
+        parts = [read_split(run, name, MAX_TEST_IMAGES // 2, reporter=reporter) for name in names]
+    except DataError as error:
+        reporter.info(
+            f"{error.what}: {len(train.values)} training images choose the layers in float32."
+        )
+        parts = [train]
     np.savez(
         file,
         pixels=np.concatenate([part.pixels for part in parts]),

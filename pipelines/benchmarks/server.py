@@ -33,6 +33,7 @@ from PIL import Image
 from keras_transfer.config import load_spec
 from keras_transfer.data.sources import read_records
 from keras_transfer.errors import DataError, RunError
+from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.prediction import LoadedRun
@@ -104,7 +105,7 @@ def measure(
     """Start a server and measure it under load.
 
     Args:
-        settings: the folder, runtime and batching of the server; it takes any free port.
+        settings: of the server, but that it listens on a free port of 127.0.0.1.
         images: of any format; they are converted to JPEG.
         run: whose plain export the same server serves for comparison.
         seconds: of each measurement in each round.
@@ -238,6 +239,7 @@ class _Direct:
 
     def __init__(self, folder: Path, files: Sequence[Path]):
         self._loaded = tf.saved_model.load(str(folder))
+        self._output_name = Contract.read(folder).restored_task.output_name
         encoded = [file.read_bytes() for file in files]
         self._batch = tf.constant([encoded[row % len(encoded)] for row in range(NUM_CLIENTS)])
         self._call()
@@ -252,7 +254,7 @@ class _Direct:
 
     def _call(self) -> None:
         served = self._loaded.signatures["serving_default"](image_bytes=self._batch)
-        served["probabilities"].numpy()
+        served[self._output_name].numpy()
 
 
 def _as_jpegs(images: Sequence[Path], folder: Path) -> list[Path]:
@@ -277,12 +279,18 @@ class _Server(NamedTuple):
     network: str
 
 
+def server_words(settings: Settings) -> list[str]:
+    """Words of the command line of a server with these settings, on any free port."""
+    given = dataclasses.asdict(settings) | {"host": "127.0.0.1", "port": 0}
+    folder = str(given.pop("folder"))
+    options = {name: value for name, value in given.items() if value is not None}
+    return [folder, *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
+
+
 @contextlib.contextmanager
 def _server(settings: Settings) -> Iterator[_Server]:
-    """A running server with the folder, runtime and batching of these settings."""
-    command = [sys.executable, "-m", "pipelines.serve", str(settings.folder), "--port", "0"]
-    for field in ("runtime", "max_batch", "max_wait_ms"):
-        command += [f"--{field.replace('_', '-')}", str(getattr(settings, field))]
+    """A running server with these settings."""
+    command = [sys.executable, "-m", "pipelines.serve", *server_words(settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -15,6 +15,7 @@ from keras_transfer.config import load_spec, override
 from keras_transfer.errors import DataError, ExportError, RunError
 from keras_transfer.experiments.evaluation import evaluate_run
 from keras_transfer.experiments.run import run_transfer
+from keras_transfer.export import conversion
 from keras_transfer.export.conversion import read_split
 from keras_transfer.inference import prediction
 from keras_transfer.reporting.reporter import SilentReporter
@@ -251,6 +252,17 @@ def test_ranges_and_comparisons_of_formats_need_no_data(copy: Path):
         entries = loaded.folder.read_json("splits.json")["rows"][split]
         images = read_split(loaded, split, 64, reporter=SilentReporter())
         assert images.digests == [entry["digest"] for entry in entries]
+
+
+def test_layers_in_float32_are_chosen_on_kept_training_images(copy: Path, tmp_path: Path):
+    loaded, listening = prediction.load_run(copy), Listening()
+    train = read_split(loaded, "train", 64, reporter=SilentReporter())
+    conversion._write_validation(loaded, train, tmp_path / "chosen.npz", listening)
+    with np.load(tmp_path / "chosen.npz") as chosen:
+        np.testing.assert_array_equal(chosen["pixels"], train.pixels)
+        np.testing.assert_array_equal(chosen["values"], train.values)
+    words = f"{len(train.values)} training images choose the layers in float32"
+    assert words in listening.heard[-1]
 
 
 def without_images(copy: Path) -> None:

@@ -1,5 +1,6 @@
 """Compares the networks of a chain of compressions, and their formats, on the same test images."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from keras_transfer.data.records import Records
-from keras_transfer.errors import DataError, ExportError
+from keras_transfer.config import override
+from keras_transfer.data.records import Record
+from keras_transfer.data.splits import read_manifest
+from keras_transfer.errors import DataError, ExportError, KerasTransferError, RunError
 from keras_transfer.evaluation.results import Gain, paired_gain
 from keras_transfer.experiments.evaluation import predict_test
 from keras_transfer.experiments.sparsity import packed_bytes
@@ -18,11 +21,12 @@ from keras_transfer.experiments.speed import Speed, make_call, measure_calls
 from keras_transfer.export.conversion import read_split
 from keras_transfer.export.formats.registry import FORMATS, files_of
 from keras_transfer.export.formats.runtimes import Runtime, open_runtime
+from keras_transfer.export.kept_images import find_or_kept
 from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.models.cuts import Cut
 from keras_transfer.models.forward import BATCH_SIZE
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
-from keras_transfer.storage.run_folder import version_folders
+from keras_transfer.storage.run_folder import RunFolder, version_folders
 
 REPORT_FILE: Final = "compression.json"
 """Written last: it marks a compression as complete."""
@@ -89,18 +93,51 @@ class Compression:
 
 
 def ancestors(run: LoadedRun, reporter: Reporter) -> list[LoadedRun]:
-    """The runs that a compressed run was made of, the first one first; none for other runs."""
-    if not (run.folder.path / REPORT_FILE).is_file():
-        return []
-    made_of = run.folder.read_json(REPORT_FILE).get(MADE_OF)
-    if made_of is None:
-        return []
-    folder = (run.folder.path / made_of).resolve()
-    if not folder.is_dir():
-        reporter.info(f"{folder}, of which {run.folder.path} was made, is gone: left out.")
-        return []
-    found = load_run(folder)
-    return [*ancestors(found, reporter), found]
+    """The runs that a compressed run was made of, the first one first; none for other runs.
+
+    Their images are looked for where those of `run` are. One that cannot be compared, such as a
+    damaged, an unfinished or a moved one, is left out, which the reporter is told.
+    """
+    found: list[LoadedRun] = []
+    folder = _made_of(run.folder, reporter)
+    while folder:
+        try:
+            found.insert(0, _comparable(folder, run))
+        except KerasTransferError as error:
+            reporter.info(
+                f"{folder.path}, of which {run.folder.path} was made, is left out of the "
+                f"comparison: {error.what} ({error.received})."
+            )
+        folder = _made_of(folder, reporter)
+    return found
+
+
+def _made_of(folder: RunFolder, reporter: Reporter) -> RunFolder | None:
+    """The run that another one was made of; None if that is no compression, or cannot be read."""
+    if not (folder.path / REPORT_FILE).is_file():
+        return None
+    try:
+        made_of = folder.read_json(REPORT_FILE).get(MADE_OF)
+    except RunError as error:
+        reporter.info(f"What {folder.path} was made of is left out: {error.what}.")
+        return None
+    return RunFolder((folder.path / made_of).resolve()) if made_of else None
+
+
+def _comparable(folder: RunFolder, run: LoadedRun) -> LoadedRun:
+    """The run of a folder, whose test images are there and those of `run`."""
+    found = load_run(folder.path)
+    found = dataclasses.replace(found, spec=override(found.spec, {"data.path": run.spec.data.path}))
+    own, others = _listed(found), _listed(run)
+    _check_images([others, own])
+    find_or_kept(own, found, split="test", all_needed=True, reporter=SilentReporter())
+    return found
+
+
+def _listed(run: LoadedRun) -> list[Record]:
+    """The test images of a run, which may be missing now."""
+    records, splits = read_manifest(run.folder.read_json("splits.json"))
+    return [records[row] for row in splits.test]
 
 
 def compare(chain: Sequence[LoadedRun], *, reporter: Reporter) -> Compression:
@@ -112,7 +149,7 @@ def compare(chain: Sequence[LoadedRun], *, reporter: Reporter) -> Compression:
     reporter.info("Comparing with the original network …")
     names = _names(chain)
     tested = [predict_test(run, SilentReporter(), all_needed=True) for run in chain]
-    _check_images([records for records, _, _ in tested])
+    _check_images([records.items for records, _, _ in tested])
     forms = [
         (f"{name}, {form}", run, form, runtime)
         for name, run in zip(names, chain, strict=True)
@@ -133,8 +170,8 @@ def compare(chain: Sequence[LoadedRun], *, reporter: Reporter) -> Compression:
     return Compression((*networks, *others), values, paired_gain(*scores))
 
 
-def _check_images(tested: Sequence[Records]) -> None:
-    digests = [[record.digest for record in records.items] for records in tested]
+def _check_images(tested: Sequence[Sequence[Record]]) -> None:
+    digests = [[record.digest for record in records] for records in tested]
     if any(own != digests[0] for own in digests):
         raise DataError(
             "the runs have other test images",

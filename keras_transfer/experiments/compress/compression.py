@@ -19,9 +19,11 @@ from keras_transfer.experiments.distill.settings import distillation_spec
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.export.conversion import convert_run
 from keras_transfer.export.formats.registry import Format, check_libraries
+from keras_transfer.export.formats.report import JSON_FILE
 from keras_transfer.inference.prediction import load_run
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import DistillSpec
+from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
 
 CODEBOOKS: Final = "weights.npz"
@@ -62,16 +64,23 @@ def compress_run(
     if is_distilled:
         spec = distillation_spec(spec, str(original.folder.path.absolute()), DistillSpec())
     run = start_run(spec, output=output, resume=resume, suffix="", last=REPORT_FILE)
+    earlier = ancestors(original, reporter)
     if not run.is_complete:
         run_transfer(spec, run, reporter=reporter)
     compressed = load_run(run.path)
     if chain[-1][0] == "clusters":
         with run.replacing(CODEBOOKS) as file:
             write_codebooks(compressed.model, file)
-    if formats and not (run.path / "formats").is_dir():
-        export = run.export_folder / "1"
+    export = run.export_folder / "1"
+    if not _are_tried(formats, run, export.name):
         convert_run(run.path, export, formats, compare=False, reporter=reporter)
-    chain_of_runs = [*ancestors(original, reporter), original, compressed]
-    found = compare(chain_of_runs, reporter=reporter)
+    found = compare([*earlier, original, compressed], reporter=reporter)
     write_compression(found)
     return found
+
+
+def _are_tried(formats: Sequence[Format], run: RunFolder, version: str) -> bool:
+    """Whether a finished conversion has a row for each of the formats, refused ones as well."""
+    name = f"formats/{version}/{JSON_FILE}"
+    rows = run.read_json(name)["formats"] if (run.path / name).is_file() else []
+    return {entry.name for entry in formats} <= {row["name"] for row in rows}

@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from listener import Listener
 
 import keras_transfer as kt
 from keras_transfer.compression.clusters import read_codebooks
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.experiments import contender_plot
-from keras_transfer.experiments.compress import compression, trunk
+from keras_transfer.experiments.compress import comparison, compression, trunk
 from keras_transfer.inference.prediction import load_run
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.model_files import find_file
@@ -135,6 +137,54 @@ def test_a_compressed_run_can_be_compressed_again_and_taught(original, small, tm
     assert (smallest.path / report["made_of"]).resolve() == small.path.resolve()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("model.keras", None, "model.keras"),
+        ("spec.json", None, "there is no run"),
+        ("checksums.json", b"{", "checksums.json"),
+        ("splits.json", b"{}", "splits.json"),
+    ],
+)
+def test_an_ancestor_that_cannot_be_compared_is_left_out(
+    name, content, named, original, small, tmp_path
+):
+    first = Path(shutil.copytree(original.path, tmp_path / "first"))
+    second = Path(shutil.copytree(small.path, tmp_path / "second"))
+    third = Path(shutil.copytree(small.path, tmp_path / "third"))
+    for folder, made_of in ((second, "../first"), (third, "../second")):
+        (folder / "compression.json").write_text(json.dumps({"made_of": made_of}))
+    (second / name).unlink()
+    if content is not None:
+        (second / name).write_bytes(content)
+    listener = Listener()
+    found = comparison.ancestors(load_run(third), listener)
+    assert [run.folder.path for run in found] == [first]
+    (sentence,) = listener.said
+    assert str(second) in sentence
+    assert named in sentence
+
+
+def test_ancestors_are_looked_for_where_the_images_of_the_compressed_run_are(
+    original, small, digits_folder, tmp_path
+):
+    first = Path(shutil.copytree(original.path, tmp_path / "first"))
+    second = Path(shutil.copytree(small.path, tmp_path / "second"))
+    (second / "compression.json").write_text(json.dumps({"made_of": "../first"}))
+    shutil.rmtree(first / "images", ignore_errors=True)
+    (tmp_path / "photos").symlink_to(digits_folder)
+    run = load_run(second)
+    listener = Listener()
+    moved = override(run.spec, {"data.path": str(tmp_path / "photos")})
+    (found,) = comparison.ancestors(dataclasses.replace(run, spec=moved), listener)
+    assert found.spec.data.path == str(tmp_path / "photos")
+    gone = override(run.spec, {"data.path": str(tmp_path / "gone")})
+    assert not comparison.ancestors(dataclasses.replace(run, spec=gone), listener)
+    (second / "compression.json").write_text("{")
+    assert not comparison.ancestors(run, listener)
+    assert [str(first) in listener.said[0], str(second) in listener.said[1]] == [True, True]
+
+
 def test_shared_weights_stay_shared_and_are_written_as_codebooks(original, tmp_path):
     words = {"clusters": 8, "output": tmp_path / "run", "reporter": SILENT}
     shared = original.compress(**words)
@@ -162,6 +212,30 @@ def test_an_interrupted_comparison_is_made_up_for(original, tmp_path, monkeypatc
     original.compress(resume=True, **words)
     assert (tmp_path / "run" / "model.keras").read_bytes() == model
     assert (tmp_path / "run" / "compression.json").exists()
+
+
+def test_formats_of_a_killed_conversion_are_made_up_for(original, small, tmp_path, monkeypatch):
+    def stop(what):
+        def raise_error(*_, **__):
+            raise RuntimeError(what)
+
+        return raise_error
+
+    run = Path(shutil.copytree(small.path, tmp_path / "run"))
+    (run / "compression.json").unlink()
+    words = {"channels": 0.5, "formats": "keras,onnx", "output": run, "reporter": SILENT}
+    monkeypatch.setattr(compression, "check_libraries", lambda formats: None)
+    monkeypatch.setattr(compression, "convert_run", stop("converts"))
+    monkeypatch.setattr(compression, "compare", stop("compares"))
+    (run / "formats" / "1.partial").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="converts"):
+        original.compress(resume=True, **words)
+    (run / "formats" / "1").mkdir()
+    for names, expected in ((["keras"], "converts"), (["onnx", "keras"], "compares")):
+        rows = {"formats": [{"name": name} for name in names]}
+        (run / "formats" / "1" / "formats.json").write_text(json.dumps(rows))
+        with pytest.raises(RuntimeError, match=expected):
+            original.compress(resume=True, **words)
 
 
 @pytest.mark.parametrize(

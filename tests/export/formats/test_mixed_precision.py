@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.errors import ExportError
 from keras_transfer.export.formats import mixed_precision
 from keras_transfer.export.formats.mixed_precision import Quantised
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.storage.class_names import model_name
+from keras_transfer.tasks.registry import describe_task
+from keras_transfer.tasks.regression import Regression
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -58,6 +61,10 @@ def source(class_names, contract, pixels, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quantised(source) -> Quantised:
+    return quantise(source)
+
+
+def quantise(source) -> Quantised:
     from keras_transfer.export.formats import onnx_format
 
     file = source.scratch / "eight_bits.onnx"
@@ -77,6 +84,36 @@ def test_all_layers_in_float32_are_the_whole_network(quantised, pixels):
     np.testing.assert_allclose(run(model, pixels), whole, rtol=0, atol=1e-6)
     same = quantised.with_float(set())
     np.testing.assert_array_equal(run(same, pixels), run(quantised.model, pixels))
+
+
+def test_numbers_of_a_network_in_float32_are_not_rounded(contract, pixels, tmp_path):
+    """The last layer of such a network gives out the outputs, which eight bits would round."""
+    from keras_transfer.export.formats.source import Source
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32, 32, 3), dtype="float32")
+    x = keras.layers.Conv2D(4, 3, strides=4)(Preprocess("tf")(inputs))
+    x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
+    x = keras.layers.Rescaling([2.0, 500.0], [10.0, 3000.0])(x)
+    task = Regression(("height", "width"), means=(10, 3000), deviations=(2, 500))
+    numbers = dataclasses.replace(contract, class_names=task.names, task=describe_task(task))
+    model, none = keras.Model(inputs, x), (np.empty(0), np.empty(0))
+    found = quantise(Source(model, numbers, pixels, tmp_path, none, lambda text: None))
+    (output,) = found.model.graph.output
+    assert any(
+        node.op_type == "DequantizeLinear" and output.name in node.output
+        for node in found.model.graph.node
+    )
+    whole = run(found.whole, pixels)
+    assert np.abs(run(found.model, pixels) - whole).max() > 0.1
+    np.testing.assert_allclose(run(found.with_float({*found.layers}), pixels), whole, rtol=1e-5)
+
+
+def test_a_network_beyond_the_tolerance_is_refused(source, quantised, monkeypatch):
+    monkeypatch.setattr(mixed_precision, "TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="even with") as failure:
+        mixed_precision.choose_layers(quantised, source, input_name="pixels")
+    assert len(str(failure.value).splitlines()) == 1
 
 
 def test_the_layer_that_breaks_stays_in_float32_and_others_do_not(source, quantised, pixels):
