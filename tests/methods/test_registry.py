@@ -52,7 +52,7 @@ def method(request, teacher) -> Method:
 def prepare(method: Method, part: keras.Model, *, on_features: bool = False) -> Objective:
     spec = RunSpec()
     context = PhaseContext(spec, TASK, on_features, SilentReporter(), Images())
-    return method.prepare(context, spec.phases[0], part)
+    return method.prepare(context, spec.phases[-1], part)
 
 
 def make_part() -> keras.Model:
