@@ -22,7 +22,7 @@ def test_measuring_writes_consistent_figures(
     served_run: Path, photos: Path, tmp_path: Path, capsys
 ):
     run = Path(shutil.copytree(served_run, tmp_path / "run"))
-    words = [str(run), "--measure", "--images", str(photos), "--seconds", "0.4"]
+    words = [str(run), "--measure", "--images", str(photos), "--seconds", "1"]
     assert serve.main([*words, "--runtime", "onnx"]) == 0
     shown = capsys.readouterr().out
     assert "Serving, computed by onnx" in shown
