@@ -42,16 +42,11 @@ def draw_contenders(
     """A dot with its interval for each network, with a look of its own for up to twelve."""
     figure = new_figure(8, 4.4)
     axes = figure.subplots()
-    axes.set_xscale("log")
-    latencies = [dot.latency_ms for dot in dots]
-    axes.set_xlim(min(latencies) / 2, max(latencies) * 2)
+    _scale_costs(axes, [dot.latency_ms for dot in dots])
     colours, markers = cycle((TRAIN, VALIDATION, FAINT)), cycle("sDo^")
     for dot, colour, marker in zip(dots, colours, markers, strict=False):
         axes.vlines(dot.latency_ms, *dot.interval, color=colour, linewidth=2, alpha=0.6)
         axes.scatter(dot.latency_ms, dot.score, s=54, marker=marker, color=colour, zorder=3)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     if monitor.is_share:
         axes.yaxis.set_major_formatter(percent_axis())
     axes.set_xlabel("latency of the whole network, one image, ms (log scale)")
@@ -113,15 +108,20 @@ def draw_pareto(points: Sequence[Point], file: Path, *, monitor: Monitor, headli
     save(figure, file)
 
 
-def _draw_side(
-    axes: Axes, points: Sequence[Point], costs: Sequence[float], monitor: Monitor
-) -> None:
+def _scale_costs(axes: Axes, costs: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, around all costs, with plain numbers."""
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 2, max(costs) * 2)
-    axes.grid()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_side(
+    axes: Axes, points: Sequence[Point], costs: Sequence[float], monitor: Monitor
+) -> None:
+    _scale_costs(axes, costs)
+    axes.grid()
     best = trade_offs(costs, [monitor.rank(point.score) for point in points])
     front = [(costs[place], points[place].score) for place in best]
     axes.step(*zip(*front, strict=True), where="post", color=FAINT, linewidth=1)

@@ -4,20 +4,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from feature_sources import make_source, make_splits
+from fitting_small import fit_small
 from listener import Listener
-from small_models import make_classifier, weights_by_stage
+from small_models import weights_by_stage
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.methods.mixup import _STREAM, Mixup, MixupOptions, draw_box
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec, ViewSpec
-from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.single_label import SingleLabel
-from keras_transfer.training.fitting import fit_phases
 
 KEY = (7, 2, 5)
 MIXUP = Mixup(MixupOptions(alpha=1.0))
@@ -189,20 +186,8 @@ SPEC = RunSpec(
 
 
 def train(tmp_path, spec=SPEC, run=None, num_epochs=None):
-    keras.utils.clear_session()
     reporter = Listener()
-    phase_inputs = PhaseInputs(
-        spec,
-        make_source(views=spec.views),
-        make_splits(),
-        methods=make_methods(spec),
-        cache=Cache(tmp_path / "cache"),
-        reporter=reporter,
-    )
-    classifier = make_classifier("small", seed=spec.seed)
-    outcomes = fit_phases(
-        classifier, phase_inputs, reporter=reporter, run=run, num_epochs=num_epochs
-    )
+    classifier, outcomes = fit_small(spec, tmp_path, reporter, run=run, num_epochs=num_epochs)
     return weights_by_stage(classifier), outcomes, reporter.said
 
 

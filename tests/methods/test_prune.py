@@ -6,20 +6,17 @@ import keras
 import numpy as np
 import pytest
 from feature_sources import make_source, make_splits
+from fitting_small import fit_small
 from listener import Listener
 from small_models import make_classifier, weights_by_stage
 
 import keras_transfer as kt
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
-from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.methods.prune import Prune, PruneOptions, Pruning, largest, prunable_kernels
-from keras_transfer.methods.registry import make_methods
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec
-from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.training.fitting import fit_phases
 
 NUM_STEPS = 3  # Of 96 training images in batches of 32.
 PRUNED = PhaseSpec(
@@ -65,20 +62,8 @@ class Shown(Listener):
 
 
 def train(tmp_path, spec=SPEC, run=None, num_epochs=None):
-    keras.utils.clear_session()
     reporter = Shown()
-    phase_inputs = PhaseInputs(
-        spec,
-        make_source(views=spec.views),
-        make_splits(),
-        methods=make_methods(spec),
-        cache=Cache(tmp_path / "cache"),
-        reporter=reporter,
-    )
-    classifier = make_classifier("small", seed=spec.seed)
-    outcomes = fit_phases(
-        classifier, phase_inputs, reporter=reporter, run=run, num_epochs=num_epochs
-    )
+    classifier, outcomes = fit_small(spec, tmp_path, reporter, run=run, num_epochs=num_epochs)
     return classifier, outcomes, reporter
 
 

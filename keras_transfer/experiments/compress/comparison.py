@@ -95,8 +95,8 @@ class Compression:
 def ancestors(run: LoadedRun, reporter: Reporter) -> list[LoadedRun]:
     """The runs that a compressed run was made of, the first one first; none for other runs.
 
-    Their images are looked for where those of `run` are. One that cannot be compared, such as a
-    damaged, an unfinished or a moved one, is left out, which the reporter is told.
+    Their images are looked for where those of `run` are. A run that cannot be compared, because it
+    is damaged, unfinished or has been moved, is left out, and the reporter says which and why.
     """
     found: list[LoadedRun] = []
     folder = _made_of(run.folder, reporter)
