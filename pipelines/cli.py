@@ -18,6 +18,7 @@ VERBS = {
     "extract": "compute and store the features of frozen layers, with many processes",
     "evaluate": "evaluate a run on its own test split or on other images",
     "predict": "predict the images in files and folders with a run",
+    "suggest": "choose which new images to label next",
     "explain": "show which parts of images a prediction depends on",
     "export": "export a run as a SavedModel again, and in other formats",
     "serve": "serve predictions over HTTP, with TensorFlow Serving's protocol",

@@ -15,8 +15,8 @@ from keras_transfer.errors import DataError
 _KEY: Final = "unlabelled"
 
 
-def list_unlabelled(folder: str, targets: Targets) -> Records:
-    """The images below a folder, in the order of their paths.
+def list_unlabelled(folder: str, targets: Targets, *, where: str = "data.unlabelled") -> Records:
+    """The images below a folder, in the order of their paths; `where` names it in errors.
 
     Their targets are placeholders: the value of the first of the labelled `targets`, in no stratum.
 
@@ -28,12 +28,12 @@ def list_unlabelled(folder: str, targets: Targets) -> Records:
     paths = _paths(listing) if root.is_dir() else []
     if not paths:
         raise DataError(
-            f"data.unlabelled has no images: {root}",
+            f"{where} has no images: {root}",
             expected="a folder with image files, at any depth",
             received="; ".join(listing.ignored.notes()) or "an empty folder"
             if root.is_dir()
             else "no such folder",
-            fix="correct the path, or leave data.unlabelled out",
+            fix="correct the path",
         )
     items = tuple(Record(path=str((root / path).absolute()), target=()) for path in paths)
     return Records(items, placeholders(targets, len(items)), root.absolute())

@@ -21,6 +21,7 @@ from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.compress.compression import compress_run
 from keras_transfer.experiments.compress.report import show_compression
 from keras_transfer.experiments.evaluation import evaluate_run, export_run
+from keras_transfer.experiments.suggestion import Suggestion, suggest_images
 from keras_transfer.experiments.summary import describe_proof
 from keras_transfer.export.conversion import convert_run
 from keras_transfer.export.formats.registry import check_libraries, parse_formats
@@ -146,6 +147,22 @@ class Run:
                 fix="give another file",
             )
         return DrawnExplanation(**{f.name: getattr(found, f.name) for f in fields(found)})
+
+    def suggest(
+        self, folder: Files, *, count: int = 50, reporter: Reporter | None = None
+    ) -> list[Suggestion]:
+        """The images below a folder that are to be labelled next, the most uncertain first.
+
+        Each has its `prediction` and `uncertainty`, from 0 to 1; see `experiments.suggestion`.
+
+        Args:
+            count: how many; all new images if there are fewer.
+
+        Raises:
+            DataError: the folder has no image, none that can be read, or none that is new.
+        """
+        reporter = reporter or TerminalReporter()
+        return suggest_images(self.path, os.fspath(folder), count=count, reporter=reporter)
 
     def export(
         self,

@@ -51,12 +51,12 @@ def probe(
         labels = np.asarray(records.targets.values)
         fixed = {"raw pixels": np.asarray(pixels, np.float32).reshape(len(pixels), -1)}
         if spec.model.weights != "none":
-            features = _features(spec, session.task, pixels)
+            features = pooled_features(spec, session.task, pixels)
             fixed = {f"{title(spec.model.weights)} weights": features, **fixed}
         random_spec = override(spec, {"model.weights": "none"})
         result: dict[tuple[str, int], list[float]] = {}
         for seed in range(num_seeds):
-            random = _features(override(random_spec, {"seed": seed}), session.task, pixels)
+            random = pooled_features(override(random_spec, {"seed": seed}), session.task, pixels)
             for name, features in {**fixed, "random weights": random}.items():
                 for num_labels in label_counts:
                     accuracy = _accuracy(features, labels, num_labels, seed)
@@ -65,7 +65,7 @@ def probe(
     return [Probe(name, number, tuple(values)) for (name, number), values in result.items()]
 
 
-def _features(spec: RunSpec, task: Task, pixels: Pixels) -> np.ndarray:
+def pooled_features(spec: RunSpec, task: Task, pixels: Pixels) -> np.ndarray:
     """Pooled features [N, channels] of the last stage."""
     model = build_classifier(
         spec.model, image_size=spec.data.image_size, task=task, seed=spec.seed
