@@ -25,6 +25,7 @@ VERBS = {
     "probe": "measure what pretrained weights gain with few labels",
     "cache": "list, check or remove the features that earlier runs stored",
     "rank": "rank pretrained trunks for these images",
+    "label_efficiency": "measure what suggested labels gain over random ones",
     "rates": "measure how fast the frozen layers of backbones run here",
     "race": "measure how much time stored features save on these images",
     "pretrain": "train the embedded weights of a trunk",
@@ -49,7 +50,7 @@ def main() -> int:
         sys.stderr.write(f"\nerror: {error}\n")
         return USER_ERROR
     lines = ["usage: keras-transfer <verb> …   (details: keras-transfer <verb> --help)", ""]
-    lines += [f"  {name:10} {text}" for name, text in VERBS.items()]
+    lines += [f"  {name:16} {text}" for name, text in VERBS.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
