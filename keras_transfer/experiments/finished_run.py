@@ -21,6 +21,7 @@ from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.compress.compression import compress_run
 from keras_transfer.experiments.compress.report import show_compression
 from keras_transfer.experiments.evaluation import evaluate_run, export_run
+from keras_transfer.experiments.extension import extend_run
 from keras_transfer.experiments.suggestion import Suggestion, suggest_images
 from keras_transfer.experiments.summary import describe_proof
 from keras_transfer.export.conversion import convert_run
@@ -247,6 +248,37 @@ class Run:
         if isinstance(reporter, TerminalReporter):
             show_compression(found, reporter)
         return Run(found.compressed.run.folder.path)
+
+    def extend(
+        self,
+        images: Files,
+        *,
+        output: Files | None = None,
+        resume: bool = False,
+        reporter: Reporter | None = None,
+        **fields: Any,
+    ) -> "Run":
+        """A run that also knows new images, of new classes or of its own; see `extension`.
+
+        Args:
+            images: folder of class folders, or CSV file.
+            output: its folder; by default the next free one below saved_models/.
+            resume: continue an interrupted one.
+            fields: fields of the new run's spec.
+
+        Raises:
+            SpecError: the run has no classes, or a field is wrong.
+            DataError: images of the run are missing or have changed, or the new ones cannot be
+                used.
+            RunError, WeightsError, ExportError: as of `fine_tune`.
+        """
+        reporter = reporter or TerminalReporter()
+        place = None if output is None else os.fspath(output)
+        found = extend_run(
+            self.path, os.fspath(images), fields, output=place, resume=resume, reporter=reporter
+        )
+        reporter.info(found.describe())
+        return Run(found.extended.folder.path)
 
     @cached_property
     def _loaded(self) -> LoadedRun:
