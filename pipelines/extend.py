@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/my_photos")
     parser.add_argument("images", metavar="IMAGES", help="folder of class folders, or CSV file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="fields of the new run to change"
+        "fields", nargs="*", metavar="key=value", help="fields of the new run to change"
     )
     parser.add_argument("--output", metavar="DIR", help="run folder (default: saved_models/<name>)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
-    fields = parse_assignments(arguments.overrides)
+    fields = parse_assignments(arguments.fields)
     with native_log_to(scratch_log()):
         from keras_transfer.experiments.extension import extend_run
         from keras_transfer.reporting.reporter import TerminalReporter

@@ -118,8 +118,8 @@ def test_errors_come_before_anything_is_written(run, folders, tmp_path):
 
     fails(folders[0], DataError, "no new image")
     fails(tmp_path / "nowhere", DataError, "not a folder")
+    fields = {"phases.0.method": "none"}
     with pytest.raises(SpecError, match="no method called 'none'"):
-        fields = {"phases.0.method": "none"}
         run.extend(folders[1], output=tmp_path / "none", reporter=SilentReporter(), **fields)
     assert not list(tmp_path.glob("none*"))
     few = tmp_path / "few"
