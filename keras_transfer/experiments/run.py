@@ -17,6 +17,7 @@ from keras_transfer.devices.hosts import given_host, num_hosts_of, wait_for_all
 from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
+from keras_transfer.experiments.privacy import describe_privacy, report_privacy
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
 from keras_transfer.experiments.session import Data, Session, open_session
 from keras_transfer.experiments.sparsity import Sparsity, measure_sparsity
@@ -87,6 +88,8 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             refitted = refit(
                 classifier, phase_inputs, outcomes, initial=initial, reporter=reporter, run=run
             )
+        trained = phase_inputs.joined() if refitted else phase_inputs
+        privacy = report_privacy(classifier, trained, outcomes)
         outputs = phase_inputs.predict(classifier, data.splits.test)
         test = evaluate_test(task, data, outputs, seed=spec.seed)
         proof = sparsity = None
@@ -94,7 +97,7 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             # Only this host builds the networks that are exported.
             with on_one_device():
                 finished = replace(classifier, task=task)
-                proof = _write(session, finished, outcomes, test, outputs)
+                proof = _write(session, finished, outcomes, test, outputs, privacy)
             sparsity = measure_sparsity(classifier.model, run.model_file)
             cache_use = describe_cache(
                 data.num_decoded, phase_inputs.extraction_stats, outcomes, data.splits
@@ -103,12 +106,13 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
                 cache_use["teacher"] = describe_teachers(phase_inputs.teacher_stats)
             run.write_json("cache.json", cache_use)
             reporter.info(describe_saving(cache_use))
-            run.write_json("metrics.json", _metrics(outcomes, refitted, test, proof, sparsity))
+            metrics = _metrics(outcomes, refitted, test, proof, sparsity)
+            run.write_json("metrics.json", metrics | ({"privacy": privacy} if privacy else {}))
     wait_for_all()
     if writes:
         shutil.rmtree(run.checkpoint_folder)
     seconds = time.perf_counter() - started
-    return Result(run, classifier, outcomes, refitted, test, proof, sparsity, seconds)
+    return Result(run, classifier, outcomes, refitted, test, proof, sparsity, privacy, seconds)
 
 
 def _check_single(spec: RunSpec) -> None:
@@ -148,6 +152,7 @@ def _write(
     outcomes: Sequence[Outcome],
     test: Evaluation,
     outputs: np.ndarray,
+    privacy: dict[str, Any] | None,
 ) -> Proof:
     """Write all files of a run except metrics.json, which marks the run as complete."""
     run, spec, data = session.run, session.spec, session.data
@@ -164,12 +169,13 @@ def _write(
         keep_images(run, data.records, data.splits)
     write_checksums(run.path, (TASK_FILE, run.model_file.name))
     counts = {name: len(getattr(data.splits, name)) for name in NAMES}
+    limits = [describe_privacy(privacy)] if privacy else []
     return deliver(
         model,
         run.export_folder / "1",
         spec=spec,
         task=task,
-        card=make_card(spec, model, task, test, counts),
+        card=make_card(spec, model, task, test, counts, limits=limits),
         files=[data.records.file(row) for row in rows],
         outputs=outputs,
     )
@@ -184,8 +190,8 @@ def _metrics(
 ) -> dict[str, Any]:
     phases = [asdict(outcome) for outcome in outcomes]
     for phase in phases:
-        # history.csv has them.
-        del phase["history"]
+        # history.csv has the one, a section of its own the other.
+        del phase["history"], phase["privacy"]
     return {
         "phases": phases,
         "refit": refitted and asdict(refitted),

@@ -12,6 +12,7 @@ from keras_transfer.data.views import strengths
 from keras_transfer.devices.strategy import current
 from keras_transfer.errors import enumerated
 from keras_transfer.evaluation.results import Evaluation
+from keras_transfer.experiments.privacy import describe_membership, describe_privacy
 from keras_transfer.experiments.sparsity import Sparsity
 from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof, describe_refused
 from keras_transfer.features.extraction import ExtractionStats
@@ -33,8 +34,9 @@ class Result:
     """The result of a run.
 
     `refit` is None where the phases were not trained once more on validation images as well,
-    `sparsity` where no weights were pruned, and it and `proof` on all hosts except the first, which
-    exports.
+    `sparsity` where no weights were pruned, `privacy`, as in metrics.json, where no head was
+    trained with differential privacy, and `sparsity` and `proof` on all hosts except the first,
+    which exports.
     """
 
     run: RunFolder
@@ -44,6 +46,7 @@ class Result:
     test: Evaluation
     proof: Proof | None
     sparsity: Sparsity | None
+    privacy: dict[str, Any] | None
     seconds: float
 
 
@@ -233,6 +236,9 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
         terminal.info(describe_proof(result.proof))
     if result.sparsity:
         terminal.info(result.sparsity.describe())
+    if result.privacy:
+        terminal.info(describe_privacy(result.privacy))
+        terminal.info(describe_membership(result.privacy, monitor))
     path = result.run.path
     terminal.info(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
     terminal.info(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")

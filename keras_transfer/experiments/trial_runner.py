@@ -18,10 +18,11 @@ import numpy as np
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import Splits, make_folds
 from keras_transfer.devices import forgetting_graphs, set_up
-from keras_transfer.errors import DivergedError
+from keras_transfer.errors import DivergedError, SpecError
 from keras_transfer.experiments.session import Session
 from keras_transfer.experiments.summary import describe_cache
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool, refits
+from keras_transfer.methods.method import Method
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier, Rebuilder
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
@@ -109,10 +110,14 @@ class TrialRunner:
         Args:
             splits: on each of which a spec is trained, and evaluated on the held-out rows.
             states: folder for checkpoints, so that a training can be resumed; None saves none.
+
+        Raises:
+            SpecError: a method has to train once only.
         """
         self.session, self.splits, self._states = session, tuple(splits), states
         self.spec = single_run(session.spec)
         self._rebuild = Rebuilder()
+        _check_repeatable(session.methods)
 
     def vary(self, values: Mapping[str, Any]) -> RunSpec:
         """The runner's spec with these values of dotted fields.
@@ -191,16 +196,29 @@ class TrialRunner:
     def _inputs(self, spec: RunSpec, splits: Splits, pool: Pool, reporter: Reporter) -> PhaseInputs:
         data = self.session.data
         source = dataclasses.replace(data.source, views=spec.views)
+        methods = make_methods(spec)
+        _check_repeatable(methods)
         return PhaseInputs(
             spec,
             source,
             splits,
-            methods=make_methods(spec),
+            methods=methods,
             cache=self.session.cache,
             reporter=reporter,
             pool=pool,
             unlabelled=data.unlabelled,
             source_of=self.session.source_of,
+        )
+
+
+def _check_repeatable(methods: Sequence[Method]) -> None:
+    """Raise SpecError if a method must not train on the same images repeatedly."""
+    if once := [method.name for method in methods if method.trains_once]:
+        raise SpecError(
+            "several trainings on the same images would each spend the privacy budget",
+            expected="other methods than 'private' in what is repeated, compared or searched",
+            received=", ".join(once),
+            fix="train single runs, and add up their epsilon and their delta",
         )
 
 

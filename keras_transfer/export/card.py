@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -93,6 +93,8 @@ def make_card(
     task: Task,
     test: Evaluation,
     counts: Mapping[str, int],
+    *,
+    limits: Sequence[str] = (),
 ) -> Card:
     """The card of a trained model.
 
@@ -100,6 +102,7 @@ def make_card(
         task: the model's task after training.
         test: the evaluation on the test split.
         counts: number of images by split: 'train', 'val' and 'test'.
+        limits: further sentences on what the model does not promise.
     """
     # Of a model file and of a backbone that is not registered here, only the model is needed.
     name = spec.model.backbone
@@ -134,6 +137,7 @@ def make_card(
         phases=[dataclasses.asdict(phase) for phase in spec.phases],
         limits=[
             *text.limits,
+            *limits,
             _IMAGE_FILES.format(
                 background=spec.data.background, max_megapixels=spec.data.max_megapixels
             ),

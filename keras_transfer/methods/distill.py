@@ -34,6 +34,7 @@ from keras_transfer.methods.distillation.soft_targets import (
 from keras_transfer.methods.distillation.student import DistillationLoss, make_student
 from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
 from keras_transfer.methods.exact import Exact, ExactOptions
+from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.methods.supervised import Supervised
 from keras_transfer.models.classifier import HEAD
 from keras_transfer.models.cuts import Cut
@@ -76,7 +77,7 @@ class DistillOptions:
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(MethodDefaults):
     """Trains a student on labels and on a teacher's outputs, which are computed once a view."""
 
     options: DistillOptions
@@ -148,9 +149,6 @@ class Distill:
             self._transform(phase, loss.num_outputs) if self.kind.progress(1) != 1 else None,
             columns=targets,
         )
-
-    def finish(self, model: keras.Model) -> None:
-        """Change nothing: the classifier never contained an adapter."""
 
     def _solves(self, context: PhaseContext, phase: PhaseSpec) -> bool:
         model, options = context.spec.model, self.options

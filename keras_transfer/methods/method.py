@@ -1,11 +1,15 @@
 """The interface of a training method: how a phase trains.
 
 A new method is one module with one class and one row in `methods.registry`. The class has a name,
-a frozen dataclass `Options` with the fields of `phases.N.method_options`, and is built from one.
+a frozen dataclass `Options` with the fields of `phases.N.method_options`, and is built from one. It
+inherits `MethodDefaults`, and replaces what differs.
 """
 
 from typing import Any, Protocol
 
+import keras
+
+from keras_transfer.specs import RunSpec
 from keras_transfer.training.objective import PhaseMethod
 
 
@@ -15,3 +19,35 @@ class Method(PhaseMethod, Protocol):
     @property
     def options(self) -> Any:
         """A frozen dataclass with the checked `method_options`."""
+
+    @property
+    def trains_once(self) -> bool:
+        """Whether studies and searches, which train on the same images repeatedly, are refused."""
+
+    def check(self, spec: RunSpec, number: int) -> None:
+        """Raise SpecError, before images are read, where other fields contradict phase `number`."""
+
+
+class MethodDefaults:
+    """Members of `Method` that most methods share."""
+
+    @property
+    def needs_images(self) -> bool:
+        """False: stored features are enough."""
+        return False
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """False: only images with labels train."""
+        return False
+
+    @property
+    def trains_once(self) -> bool:
+        """False: it may train any number of times."""
+        return False
+
+    def check(self, spec: RunSpec, number: int) -> None:
+        """Accept every spec."""
+
+    def finish(self, model: keras.Model) -> None:
+        """Change nothing."""

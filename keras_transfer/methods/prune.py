@@ -26,6 +26,7 @@ from keras import ops
 from keras_transfer.devices.strategy import scope
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
+from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.models.classifier import HEAD
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.training.objective import Objective, PhaseContext
@@ -65,15 +66,13 @@ class PruneOptions:
 
 
 @dataclass(frozen=True)
-class Prune:
+class Prune(MethodDefaults):
     """Trains on the task's loss while the smallest weights become zero."""
 
     options: PruneOptions = field(default_factory=PruneOptions)
 
     Options: ClassVar = PruneOptions
     name: ClassVar[str] = "prune"
-    needs_images: ClassVar[bool] = False
-    uses_unlabelled: ClassVar[bool] = False
 
     def num_views(self, phase: PhaseSpec, available: int) -> int:
         """One view in each epoch."""
@@ -103,9 +102,6 @@ class Prune:
             callbacks=(Pruning(self.options, phase.epochs),),
             least_epochs=max(1, math.ceil(self.options.end * phase.epochs)),
         )
-
-    def finish(self, model: keras.Model) -> None:
-        """Change nothing: the weights are zero already."""
 
 
 class Pruning(keras.callbacks.Callback):

@@ -5,7 +5,7 @@ After such a phase the weights with the lowest validation loss are chosen: see `
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ class Outcome:
     `gain` is the mean difference of the example scores on validation after the choice and before
     the phase, `gain_error` its paired standard error; both are None for the first phase. Losses are
     means without label smoothing. Test figures are for the report only and decide nothing; they are
-    None where the test split is empty.
+    None where the test split is empty. `privacy` is that of the objective.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Outcome:
     temperature: float
     kept: bool
     history: list[dict[str, float]] = field(default_factory=list)
+    privacy: dict[str, Any] | None = None
 
 
 def prepare_classifier(
@@ -161,6 +162,7 @@ class TrainedPhase(NamedTuple):
     data: SplitData
     predictor: keras.Model
     is_final: bool
+    privacy: dict[str, Any] | None = None
 
 
 def run_phase(
@@ -192,7 +194,8 @@ def run_phase(
             classifier,
             phase,
             data,
-            solve=objective.solve,
+            objective=objective,
+            saver=saver,
             predictor=predictor,
             reporter=reporter,
         )
@@ -213,7 +216,8 @@ def run_phase(
                 say=reporter.info,
             )
     method.finish(classifier.model)
-    return TrainedPhase(result, data, predictor, is_final=objective.least_epochs > 0)
+    is_final = objective.least_epochs > 0
+    return TrainedPhase(result, data, predictor, is_final, objective.privacy)
 
 
 def _conclude(
@@ -250,7 +254,8 @@ def _conclude(
     if scores_before is not None:
         gain = paired_gain(scores_before, task.example_scores(*val))
     test = _Predictions.of(data, data.splits.test, predictor) if len(data.splits.test) else None
-    return _outcome(task, trained.result, val, test, gain=gain, choice=choice)
+    outcome = _outcome(task, trained.result, val, test, gain=gain, choice=choice)
+    return replace(outcome, privacy=trained.privacy)
 
 
 class _Predictions(NamedTuple):

@@ -12,9 +12,11 @@ from keras_transfer.models.activations import activate
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import PhaseSpec
+from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
 from keras_transfer.tasks.task import Task
-from keras_transfer.training.objective import Solve
+from keras_transfer.training.objective import Objective
 from keras_transfer.training.phases import PhaseResult, apply_phase
+from keras_transfer.training.progress import Saver, State
 
 _BATCH_SIZE = 1024
 
@@ -24,13 +26,17 @@ def solve_head(
     phase: PhaseSpec,
     data: SplitData,
     *,
-    solve: Solve,
+    objective: Objective,
+    saver: Saver | None,
     predictor: keras.Model,
     reporter: Reporter,
 ) -> PhaseResult | None:
     """Solve the classifier's last dense layer on all views of the training split, and set it.
 
     Args:
+        objective: of the phase, with the function that solves it.
+        saver: keeps a head with differential privacy before anything is said about it, so that a
+            resumed run does not train another one; that would take more of the budget.
         predictor: the part of the classifier that maps `data.inputs` to logits.
 
     Returns:
@@ -40,19 +46,14 @@ def solve_head(
     num_trainable = apply_phase(classifier, phase)
     logits = classifier.last_dense
     features = data.head_features(logits)
-    # Host 0's solution: that of another kind of processor may differ in its last digits.
-    head = share_from_first(solve(features, data.train_values))
+    head = _solution(objective, features, data.train_values, saver)
     if head is None:
         reporter.info(f"Phase {phase.name!r} trains from random weights: no exact solution here.")
         return None
     with scope():
         logits.kernel.assign(head.kernel.astype(np.float32))
         logits.bias.assign(head.bias.astype(np.float32))
-    reporter.info(
-        f"Phase {phase.name!r}: the head is solved exactly on {features.num_examples:,} images in "
-        f"{features.num_views} {'view' if features.num_views == 1 else 'views'}, with strength "
-        f"{head.strength:.3g}."
-    )
+    reporter.info(f"Phase {phase.name!r}: {_describe(head, features, objective)}.")
     row = _history_row(data, predictor)
     row["seconds"] = time.perf_counter() - started
     return PhaseResult(
@@ -64,6 +65,35 @@ def solve_head(
         history=(row,),
         is_finished=True,
     )
+
+
+def _solution(
+    objective: Objective, features: HeadFeatures, values: np.ndarray, saver: Saver | None
+) -> LinearHead | None:
+    """The head of the objective's solver, or that of an interrupted run if it is private."""
+    assert objective.solve
+    kept = saver if objective.privacy else None
+    if kept and (state := kept.load()):
+        arrays = state.arrays["head"]
+        return LinearHead(arrays["kernel"], arrays["bias"], **state.numbers["head"])
+    # Host 0's solution: that of another kind of processor may differ in its last digits.
+    head: LinearHead | None = share_from_first(objective.solve(features, values))
+    if kept and head:
+        numbers = {name: getattr(head, name) for name in ("strength", "loss", "num_iterations")}
+        arrays = {"kernel": head.kernel, "bias": head.bias}
+        kept.save(State({"history": [], "head": numbers}, {"head": arrays}))
+    return head
+
+
+def _describe(head: LinearHead, features: HeadFeatures, objective: Objective) -> str:
+    images = f"{features.num_examples:,} images"
+    if privacy := objective.privacy:
+        return (
+            f"the head is trained on {images} with differential privacy, "
+            f"ε = {privacy['epsilon']:.4g} at δ = {privacy['delta']:g}"
+        )
+    views = f"{features.num_views} {'view' if features.num_views == 1 else 'views'}"
+    return f"the head is solved exactly on {images} in {views}, with strength {head.strength:.3g}"
 
 
 def _history_row(data: SplitData, predictor: keras.Model) -> dict[str, float]:

@@ -5,7 +5,7 @@ Methods are in `keras_transfer.methods`, above this package: phases get them rea
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -39,6 +39,7 @@ class Objective:
         least_epochs: epochs after which the weights have their final form. Earlier ones are not
             chosen, and such a phase is neither undone nor averaged with the weights before it; 0
             for phases whose weights have it at once.
+        privacy: what a solved head with differential privacy guarantees, as JSON values.
     """
 
     model: keras.Model
@@ -49,6 +50,7 @@ class Objective:
     columns: Inputs | None = None
     callbacks: Sequence[keras.callbacks.Callback] = ()
     least_epochs: int = 0
+    privacy: dict[str, Any] | None = None
 
 
 class PhaseImages(Protocol):
