@@ -27,7 +27,7 @@ def report_privacy(
 
     Args:
         classifier: with its final weights.
-        phase_inputs: those of its phases; with a refit, `joined` ones.
+        phase_inputs: those of its phases.
 
     Returns:
         None where no phase trained with differential privacy.
@@ -65,10 +65,9 @@ def _attack(data: SplitData, predictor: keras.Model) -> dict[str, Any]:
 
 def describe_privacy(report: dict[str, Any]) -> str:
     """The guarantee and its limits, in sentences."""
-    trainings = "two trainings" if report["num_trainings"] > 1 else "one training"
     return (
         f"Differential privacy: ε = {report['epsilon']:.4g} at δ = {report['delta']:g} covers "
-        f"{report['covers']}; {trainings} of {report['steps']} steps with noise multiplier "
+        f"{report['covers']}; {report['steps']} steps with noise multiplier "
         f"{report['noise_multiplier']:.4g}, sampling rate {report['sampling_rate']:g} and "
         f"clipping norm {report['clip_norm']:g}. It does not cover "
         f"{'; '.join(report['does_not_cover'])}."

@@ -88,8 +88,7 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             refitted = refit(
                 classifier, phase_inputs, outcomes, initial=initial, reporter=reporter, run=run
             )
-        trained = phase_inputs.joined() if refitted else phase_inputs
-        privacy = report_privacy(classifier, trained, outcomes)
+        privacy = report_privacy(classifier, phase_inputs, outcomes)
         outputs = phase_inputs.predict(classifier, data.splits.test)
         test = evaluate_test(task, data, outputs, seed=spec.seed)
         proof = sparsity = None

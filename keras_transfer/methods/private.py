@@ -41,10 +41,10 @@ _SCALE: Final = 8.0
 _MEAN_NOISE: Final = 3.0
 """Noise of the mean, in units of that with which it would use up the budget: it costs a ninth."""
 
-_FASTEST: Final = 5.0
-_SIGNAL: Final = 225.0
-"""The learning rate is n / (225 sigma_1) and at most 5, in units of 1 / clip_norm, where sigma_1 is
-the noise with which a single sum over all n images would use up the budget."""
+_LONGEST: Final = 300.0
+_SIGNAL: Final = 3.75
+"""Steps times learning rate are n / (3.75 sigma_1) and at most 300, in units of 1 / clip_norm:
+sigma_1 is the noise with which a single sum over all n images would use up the budget."""
 
 NOT_COVERED: Final = (
     "stored features, splits.json and the images and views that the run folder keeps",
@@ -64,7 +64,7 @@ class PrivateOptions:
     delta: float = option(
         1e-5, "δ, the chance that the budget does not hold; below 1 / images", low=1e-15, high=0.1
     )
-    steps: int = option(60, "steps of gradient descent, among which the budget is shared", low=1)
+    steps: int = option(30, "steps of gradient descent, among which the budget is shared", low=1)
     sampling_rate: float = option(
         1.0,
         "chance of each image to be used in a step; 1 is best, less is faster",
@@ -84,21 +84,21 @@ class Noise:
     epsilon: float
 
     @classmethod
-    def of(cls, options: PrivateOptions, num_images: int, num_trainings: int) -> "Noise":
-        """Of each of `num_trainings`, which share the budget; `epsilon` is what all spend."""
+    def of(cls, options: PrivateOptions, num_images: int) -> "Noise":
+        """The least that keeps to the budget; `epsilon` is what is spent of it."""
         budget = options.epsilon, options.delta
-        single = least_noise(lambda noise: num_trainings * divergences(1, noise), *budget)
+        single = least_noise(lambda noise: divergences(1, noise), *budget)
         mean = _MEAN_NOISE * single
 
         def spent(noise: float) -> np.ndarray:
             steps = options.steps * divergences(options.sampling_rate, noise)
-            return num_trainings * (steps + divergences(1, mean))
+            return steps + divergences(1, mean)
 
         steps = least_noise(spent, *budget)
         return cls(
             steps=steps,
             mean=mean,
-            learning_rate=min(_FASTEST, num_images / (_SIGNAL * single)),
+            learning_rate=min(_LONGEST, num_images / (_SIGNAL * single)) / options.steps,
             epsilon=epsilon_of(spent(steps), options.delta),
         )
 
@@ -137,6 +137,7 @@ class Private(MethodDefaults):
                 "training.sampling=natural",
             ),
             (spec.num_trials > 1, f"{spec.num_trials} trainings", "folds=1 seeds=1 halvings=0"),
+            (training.refit, "a second training of the refit", "training.refit=false"),
         )
         if found := [(received, fix) for is_wrong, received, fix in wrong if is_wrong]:
             raise SpecError(
@@ -164,8 +165,7 @@ class Private(MethodDefaults):
                 received=f"{options.delta:g}",
                 fix="set phases.0.method_options.delta=1e-5, or lower",
             )
-        refits = context.spec.training.refit
-        noise = Noise.of(options, num_images, 2 if refits else 1)
+        noise = Noise.of(options, num_images)
 
         def solve(features: HeadFeatures, values: np.ndarray) -> LinearHead:
             # 256 bits of the operating system, which only this function ever knows.
@@ -175,13 +175,11 @@ class Private(MethodDefaults):
             )
 
         loss = task.loss(context.spec.training)
-        privacy = describe_privacy(options, noise, refits=refits)
-        return Objective(part, loss, solve=solve, fits=False, privacy=privacy)
+        return Objective(part, loss, solve=solve, fits=False, privacy=figures(options, noise))
 
 
-def describe_privacy(options: PrivateOptions, noise: Noise, *, refits: bool) -> dict[str, Any]:
-    """The figures as JSON values; `steps` are those of each of the trainings."""
-    images = "training or validation" if refits else "training"
+def figures(options: PrivateOptions, noise: Noise) -> dict[str, Any]:
+    """What is guaranteed, as JSON values."""
     return {
         "epsilon": noise.epsilon,
         "delta": options.delta,
@@ -190,8 +188,7 @@ def describe_privacy(options: PrivateOptions, noise: Noise, *, refits: bool) -> 
         "steps": options.steps,
         "clip_norm": options.clip_norm,
         "mean_noise_multiplier": noise.mean,
-        "num_trainings": 2 if refits else 1,
-        "covers": f"the weights of the head, for each {images} image",
+        "covers": "the weights of the head, for each training image",
         "does_not_cover": list(NOT_COVERED),
     }
 

@@ -41,12 +41,13 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(params=list(METHODS))
 def method(request, teacher) -> Method:
-    changes = {"phases.1.method": request.param}
+    phase = {"name": "last", "method": request.param}
     if request.param == "distill":
-        changes["phases.1.method_options"] = {"teacher": teacher, "solve": False}
+        phase["method_options"] = {"teacher": teacher, "solve": False}
+    changes = {"phases": [phase], "training.refit": False}
     methods = make_methods(override(RunSpec(), changes))
-    assert [one.name for one in methods] == ["exact", request.param]
-    return methods[1]
+    assert [one.name for one in methods] == [request.param]
+    return methods[0]
 
 
 def prepare(method: Method, part: keras.Model, *, on_features: bool = False) -> Objective:
