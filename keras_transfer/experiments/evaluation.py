@@ -14,6 +14,7 @@ from keras_transfer.data.splits import read_manifest
 from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation
+from keras_transfer.experiments.privacy import privacy_limits
 from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.summary import describe_images
 from keras_transfer.export.bundle.deployment import deliver
@@ -102,7 +103,10 @@ def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray
     if len(values) == len(rows["test"]):
         counts = {name: len(entries) for name, entries in rows.items()}
         test = run.task.evaluate(values, outputs, seed=run.spec.seed)
-        return make_card(spec, run.model, run.task, test, counts)
+        done = run.folder.is_complete
+        privacy = run.folder.read_json("metrics.json").get("privacy") if done else None
+        limits = privacy_limits(privacy)
+        return make_card(spec, run.model, run.task, test, counts, limits=limits)
     versions = version_folders(run.folder.export_folder)
     if not versions:
         raise DataError(

@@ -74,6 +74,11 @@ def describe_privacy(report: dict[str, Any]) -> str:
     )
 
 
+def privacy_limits(report: dict[str, Any] | None) -> list[str]:
+    """The sentences on privacy among the limits of a model's card."""
+    return [describe_privacy(report)] if report else []
+
+
 def describe_membership(report: dict[str, Any], monitor: Monitor) -> str:
     """What the loss tells of who was trained on, for both heads."""
     parts = []

@@ -17,7 +17,7 @@ from keras_transfer.devices.hosts import given_host, num_hosts_of, wait_for_all
 from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
-from keras_transfer.experiments.privacy import describe_privacy, report_privacy
+from keras_transfer.experiments.privacy import privacy_limits, report_privacy
 from keras_transfer.experiments.run_report import write_history, write_test, write_views
 from keras_transfer.experiments.session import Data, Session, open_session
 from keras_transfer.experiments.sparsity import Sparsity, measure_sparsity
@@ -168,13 +168,12 @@ def _write(
         keep_images(run, data.records, data.splits)
     write_checksums(run.path, (TASK_FILE, run.model_file.name))
     counts = {name: len(getattr(data.splits, name)) for name in NAMES}
-    limits = [describe_privacy(privacy)] if privacy else []
     return deliver(
         model,
         run.export_folder / "1",
         spec=spec,
         task=task,
-        card=make_card(spec, model, task, test, counts, limits=limits),
+        card=make_card(spec, model, task, test, counts, limits=privacy_limits(privacy)),
         files=[data.records.file(row) for row in rows],
         outputs=outputs,
     )

@@ -245,6 +245,7 @@ def test_repeated_trainings_are_refused(digits_folder):
             runner.train(spec)
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_budget_and_what_the_attack_finds(digits_folder, tmp_path):
     reporter = Listener()
     run = kt.fine_tune(digits_folder, output=tmp_path / "run", reporter=reporter, **RUN)
