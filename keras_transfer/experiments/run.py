@@ -67,11 +67,11 @@ def run_transfer(
     reporter = reporter or TerminalReporter()
     run = run or start_run(spec)
     with vacated_on_refusal(run):
+        _check_single(spec)
         return _run(spec, run, reporter, profile=profile)
 
 
 def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) -> Result:
-    _check_single(spec)
     started = time.perf_counter()
     reporter.info(f"Run folder: {run.path}")
     with open_session(spec, reporter=reporter, run=run) as session:
@@ -105,8 +105,8 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
                 cache_use["teacher"] = describe_teachers(phase_inputs.teacher_stats)
             run.write_json("cache.json", cache_use)
             reporter.info(describe_saving(cache_use))
-            metrics = _metrics(outcomes, refitted, test, proof, sparsity)
-            run.write_json("metrics.json", metrics | ({"privacy": privacy} if privacy else {}))
+            parts = outcomes, refitted, test, proof, sparsity, privacy
+            run.write_json("metrics.json", _metrics(*parts))
     wait_for_all()
     if writes:
         shutil.rmtree(run.checkpoint_folder)
@@ -185,6 +185,7 @@ def _metrics(
     test: Evaluation,
     proof: Proof,
     sparsity: Sparsity | None,
+    privacy: dict[str, Any] | None,
 ) -> dict[str, Any]:
     phases = [asdict(outcome) for outcome in outcomes]
     for phase in phases:
@@ -201,4 +202,5 @@ def _metrics(
             "label_agreement": proof.parity.label_agreement,
         },
         **({"sparsity": asdict(sparsity)} if sparsity else {}),
+        **({"privacy": privacy} if privacy else {}),
     }
