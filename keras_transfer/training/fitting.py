@@ -179,13 +179,8 @@ def run_phase(
     """Train one phase by its method; arguments as for `fit_phases`."""
     phase, method = phase_inputs.spec.phases[number], phase_inputs.methods[number]
     data, part = phase_inputs.for_phase(classifier, number)
-    context = PhaseContext(
-        data.spec,
-        classifier.task,
-        part is not classifier.model,
-        reporter,
-        phase_inputs.images(data),
-    )
+    on_features, images = part is not classifier.model, phase_inputs.images(data)
+    context = PhaseContext(data.spec, classifier.task, on_features, reporter, images)
     objective = method.prepare(context, phase, part)
     predictor = keras.Model(part.input, part.output)
     result = None
@@ -216,8 +211,9 @@ def run_phase(
                 say=reporter.info,
             )
     method.finish(classifier.model)
-    is_final = objective.least_epochs > 0
-    return TrainedPhase(result, data, predictor, is_final, objective.privacy)
+    return TrainedPhase(
+        result, data, predictor, is_final=objective.least_epochs > 0, privacy=objective.privacy
+    )
 
 
 def _conclude(
