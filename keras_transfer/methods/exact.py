@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
+from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.models.classifier import HEAD
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
@@ -45,15 +46,13 @@ class ExactOptions:
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(MethodDefaults):
     """Solves the head of a linear classifier, and continues by `fit` where more trains."""
 
     options: ExactOptions = field(default_factory=ExactOptions)
 
     Options: ClassVar = ExactOptions
     name: ClassVar[str] = "exact"
-    needs_images: ClassVar[bool] = False
-    uses_unlabelled: ClassVar[bool] = False
 
     def num_views(self, phase: PhaseSpec, available: int) -> int:  # noqa: ARG002
         """All of them: the solution is that of all views together."""
@@ -77,6 +76,3 @@ class Exact:
         strengths = task.strengths if self.options.cross_validate else own
         fits = phase.unfreeze != HEAD or spec.model.dropout > 0
         return Objective(part, loss, solve=solve, fits=fits)
-
-    def finish(self, model: keras.Model) -> None:
-        """Change nothing."""

@@ -16,6 +16,7 @@ import numpy as np
 from keras_transfer.data.datasets import Columns
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
+from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 
@@ -47,7 +48,7 @@ class MixupOptions:
 
 
 @dataclass(frozen=True)
-class Mixup:
+class Mixup(MethodDefaults):
     """Mixes the examples of a training batch with each other, by mixup or by CutMix.
 
     Where both are on, each batch uses one of them, with equal probability.
@@ -57,25 +58,17 @@ class Mixup:
 
     Options: ClassVar = MixupOptions
     name: ClassVar[str] = "mixup"
-    uses_unlabelled: ClassVar[bool] = False
 
     @property
     def needs_images(self) -> bool:
         """Whether CutMix is on, which needs pixels: stored features have none."""
         return self.options.cutmix_alpha > 0
 
-    def num_views(self, phase: PhaseSpec, available: int) -> int:
-        """One view in each epoch."""
-        return min(available, phase.epochs)
-
     def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
         """The task's loss on mixed batches."""
         what = "stored features (manifold mixup)" if context.on_features else "images"
         context.reporter.info(f"Phase {phase.name!r} trains on mixtures of {what}.")
         return Objective(part, context.task.loss(context.spec.training), self.mix)
-
-    def finish(self, model: keras.Model) -> None:
-        """Change nothing."""
 
     def mix(
         self,

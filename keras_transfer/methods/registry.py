@@ -22,8 +22,9 @@ def make_methods(spec: RunSpec) -> tuple[Method, ...]:
     """The method of each phase, in order.
 
     Raises:
-        SpecError: a method or one of its options is unknown or out of range, a method needs images
-            where `cache.mode=on` demands stored features, or none uses `data.unlabelled`.
+        SpecError: a method or one of its options is unknown or out of range, a method cannot train
+            its phase of this spec, or needs images where `cache.mode=on` demands stored features,
+            or none uses `data.unlabelled`.
     """
     methods = tuple(make_method(phase, number) for number, phase in enumerate(spec.phases))
     if spec.data.unlabelled and not any(method.uses_unlabelled for method in methods):
@@ -34,6 +35,7 @@ def make_methods(spec: RunSpec) -> tuple[Method, ...]:
             fix="leave data.unlabelled out, or set phases.0.method=distill",
         )
     for number, method in enumerate(methods):
+        method.check(spec, number)
         if method.needs_images and spec.cache.mode == "on":
             raise SpecError(
                 f"phases.{number} trains by {method.name!r}, which needs images here",

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import keras
 
+from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 
@@ -15,19 +16,13 @@ class SupervisedOptions:
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(MethodDefaults):
     """Trains on the task's loss."""
 
     options: SupervisedOptions = field(default_factory=SupervisedOptions)
 
     Options: ClassVar = SupervisedOptions
     name: ClassVar[str] = "supervised"
-    needs_images: ClassVar[bool] = False
-    uses_unlabelled: ClassVar[bool] = False
-
-    def num_views(self, phase: PhaseSpec, available: int) -> int:
-        """One view in each epoch."""
-        return min(available, phase.epochs)
 
     def prepare(
         self,
@@ -37,6 +32,3 @@ class Supervised:
     ) -> Objective:
         """The task's loss with the settings of the spec."""
         return Objective(part, context.task.loss(context.spec.training))
-
-    def finish(self, model: keras.Model) -> None:
-        """Change nothing."""
