@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from distilling import save_teacher
@@ -21,9 +22,12 @@ from keras_transfer.experiments.distill import distillation
 from keras_transfer.experiments.distill.comparison import _gain
 from keras_transfer.experiments.distill.generations import Generations
 from keras_transfer.experiments.distill.settings import distillation_spec, spec_alone
+from keras_transfer.experiments.distill.teachers import store_teacher
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.session import open_session
+from keras_transfer.methods.distillation.teacher import load_teacher
 from keras_transfer.methods.registry import make_methods
+from keras_transfer.models.activations import activate
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import (
     CacheSpec,
@@ -206,6 +210,43 @@ def test_generations_are_runs_that_learn_from_each_other_and_a_killed_one_is_res
     assert one["scores"] == pytest.approx([kt.load_run(first).evaluation.accuracy])
     assert two["scores"] == pytest.approx([last.evaluation.accuracy])
     assert all(f"| {name} |" in (folder / "distillation.md").read_text() for name in names)
+
+
+def test_a_model_in_memory_is_stored_once_as_a_teacher(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path))
+    model = keras.models.load_model(teacher / "model.keras")
+    file = store_teacher(model)
+    assert store_teacher(keras.models.load_model(teacher / "model.keras")) == file
+    assert [one.name for one in file.parent.iterdir()] == [file.name]
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
+    found = load_teacher(str(file), 32)
+    features = np.array(keras.Model(found.cut.model.input, found.cut.tensor)(pixels))
+    expected = np.array(keras.Model(model.input, model.output)(pixels))
+    outputs = activate(found.logits(features), found.activation)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    nested = keras.Model(model.input, model(model.input))
+    assert store_teacher(nested) != file
+    with pytest.raises(SpecError, match="no graph of layers"):
+        store_teacher(keras.Sequential([keras.layers.Dense(3)]))
+
+
+def test_a_teacher_in_memory_and_one_in_a_file_are_taken(spec, teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path))
+    taken = []
+
+    def stop(generations, *_, **__):
+        taken.append(generations.spec.phases[0].method_options["teacher"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_transfer.api.run_distillation", stop)
+    model = keras.models.load_model(teacher / "model.keras")
+    file = store_teacher(model)
+    for number, (given, expected) in enumerate(
+        ((model, f"{file}"), ([teacher, model], f"{teacher},{file}"))
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            kt.distill(given, spec, output=tmp_path / f"run-{number}", reporter=SILENT)
+        assert taken[-1] == expected
 
 
 def test_generations_choose_a_folder_as_runs_do_and_leave_none_of_a_refused_one(
