@@ -50,7 +50,7 @@ from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, start_run, vacated_on_refusal
 
 Source = RunSpec | str | os.PathLike[str] | Any | None
-Teacher = str | os.PathLike[str] | keras.Model
+Teacher = str | os.PathLike[str] | Any
 
 
 def fine_tune(
@@ -278,11 +278,13 @@ def distill(
     reporter = reporter or TerminalReporter()
     given = [teacher] if isinstance(teacher, str | os.PathLike | keras.Model) else teacher
     student = _make_spec(source, preset, others, reporter)
-    paths = [store_teacher(one) if isinstance(one, keras.Model) else one for one in given]
-    spec = distillation_spec(student, ",".join(map(os.fspath, paths)), settings)
+    paths = [
+        os.fspath(store_teacher(one) if isinstance(one, keras.Model) else one) for one in given
+    ]
+    spec = distillation_spec(student, ",".join(paths), settings)
     generations = Generations.of(spec, settings.generations, output=output, resume=resume)
     first = generations.start(1)
-    found = run_distillation(generations, first, num_seeds=settings.seeds, reporter=reporter)
+    found = run_distillation(generations, first, settings, reporter=reporter)
     if isinstance(reporter, TerminalReporter):
         show_distillation(found, reporter)
     return Run(found.run.folder.path)

@@ -178,6 +178,10 @@ class DistillSpec:
         1, "students one after another, each of which is the teacher of the next", low=1
     )
     seeds: int = option(3, "seeds of training that distillation is compared over", low=1)
+    smaller: str = option(
+        "", "smaller backbone, trained on labels alone and compared as well: a name or a path"
+    )
+    smaller_weights: str = option("imagenet", "those of `smaller`, as in `model.weights`")
 
 
 @dataclass(frozen=True, kw_only=True)

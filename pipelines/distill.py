@@ -5,12 +5,14 @@
     python -m pipelines.distill saved_models/a,saved_models/b my_images temperature=1 seeds=5
     python -m pipelines.distill saved_models/teacher my_images kind=decoupled
     python -m pipelines.distill saved_models/teacher my_images generations=3
+    python -m pipelines.distill saved_models/teacher my_images smaller=mobilenet_0.25
 
 The teacher is a run folder or a Keras model file; of several, separated by commas, the mean of
 their probabilities counts. The student is an ordinary run; its folder also has distillation.json,
 distillation.md and distillation.png, which compare it with the teacher and with the same student
 trained on labels alone. With generations=3 each student is the teacher of the next; the last one is
-the run, and the earlier ones are in its folder generations/.
+the run, and the earlier ones are in its folder generations/. With smaller=mobilenet_0.25 the report
+also has that backbone, trained on labels alone.
 """
 
 import argparse
@@ -69,17 +71,17 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     run = generations.start(1)
     with native_log_to(run.log_file):
-        _distill(generations, run, settings.seeds)
+        _distill(generations, run, settings)
 
 
 # It imports TensorFlow when it runs, so that its start-up output goes to the log.
-def _distill(generations: Generations, first: RunFolder, num_seeds: int) -> None:
+def _distill(generations: Generations, first: RunFolder, settings: DistillSpec) -> None:
     from keras_transfer.experiments.distill.distillation import run_distillation
     from keras_transfer.experiments.distill.report import show_distillation
     from keras_transfer.reporting.reporter import TerminalReporter
 
     terminal = TerminalReporter()
-    found = run_distillation(generations, first, num_seeds=num_seeds, reporter=terminal)
+    found = run_distillation(generations, first, settings, reporter=terminal)
     show_distillation(found, terminal)
 
 

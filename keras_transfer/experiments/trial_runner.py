@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -139,6 +139,7 @@ class TrialRunner:
         num_epochs: int | None = None,
         reporter: Reporter | None = None,
         predict: bool = False,
+        observe: Callable[[Classifier], None] | None = None,
     ) -> TrialResult:
         """Train a spec on each of the splits, or resume an earlier training of it.
 
@@ -147,6 +148,7 @@ class TrialRunner:
             pool: rows whose features are stored together, by default those of all splits.
             num_epochs: where to stop, counted over all phases; by default after the last one.
             predict: whether to fill in `outputs` and `scores`.
+            observe: called with each trained classifier, whose layers the next training may use.
 
         Raises:
             DivergedError: a loss is not finite.
@@ -170,6 +172,8 @@ class TrialRunner:
                 num_epochs=num_epochs,
                 predict=predict,
             )
+            if observe:
+                observe(classifier)
             results.append(fitted)
         sizes = [len(held_out(own)) for own in splits]
         return _merge(results, sizes, seconds=time.perf_counter() - started)

@@ -17,7 +17,8 @@ import keras_transfer as kt
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, RunError, SpecError
 from keras_transfer.experiments import contender_plot
-from keras_transfer.experiments.contender_plot import Dot, draw_contenders
+from keras_transfer.experiments.contender_plot import draw_contenders
+from keras_transfer.experiments.contenders import Figures
 from keras_transfer.experiments.distill import distillation
 from keras_transfer.experiments.distill.comparison import _gain
 from keras_transfer.experiments.distill.generations import Generations
@@ -25,6 +26,7 @@ from keras_transfer.experiments.distill.settings import distillation_spec, spec_
 from keras_transfer.experiments.distill.teachers import store_teacher
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.session import open_session
+from keras_transfer.experiments.speed import Speed
 from keras_transfer.methods.distillation.teacher import load_teacher
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.activations import activate
@@ -281,13 +283,17 @@ def test_an_occupied_folder_is_refused_before_the_first_generation(spec, teacher
     assert [file.name for file in folder.iterdir()] == ["notes.txt"]
 
 
+def figures_of(name, latency_ms, score):
+    speed = Speed({1: latency_ms, 32: 9.0}, {1: latency_ms, 32: 9.0}, None)
+    fixed = {"agreement": 1.0, "num_parameters": 1, "num_bytes": 1, "speed": speed}
+    return Figures(name=name, score=score, interval=(0.4, 1.0), **fixed)
+
+
 def test_every_contender_is_drawn(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(contender_plot, "save", lambda figure, _: figures.append(figure))
     names = ("teacher", "generation 1", "generation 2", "generation 3", "alone")
-    dots = [
-        Dot(name, 1.0 + place, 0.5 + place / 10, (0.4, 1.0)) for place, name in enumerate(names)
-    ]
+    dots = [figures_of(name, 1.0 + place, 0.5 + place / 10) for place, name in enumerate(names)]
     draw_contenders(
         dots, tmp_path / "x.png", monitor=SingleLabel(("a",)).monitor, title="", headline=""
     )
