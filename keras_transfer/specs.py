@@ -35,6 +35,9 @@ class SourceRow(NamedTuple):
     suffixes: tuple[str, ...] = ()
 
 
+HEAD: Final = "head"
+"""Name of the topmost stage of a model: everything above the trunk."""
+
 SOURCES: Final = {
     "folder": SourceRow("keras_transfer.data.folder_source:read"),
     "csv": SourceRow("keras_transfer.data.csv_source:read", (".csv", ".tsv")),

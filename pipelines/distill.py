@@ -28,21 +28,21 @@ from keras_transfer.experiments.distill.settings import distillation_spec
 from keras_transfer.fields import build
 from keras_transfer.specs import DistillSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from pipelines.arguments import RESUMABLE, main_of, make_parser, read_source, say
+from pipelines.arguments import (
+    RESUMABLE,
+    add_spec_arguments,
+    main_of,
+    make_parser,
+    read_source,
+    say,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
     own = "fields of distillation", DistillSpec
     parser = make_parser("distill", str(__doc__), fields=True, own=own)
     parser.add_argument("teacher", metavar="TEACHER", help="run folders or Keras model files")
-    parser.add_argument(
-        "source",
-        help="a folder with a sub-folder of images for each class, a CSV file, a preset, a spec "
-        "file or a run folder",
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="key=value", help="fields of distillation and of the run"
-    )
+    add_spec_arguments(parser, fields="fields of distillation and of the run")
     parser.add_argument("--output", metavar="DIR", help="run folder (default: saved_models/<name>)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     return parser
@@ -64,7 +64,7 @@ def read_words(source: str, words: Sequence[str]) -> tuple[RunSpec, DistillSpec]
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
-    spec, settings = read_words(arguments.source, arguments.words)
+    spec, settings = read_words(arguments.source, arguments.overrides)
     spec = distillation_spec(spec, arguments.teacher, settings)
     generations = Generations.of(
         spec, settings.generations, output=arguments.output, resume=arguments.resume

@@ -36,9 +36,8 @@ from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
 from keras_transfer.methods.exact import Exact, ExactOptions
 from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.methods.supervised import Supervised
-from keras_transfer.models.classifier import HEAD
 from keras_transfer.models.cuts import Cut
-from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.storage.model_files import TEACHER, teachers_of
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_distilled
 from keras_transfer.training.objective import Objective, PhaseContext, Solve

@@ -27,8 +27,7 @@ from keras_transfer.devices.strategy import scope
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
 from keras_transfer.methods.method import MethodDefaults
-from keras_transfer.models.classifier import HEAD
-from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 
 _KINDS: Final = (

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from keras_transfer.compression.clusters import write_codebooks
-from keras_transfer.compression.registry import Chain
+from keras_transfer.compression.registry import Chain, further_files
 from keras_transfer.config import override
 from keras_transfer.experiments.compress.comparison import (
     REPORT_FILE,
@@ -25,9 +24,6 @@ from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import DistillSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
-
-CODEBOOKS: Final = "weights.npz"
-"""All weights, with codebooks, where they are shared; see `clusters.read_codebooks`."""
 
 
 def compress_run(
@@ -68,9 +64,9 @@ def compress_run(
     if not run.is_complete:
         run_transfer(spec, run, reporter=reporter)
     compressed = load_run(run.path)
-    if chain[-1][0] == "clusters":
-        with run.replacing(CODEBOOKS) as file:
-            write_codebooks(compressed.model, file)
+    for name, write in further_files(chain).items():
+        with run.replacing(name) as file:
+            write(compressed.model, file)
     export = run.export_folder / "1"
     if not _are_tried(formats, run, export.name):
         convert_run(run.path, export, formats, compare=False, reporter=reporter)

@@ -25,9 +25,8 @@ from keras_transfer.config import override
 from keras_transfer.errors import SpecError
 from keras_transfer.export.conversion import read_split
 from keras_transfer.inference.prediction import LoadedRun
-from keras_transfer.models.classifier import HEAD
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.storage.atomic import replacing
 from keras_transfer.storage.cache import home
 from keras_transfer.storage.checksums import sha256_of

@@ -5,14 +5,13 @@ from typing import Any, Final
 
 from keras_transfer.backbones.scaling import GREY
 from keras_transfer.config import override
-from keras_transfer.specs import DistillSpec, PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, DistillSpec, PhaseSpec, RunSpec
 from keras_transfer.storage.model_files import TEACHER, resolve
 
 REPORT_FILE: Final = "distillation.json"
 """Written last: it marks a distillation as complete."""
 
 DISTILL: Final = "distill"
-HEAD: Final = "head"
 ANY_FEATURES: Final = ("logits", "decoupled", "dynamic")
 """Kinds of distillation that also serve where only a linear head trains."""
 
