@@ -112,7 +112,7 @@ def compare(
         seeds = tuple(range(spec.seed, spec.seed + num_seeds))
         words = counted(num_seeds, "seed", "seeds")
         reporter.info(f"Comparing with the student alone, over {words} from {seeds[0]} on …")
-        attack = find_attack(spec, session.task.encode(values))
+        attack = find_attack(spec, session.task, values)
         runner = TrialRunner(session, [data.splits])
         train = functools.partial(_train, runner, seeds=seeds, attack=attack)
         distilled = [train(one) for one in (*(each.spec for each in runs[:-1]), spec)]

@@ -23,6 +23,7 @@ from keras_transfer.methods.distillation.teacher import Teacher
 from keras_transfer.models.activations import activate
 from keras_transfer.models.forward import BATCH_SIZE
 from keras_transfer.specs import RunSpec
+from keras_transfer.tasks.task import Task
 
 MOST_IMAGES: Final = 200
 """Each attacked image costs a network as much as training on it in `steps` epochs."""
@@ -72,12 +73,12 @@ class Attack:
         return activate(np.concatenate(logits)[: len(pixels)], "softmax")
 
 
-def find_attack(spec: RunSpec, targets: np.ndarray) -> Attack | None:
+def find_attack(spec: RunSpec, task: Task, values: np.ndarray) -> Attack | None:
     """The attack of the spec's last phase by kind 'adversarial'; None without one.
 
     Args:
-        targets: one-hot labels [N, K] of the test split. Of more than `MOST_IMAGES` images some
-            are attacked, at equal distances.
+        values: labels [N] of the test split. Of more than `MOST_IMAGES` images some are attacked,
+            at equal distances.
     """
     kinds = [
         make_kind(phase.method_options["kind"], phase.method_options.get("kind_options", {}))
@@ -85,10 +86,10 @@ def find_attack(spec: RunSpec, targets: np.ndarray) -> Attack | None:
         if phase.method == DISTILL and "kind" in phase.method_options
     ]
     found = [kind for kind in kinds if isinstance(kind, Adversarial)]
-    if not found or not len(targets):
+    if not found or not len(values):
         return None
-    places = np.linspace(0, len(targets) - 1, min(len(targets), MOST_IMAGES)).round().astype(int)
-    return Attack(found[-1].options, places, np.asarray(targets[places], np.float32))
+    places = np.linspace(0, len(values) - 1, min(len(values), MOST_IMAGES)).round().astype(int)
+    return Attack(found[-1].options, places, task.encode(values[places]))
 
 
 def network_of(teachers: Sequence[Teacher]) -> Network:

@@ -22,6 +22,7 @@ from keras_transfer.methods.distillation.teacher import load_teacher
 from keras_transfer.models.activations import activate
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunSpec, ViewSpec
+from keras_transfer.tasks.single_label import SingleLabel
 
 GENERATOR = np.random.default_rng(0)
 NAMES = tuple(f"digit_{number}" for number in range(10))
@@ -54,16 +55,17 @@ def test_the_attack_is_the_worst_one_of_a_linear_network_and_none_leaves_the_ima
 
 
 def test_the_attack_is_that_of_the_last_adversarial_phase_on_some_images_of_the_whole_split():
-    targets = np.eye(3)[np.arange(1000) % 3]
+    task, labels = SingleLabel(("a", "b", "c")), np.arange(1000) % 3
     phases = (distil(), distil(**ATTACKED), distil(kind="logits"))
-    attack = find_attack(RunSpec(phases=phases), targets)
+    spec = RunSpec(phases=phases)
+    attack = find_attack(spec, task, labels)
     assert (attack.options.epsilon, attack.options.steps) == (48.0, 4)
     assert len(attack.places) == len(attack.targets) == MOST_IMAGES
     assert (attack.places[0], attack.places[-1]) == (0, 999)
-    np.testing.assert_array_equal(attack.targets, targets[attack.places])
-    assert len(find_attack(RunSpec(phases=phases), targets[:7]).places) == 7
-    assert find_attack(RunSpec(phases=(distil(), distil(kind="logits"))), targets) is None
-    assert find_attack(RunSpec(phases=phases), targets[:0]) is None
+    np.testing.assert_array_equal(attack.targets, np.eye(3)[labels[attack.places]])
+    assert len(find_attack(spec, task, labels[:7]).places) == 7
+    assert find_attack(RunSpec(phases=(distil(), distil(kind="logits"))), task, labels) is None
+    assert find_attack(spec, task, labels[:0]) is None
 
 
 def test_teachers_are_attacked_as_one_network_with_their_mean_probabilities(tmp_path):
