@@ -100,9 +100,10 @@ def notes(found: Comparison) -> list[str]:
 
 def _describe_attack(found: Comparison, attack: Attack) -> str:
     """One sentence with the scores of all networks that were attacked."""
-    options, monitor = attack.options, found.task.monitor
-    shares = [(one.name, _attacked(found, one)[1:]) for one in found.contenders]
-    scores = [f"{name} {monitor.format_interval(*share[0])}" for name, share in shares if share]
+    options, write, scores = attack.options, found.task.monitor.format, []
+    for one in found.contenders:
+        for score, (low, high) in _attacked(found, one)[1:]:
+            scores.append(f"{one.name} {write(score)} ({write(low)} to {write(high)})")
     return (
         f"Attacked ({len(attack.places):,} test images, each pixel changed by at most "
         f"{options.epsilon:g} grey levels in {options.steps} steps of {options.step:g}, away from "

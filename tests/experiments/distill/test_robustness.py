@@ -123,7 +123,9 @@ def test_the_report_has_attacked_images_and_a_smaller_network(spec, tmp_path):
     text = (tmp_path / "run" / "distillation.md").read_text()
     header = next(line for line in text.splitlines() if line.startswith("|"))
     assert [cell.strip() for cell in header.split("|")][-4:-2] == ["clean, %", "attacked, %"]
-    assert "each pixel changed by at most 48 grey levels in 4 steps of 16" in text
+    sentence = next(line for line in text.splitlines() if line.startswith("Attacked ("))
+    assert "each pixel changed by at most 48 grey levels in 4 steps of 16" in sentence
+    assert f"distilled {100 * distilled['attacked_score']:.1f}% (" in sentence
 
 
 def test_a_smaller_network_that_cannot_be_built_is_refused_before_the_student_trains(
