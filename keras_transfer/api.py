@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
     check_single_training,
@@ -32,6 +34,7 @@ from keras_transfer.experiments.distill.distillation import run_distillation
 from keras_transfer.experiments.distill.generations import Generations
 from keras_transfer.experiments.distill.report import show_distillation
 from keras_transfer.experiments.distill.settings import distillation_spec
+from keras_transfer.experiments.distill.teachers import store_teacher
 from keras_transfer.experiments.finished_run import Run
 from keras_transfer.experiments.rank.ranking import rank
 from keras_transfer.experiments.rank.report import show_ranking, write_ranking
@@ -47,6 +50,7 @@ from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, start_run, vacated_on_refusal
 
 Source = RunSpec | str | os.PathLike[str] | Any | None
+Teacher = str | os.PathLike[str] | Any
 
 
 def fine_tune(
@@ -243,7 +247,7 @@ def auto(
 
 
 def distill(
-    teacher: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    teacher: Teacher | Sequence[Teacher],
     source: Source = None,
     *,
     output: str | Path | None = None,
@@ -257,7 +261,9 @@ def distill(
     The run's folder also has distillation.json, distillation.md and distillation.png.
 
     Args:
-        teacher: a run folder or Keras model file, or several, whose mean probabilities count.
+        teacher: a run folder, Keras model file or functional `keras.Model` that maps pixels 0-255
+            to logits or outputs of the task, or several, whose mean probabilities count. A model
+            is stored once as a file, named by its content.
         source, output, preset, resume: as for `fine_tune`.
         fields: those of `DistillSpec`, such as `kind`, `temperature`, `unlabelled` and
             `generations`, and fields of the student's spec.
@@ -270,12 +276,15 @@ def distill(
     own, others = divide(fields, DistillSpec)
     settings = build(DistillSpec, own, "", "distillation")
     reporter = reporter or TerminalReporter()
-    paths = [teacher] if isinstance(teacher, str | os.PathLike) else teacher
+    given = [teacher] if isinstance(teacher, str | os.PathLike | keras.Model) else teacher
     student = _make_spec(source, preset, others, reporter)
-    spec = distillation_spec(student, ",".join(os.fspath(path) for path in paths), settings)
+    paths = [
+        os.fspath(store_teacher(one) if isinstance(one, keras.Model) else one) for one in given
+    ]
+    spec = distillation_spec(student, ",".join(paths), settings)
     generations = Generations.of(spec, settings.generations, output=output, resume=resume)
     first = generations.start(1)
-    found = run_distillation(generations, first, num_seeds=settings.seeds, reporter=reporter)
+    found = run_distillation(generations, first, settings, reporter=reporter)
     if isinstance(reporter, TerminalReporter):
         show_distillation(found, reporter)
     return Run(found.run.folder.path)

@@ -35,6 +35,9 @@ class SourceRow(NamedTuple):
     suffixes: tuple[str, ...] = ()
 
 
+HEAD: Final = "head"
+"""Name of the topmost stage of a model: everything above the trunk."""
+
 SOURCES: Final = {
     "folder": SourceRow("keras_transfer.data.folder_source:read"),
     "csv": SourceRow("keras_transfer.data.csv_source:read", (".csv", ".tsv")),
@@ -178,6 +181,10 @@ class DistillSpec:
         1, "students one after another, each of which is the teacher of the next", low=1
     )
     seeds: int = option(3, "seeds of training that distillation is compared over", low=1)
+    smaller: str = option(
+        "", "smaller backbone, trained on labels alone and compared as well: a name or a path"
+    )
+    smaller_weights: str = option("imagenet", "those of `smaller`, as in `model.weights`")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,9 @@ def _list_fields(title: str, kind: type, names: tuple[str, ...] = ("",)) -> str:
     return "\n".join(lines)
 
 
-def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+def add_spec_arguments(
+    parser: argparse.ArgumentParser, *, fields: str = "fields to change"
+) -> None:
     """Add the images or the preset, and the fields to change, to the arguments."""
     known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.toml")))
     parser.add_argument(
@@ -109,7 +111,7 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder with a sub-folder of images for each class, or a CSV file; or a preset "
         f"({known}), a .toml or spec.json file, or a run folder",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=fields)
 
 
 def divide_place(words: Sequence[str], *, others: str) -> tuple[list[str], str | None]:

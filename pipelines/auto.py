@@ -21,20 +21,13 @@ from keras_transfer.fields import build
 from keras_transfer.specs import AutoSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
-from pipelines.arguments import main_of, make_parser, read_source
+from pipelines.arguments import add_spec_arguments, main_of, make_parser, read_source
 
 
 def _parser() -> argparse.ArgumentParser:
     own = "fields of auto", AutoSpec
     parser = make_parser("auto", str(__doc__), fields=True, own=own)
-    parser.add_argument(
-        "source",
-        help="a folder with a sub-folder of images for each class, a CSV file, a preset, a spec "
-        "file or a run folder",
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="key=value", help="fields of auto and of the run to change"
-    )
+    add_spec_arguments(parser, fields="fields of auto and of the run to change")
     parser.add_argument("--output", metavar="DIR", help="run folder (default: saved_models/<name>)")
     return parser
 
@@ -52,7 +45,7 @@ def read_words(source: str, words: Sequence[str]) -> tuple[RunSpec, AutoSpec]:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
-    spec, auto = read_words(arguments.source, arguments.words)
+    spec, auto = read_words(arguments.source, arguments.overrides)
     budget = Budget.start(auto.time_budget)
     run = start_run(spec, output=arguments.output, suffix="")
     with native_log_to(run.log_file):

@@ -5,12 +5,14 @@
     python -m pipelines.distill saved_models/a,saved_models/b my_images temperature=1 seeds=5
     python -m pipelines.distill saved_models/teacher my_images kind=decoupled
     python -m pipelines.distill saved_models/teacher my_images generations=3
+    python -m pipelines.distill saved_models/teacher my_images smaller=mobilenet_0.25
 
 The teacher is a run folder or a Keras model file; of several, separated by commas, the mean of
 their probabilities counts. The student is an ordinary run; its folder also has distillation.json,
 distillation.md and distillation.png, which compare it with the teacher and with the same student
 trained on labels alone. With generations=3 each student is the teacher of the next; the last one is
-the run, and the earlier ones are in its folder generations/.
+the run, and the earlier ones are in its folder generations/. With smaller=mobilenet_0.25 the report
+also has that backbone, trained on labels alone.
 """
 
 import argparse
@@ -26,21 +28,21 @@ from keras_transfer.experiments.distill.settings import distillation_spec
 from keras_transfer.fields import build
 from keras_transfer.specs import DistillSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from pipelines.arguments import RESUMABLE, main_of, make_parser, read_source, say
+from pipelines.arguments import (
+    RESUMABLE,
+    add_spec_arguments,
+    main_of,
+    make_parser,
+    read_source,
+    say,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
     own = "fields of distillation", DistillSpec
     parser = make_parser("distill", str(__doc__), fields=True, own=own)
     parser.add_argument("teacher", metavar="TEACHER", help="run folders or Keras model files")
-    parser.add_argument(
-        "source",
-        help="a folder with a sub-folder of images for each class, a CSV file, a preset, a spec "
-        "file or a run folder",
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="key=value", help="fields of distillation and of the run"
-    )
+    add_spec_arguments(parser, fields="fields of distillation and of the run")
     parser.add_argument("--output", metavar="DIR", help="run folder (default: saved_models/<name>)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     return parser
@@ -62,24 +64,24 @@ def read_words(source: str, words: Sequence[str]) -> tuple[RunSpec, DistillSpec]
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
-    spec, settings = read_words(arguments.source, arguments.words)
+    spec, settings = read_words(arguments.source, arguments.overrides)
     spec = distillation_spec(spec, arguments.teacher, settings)
     generations = Generations.of(
         spec, settings.generations, output=arguments.output, resume=arguments.resume
     )
     run = generations.start(1)
     with native_log_to(run.log_file):
-        _distill(generations, run, settings.seeds)
+        _distill(generations, run, settings)
 
 
 # It imports TensorFlow when it runs, so that its start-up output goes to the log.
-def _distill(generations: Generations, first: RunFolder, num_seeds: int) -> None:
+def _distill(generations: Generations, first: RunFolder, settings: DistillSpec) -> None:
     from keras_transfer.experiments.distill.distillation import run_distillation
     from keras_transfer.experiments.distill.report import show_distillation
     from keras_transfer.reporting.reporter import TerminalReporter
 
     terminal = TerminalReporter()
-    found = run_distillation(generations, first, num_seeds=num_seeds, reporter=terminal)
+    found = run_distillation(generations, first, settings, reporter=terminal)
     show_distillation(found, terminal)
 
 

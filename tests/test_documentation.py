@@ -102,9 +102,9 @@ def test_commands_parse(verb, words, parse):
         # The reader's own images are not here.
         rank.read_words(["quickstart" if word == "my_photos" else word for word in given.words])
     elif verb == "auto":
-        auto.read_words("quickstart", given.words)
+        auto.read_words("quickstart", given.overrides)
     elif verb == "distill":
-        distill.read_words("quickstart", given.words)
+        distill.read_words("quickstart", given.overrides)
     elif verb == "compress":
         parse_chain(parse_assignments(given.words))
     elif verb == "pretrain":

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from keras_transfer.errors import SpecError
@@ -23,7 +24,9 @@ class Step:
     `function` is 'module:name' of a function of a flat network, a `Sample` and the amount; it
     returns another network and leaves the first as it is. `amount` says what the number means,
     which is between `low` and `high`. A step that `is_last` would be undone by training of the
-    trunk, so no other step follows it, and only a head trains on it.
+    trunk, so no other step follows it, and only a head trains on it. `also` is the name of a
+    further file of the run, and 'module:name' of a function of its model and this file that writes
+    it.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Step:
     low: float
     high: float
     is_last: bool = False
+    also: tuple[str, str] | None = None
 
 
 STEPS: Final = {
@@ -65,6 +69,7 @@ STEPS: Final = {
             low=2,
             high=65_536,
             is_last=True,
+            also=("weights.npz", "keras_transfer.compression.clusters:write_codebooks"),
         ),
     )
 }
@@ -126,10 +131,20 @@ def parse_chain(words: Mapping[str, Any]) -> tuple[Chain, dict[str, Any]]:
 def compress(network: Any, sample: "Sample", chain: Sequence[tuple[str, float]]) -> Any:
     """Take the steps of a chain, one after another."""
     for name, amount in chain:
-        module, _, function = STEPS[name].function.partition(":")
-        apply: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        network = apply(network, sample, amount)
+        network = _load(STEPS[name].function)(network, sample, amount)
     return network
+
+
+def further_files(chain: Chain) -> dict[str, Callable[[Any, Path], None]]:
+    """By the name of each further file of a run whose trunk the chain made, what writes it."""
+    pairs = [STEPS[name].also for name, _ in chain]
+    return {pair[0]: _load(pair[1]) for pair in pairs if pair}
+
+
+def _load(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _amount(value: object) -> float:

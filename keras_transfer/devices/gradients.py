@@ -1,4 +1,4 @@
-"""Gradients by inputs, which Keras has no function for."""
+"""Gradients by inputs, and compiled functions of tensors, which Keras has no function for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,3 +19,19 @@ def input_gradient(function: Callable[[Any], Any], inputs: Any) -> Any:
         tape.watch(inputs)
         total = ops.sum(function(inputs))
     return tape.gradient(total, inputs)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of tensors as a graph, for each shape of them.
+
+    Variables that it reads have the values of the call on TensorFlow, of the first call on JAX.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        traced: Callable[..., Any] = jax.jit(function)
+        return traced
+    import tensorflow as tf
+
+    graph: Callable[..., Any] = tf.function(function, autograph=False, jit_compile=False)
+    return graph

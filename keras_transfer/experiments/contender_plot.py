@@ -2,14 +2,13 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from keras_transfer.evaluation.intervals import Interval
+from keras_transfer.experiments.contenders import Figures
 from keras_transfer.reporting.figures import (
     FAINT,
     TRAIN,
@@ -25,19 +24,9 @@ from keras_transfer.reporting.figures import (
 from keras_transfer.tasks.task import Monitor
 
 
-@dataclass(frozen=True)
-class Dot:
-    """The drawn figures of one network: latency of one image, score and its 95 % interval."""
-
-    name: str
-    latency_ms: float
-    score: float
-    interval: Interval
-
-
 @styled
 def draw_contenders(
-    dots: Sequence[Dot], file: Path, *, monitor: Monitor, title: str, headline: str
+    dots: Sequence[Figures], file: Path, *, monitor: Monitor, title: str, headline: str
 ) -> None:
     """A dot with its interval for each network, with a look of its own for up to twelve."""
     figure = new_figure(8, 4.4)
@@ -60,29 +49,22 @@ def draw_contenders(
     save(figure, file)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """The drawn figures of a network of a chain, or of another form of one.
-
-    `latency_ms` is that of one image, `interval` the 95 % interval of the score.
-    """
-
-    name: str
-    latency_ms: float
-    megabytes: float
-    score: float
-    interval: Interval
-    is_form: bool
-
-
 @styled
-def draw_pareto(points: Sequence[Point], file: Path, *, monitor: Monitor, headline: str) -> None:
-    """Two axes with all points: score against latency, and against size.
+def draw_pareto(
+    chain: Sequence[Figures],
+    forms: Sequence[Figures],
+    file: Path,
+    *,
+    monitor: Monitor,
+    headline: str,
+) -> None:
+    """Two axes with the networks of a chain and other forms of them: score by latency, and by size.
 
     A dashed line connects the networks of the chain in their order, a step the best trade-offs:
     points than which no other has both a better score and less latency, or size. Points have
     numbers, because names of several forms at one place would cover each other.
     """
+    points = [*chain, *forms]
     figure = new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, sharey=True)
     left.set_ylabel(f"test {monitor.metric.replace('_', ' ')}, 95 % interval")
@@ -94,7 +76,7 @@ def draw_pareto(points: Sequence[Point], file: Path, *, monitor: Monitor, headli
         (right, "size of the file, MB (log scale)", [p.megabytes for p in points]),
     )
     for axes, label, costs in sides:
-        _draw_side(axes, points, costs, monitor)
+        _draw_side(axes, points, costs, monitor, num_chain=len(chain))
         axes.set_xlabel(label)
     names = "    ".join(f"{number} {point.name}" for number, point in enumerate(points, start=1))
     figure.supxlabel(textwrap.fill(names, 130), fontsize=9)
@@ -118,17 +100,23 @@ def _scale_costs(axes: Axes, costs: Sequence[float]) -> None:
 
 
 def _draw_side(
-    axes: Axes, points: Sequence[Point], costs: Sequence[float], monitor: Monitor
+    axes: Axes,
+    points: Sequence[Figures],
+    costs: Sequence[float],
+    monitor: Monitor,
+    *,
+    num_chain: int,
 ) -> None:
+    """Draw points at their costs; the first ones are those of the chain."""
     _scale_costs(axes, costs)
     axes.grid()
     best = trade_offs(costs, [monitor.rank(point.score) for point in points])
     front = [(costs[place], points[place].score) for place in best]
     axes.step(*zip(*front, strict=True), where="post", color=FAINT, linewidth=1)
-    chain = [(x, p.score) for x, p in zip(costs, points, strict=True) if not p.is_form]
+    chain = [(x, p.score) for x, p in zip(costs, points, strict=True)][:num_chain]
     axes.plot(*zip(*chain, strict=True), color=TRAIN, linewidth=1, linestyle="--")
-    for x, point in zip(costs, points, strict=True):
-        colour, marker = (VALIDATION, "D") if point.is_form else (TRAIN, "s")
+    for number, (x, point) in enumerate(zip(costs, points, strict=True)):
+        colour, marker = (TRAIN, "s") if number < num_chain else (VALIDATION, "D")
         axes.vlines(x, *point.interval, color=colour, linewidth=2, alpha=0.5)
         axes.scatter(x, point.score, s=48, marker=marker, color=colour, zorder=3)
 

@@ -27,6 +27,7 @@ from keras_transfer.evaluation.results import Gain, Headline, paired_gain
 from keras_transfer.experiments.evaluation import predict_test
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.inference.prediction import LoadedRun, load_run
+from keras_transfer.methods.registry import check_repeatable, make_methods
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import DataSpec, PhaseSpec, RunSpec
 from keras_transfer.storage.atomic import replacing
@@ -128,6 +129,7 @@ def extend_run(
         WeightsError, ExportError: as of `run_transfer`.
     """
     original = load_run(path)
+    check_repeatable(make_methods(original.spec))
     if original.task.name != SingleLabel.name:
         raise SpecError(
             "only runs that predict one class can be extended",

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_transfer.experiments.rank.latency import take_turns
+from keras_transfer.devices.timing import take_turns
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.models.cuts import Cut
 

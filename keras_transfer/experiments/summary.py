@@ -16,9 +16,9 @@ from keras_transfer.experiments.privacy import describe_membership, describe_pri
 from keras_transfer.experiments.sparsity import Sparsity
 from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof, describe_refused
 from keras_transfer.features.extraction import ExtractionStats
-from keras_transfer.models.classifier import HEAD, Classifier
+from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.storage.model_files import OWN_WEIGHTS, find_file
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,12 +18,11 @@ import numpy as np
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import Splits, make_folds
 from keras_transfer.devices import forgetting_graphs, set_up
-from keras_transfer.errors import DivergedError, SpecError
+from keras_transfer.errors import DivergedError
 from keras_transfer.experiments.session import Session
 from keras_transfer.experiments.summary import describe_cache
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool, refits
-from keras_transfer.methods.method import Method
-from keras_transfer.methods.registry import make_methods
+from keras_transfer.methods.registry import check_repeatable, make_methods
 from keras_transfer.models.classifier import Classifier, Rebuilder
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec, SearchSpec
@@ -117,7 +116,7 @@ class TrialRunner:
         self.session, self.splits, self._states = session, tuple(splits), states
         self.spec = single_run(session.spec)
         self._rebuild = Rebuilder()
-        _check_repeatable(session.methods)
+        check_repeatable(session.methods)
 
     def vary(self, values: Mapping[str, Any]) -> RunSpec:
         """The runner's spec with these values of dotted fields.
@@ -144,6 +143,7 @@ class TrialRunner:
         num_epochs: int | None = None,
         reporter: Reporter | None = None,
         predict: bool = False,
+        observe: Callable[[Classifier], None] | None = None,
     ) -> TrialResult:
         """Train a spec on each of the splits, or resume an earlier training of it.
 
@@ -152,6 +152,7 @@ class TrialRunner:
             pool: rows whose features are stored together, by default those of all splits.
             num_epochs: where to stop, counted over all phases; by default after the last one.
             predict: whether to fill in `outputs` and `scores`.
+            observe: called with each trained classifier, whose layers the next training may use.
 
         Raises:
             DivergedError: a loss is not finite.
@@ -175,6 +176,8 @@ class TrialRunner:
                 num_epochs=num_epochs,
                 predict=predict,
             )
+            if observe:
+                observe(classifier)
             results.append(fitted)
         sizes = [len(held_out(own)) for own in splits]
         return _merge(results, sizes, seconds=time.perf_counter() - started)
@@ -197,7 +200,7 @@ class TrialRunner:
         data = self.session.data
         source = dataclasses.replace(data.source, views=spec.views)
         methods = make_methods(spec)
-        _check_repeatable(methods)
+        check_repeatable(methods)
         return PhaseInputs(
             spec,
             source,
@@ -208,17 +211,6 @@ class TrialRunner:
             pool=pool,
             unlabelled=data.unlabelled,
             source_of=self.session.source_of,
-        )
-
-
-def _check_repeatable(methods: Sequence[Method]) -> None:
-    """Raise SpecError if a method must not train on the same images repeatedly."""
-    if once := [method.name for method in methods if method.trains_once]:
-        raise SpecError(
-            "several trainings on the same images would each spend the privacy budget",
-            expected="other methods than 'private' in what is repeated, compared or searched",
-            received=", ".join(once),
-            fix="train single runs, and add up their epsilon and their delta",
         )
 
 

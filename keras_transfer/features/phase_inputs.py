@@ -42,11 +42,11 @@ from keras_transfer.features.source import (
     features_keys,
 )
 from keras_transfer.models.activations import activate
-from keras_transfer.models.classifier import HEAD, Classifier
+from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut, find_cut, split_cut
 from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.tasks.linear_head import HeadFeatures
 from keras_transfer.tasks.task import Task

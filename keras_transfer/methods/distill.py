@@ -36,9 +36,8 @@ from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
 from keras_transfer.methods.exact import Exact, ExactOptions
 from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.methods.supervised import Supervised
-from keras_transfer.models.classifier import HEAD
 from keras_transfer.models.cuts import Cut
-from keras_transfer.specs import PhaseSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.storage.model_files import TEACHER, teachers_of
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead, solve_distilled
 from keras_transfer.training.objective import Objective, PhaseContext, Solve
@@ -110,6 +109,27 @@ class Distill(MethodDefaults):
         """Whether the teacher counts at all."""
         return self.options.hard_weight < 1
 
+    def check(self, spec: RunSpec, number: int) -> None:
+        """Raise SpecError if the kind compares features that do not train, or are of several."""
+        if not self.kind.reads_features or self.options.hard_weight == 1:
+            return
+        phase = spec.phases[number]
+        if phase.unfreeze == HEAD and spec.model.head == "linear":
+            raise SpecError(
+                f"kind {self.kind.name!r} compares features, which phase {phase.name!r} does not "
+                "train",
+                expected="a phase that unfreezes layers below a linear head",
+                received=f"unfreeze={HEAD}",
+                fix=f"set the kind of phase {phase.name!r} to 'logits', or its unfreeze to 'last'",
+            )
+        if len(self.options.teachers) > 1:
+            raise SpecError(
+                f"kind {self.kind.name!r} compares features with those of one teacher",
+                expected="one teacher",
+                received=self.options.teacher,
+                fix="give one teacher, or kind='logits'",
+            )
+
     def num_views(self, phase: PhaseSpec, available: int) -> int:
         """All of them where the head may be solved, else one in each epoch."""
         return available if phase.unfreeze == HEAD else min(available, phase.epochs)
@@ -118,8 +138,8 @@ class Distill(MethodDefaults):
         """The loss of both parts with the teacher's columns, or the solution.
 
         Raises:
-            SpecError: the teacher has other classes or another task, or reads other views; the task
-                has no distribution over classes; the kind compares features that do not train.
+            SpecError: the teacher has other classes or another task, or reads other views, or the
+                task has no distribution over classes.
             DataError: the teacher was trained on images of the test split.
         """
         solves = self._solves(context, phase)
@@ -164,22 +184,6 @@ class Distill(MethodDefaults):
                 expected="task=single_label",
                 received=f"task={context.task.name}",
                 fix=f"set the kind of phase {phase.name!r} to 'logits'",
-            )
-        linear = context.spec.model.head == "linear"
-        if self.kind.reads_features and phase.unfreeze == HEAD and linear:
-            raise SpecError(
-                f"kind {self.kind.name!r} compares features, which phase {phase.name!r} does not "
-                "train",
-                expected="a phase that unfreezes layers below a linear head",
-                received=f"unfreeze={HEAD}",
-                fix=f"set the kind of phase {phase.name!r} to 'logits', or its unfreeze to 'last'",
-            )
-        if self.kind.reads_features and len(self.options.teachers) > 1:
-            raise SpecError(
-                f"kind {self.kind.name!r} compares features with those of one teacher",
-                expected="one teacher",
-                received=self.options.teacher,
-                fix="give one teacher, or kind='logits'",
             )
         images = context.images
         has_unlabelled = len(images.train_rows) > images.num_labelled

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import keras
 
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.training.objective import PhaseMethod
 
 
@@ -25,7 +25,11 @@ class Method(PhaseMethod, Protocol):
         """Whether studies and searches, which train on the same images repeatedly, are refused."""
 
     def check(self, spec: RunSpec, number: int) -> None:
-        """Raise SpecError, before images are read, where other fields contradict phase `number`."""
+        """Check that the method can train phase `number` of a spec, before any image is read.
+
+        Raises:
+            SpecError: it cannot, other fields contradict it, or another phase would undo it.
+        """
 
 
 class MethodDefaults:
@@ -48,6 +52,10 @@ class MethodDefaults:
 
     def check(self, spec: RunSpec, number: int) -> None:
         """Accept every spec."""
+
+    def num_views(self, phase: PhaseSpec, available: int) -> int:
+        """One view in each epoch."""
+        return min(available, phase.epochs)
 
     def finish(self, model: keras.Model) -> None:
         """Change nothing."""

@@ -64,10 +64,6 @@ class Mixup(MethodDefaults):
         """Whether CutMix is on, which needs pixels: stored features have none."""
         return self.options.cutmix_alpha > 0
 
-    def num_views(self, phase: PhaseSpec, available: int) -> int:
-        """One view in each epoch."""
-        return min(available, phase.epochs)
-
     def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
         """The task's loss on mixed batches."""
         what = "stored features (manifold mixup)" if context.on_features else "images"

@@ -30,8 +30,7 @@ from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
 from keras_transfer.methods.accountant import divergences, epsilon_of, least_noise
 from keras_transfer.methods.method import MethodDefaults
-from keras_transfer.models.classifier import HEAD
-from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
 from keras_transfer.training.objective import Objective, PhaseContext
 

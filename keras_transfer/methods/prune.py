@@ -27,8 +27,7 @@ from keras_transfer.devices.strategy import scope
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
 from keras_transfer.methods.method import MethodDefaults
-from keras_transfer.models.classifier import HEAD
-from keras_transfer.specs import PhaseSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 
 _KINDS: Final = (
@@ -74,20 +73,11 @@ class Prune(MethodDefaults):
     Options: ClassVar = PruneOptions
     name: ClassVar[str] = "prune"
 
-    def num_views(self, phase: PhaseSpec, available: int) -> int:
-        """One view in each epoch."""
-        return min(available, phase.epochs)
-
-    def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
-        """The task's loss, with a callback that prunes.
-
-        Raises:
-            SpecError: a later phase would train the zeros.
-        """
-        phases = context.spec.phases
-        later = phases[phases.index(phase) + 1 :]
+    def check(self, spec: RunSpec, number: int) -> None:
+        """Raise SpecError if a later phase would train the zeros."""
+        phase, *later = spec.phases[number:]
         # A linear head is not pruned, so that a phase may train it alone.
-        spares = HEAD if context.spec.model.head == "linear" else None
+        spares = HEAD if spec.model.head == "linear" else None
         undoing = [x.name for x in later if x.unfreeze != spares and x.method != phase.method]
         if undoing:
             raise SpecError(
@@ -96,6 +86,9 @@ class Prune(MethodDefaults):
                 received=f"another method of phase {', '.join(undoing)}",
                 fix="make the pruning the last phase",
             )
+
+    def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
+        """The task's loss, with a callback that prunes."""
         return Objective(
             part,
             context.task.loss(context.spec.training),

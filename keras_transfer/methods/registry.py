@@ -1,6 +1,7 @@
 """The table of training methods, by the name in `phases.N.method`."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final
 
 from keras_transfer.errors import SpecError
@@ -45,6 +46,17 @@ def make_methods(spec: RunSpec) -> tuple[Method, ...]:
                 fix=f"set cache.mode=auto, or change phases.{number}.method_options",
             )
     return methods
+
+
+def check_repeatable(methods: Sequence[Method]) -> None:
+    """Raise SpecError if a method must not train on the same images repeatedly."""
+    if once := [method.name for method in methods if method.trains_once]:
+        raise SpecError(
+            "several trainings on the same images would each spend the privacy budget",
+            expected="other methods than 'private' in what is repeated, compared or searched",
+            received=", ".join(once),
+            fix="train single runs, and add up their epsilon and their delta",
+        )
 
 
 def make_method(phase: PhaseSpec, number: int) -> Method:

@@ -24,10 +24,6 @@ class Supervised(MethodDefaults):
     Options: ClassVar = SupervisedOptions
     name: ClassVar[str] = "supervised"
 
-    def num_views(self, phase: PhaseSpec, available: int) -> int:
-        """One view in each epoch."""
-        return min(available, phase.epochs)
-
     def prepare(
         self,
         context: PhaseContext,

@@ -21,13 +21,10 @@ from keras_transfer.backbones.trunk import build_trunk
 from keras_transfer.devices.strategy import on_one_device, scope, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import nearest
-from keras_transfer.specs import ModelSpec
+from keras_transfer.specs import HEAD, ModelSpec
 from keras_transfer.storage.class_names import model_name
 from keras_transfer.storage.model_files import resolve_model
 from keras_transfer.tasks.task import Task
-
-HEAD: Final = "head"
-"""Name of the topmost stage: everything above the trunk."""
 
 HIGHEST: Final = {"last": 1, "last_two": 2}
 """Numbers of the trunk's highest kept stages that train, by their names in `phase.unfreeze`."""

@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.devices.timing import take_turns
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import Format
@@ -32,9 +32,8 @@ Classify = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Outputs of `serving_resized` by name, [B, …], for pixels uint8 [B, S, S, 3]."""
 
 _BATCH_SIZES: Final = (1, 8)
-_ROUNDS, _LEAST_ROUNDS, _ROUND_SECONDS = 15, 3, 5.0
-"""Calls of each network for each batch size; after the least, no round starts once so many seconds
-have passed."""
+_ENOUGH_SECONDS: Final = 5.0
+"""For all networks together and each batch size; slow ones take longer for the fewest calls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,21 +131,12 @@ def _time_in_turns(networks: Mapping[str, Classify], image_size: int) -> dict[st
     images = np.random.default_rng(0).integers(
         0, 256, (max(_BATCH_SIZES), image_size, image_size, 3), np.uint8
     )
+    enough = _ENOUGH_SECONDS / len(networks)
     medians: dict[str, list[float]] = {name: [] for name in networks}
     for size in _BATCH_SIZES:
-        seconds: dict[str, list[float]] = {name: [] for name in networks}
-        for classify in networks.values():
-            classify(images[:size])
-        begun = time.perf_counter()
-        for number in range(_ROUNDS):
-            if number >= _LEAST_ROUNDS and time.perf_counter() - begun > _ROUND_SECONDS:
-                break
-            for name, classify in networks.items():
-                start = time.perf_counter()
-                classify(images[:size])
-                seconds[name].append(time.perf_counter() - start)
-        for name, values in seconds.items():
-            medians[name].append(statistics.median(values))
+        calls = [functools.partial(classify, images[:size]) for classify in networks.values()]
+        for name, seconds in zip(networks, take_turns(calls, enough_seconds=enough), strict=True):
+            medians[name].append(statistics.median(seconds))
     return medians
 
 

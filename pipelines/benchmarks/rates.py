@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_transfer.experiments.rank.latency import take_turns
+from keras_transfer.devices.timing import take_turns
 from keras_transfer.features.phase_inputs import find_head_cut
 from keras_transfer.features.prefix import Prefix, half_precision
 from keras_transfer.models.classifier import build_classifier

@@ -341,10 +341,14 @@ def test_several_teachers_count_by_the_mean_of_their_probabilities():
         ({"kind": "logit"}, "no kind of distillation called 'logit'"),
         ({"kind": "decoupled", "kind_options": {"gamma": 1}}, "unknown field 'kind_options.gamma'"),
         ({"kind_options": {"beta": 1}}, "kind 'logits' of distillation has no options"),
+        ({"kind": "feature"}, "compares features, which phase 'student' does not train"),
+        ({"kind": "feature", "teacher": "a,b"}, "with those of one teacher"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_anything_is_read(changed, part, options):
-    phase = {"method": "distill", "method_options": {**options, **changed}}
+    unfreeze = "last" if "teacher" in changed else "head"
+    chosen = {"method": "distill", "method_options": {**options, **changed}}
+    phase = {"name": "student", "unfreeze": unfreeze, **chosen}
     with pytest.raises(SpecError, match=part):
         make_methods(override(RunSpec(), {"phases": [phase]}))
 
@@ -352,7 +356,6 @@ def test_options_that_cannot_work_are_refused_before_anything_is_read(changed, p
 @pytest.mark.parametrize(
     ("changed", "changes", "part"),
     [
-        ({"kind": "feature"}, {}, "compares features, which phase 'student' does not train"),
         ({}, {"training.sampling": "balanced"}, "images without labels are of no class"),
         ({}, {"views.count": None}, "views have no end"),
     ],

@@ -15,6 +15,7 @@ from jax_processes import JAX
 from scipy import special
 
 from keras_transfer.errors import SpecError
+from keras_transfer.experiments.distill.settings import ANY_FEATURES
 from keras_transfer.fields import build
 from keras_transfer.methods.distill import Distill, DistillOptions
 from keras_transfer.methods.distillation.attention import AttentionMap
@@ -67,6 +68,12 @@ def test_every_row_names_a_class_that_carries_the_row_s_name():
     for name, place in KINDS.items():
         module, _, attribute = place.partition(":")
         assert getattr(importlib.import_module(module), attribute).name == name
+
+
+def test_the_verb_knows_the_kinds_that_also_serve_where_a_linear_head_trains_alone():
+    kinds = {name: make_kind(name, {}) for name in KINDS}
+    serving = {x for x, kind in kinds.items() if not (kind.reads_features or kind.needs_images)}
+    assert set(ANY_FEATURES) == serving  # Their own table imports no Keras.
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -260,5 +260,8 @@ def test_a_run_reports_its_budget_and_what_the_attack_finds(digits_folder, tmp_p
     # The exact head knows its training images; the model that is kept is the private one.
     assert heads["exact"]["auc"] > heads["private"]["auc"]
     assert run.evaluation.accuracy == heads["private"]["test_score"]
+    for again in (partial(run.extend, digits_folder), partial(run.compress, channels=0.5)):
+        with pytest.raises(SpecError, match="would each spend the privacy budget"):
+            again(reporter=SilentReporter())
     card = json.loads((run.path / "export" / "1" / "card.json").read_text())
     assert any(limit.startswith("Differential privacy: ε = 4") for limit in card["limits"])

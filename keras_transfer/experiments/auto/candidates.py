@@ -14,9 +14,10 @@ from keras_transfer.backbones.combination import SEPARATOR
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.backbones.sources import find_source
 from keras_transfer.config import override
+from keras_transfer.devices.timing import take_turns
 from keras_transfer.errors import SpecError, WeightsError
 from keras_transfer.experiments.auto.budget import Budget
-from keras_transfer.experiments.rank.latency import latencies_ms, take_turns
+from keras_transfer.experiments.rank.latency import latencies_ms
 from keras_transfer.features.phase_inputs import HEAD_ONLY, find_head_cut
 from keras_transfer.features.prefix import COMPARED, Prefix
 from keras_transfer.fields import nearest

@@ -42,10 +42,9 @@ from keras_transfer.experiments.trial_runner import (
     single_run,
     without_test,
 )
-from keras_transfer.models.classifier import HEAD
 from keras_transfer.reporting.numbers import short
 from keras_transfer.reporting.reporter import PrefixedReporter, Reporter, TerminalReporter
-from keras_transfer.specs import TWO_PHASES, AutoSpec, RunSpec
+from keras_transfer.specs import HEAD, TWO_PHASES, AutoSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal, write_spec
 from keras_transfer.tasks.registry import read_task

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from keras_transfer.compression.clusters import write_codebooks
-from keras_transfer.compression.registry import Chain
+from keras_transfer.compression.registry import Chain, further_files
 from keras_transfer.config import override
 from keras_transfer.experiments.compress.comparison import (
     REPORT_FILE,
@@ -21,13 +20,11 @@ from keras_transfer.export.conversion import convert_run
 from keras_transfer.export.formats.registry import Format, check_libraries
 from keras_transfer.export.formats.report import JSON_FILE
 from keras_transfer.inference.prediction import load_run
+from keras_transfer.methods.registry import check_repeatable, make_methods
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import DistillSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run
-
-CODEBOOKS: Final = "weights.npz"
-"""All weights, with codebooks, where they are shared; see `clusters.read_codebooks`."""
 
 
 def compress_run(
@@ -58,6 +55,7 @@ def compress_run(
         WeightsError, ExportError: as of `run_transfer`.
     """
     original = load_run(path)
+    check_repeatable(make_methods(original.spec))
     override(original.spec, fields)  # Wrong fields are told before the trunk is made.
     check_libraries(formats)
     spec = override(compressed_spec(original, chain, reporter=reporter), fields)
@@ -68,9 +66,9 @@ def compress_run(
     if not run.is_complete:
         run_transfer(spec, run, reporter=reporter)
     compressed = load_run(run.path)
-    if chain[-1][0] == "clusters":
-        with run.replacing(CODEBOOKS) as file:
-            write_codebooks(compressed.model, file)
+    for name, write in further_files(chain).items():
+        with run.replacing(name) as file:
+            write(compressed.model, file)
     export = run.export_folder / "1"
     if not _are_tried(formats, run, export.name):
         convert_run(run.path, export, formats, compare=False, reporter=reporter)

@@ -1,6 +1,5 @@
 """Writes compression.json, compression.md and compression.png, and shows the table."""
 
-import dataclasses
 import os
 from typing import Any, Final
 
@@ -11,9 +10,10 @@ from keras_transfer.experiments.compress.comparison import (
     Compression,
     Contender,
 )
-from keras_transfer.experiments.contender_plot import Point, draw_pareto
+from keras_transfer.experiments.contender_plot import draw_pareto
+from keras_transfer.experiments.contenders import Figures, header_of
 from keras_transfer.experiments.speed import BATCH_SIZES
-from keras_transfer.reporting.numbers import fixed, percent
+from keras_transfer.reporting.numbers import fixed
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.reporting.tables import Table
 
@@ -36,9 +36,12 @@ def write_compression(found: Compression) -> None:
     lines = [f"# {folder.path.name}", describe(found), tabulate(found).markdown(), _NOTE]
     folder.write_text(MARKDOWN_FILE, "\n\n".join(lines) + "\n")
     monitor = found.original.run.task.monitor
-    points = [_point(found, one) for one in found.contenders]
+    chain, forms = (
+        [_measured(found, one) for one in found.contenders if bool(one.form) is is_form]
+        for is_form in (False, True)
+    )
     with folder.replacing("compression.png") as path:
-        draw_pareto(points, path, monitor=monitor, headline=describe(found))
+        draw_pareto(chain, forms, path, monitor=monitor, headline=describe(found))
     folder.write_json(REPORT_FILE, _figures(found))
 
 
@@ -68,38 +71,25 @@ def describe(found: Compression) -> str:
 
 def tabulate(found: Compression) -> Table:
     """A row for each network."""
-    header = ["", found.original.run.task.monitor.label, "agrees, %", "MB", "gzip"]
-    header += [*(f"ms of {size}" for size in BATCH_SIZES), "parameters"]
-    return Table("Compression", header, [_row(found, one) for one in found.contenders])
+    monitor = found.original.run.task.monitor
+    rows = [
+        _measured(found, one).cells(monitor, [fixed(one.num_packed_bytes / 1e6, 2)])
+        for one in found.contenders
+    ]
+    return Table("Compression", header_of(monitor, ["MB, gzip"]), rows)
 
 
-def _row(found: Compression, one: Contender) -> list[str]:
+def _measured(found: Compression, one: Contender) -> Figures:
     task = one.run.task
     headline = task.headline(found.values, one.outputs)
-    return [
-        one.name,
-        task.monitor.format_interval(headline.value, headline.interval),
-        percent(_agreement(found, one)),
-        fixed(one.num_bytes / 1e6, 2),
-        fixed(one.num_packed_bytes / 1e6, 2),
-        *(f"{one.speed.p50[size]:.1f}\n{one.speed.p95[size]:.1f}" for size in BATCH_SIZES),
-        f"{one.num_parameters:,}",
-    ]
-
-
-def _agreement(found: Compression, one: Contender) -> float:
-    return float(one.run.task.agrees(one.outputs, found.original.outputs, margin=0).mean())
-
-
-def _point(found: Compression, one: Contender) -> Point:
-    headline = one.run.task.headline(found.values, one.outputs)
-    return Point(
+    return Figures(
         name=one.name,
-        latency_ms=one.speed.p50[BATCH_SIZES[0]],
-        megabytes=one.num_bytes / 1e6,
         score=headline.value,
         interval=headline.interval,
-        is_form=bool(one.form),
+        agreement=float(task.agrees(one.outputs, found.original.outputs, margin=0).mean()),
+        num_parameters=one.num_parameters,
+        num_bytes=one.num_bytes,
+        speed=one.speed,
     )
 
 
@@ -117,15 +107,5 @@ def _figures(found: Compression) -> dict[str, Any]:
 
 
 def _contender(found: Compression, one: Contender) -> dict[str, Any]:
-    headline = one.run.task.headline(found.values, one.outputs)
-    return {
-        "name": one.name,
-        "form": one.form,
-        "score": headline.value,
-        "interval": headline.interval,
-        "agreement": _agreement(found, one),
-        "num_parameters": one.num_parameters,
-        "num_bytes": one.num_bytes,
-        "num_packed_bytes": one.num_packed_bytes,
-        "speed": dataclasses.asdict(one.speed),
-    }
+    own = {"form": one.form, "num_packed_bytes": one.num_packed_bytes}
+    return _measured(found, one).to_dict() | own

@@ -25,12 +25,12 @@ from keras_transfer.config import override
 from keras_transfer.errors import SpecError
 from keras_transfer.export.conversion import read_split
 from keras_transfer.inference.prediction import LoadedRun
-from keras_transfer.models.classifier import HEAD
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.storage.atomic import replacing
 from keras_transfer.storage.cache import home
 from keras_transfer.storage.checksums import sha256_of
+from keras_transfer.storage.keras_file import drop_times
 
 NUM_IMAGES: Final = 96
 """Training images on which the smaller trunk is fitted to the whole one."""
@@ -58,6 +58,7 @@ def compressed_spec(run: LoadedRun, chain: Chain, *, reporter: Reporter) -> RunS
         trunk = compress(network, Sample(scaled, weights), chain)
         with replacing(file) as path:
             trunk.save(path)
+            drop_times(path)
     spec = run.spec
     if STEPS[chain[-1][0]].is_last:
         spec = _with_heads_only(spec, chain[-1][0], reporter)
@@ -106,8 +107,9 @@ def _network(backbone: Backbone, run: LoadedRun) -> keras.Model:
     """The trunk from scaled images to its feature map, with the run's weights."""
     assert isinstance(backbone.builder, ModelGraph)
     size = run.spec.data.image_size
-    images = keras.Input((size, size, 3))
-    network = keras.Model(images, backbone.builder(images))
+    # Automatic names count, so that they would change with what the process has built before.
+    images = keras.Input((size, size, 3), name="scaled_images")
+    network = keras.Model(images, backbone.builder(images), name="trunk")
     backbone.builder.copy_weights(network)
     return network
 

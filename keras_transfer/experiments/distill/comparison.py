@@ -1,14 +1,17 @@
 """Compares distilled students with their teacher and with one that learned from labels alone.
 
 All are evaluated on the run's test split. The student without a teacher is trained by the same
-spec, with the phases of distillation replaced by plain ones, for each of several seeds.
+spec, with the phases of distillation replaced by plain ones, for each of several seeds; so is a
+smaller network.
 """
 
+import functools
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from keras_transfer.data.records import counted
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.intervals import Z95
 from keras_transfer.evaluation.results import paired_gain
+from keras_transfer.experiments.distill.robustness import Attack, find_attack, network_of
 from keras_transfer.experiments.distill.settings import DISTILL, spec_alone
 from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.experiments.speed import Speed, measure
@@ -27,48 +31,53 @@ from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.methods.distillation.soft_targets import mean_logits
 from keras_transfer.methods.distillation.teacher import Teacher, load_teacher
 from keras_transfer.models.activations import activate
+from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.model_files import find_file, teachers_of
+from keras_transfer.storage.model_files import find_file, teachers_of, title
 from keras_transfer.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """One network of the comparison, with its outputs [N, K] on the test split of every seed."""
+    """One network of the comparison, with its outputs [N, K] on the test split of every seed.
+
+    `attacked` are those [M, K] for its attacked images, none where they were not computed.
+    """
 
     name: str
     outputs: tuple[np.ndarray, ...]
     num_parameters: int
     num_bytes: int
     speed: Speed
+    attacked: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The teacher, the distilled student and the one alone; `values` are those of the test split.
+    """The teacher, the students and others; `values` are those of the test split.
 
-    `earlier` are the generations of students before the distilled one, if there are any.
-    `gain` is the mean over seeds of the difference in the task's score between both students, and
-    `gain_error` its standard error: that of the images and that of the seeds together.
+    `contenders` are in the order of a table: the teacher, the generations of distilled students,
+    the student alone and, if there is one, a smaller network alone. `gain` is the mean over seeds
+    of the difference in the task's score between the last distilled student and the one alone, and
+    `gain_error` its standard error: that of the images and that of the seeds together. `attack` is
+    that on all of them, where the student learned from attacked images.
     """
 
     run: LoadedRun
     task: Task
     values: np.ndarray
-    teacher: Contender
-    distilled: Contender
-    alone: Contender
+    contenders: tuple[Contender, ...]
     seeds: tuple[int, ...]
     gain: float
     gain_error: float
-    earlier: tuple[Contender, ...] = ()
+    attack: Attack | None
 
     @property
-    def contenders(self) -> tuple[Contender, ...]:
-        """In the order of a table."""
-        return self.teacher, *self.earlier, self.distilled, self.alone
+    def teacher(self) -> Contender:
+        """The first one."""
+        return self.contenders[0]
 
     @property
     def pays(self) -> bool:
@@ -76,19 +85,26 @@ class Comparison:
         return self.gain > Z95 * self.gain_error
 
 
-def compare(run_paths: Sequence[Path], *, num_seeds: int, reporter: Reporter) -> Comparison:
+def compare(
+    run_paths: Sequence[Path],
+    *,
+    num_seeds: int,
+    smaller: RunSpec | None = None,
+    reporter: Reporter,
+) -> Comparison:
     """Train the students of all seeds, and evaluate them and the teacher of finished runs.
 
     Args:
         run_paths: of generations, each of which has learned from the one before.
+        smaller: the spec of a smaller network, from `settings.spec_smaller`.
 
     Raises:
         RunError: there is no finished run.
         SpecError: none of its phases distils.
         DataError, WeightsError: images or the teacher have changed since the run.
     """
-    *earlier, run = map(load_run, run_paths)
-    paths = _teachers_of((*earlier, run)[0].spec)
+    runs = [load_run(path) for path in run_paths]
+    run, paths = runs[-1], _teachers_of(runs[0].spec)
     with open_session(run.spec, reporter=SilentReporter(), run=run.folder) as session:
         teachers = [load_teacher(path, run.spec.data.image_size) for path in paths]
         data, spec = session.data, session.spec
@@ -96,38 +112,90 @@ def compare(run_paths: Sequence[Path], *, num_seeds: int, reporter: Reporter) ->
         seeds = tuple(range(spec.seed, spec.seed + num_seeds))
         words = counted(num_seeds, "seed", "seeds")
         reporter.info(f"Comparing with the student alone, over {words} from {seeds[0]} on …")
+        attack = find_attack(spec, session.task, values)
         runner = TrialRunner(session, [data.splits])
-        taught_by = [_outputs(runner, one.spec, seeds) for one in earlier]
-        distilled = _outputs(runner, spec, seeds)
-        alone = _outputs(runner, spec_alone(spec), seeds)
-        taught = _teacher_outputs(session, teachers)
-        cuts = [[one.cut for one in teachers], [Cut(run.model, run.model.output, "student")]]
-        speeds = measure(cuts)
+        train = functools.partial(_train, runner, seeds=seeds, attack=attack)
+        distilled = [train(one) for one in (*(each.spec for each in runs[:-1]), spec)]
+        alone = train(spec_alone(spec))
+        least = [train(smaller)] if smaller else []
+        answers = [_of_teachers(session, teachers, attack), *distilled, alone, *least]
+        networks = [_sized(teachers, paths), _sized_run(run), *map(_sized_alone, least)]
+        speeds = measure([one.cuts for one in networks])
     shutil.rmtree(run.folder.checkpoint_folder)
-    size = run.folder.model_file.stat().st_size
-    student = run.model.count_params(), size, speeds[1]
-    gain, error = _gain(run.task, values, alone, distilled)
-    *names, name = [f"generation {number}" for number in range(1, len(run_paths) + 1)]
+    # All students have the same layers.
+    places = [0, *[1] * (len(runs) + 1), *[2] * len(least)]
+    names = _names(len(runs), smaller)
+    gain, error = _gain(run.task, values, alone.outputs, distilled[-1].outputs)
     return Comparison(
         run=run,
         task=run.task,
         values=values,
-        teacher=Contender("teacher", (taught,), *_sizes(teachers, paths), speeds[0]),
-        earlier=tuple(
-            Contender(one, outputs, *student) for one, outputs in zip(names, taught_by, strict=True)
+        contenders=tuple(
+            _contender(name, one, networks[place], speeds[place])
+            for name, one, place in zip(names, answers, places, strict=True)
         ),
-        distilled=Contender(name if earlier else "distilled", distilled, *student),
-        alone=Contender("alone", alone, *student),
         seeds=seeds,
         gain=gain,
         gain_error=error,
+        attack=attack,
     )
 
 
-def _sizes(teachers: Sequence[Teacher], paths: Sequence[str]) -> tuple[int, int]:
-    """Parameters and bytes of all teachers together."""
-    parameters = sum(one.cut.model.count_params() for one in teachers)
-    return parameters, sum(find_file(path).stat().st_size for path in paths)
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """The outputs of a network, see `Contender`, and the trained one, of the last seed."""
+
+    outputs: tuple[np.ndarray, ...]
+    attacked: tuple[np.ndarray, ...]
+    classifier: Classifier | None = None
+
+
+class _Sized(NamedTuple):
+    """What is timed, one part after another, and its size."""
+
+    cuts: list[Cut]
+    num_parameters: int
+    num_bytes: int
+
+
+def _contender(name: str, answers: _Answers, network: _Sized, speed: Speed) -> Contender:
+    return Contender(
+        name=name,
+        outputs=answers.outputs,
+        num_parameters=network.num_parameters,
+        num_bytes=network.num_bytes,
+        speed=speed,
+        attacked=answers.attacked,
+    )
+
+
+def _names(num_students: int, smaller: RunSpec | None) -> list[str]:
+    numbered = [f"generation {number}" for number in range(1, num_students + 1)]
+    least = [f"{title(smaller.model.backbone)} alone"] if smaller else []
+    return ["teacher", *(numbered if num_students > 1 else ["distilled"]), "alone", *least]
+
+
+def _sized(teachers: Sequence[Teacher], paths: Sequence[str]) -> _Sized:
+    """All teachers together."""
+    cuts = [one.cut for one in teachers]
+    num_parameters = sum(cut.model.count_params() for cut in cuts)
+    return _Sized(cuts, num_parameters, sum(find_file(path).stat().st_size for path in paths))
+
+
+def _sized_run(run: LoadedRun) -> _Sized:
+    cut = Cut(run.model, run.model.output, "student")
+    return _Sized([cut], run.model.count_params(), run.folder.model_file.stat().st_size)
+
+
+def _sized_alone(answers: _Answers) -> _Sized:
+    """A network that no run keeps."""
+    classifier = answers.classifier
+    assert classifier
+    cut = Cut(classifier.model, classifier.model.output, "student")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.keras")
+        classifier.save(file)
+        return _Sized([cut], classifier.model.count_params(), file.stat().st_size)
 
 
 def _teachers_of(spec: RunSpec) -> tuple[str, ...]:
@@ -143,15 +211,37 @@ def _teachers_of(spec: RunSpec) -> tuple[str, ...]:
     return tuple(teachers_of(found[-1]))
 
 
-def _outputs(runner: TrialRunner, spec: RunSpec, seeds: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Outputs on the test split after training with each seed, float32 [N, K]."""
-    silent = SilentReporter()
-    found = []
+def _train(
+    runner: TrialRunner, spec: RunSpec, *, seeds: Sequence[int], attack: Attack | None
+) -> _Answers:
+    """Answers on the test split after training with each seed."""
+    data, outputs, attacked = runner.session.data, [], []
+    classifiers: list[Classifier] = []
+
+    def observe(classifier: Classifier) -> None:
+        classifiers.append(classifier)
+        if attack:
+            network = functools.partial(classifier.model, training=False)
+            pixels = data.examples.pixels[data.splits.test[attack.places]]
+            attacked.append(attack.outputs(network, pixels))
+
     for seed in seeds:
-        result = runner.train(override(spec, {"seed": seed}), reporter=silent, predict=True)
+        result = runner.train(
+            override(spec, {"seed": seed}), reporter=SilentReporter(), predict=True, observe=observe
+        )
         assert result.outputs is not None
-        found.append(result.outputs)
-    return tuple(found)
+        outputs.append(result.outputs)
+    return _Answers(tuple(outputs), tuple(attacked), classifiers[-1])
+
+
+def _of_teachers(session: Session, teachers: Sequence[Teacher], attack: Attack | None) -> _Answers:
+    """Answers of the teachers together; attacked are they where all read images of one size."""
+    outputs, sizes = _teacher_outputs(session, teachers), {one.image_size for one in teachers}
+    if not attack or len(sizes) > 1:
+        return _Answers((outputs,), ())
+    rows = session.data.splits.test[attack.places]
+    pixels = session.source_of(*sizes).examples.pixels[rows]
+    return _Answers((outputs,), (attack.outputs(network_of(teachers), pixels),))
 
 
 def _teacher_outputs(session: Session, teachers: Sequence[Teacher]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Writes distillation.json, distillation.md and distillation.png, and shows the table."""
 
-import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -8,10 +8,11 @@ import numpy as np
 from keras_transfer.data.records import counted
 from keras_transfer.evaluation.intervals import Z95, Interval
 from keras_transfer.evaluation.metrics import expected_calibration_error
-from keras_transfer.experiments.contender_plot import Dot, draw_contenders
+from keras_transfer.experiments.contender_plot import draw_contenders
+from keras_transfer.experiments.contenders import Figures, header_of
 from keras_transfer.experiments.distill.comparison import Comparison, Contender
+from keras_transfer.experiments.distill.robustness import Attack
 from keras_transfer.experiments.distill.settings import REPORT_FILE
-from keras_transfer.experiments.speed import BATCH_SIZES
 from keras_transfer.reporting.numbers import fixed, percent
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.reporting.tables import Table
@@ -30,7 +31,7 @@ def write_distillation(found: Comparison) -> None:
     folder = found.run.folder
     lines = [f"# {folder.path.name}", describe(found), tabulate(found).markdown(), *notes(found)]
     folder.write_text(MARKDOWN_FILE, "\n\n".join(lines) + "\n")
-    dots = [_dot(found, one) for one in found.contenders]
+    dots = [_measured(found, one) for one in found.contenders]
     with folder.replacing("distillation.png") as path:
         draw_contenders(
             dots,
@@ -71,10 +72,9 @@ def _score_name(found: Comparison) -> str:
 
 
 def tabulate(found: Comparison) -> Table:
-    """A row for the teacher, the distilled student and the one alone."""
-    times = [f"ms of {size}" for size in BATCH_SIZES]
-    header = ["", found.task.monitor.label, "agrees, %", "MB", *times]
-    header += ["loss", "ECE", "parameters"]
+    """A row for each network."""
+    more = ["loss", "ECE", *(["clean, %", "attacked, %"] if found.attack else [])]
+    header = header_of(found.task.monitor, more)
     return Table("Distillation", header, [_row(found, one) for one in found.contenders])
 
 
@@ -87,7 +87,7 @@ def notes(found: Comparison) -> list[str]:
         if len(measured) < len(energies)
         else f"{measured[0]:.3g} J for an image of the teacher, {measured[1]:.3g} J of the student"
     )
-    return [
+    texts = [
         "Means over seeds on the test split, with the 95 % interval of the images. 'agrees' is the "
         "share of images for which the decision is the teacher's; the loss is that of the task, "
         "without label smoothing; ECE the expected calibration error of classes in 15 bins; "
@@ -95,27 +95,63 @@ def notes(found: Comparison) -> list[str]:
         "turns on this machine.",
         f"Energy: {energy}.",
     ]
+    return [*texts, _describe_attack(found, found.attack)] if found.attack else texts
+
+
+def _describe_attack(found: Comparison, attack: Attack) -> str:
+    """One sentence with the scores of all networks that were attacked."""
+    options, write, scores = attack.options, found.task.monitor.format, []
+    for one in found.contenders:
+        for score, (low, high) in _attacked(found, one)[1:]:
+            scores.append(f"{one.name} {write(score)} ({write(low)} to {write(high)})")
+    return (
+        f"Attacked ({len(attack.places):,} test images, each pixel changed by at most "
+        f"{options.epsilon:g} grey levels in {options.steps} steps of {options.step:g}, away from "
+        f"the label, against each network itself): {', '.join(scores)}. 'clean' is of the same "
+        "images as they are."
+    )
 
 
 def _row(found: Comparison, one: Contender) -> list[str]:
-    score, interval = _score(found, one)
-    speeds = [f"{one.speed.p50[size]:.1f}\n{one.speed.p95[size]:.1f}" for size in BATCH_SIZES]
     loss, error = _losses(found, one)
+    more = [fixed(loss, 3), "-" if error is None else fixed(error, 3)]
+    if found.attack:
+        shares = [score for score, _ in _attacked(found, one)]
+        more += [*map(percent, shares), *["-"] * (2 - len(shares))]
+    return _measured(found, one).cells(found.task.monitor, more)
+
+
+def _measured(found: Comparison, one: Contender) -> Figures:
+    score, interval = _score(found, found.values, one.outputs)
+    taught = found.teacher.outputs[0]
+    same = [found.task.agrees(outputs, taught, margin=0.0) for outputs in one.outputs]
+    return Figures(
+        name=one.name,
+        score=score,
+        interval=interval,
+        agreement=float(np.mean(same)),
+        num_parameters=one.num_parameters,
+        num_bytes=one.num_bytes,
+        speed=one.speed,
+    )
+
+
+def _attacked(found: Comparison, one: Contender) -> list[tuple[float, Interval]]:
+    """Scores for the images of an attack as they are and, where there are answers, attacked."""
+    if not found.attack:
+        return []
+    places = found.attack.places
+    clean = [outputs[places] for outputs in one.outputs]
     return [
-        one.name,
-        found.task.monitor.format_interval(score, interval),
-        percent(_agreement(found, one)),
-        fixed(one.num_bytes / 1e6, 2),
-        *speeds,
-        fixed(loss, 3),
-        "-" if error is None else fixed(error, 3),
-        f"{one.num_parameters:,}",
+        _score(found, found.values[places], outputs) for outputs in (clean, one.attacked) if outputs
     ]
 
 
-def _score(found: Comparison, one: Contender) -> tuple[float, Interval]:
+def _score(
+    found: Comparison, values: np.ndarray, each: Sequence[np.ndarray]
+) -> tuple[float, Interval]:
     """The mean over seeds, and the mean of the interval's ends."""
-    headlines = [found.task.headline(found.values, outputs) for outputs in one.outputs]
+    headlines = [found.task.headline(values, outputs) for outputs in each]
     low, high = np.mean([headline.interval for headline in headlines], axis=0)
     return float(np.mean([headline.value for headline in headlines])), (float(low), float(high))
 
@@ -129,16 +165,6 @@ def _losses(found: Comparison, one: Contender) -> tuple[float, float | None]:
     return float(np.mean(losses)), float(np.mean(errors))
 
 
-def _agreement(found: Comparison, one: Contender) -> float:
-    taught = found.teacher.outputs[0]
-    same = [found.task.agrees(outputs, taught, margin=0.0) for outputs in one.outputs]
-    return float(np.mean(same))
-
-
-def _dot(found: Comparison, one: Contender) -> Dot:
-    return Dot(one.name, one.speed.p50[BATCH_SIZES[0]], *_score(found, one))
-
-
 def _figures(found: Comparison) -> dict[str, Any]:
     return {
         "metric": found.task.monitor.metric,
@@ -148,22 +174,21 @@ def _figures(found: Comparison) -> dict[str, Any]:
         "gain_interval": [found.gain + sign * Z95 * found.gain_error for sign in (-1, 1)],
         "pays": found.pays,
         "sentence": describe(found),
+        "attack": _attack_figures(found.attack) if found.attack else None,
         "contenders": [_contender(found, one) for one in found.contenders],
     }
 
 
+def _attack_figures(attack: Attack) -> dict[str, Any]:
+    options = attack.options
+    bounds = {name: getattr(options, name) for name in ("epsilon", "step", "steps")}
+    return {"num_images": len(attack.places), **bounds}
+
+
 def _contender(found: Comparison, one: Contender) -> dict[str, Any]:
-    score, interval = _score(found, one)
     loss, error = _losses(found, one)
-    return {
-        "name": one.name,
-        "score": score,
-        "interval": interval,
-        "scores": [found.task.headline(found.values, each).value for each in one.outputs],
-        "agreement": _agreement(found, one),
-        "loss": loss,
-        "calibration_error": error,
-        "num_parameters": one.num_parameters,
-        "num_bytes": one.num_bytes,
-        "speed": dataclasses.asdict(one.speed),
-    }
+    scores = [found.task.headline(found.values, each).value for each in one.outputs]
+    own: dict[str, Any] = {"scores": scores, "loss": loss, "calibration_error": error}
+    for name, (score, interval) in zip(("clean", "attacked"), _attacked(found, one), strict=False):
+        own |= {f"{name}_score": score, f"{name}_interval": interval}
+    return _measured(found, one).to_dict() | own

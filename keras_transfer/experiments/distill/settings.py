@@ -3,15 +3,15 @@
 import dataclasses
 from typing import Any, Final
 
+from keras_transfer.backbones.scaling import GREY
 from keras_transfer.config import override
-from keras_transfer.specs import DistillSpec, PhaseSpec, RunSpec
-from keras_transfer.storage.model_files import TEACHER
+from keras_transfer.specs import HEAD, DistillSpec, PhaseSpec, RunSpec
+from keras_transfer.storage.model_files import TEACHER, resolve
 
 REPORT_FILE: Final = "distillation.json"
 """Written last: it marks a distillation as complete."""
 
 DISTILL: Final = "distill"
-HEAD: Final = "head"
 ANY_FEATURES: Final = ("logits", "decoupled", "dynamic")
 """Kinds of distillation that also serve where only a linear head trains."""
 
@@ -56,3 +56,20 @@ def spec_alone(spec: RunSpec) -> RunSpec:
 
     changed = dataclasses.replace(spec, phases=tuple(map(plain, spec.phases)))
     return override(changed, {"data.unlabelled": ""})
+
+
+def spec_smaller(spec: RunSpec, settings: DistillSpec) -> RunSpec | None:
+    """The spec of the smaller network, which is trained like the student alone; None without one.
+
+    Its pixels are scaled as its weights demand; a student that sees grey has one that does, too.
+    """
+    if not settings.smaller:
+        return None
+    model = {
+        "backbone": settings.smaller,
+        "weights": settings.smaller_weights,
+        "last_stage": "",
+        "preprocess": GREY if spec.model.preprocess.startswith(GREY) else "",
+    }
+    fields = {f"model.{name}": value for name, value in model.items()}
+    return resolve(override(spec_alone(spec), fields))

@@ -1,8 +1,7 @@
 """Adversarial distillation: the student answers attacked images as the teacher answers clean ones.
 
 Sources: M. Goldblum et al., "Adversarially robust distillation" (ARD), AAAI 2020. B. Zi et al.,
-"Revisiting adversarial robustness distillation" (RSLAD), ICCV 2021. Attack: A. Madry et al.,
-"Towards deep learning models resistant to adversarial attacks", ICLR 2018.
+"Revisiting adversarial robustness distillation" (RSLAD), ICCV 2021.
 """
 
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from keras import ops
 
 from keras_transfer.devices.gradients import input_gradient
 from keras_transfer.fields import option
+from keras_transfer.methods.distillation.attack import projected_gradients
 from keras_transfer.methods.distillation.kind import Batch, KindDefaults, divergences
 
 
@@ -48,21 +48,21 @@ class Adversarial(KindDefaults):
     def attacked(self, network: Callable[[Any], Any], images: Any, batch: Batch) -> Any:
         """Images [B, S, S, 3], each changed within its bounds to increase the student's loss.
 
-        It is the attack by projected gradients, without a random start, so that a resumed training
-        attacks the same pixels.
-
         Args:
             network: from images to logits, in inference mode.
         """
+
+        def gradient(changed: Any) -> Any:
+            return input_gradient(lambda some: self._harm(network(some), batch), changed)
+
         options = self.options
-        # Batches may be uint8, which has no gradient.
-        images = ops.cast(images, "float32")
-        low = ops.maximum(images - options.epsilon, 0.0)
-        high = ops.minimum(images + options.epsilon, 255.0)
-        changed = images
-        for _ in range(options.steps):
-            gradient = input_gradient(lambda some: self._harm(network(some), batch), changed)
-            changed = ops.clip(changed + options.step * ops.sign(gradient), low, high)
+        changed = projected_gradients(
+            gradient,
+            images,
+            epsilon=options.epsilon,
+            step=options.step,
+            steps=options.steps,
+        )
         return ops.stop_gradient(changed)
 
     def _harm(self, student: Any, batch: Batch) -> Any:

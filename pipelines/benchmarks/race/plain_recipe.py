@@ -20,8 +20,8 @@ from keras_transfer.data.images import read_encoded
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import NAMES, Splits
 from keras_transfer.data.views import strengths
-from keras_transfer.models.classifier import HEAD, Classifier, build_classifier
-from keras_transfer.specs import PhaseSpec, RunSpec, ViewSpec
+from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec, ViewSpec
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.phases import apply_phase

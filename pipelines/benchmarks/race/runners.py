@@ -28,9 +28,8 @@ from keras_transfer.experiments.session import open_session
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.features.phase_inputs import find_cuts
 from keras_transfer.features.prefix import choose
-from keras_transfer.models.classifier import HEAD
 from keras_transfer.reporting.reporter import SilentReporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier

@@ -20,7 +20,6 @@ from keras_transfer.experiments.compress import comparison, compression, trunk
 from keras_transfer.inference.prediction import load_run
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.model_files import find_file
-from keras_transfer.storage.run_folder import RunFolder
 from pipelines import compress as verb
 from pipelines.arguments import USER_ERROR
 
@@ -104,11 +103,10 @@ def test_the_trunk_is_made_once_and_again_where_it_is_gone(original, small):
     again = trunk.compressed_spec(run, (("channels", 0.5),), reporter=SILENT)
     assert again.model.backbone == str(file)
     assert file.stat().st_mtime_ns == before
-    weights = keras.models.load_model(file).get_weights()
+    content = file.read_bytes()
     file.unlink()
     trunk.compressed_spec(run, (("channels", 0.5),), reporter=SILENT)
-    for one, other in zip(weights, keras.models.load_model(file).get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert file.read_bytes() == content  # Its digest is in the specs of runs, which are resumed.
     other = trunk.compressed_spec(run, (("channels", 0.25),), reporter=SILENT)
     assert other.model.backbone != str(file)
 
@@ -226,8 +224,6 @@ def test_formats_of_a_killed_conversion_are_made_up_for(original, small, tmp_pat
     (run / "compression.json").unlink()
     words = {"channels": 0.5, "formats": "keras,onnx", "output": run, "reporter": SILENT}
     monkeypatch.setattr(compression, "check_libraries", lambda formats: None)
-    # Another test may have written the trunk again, whose digest is in the spec of the run.
-    monkeypatch.setattr(compression, "start_run", lambda *_, **__: RunFolder.open(run))
     monkeypatch.setattr(compression, "convert_run", stop("converts"))
     monkeypatch.setattr(compression, "compare", stop("compares"))
     (run / "formats" / "1.partial").mkdir(parents=True)

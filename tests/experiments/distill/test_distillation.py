@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from distilling import save_teacher
@@ -16,14 +17,19 @@ import keras_transfer as kt
 from keras_transfer.config import override
 from keras_transfer.errors import DataError, RunError, SpecError
 from keras_transfer.experiments import contender_plot
-from keras_transfer.experiments.contender_plot import Dot, draw_contenders
+from keras_transfer.experiments.contender_plot import draw_contenders
+from keras_transfer.experiments.contenders import Figures
 from keras_transfer.experiments.distill import distillation
 from keras_transfer.experiments.distill.comparison import _gain
 from keras_transfer.experiments.distill.generations import Generations
 from keras_transfer.experiments.distill.settings import distillation_spec, spec_alone
+from keras_transfer.experiments.distill.teachers import store_teacher
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.session import open_session
+from keras_transfer.experiments.speed import Speed
+from keras_transfer.methods.distillation.teacher import load_teacher
 from keras_transfer.methods.registry import make_methods
+from keras_transfer.models.activations import activate
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import (
     CacheSpec,
@@ -208,6 +214,43 @@ def test_generations_are_runs_that_learn_from_each_other_and_a_killed_one_is_res
     assert all(f"| {name} |" in (folder / "distillation.md").read_text() for name in names)
 
 
+def test_a_model_in_memory_is_stored_once_as_a_teacher(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path))
+    model = keras.models.load_model(teacher / "model.keras")
+    file = store_teacher(model)
+    assert store_teacher(keras.models.load_model(teacher / "model.keras")) == file
+    assert [one.name for one in file.parent.iterdir()] == [file.name]
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
+    found = load_teacher(str(file), 32)
+    features = np.array(keras.Model(found.cut.model.input, found.cut.tensor)(pixels))
+    expected = np.array(keras.Model(model.input, model.output)(pixels))
+    outputs = activate(found.logits(features), found.activation)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    nested = keras.Model(model.input, model(model.input))
+    assert store_teacher(nested) != file
+    with pytest.raises(SpecError, match="no graph of layers"):
+        store_teacher(keras.Sequential([keras.layers.Dense(3)]))
+
+
+def test_a_teacher_in_memory_and_one_in_a_file_are_taken(spec, teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path))
+    taken = []
+
+    def stop(generations, *_, **__):
+        taken.append(generations.spec.phases[0].method_options["teacher"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_transfer.api.run_distillation", stop)
+    model = keras.models.load_model(teacher / "model.keras")
+    file = store_teacher(model)
+    for number, (given, expected) in enumerate(
+        ((model, f"{file}"), ([teacher, model], f"{teacher},{file}"))
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            kt.distill(given, spec, output=tmp_path / f"run-{number}", reporter=SILENT)
+        assert taken[-1] == expected
+
+
 def test_generations_choose_a_folder_as_runs_do_and_leave_none_of_a_refused_one(
     spec, teacher, tmp_path, monkeypatch
 ):
@@ -240,13 +283,17 @@ def test_an_occupied_folder_is_refused_before_the_first_generation(spec, teacher
     assert [file.name for file in folder.iterdir()] == ["notes.txt"]
 
 
+def figures_of(name, latency_ms, score):
+    speed = Speed({1: latency_ms, 32: 9.0}, {1: latency_ms, 32: 9.0}, None)
+    fixed = {"agreement": 1.0, "num_parameters": 1, "num_bytes": 1, "speed": speed}
+    return Figures(name=name, score=score, interval=(0.4, 1.0), **fixed)
+
+
 def test_every_contender_is_drawn(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(contender_plot, "save", lambda figure, _: figures.append(figure))
     names = ("teacher", "generation 1", "generation 2", "generation 3", "alone")
-    dots = [
-        Dot(name, 1.0 + place, 0.5 + place / 10, (0.4, 1.0)) for place, name in enumerate(names)
-    ]
+    dots = [figures_of(name, 1.0 + place, 0.5 + place / 10) for place, name in enumerate(names)]
     draw_contenders(
         dots, tmp_path / "x.png", monitor=SingleLabel(("a",)).monitor, title="", headline=""
     )

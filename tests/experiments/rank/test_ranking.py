@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from keras_transfer.config import override
+from keras_transfer.devices.timing import take_turns
 from keras_transfer.errors import DataError, SpecError, WeightsError
 from keras_transfer.experiments.rank.advice import advise
 from keras_transfer.experiments.rank.candidates import build_candidates, make_candidates
 from keras_transfer.experiments.rank.finals import Finalist, agreement
-from keras_transfer.experiments.rank.latency import take_turns
 from keras_transfer.experiments.rank.plot import Dot, draw_ranking, find_front
 from keras_transfer.experiments.rank.ranking import Ranking, rank
 from keras_transfer.experiments.rank.report import describe
