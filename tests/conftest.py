@@ -56,6 +56,25 @@ def _only_new_garbage() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Files are not flushed to the disk, which only matters when a machine loses its power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _graphs_as_traced(request: pytest.FixtureRequest) -> None:
+    """TensorFlow's graph optimizer is off, except in modules with the mark `graph_optimizer`.
+
+    It rewrites each graph before its first run, which takes longer than small networks run.
+    """
+    if tf := sys.modules.get("tensorflow"):
+        is_off = request.node.get_closest_marker("graph_optimizer") is None
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": is_off})
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _small_backbone() -> Iterator[None]:
     """`model.backbone=small` in this process; its weights are 'none' or a file."""
     with pytest.MonkeyPatch.context() as patch:

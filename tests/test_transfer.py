@@ -34,6 +34,8 @@ from pipelines import predict as predict_verb
 from pipelines import train as train_verb
 from pipelines.arguments import USER_ERROR
 
+pytestmark = pytest.mark.graph_optimizer
+
 FROZEN = PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2)
 TUNED = PhaseSpec(
     name="fine-tune", epochs=3, unfreeze="stage3", learning_rate=3e-3, layer_decay=0.5
