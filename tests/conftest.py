@@ -17,6 +17,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import numpy as np
 import pytest
 from checking import PROOF, one_checking_process
+from forked_process import forking
 from PIL import Image
 from small_backbone import SMALL
 
@@ -91,6 +92,23 @@ def _one_checking_process() -> Iterator[None]:
     """
     with one_checking_process() if PROOF in sys.modules else nullcontext():
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked_conversions() -> Iterator[None]:
+    """The processes that write other formats are forked from one that has imported TensorFlow."""
+    with pytest.MonkeyPatch.context() as patch:
+        if making := sys.modules.get("keras_transfer.export.formats.making"):
+            patch.setattr(making, "subprocess", forking(making))
+        yield
+
+
+@pytest.fixture
+def forked_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are those of `SubprocessCall`, in a test that is not about the process itself."""
+    from keras_transfer.devices import subprocess_call
+
+    monkeypatch.setattr(subprocess_call, "subprocess", forking(subprocess_call))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from forked_process import forking
 
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained
@@ -15,6 +16,11 @@ from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.tasks.regression import Regression
 from pipelines import serve
 from pipelines.benchmarks import server
+
+
+@pytest.fixture(autouse=True)
+def _forked_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "subprocess", forking(server))
 
 
 @pytest.mark.slow
