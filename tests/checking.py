@@ -3,8 +3,11 @@
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 PROOF = "keras_transfer.export.saved_model.proof"
+VERIFICATION = "keras_transfer.export.verification"
+SCRIPT = Path(__file__).with_name("checking_process.py")
 MOST_USES = 60
 """Exports that one process checks: it keeps every network that it has opened."""
 
@@ -12,8 +15,15 @@ MOST_USES = 60
 @contextmanager
 def one_checking_process() -> Iterator[None]:
     """Each export begins with a process that an earlier one has left, if there is one."""
-    proof = importlib.import_module(PROOF)
-    start, idle = proof.IsolatedProcess, []
+    proof, verification = map(importlib.import_module, (PROOF, VERIFICATION))
+    isolated, idle = proof.IsolatedProcess, []
+
+    def start(kind):
+        script, verification._SCRIPT = verification._SCRIPT, SCRIPT
+        try:
+            return isolated(kind)
+        finally:
+            verification._SCRIPT = script
 
     @contextmanager
     def kept(kind):
@@ -32,6 +42,6 @@ def one_checking_process() -> Iterator[None]:
     try:
         yield
     finally:
-        proof.IsolatedProcess = start
+        proof.IsolatedProcess = isolated
         for process, _ in idle:
             process.close()

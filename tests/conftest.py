@@ -17,6 +17,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import numpy as np
 import pytest
 from checking import PROOF, one_checking_process
+from forked_process import forking
 from PIL import Image
 from small_backbone import SMALL
 
@@ -56,6 +57,25 @@ def _only_new_garbage() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Files are not flushed to the disk, which only matters when a machine loses its power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _graphs_as_traced(request: pytest.FixtureRequest) -> None:
+    """TensorFlow's graph optimizer is off, except in modules with the mark `graph_optimizer`.
+
+    It rewrites each graph before its first run, which takes longer than small networks run.
+    """
+    if tf := sys.modules.get("tensorflow"):
+        is_off = request.node.get_closest_marker("graph_optimizer") is None
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": is_off})
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _small_backbone() -> Iterator[None]:
     """`model.backbone=small` in this process; its weights are 'none' or a file."""
     with pytest.MonkeyPatch.context() as patch:
@@ -72,6 +92,23 @@ def _one_checking_process() -> Iterator[None]:
     """
     with one_checking_process() if PROOF in sys.modules else nullcontext():
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked_conversions() -> Iterator[None]:
+    """The processes that write other formats are forked from one that has imported TensorFlow."""
+    with pytest.MonkeyPatch.context() as patch:
+        if making := sys.modules.get("keras_transfer.export.formats.making"):
+            patch.setattr(making, "subprocess", forking(making))
+        yield
+
+
+@pytest.fixture
+def forked_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are those of `SubprocessCall`, in a test that is not about the process itself."""
+    from keras_transfer.devices import subprocess_call
+
+    monkeypatch.setattr(subprocess_call, "subprocess", forking(subprocess_call))
 
 
 @pytest.fixture(scope="session")

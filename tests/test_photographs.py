@@ -11,6 +11,8 @@ from keras_transfer.specs import DataSpec, ModelSpec, PhaseSpec, RunSpec, Traini
 from keras_transfer.storage.run_start import start_run
 from pipelines import predict
 
+pytestmark = pytest.mark.graph_optimizer
+
 WEIGHTS = "mobilenet_2_5_224_tf_no_top.h5"
 
 

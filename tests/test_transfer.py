@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from forked_process import ForkedProcess
 
 from keras_transfer.config import override, spec_to_dict
 from keras_transfer.data.splits import NAMES
@@ -33,6 +34,8 @@ from pipelines import evaluate as evaluate_verb
 from pipelines import predict as predict_verb
 from pipelines import train as train_verb
 from pipelines.arguments import USER_ERROR
+
+pytestmark = pytest.mark.graph_optimizer
 
 FROZEN = PhaseSpec(name="frozen", epochs=3, learning_rate=1e-2)
 TUNED = PhaseSpec(
@@ -250,7 +253,7 @@ def test_killed_run_ends_like_an_undisturbed_one(result, digits_folder, tmp_path
     spec_file, output = tmp_path / "spec.json", tmp_path / "killed"
     spec_file.write_text(json.dumps(spec_to_dict(make_spec(digits_folder))))
     command = [sys.executable, "-c", TRAIN_SMALL, str(spec_file), "--output", str(output)]
-    process = subprocess.Popen(command, cwd=TESTS, stdout=subprocess.DEVNULL)
+    process = ForkedProcess(command, cwd=TESTS, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not (output / "checkpoint" / "phase-1.npz").is_file():
         assert process.poll() is None, "the run ended before it could be killed"

@@ -21,6 +21,7 @@ from keras_transfer.reporting.figures import (
     SHADE,
     TRAIN,
     VALIDATION,
+    new_canvas,
     new_figure,
     percent_axis,
     save,
@@ -237,7 +238,11 @@ def _set_axes(axes: Axes, points: Sequence[SizePoint], *, is_share: bool) -> Non
     axes.grid(axis="y")
 
 
-_THUMBNAIL_INCHES = 1.35
+_VIEW_INCHES = 1.35
+_VIEWS_HEADER_INCHES = 0.62
+_MISTAKE_INCHES = (1.7, 2.1)
+_MISTAKES_HEADER_INCHES = 0.45
+_GAP_INCHES = 0.06
 _TITLE_INCHES = 3.4
 _NUM_COLUMNS = 6
 _FEW_PIXELS = 64
@@ -263,18 +268,21 @@ def draw_views(views: np.ndarray, labels: Sequence[str], file: Path) -> None:
         file: PNG to write.
     """
     num_rows, num_views = views.shape[:2]
-    longest = max(len(shortened(label, 18)) for label in labels)
-    width = max(_TITLE_INCHES, num_views * _THUMBNAIL_INCHES + 0.3 + 0.085 * longest)
-    figure = new_figure(width, num_rows * _THUMBNAIL_INCHES + 0.7, gap=0.03)
-    grid = figure.subplots(num_rows, num_views, squeeze=False)
-    for row, axes_row in enumerate(grid):
-        for column, axes in enumerate(axes_row):
-            _show_image(axes, views[row, column])
-            if row == 0:
-                title = "plain" if column == 0 else f"view {column}"
-                _set_small_title(axes, title, color=INK if column == 0 else FAINT, size=10)
-        label = shortened(labels[row], 18)
-        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    names = [shortened(label, 18) for label in labels]
+    names_inches = 0.3 + 0.085 * max(map(len, names))
+    width = max(_TITLE_INCHES, names_inches + num_views * _VIEW_INCHES)
+    figure, canvas = new_canvas(width, num_rows * _VIEW_INCHES + 0.7)
+    left = (width - num_views * _VIEW_INCHES + names_inches) / 2
+    for column in range(num_views):
+        title, color = ("plain", INK) if column == 0 else (f"view {column}", FAINT)
+        middle = left + (column + 0.5) * _VIEW_INCHES
+        canvas.text(middle, _VIEWS_HEADER_INCHES - 0.03, title, color=color, fontsize=10, **_ABOVE)
+    for row, name in enumerate(names):
+        top = _VIEWS_HEADER_INCHES + row * _VIEW_INCHES
+        middle = top + _VIEW_INCHES / 2
+        canvas.text(left - _GAP_INCHES, middle, name, fontsize=10, ha="right", va="center")
+        for column, pixels in enumerate(views[row]):
+            _show_image(canvas, pixels, left + column * _VIEW_INCHES, top, _VIEW_INCHES)
     figure.suptitle("Views as the network sees them")
     save(figure, file)
 
@@ -293,26 +301,30 @@ def draw_mistakes(
     """
     num_columns = min(_NUM_COLUMNS, max(1, len(mistakes)))
     num_rows = -(-len(mistakes) // num_columns)
-    figure = new_figure(max(6.0, num_columns * 1.7 + 0.2), num_rows * 2.1 + 0.9)
+    across, down = _MISTAKE_INCHES
+    width = max(6.0, num_columns * across + 0.2)
+    figure, canvas = new_canvas(width, num_rows * down + 0.9)
     title = _headline(len(mistakes), num_wrong, num_examples)
     if mistakes:
         figure.suptitle(title)
         legend = "above each image: the predicted class; below: the true class"
         figure.supxlabel(legend, color=FAINT, fontsize=9)
-        _lay_out(figure.subplots(num_rows, num_columns, squeeze=False).ravel(), mistakes)
     else:
         figure.suptitle(title, y=0.5, va="center")
+    left = (width - num_columns * across) / 2
+    for number, mistake in enumerate(mistakes):
+        row, column = divmod(number, num_columns)
+        _show_mistake(canvas, mistake, left + column * across, _MISTAKES_HEADER_INCHES + row * down)
     save(figure, file)
 
 
-def _lay_out(grid: np.ndarray, mistakes: Sequence[Mistake]) -> None:
-    for axes in grid[len(mistakes) :]:
-        axes.set_axis_off()
-    for axes, mistake in zip(grid, mistakes, strict=False):
-        _show_image(axes, mistake.pixels)
-        prediction = f"{shortened(mistake.prediction, 16)} {100 * mistake.confidence:.0f} %"
-        _set_small_title(axes, prediction, color=ALARM, size=9)
-        axes.set_xlabel(shortened(mistake.label, 20), fontsize=9, labelpad=4)
+def _show_mistake(canvas: Axes, mistake: Mistake, left: float, top: float) -> None:
+    side, title_inches = _MISTAKE_INCHES[0], 0.2
+    middle, top = left + side / 2, top + title_inches
+    prediction = f"{shortened(mistake.prediction, 16)} {100 * mistake.confidence:.0f} %"
+    canvas.text(middle, top - 0.03, prediction, color=ALARM, fontsize=9, **_ABOVE)
+    _show_image(canvas, mistake.pixels, left, top, side)
+    canvas.text(middle, top + side, shortened(mistake.label, 20), fontsize=9, ha="center", va="top")
 
 
 def _headline(num_shown: int, num_wrong: int, num_examples: int) -> str:
@@ -322,16 +334,15 @@ def _headline(num_shown: int, num_wrong: int, num_examples: int) -> str:
     return wrong if num_shown == num_wrong else f"{wrong}: the {num_shown} most confident"
 
 
-def _set_small_title(axes: Axes, text: str, *, color: str, size: int) -> None:
-    axes.set_title(text, loc="center", color=color, fontsize=size, fontweight="normal", pad=4)
+_ABOVE: dict[str, Any] = {"ha": "center", "va": "baseline"}
 
 
-def _show_image(axes: Axes, pixels: np.ndarray) -> None:
-    """Fill the axes with one image, without ticks or frame."""
-    axes.imshow(
+def _show_image(canvas: Axes, pixels: np.ndarray, left: float, top: float, side: float) -> None:
+    """Draw one image into a square of this place and size, in inches, with a gap around it."""
+    gap = _GAP_INCHES / 2
+    canvas.imshow(
         np.clip(np.round(pixels), 0, 255).astype(np.uint8),
         interpolation="nearest" if len(pixels) < _FEW_PIXELS else "antialiased",
+        extent=(left + gap, left + side - gap, top + side - gap, top + gap),
+        aspect="auto",
     )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)

@@ -51,6 +51,17 @@ def new_figure(width: float, height: float, *, gap: float = 0.06) -> Figure:
     return Figure(figsize=(width, height), layout=engine, facecolor="white")
 
 
+def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure with invisible axes over all of it: inches from its upper left corner.
+
+    Axes for each image would take four times as long as the images themselves.
+    """
+    figure = Figure(figsize=(width, height), facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return figure, axes
+
+
 def set_headline(figure: Figure, text: str, *, characters: int) -> None:
     """A sentence above all axes, in lines of at most this many characters."""
     figure.suptitle(fill(text, characters), fontsize=9.5, fontweight="normal", x=0.01, ha="left")

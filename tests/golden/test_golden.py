@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.graph_optimizer
+
 GOLDEN = Path(__file__).with_name("golden.json")
 WORDS = (
     "quickstart",

@@ -31,7 +31,10 @@ from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 
 # `model.save` of Keras 3.15 turns variables into arrays in a way that NumPy 2.4 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.graph_optimizer,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 
 def pixels_of(files: list[Path]) -> np.ndarray:

@@ -117,7 +117,7 @@ def test_what_one_host_does_is_refused_on_several_and_leaves_no_folder(
 
 
 @pytest.mark.slow
-def test_hosts_that_are_refused_leave_no_folder(tmp_path, monkeypatch, capsys):
+def test_hosts_that_are_refused_leave_no_folder(forked_calls, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     words = ["quickstart", "devices.hosts=2", "--output", "run"]

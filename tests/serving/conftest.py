@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_process import ForkedProcess
 from http_clients import Live
 from photo_classifier import class_names, classifier, make_classifier, photos
 
@@ -122,7 +123,7 @@ def export_another(make_classifier, class_names) -> Callable[[Path, float], None
 def _live(folder: Path, *options: str) -> Iterator[Live]:
     command = [sys.executable, "-m", "pipelines.serve", str(folder), "--port", "0", *options]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+    with ForkedProcess(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         try:
             assert process.stdout is not None
             port = next(

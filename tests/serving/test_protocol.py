@@ -23,6 +23,8 @@ from keras_transfer.serving.protocol import (
 )
 from keras_transfer.serving.settings import Settings, find_export_folder
 
+pytestmark = pytest.mark.graph_optimizer
+
 PREDICT = "/v1/models/temples:predict"
 INPUTS = {"serving_default": ["image_bytes"], "serving_explain": ["class_index", "image_bytes"]}
 NAMES = ["temple", "naïve flower", "path"]

@@ -39,7 +39,9 @@ def _timings(*, ours_frozen: float) -> list[Timing]:
 
 
 @pytest.mark.slow
-def test_race_writes_its_figures_and_never_over_others(digits_folder, capsys, tmp_path):
+def test_race_writes_its_figures_and_never_over_others(
+    forked_calls, digits_folder, capsys, tmp_path
+):
     output = tmp_path / "race"
     words = [*WORDS, f"data.path={digits_folder}", "--seeds", "1", "--output", str(output)]
     words += ["--also", "scikit-learn"]

@@ -23,6 +23,8 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.storage.class_names import read_label_files
 from keras_transfer.tasks.single_label import SingleLabel
 
+pytestmark = pytest.mark.graph_optimizer
+
 
 def contract(class_names, *, resize: str = "crop") -> Contract:
     return Contract(

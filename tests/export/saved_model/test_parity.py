@@ -18,6 +18,8 @@ from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.export.verification import IsolatedProcess
 from keras_transfer.models.forward import predict_pixels
 
+pytestmark = pytest.mark.graph_optimizer
+
 
 @pytest.fixture(scope="module")
 def files(photos: Path) -> list[Path]:
