@@ -29,7 +29,13 @@ from keras_transfer.training.progress import (
     changing_variables,
     read_weights,
 )
-from keras_transfer.training.selection import SHARES, Choice, choose_share, divide_logits
+from keras_transfer.training.selection import (
+    SHARES,
+    Choice,
+    Temperature,
+    choose_share,
+    divide_logits,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Outcome:
     gain: float | None
     gain_error: float | None
     share: float
-    temperature: float
+    temperature: Temperature
     kept: bool
     history: list[dict[str, float]] = field(default_factory=list)
     privacy: dict[str, Any] | None = None

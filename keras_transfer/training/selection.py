@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from keras_transfer.devices.strategy import scope
-from keras_transfer.models.activations import activate
+from keras_transfer.models.activations import Kind, activate, ranges
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.progress import Arrays, assign_weights, read_weights
@@ -27,12 +27,17 @@ SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 _LARGEST_TEMPERATURE: Final = 10.0
 
+Temperature = float | list[float]
+
 
 class Choice(NamedTuple):
-    """The share of the weights after a phase, and the temperature that suits them best."""
+    """The share of the weights after a phase, and the temperature that suits them best.
+
+    Of outputs with several activations it is a temperature for each of their ranges.
+    """
 
     share: float
-    temperature: float
+    temperature: Temperature
 
 
 def choose_share(
@@ -74,33 +79,55 @@ def blend(variables: list[keras.Variable], before: Arrays, after: Arrays, share:
     assign_weights(variables, mixed)
 
 
-def best_temperature(task: Task, values: np.ndarray, outputs: np.ndarray) -> tuple[float, float]:
+def best_temperature(
+    task: Task, values: np.ndarray, outputs: np.ndarray
+) -> tuple[Temperature, float]:
     """The divisor of the logits of outputs [N, K] with the lowest mean loss, and this loss.
 
-    It is 1 for tasks whose outputs are not probabilities.
+    It is 1 where outputs are not probabilities. Of several activations each has a divisor of its
+    own, because the loss is a sum over them.
     """
+    parts, scaled = ranges(task.activation, outputs.shape[1]), outputs
+    found = [1.0] * len(parts)
+    for number, (kind, own) in enumerate(parts):
+        if kind != "linear":
+            found[number], scaled = _scaled_best(task, values, scaled, own, kind)
+    loss = float(task.example_losses(values, scaled).mean())
+    return found[0] if isinstance(task.activation, str) else found, loss
+
+
+def _scaled_best(
+    task: Task, values: np.ndarray, outputs: np.ndarray, own: slice, kind: Kind
+) -> tuple[float, np.ndarray]:
+    """The best divisor of the logits of some columns, and the outputs with it."""
+    logits = _logits(outputs[:, own].astype(np.float64), kind)
+
+    def at(log_temperature: float) -> np.ndarray:
+        changed = activate(logits / np.exp(log_temperature), kind)
+        if logits.shape == outputs.shape:
+            return changed
+        return np.concatenate([outputs[:, : own.start], changed, outputs[:, own.stop :]], axis=1)
 
     def loss(log_temperature: float) -> float:
-        scaled = activate(logits / np.exp(log_temperature), task.activation)
-        return float(task.example_losses(values, scaled).mean())
+        return float(task.example_losses(values, at(log_temperature)).mean())
 
-    if task.activation == "linear":
-        return 1.0, float(task.example_losses(values, outputs).mean())
-    logits = _logits(outputs.astype(np.float64), task.activation)
     bound = np.log(_LARGEST_TEMPERATURE)
     found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded")
-    return float(np.exp(found.x)), float(found.fun)
+    return float(np.exp(found.x)), at(found.x)
 
 
-def divide_logits(classifier: Classifier, temperature: float) -> None:
+def divide_logits(classifier: Classifier, temperature: Temperature) -> None:
     """Divide the logits by a temperature, in the weights of the last dense layer."""
-    logits = classifier.last_dense
+    logits, activation = classifier.last_dense, classifier.task.activation
+    widths = [own.stop - own.start for _, own in ranges(activation, logits.units)]
+    each = np.broadcast_to(np.asarray(temperature, np.float32), len(widths))
+    divisors = np.repeat(each, widths)
     with scope():
         for variable in (logits.kernel, logits.bias):
-            variable.assign(np.array(variable) / np.float32(temperature))
+            variable.assign(np.array(variable) / divisors)
 
 
-def _logits(outputs: np.ndarray, activation: str) -> np.ndarray:
+def _logits(outputs: np.ndarray, activation: Kind) -> np.ndarray:
     """Logits whose activation gives the outputs, where these are not rounded to 0 or 1."""
     tiny = 1e-12
     logits = np.log(np.clip(outputs, tiny, 1))

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from keras_transfer.models.activations import Activation
+from keras_transfer.models.activations import Activation, ranges
 from keras_transfer.models.folding import fold
 
 POOLING: Final = "pooling"
@@ -150,4 +150,7 @@ def _compiled(trunk: keras.Model, head: keras.Model) -> Network:
 def activate_in_graph(logits: tf.Tensor, activation: Activation) -> tf.Tensor:
     """Outputs of logits [B, K], in TensorFlow operations; as `models.activations.activate`."""
     by_name = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid, "linear": tf.identity}
-    return by_name[activation](logits)
+    if isinstance(activation, str):
+        return by_name[activation](logits)
+    parts = ranges(activation, logits.shape[-1])
+    return tf.concat([by_name[kind](logits[:, own]) for kind, own in parts], axis=-1)

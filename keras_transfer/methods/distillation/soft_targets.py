@@ -8,7 +8,7 @@ from scipy.special import log_expit, logsumexp, softmax
 
 from keras_transfer.data.datasets import Inputs
 from keras_transfer.methods.distillation.teacher import Teacher
-from keras_transfer.models.activations import Activation
+from keras_transfer.models.activations import Activation, ranges
 from keras_transfer.models.cuts import Cut
 from keras_transfer.training.objective import PhaseImages
 
@@ -93,6 +93,12 @@ def mean_logits(
     """
     if len(each) == 1:
         return each[0]
+    if not isinstance(activation, str):
+        parts = [
+            mean_logits([one[..., own] for one in each], temperature, kind)
+            for kind, own in ranges(activation, each[0].shape[-1])
+        ]
+        return np.concatenate(parts, axis=-1)
     stacked = np.stack(each)
     if activation == "linear":
         mean: np.ndarray = stacked.mean(axis=0)
