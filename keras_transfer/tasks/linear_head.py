@@ -6,7 +6,7 @@ s_j = sqrt((sigma_j + 0.1 m) m), the geometric mean of their own deviation, rais
 it is never 0, and of the common one. All computations are in float64.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol
@@ -38,7 +38,8 @@ class LinearHead:
     `strength` is C; for a ridge regression the penalty, the median of those of its columns.
     `loss` is the mean training loss without the penalty, in nats, of logistic regressions over all
     known labels; for a ridge regression it is the mean squared leave-one-out error of logits.
-    `num_iterations` is 0 for a ridge regression.
+    `num_iterations` is 0 for a ridge regression. `parts` are the heads of ranges of columns that
+    were solved one by one; the other figures are then sums, and `strength` that of the first.
     """
 
     kernel: np.ndarray
@@ -46,6 +47,24 @@ class LinearHead:
     strength: float
     loss: float
     num_iterations: int
+    parts: tuple["LinearHead", ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence["LinearHead"]) -> "LinearHead":
+        """Heads side by side."""
+        return cls(
+            np.concatenate([part.kernel for part in parts], axis=1),
+            np.concatenate([part.bias for part in parts]),
+            parts[0].strength,
+            sum(part.loss for part in parts),
+            sum(part.num_iterations for part in parts),
+            tuple(parts),
+        )
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The strength of each part."""
+        return tuple(part.strength for part in self.parts) or (self.strength,)
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,7 +93,8 @@ def _describe(head: LinearHead, features: HeadFeatures, objective: Objective) ->
             f"ε = {privacy['epsilon']:.4g} at δ = {privacy['delta']:g}"
         )
     views = f"{features.num_views} {'view' if features.num_views == 1 else 'views'}"
-    return f"the head is solved exactly on {images} in {views}, with strength {head.strength:.3g}"
+    strengths = " and ".join(f"{strength:.3g}" for strength in head.strengths)
+    return f"the head is solved exactly on {images} in {views}, with strength {strengths}"
 
 
 def _history_row(data: SplitData, predictor: keras.Model) -> dict[str, float]:
