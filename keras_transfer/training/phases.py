@@ -151,8 +151,8 @@ def train_phase(
     """
     started = time.perf_counter()
     num_trainable = apply_phase(classifier, phase)
-    model = part or classifier.model
     loss = loss or classifier.task.loss(TrainingSpec())
+    model = _with_variables(part or classifier.model, loss, classifier)
     progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)
     progress.num_parts, progress.least_epochs = num_parts, least_epochs
     progress.load()
@@ -185,6 +185,22 @@ def train_phase(
         progress.restore_best()
     seconds = progress.seconds_before + time.perf_counter() - started
     return _result(progress, seconds=seconds, num_trainable=num_trainable)
+
+
+def _with_variables(
+    model: keras.Model, loss: keras.losses.Loss, classifier: Classifier
+) -> keras.Model:
+    """A model whose variables include those of the loss, if it has a `layer` that trains.
+
+    The classifier's own model must not contain them: it is saved.
+    """
+    layer = getattr(loss, "layer", None)
+    if layer is None:
+        return model
+    if model is classifier.model:
+        model = keras.Model(model.input, model.output, name=model.name)
+    model.loss_layer = layer
+    return model
 
 
 def _result(progress: Progress, *, seconds: float, num_trainable: int) -> PhaseResult:

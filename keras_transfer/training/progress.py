@@ -55,10 +55,10 @@ def changing_variables(classifier: Classifier, phase: PhaseSpec) -> list[keras.V
 
 
 def _added(classifier: Classifier, model: keras.Model) -> list[keras.Variable]:
-    """The variables of layers that a method put on top of the classifier's own."""
-    own = {id(layer) for layer in classifier.model.layers}
-    added = [layer for layer in model.layers if id(layer) not in own]
-    return [v for layer in added for v in layer.variables if not is_random_state(v)]
+    """The variables of layers that a method or a loss added to the classifier's own."""
+    own = {id(variable) for variable in classifier.model.variables}
+    added = [variable for variable in model.variables if id(variable) not in own]
+    return [variable for variable in added if not is_random_state(variable)]
 
 
 def read_weights(variables: list[keras.Variable]) -> Arrays:

@@ -24,6 +24,7 @@ class DistillationLoss(keras.losses.Loss):
         super().__init__(name="distillation")
         self.hard, self.kind, self.temperature = hard, kind, temperature
         self.num_outputs, self.soft_losses = len(task.names), task.soft_losses
+        self.layer = getattr(hard, "layer", None)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The loss of each example, [B]."""
