@@ -122,12 +122,16 @@ def _print(arguments: argparse.Namespace) -> None:
 
 def _cells(row: "Row", task: "Task") -> list[str]:
     from keras_transfer.data.records import BadFile
+    from keras_transfer.models.activations import ranges
 
     if isinstance(row, BadFile):
         return [row.path, "–", row.reason]
-    order = (-row.outputs).argsort(kind="stable")[:_MOST_OUTPUTS]
-    outputs = [f"{task.names[index]} {task.format_output(row.outputs[index])}" for index in order]
-    return [row.path, row.label or "–", ", ".join(outputs)]
+    lines = []
+    for _, own in ranges(task.activation, len(task.names)):
+        order = own.start + (-row.outputs[own]).argsort(kind="stable")[:_MOST_OUTPUTS]
+        outputs = (f"{task.names[n]} {task.format_output(row.outputs[n], n)}" for n in order)
+        lines.append(", ".join(outputs))
+    return [row.path, row.label or "–", "\n".join(lines)]
 
 
 def _predictor(

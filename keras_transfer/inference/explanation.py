@@ -22,6 +22,7 @@ from keras_transfer.export.saved_model.network import (
 )
 from keras_transfer.fields import nearest
 from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.models.activations import range_of
 from keras_transfer.models.forward import filled_size
 from keras_transfer.tasks.task import Task
 
@@ -52,8 +53,12 @@ class Explanation:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The predicted names: one class, some labels, or none."""
-        return self.task.decided(self.outputs)
+        """The predicted names: one class, some labels, or none.
+
+        Of outputs with several activations only those in the range of the explained one.
+        """
+        names = self.task.names[self._compared]
+        return tuple(name for name in self.task.decided(self.outputs) if name in names)
 
     @property
     def label(self) -> str:
@@ -63,7 +68,12 @@ class Explanation:
     @property
     def confidence(self) -> float:
         """The highest output; without labels the explained one."""
-        return float(self.outputs.max()) if self.labels else self.explained_output
+        return float(self.outputs[self._compared].max()) if self.labels else self.explained_output
+
+    @property
+    def _compared(self) -> slice:
+        """The outputs that are compared with the explained one."""
+        return range_of(self.task.activation, self.class_index, len(self.task.names))[1]
 
     @property
     def explained(self) -> str:
@@ -76,13 +86,24 @@ class Explanation:
         return float(self.outputs[self.class_index])
 
     @property
+    def is_value(self) -> bool:
+        """Whether the output of the heat map is a value, and not a probability."""
+        kind, _ = range_of(self.task.activation, self.class_index, len(self.task.names))
+        return kind == "linear"
+
+    def format_output(self, output: float) -> str:
+        """An output in the explained one's range as text."""
+        return self.task.format_output(output, self.class_index)
+
+    @property
     def is_blank(self) -> bool:
         """Whether the heat map is zero everywhere: no evidence for the output."""
         return not self.heat.any()
 
     def top(self, count: int) -> list[tuple[str, float]]:
-        """The `count` highest outputs with their names, highest first."""
-        best = np.argsort(-self.outputs, kind="stable")[:count]
+        """The `count` highest outputs in the explained one's range with their names, in order."""
+        first = self._compared.start
+        best = first + np.argsort(-self.outputs[self._compared], kind="stable")[:count]
         return [(self.task.names[column], float(self.outputs[column])) for column in best]
 
 
@@ -165,6 +186,13 @@ def _explanation(
 
 
 def _column(run: LoadedRun, class_name: str | None) -> int:
+    if class_name is None and not isinstance(run.task.activation, str):
+        raise DataError(
+            f"the outputs of the run in {run.folder.path} cannot be compared with each other",
+            expected=f"the output to explain, one of {', '.join(run.class_names)}",
+            received="none",
+            fix=f"add --class {run.class_names[0]}",
+        )
     if class_name is None:
         return HIGHEST
     if class_name not in run.class_names:

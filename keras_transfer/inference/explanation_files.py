@@ -148,7 +148,8 @@ def write_explanations(
 
 def table_columns(task: Task) -> list[str]:
     """Columns of explain.csv; the prediction has the task's columns without its K outputs."""
-    explained = "explained_value" if task.activation == "linear" else "explained_probability"
+    is_share = task.activation in ("softmax", "sigmoid")
+    explained = "explained_probability" if is_share else "explained_value"
     predicted = task.columns()[: -len(task.names)]
     return ["path", *predicted, "explained", explained, "overlay", "error"]
 
@@ -194,9 +195,9 @@ def _to_show(explanation: Explanation, overlay: str) -> _Shown:
     buffer = io.BytesIO()
     draw_panels(explanation, side=_SHOWN_SIDE).save(buffer, "WEBP", quality=80)
     image = base64.b64encode(buffer.getvalue()).decode()
-    top, show = explanation.top(_NUM_TOP), explanation.task.format_output
+    top, show = explanation.top(_NUM_TOP), explanation.format_output
     # Bars show probabilities; other values have no maximum.
-    longest = 0 if explanation.task.activation == "linear" else 100
+    longest = 0 if explanation.is_value else 100
     return _Shown(
         path=printable(explanation.path),
         label=printable(explanation.label),
@@ -250,7 +251,7 @@ def draw_overlay(explanation: Explanation) -> Image.Image:
     card.paste(draw_panels(explanation, side=SIDE, gap=_GAP, ground="white"), (left, _HEAD))
     pen = ImageDraw.Draw(card)
     head, foot = _HEAD - 14, _HEAD + SIDE + 22
-    show = explanation.task.format_output
+    show = explanation.format_output
     _write(pen, (left, head), explanation.label, show(explanation.confidence), font=_BOLD)
     where = "no evidence for" if explanation.is_blank else "evidence for"
     # The number of the prediction is already in the left panel.

@@ -221,6 +221,11 @@ class Regression(TaskDefaults):
         return np.array(self.deviations or [1.0] * len(self.names), np.float32)
 
     @property
+    def output_offset(self) -> np.ndarray:  # type: ignore[override]
+        """The means, float32 [K]."""
+        return np.array(self.means or [0.0] * len(self.names), np.float32)
+
+    @property
     def _error_names(self) -> tuple[str, str]:
         """Names of the absolute and the squared error over all columns."""
         several = len(self.names) > 1

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from keras_transfer.data.records import Record
 from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation, Headline, Table
-from keras_transfer.models.activations import Activation
+from keras_transfer.models.activations import Activation, range_of
 from keras_transfer.specs import DataSpec, ModelSpec, TrainingSpec
 from keras_transfer.tasks.linear_head import STRENGTHS, HeadFeatures, LinearHead
 from keras_transfer.tasks.soft_losses import (
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
 Draw = Callable[[Path], None]
 """Draws one figure into a PNG file."""
+
+
+class Head(NamedTuple):
+    """A range of columns of the logits, and how far a student's are from a teacher's in it."""
+
+    name: str
+    columns: slice
+    soft_losses: Callable[[Any, Any, float], Any]
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,14 @@ class Task(Protocol):
     def state(self) -> dict[str, Any]:
         """The results of `scaled` and `fitted`: fields of the class as JSON values."""
 
+    @classmethod
+    def source(cls, spec: DataSpec, options: Any) -> DataSpec:
+        """The source with the columns that a task of these options reads.
+
+        Raises:
+            SpecError: it cannot be a source of this task.
+        """
+
     def targets(self, records: Sequence[Record]) -> Targets:
         """The targets of images.
 
@@ -175,6 +191,10 @@ class Task(Protocol):
     def soft_losses(self, teacher: Any, student: Any, temperature: float) -> Any:
         """How far a student's logits [B, K] are from a teacher's, tensor [B]; 0 where equal."""
 
+    @property
+    def heads(self) -> Sequence[Head]:
+        """The heads of several targets; none where there is one target."""
+
     def example_scores(self, values: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Score of each prediction, float64 [N], higher is better; gains are their differences."""
 
@@ -209,8 +229,8 @@ class Task(Protocol):
     def decided(self, outputs: np.ndarray) -> tuple[str, ...]:
         """The predicted names for outputs [K]: one class, some labels, or nothing."""
 
-    def format_output(self, output: float) -> str:
-        """One output as text."""
+    def format_output(self, output: float, column: int = 0) -> str:
+        """One output as text; `column` is its place among the K."""
 
     @property
     def output_name(self) -> str:
@@ -219,6 +239,10 @@ class Task(Protocol):
     @property
     def output_scale(self) -> np.ndarray | float:
         """Size of the outputs, [K] or one number: differences of outputs are divided by it."""
+
+    @property
+    def output_offset(self) -> np.ndarray | float:
+        """Outputs where logits are 0, [K] or one number; `output_scale` is the size of a logit."""
 
     def scaled(self, values: np.ndarray) -> "Task":
         """The task with statistics of the training split's values, before training."""
@@ -269,6 +293,8 @@ class TaskDefaults:
     activation: ClassVar[Activation]
     strengths: ClassVar[tuple[float, ...]] = STRENGTHS
     output_scale: np.ndarray | float = 1.0
+    output_offset: np.ndarray | float = 0.0
+    heads: Sequence[Head] = ()
 
     @property
     def needs_fitting(self) -> bool:
@@ -284,6 +310,11 @@ class TaskDefaults:
     def state(self) -> dict[str, Any]:
         """Empty: nothing is chosen after training."""
         return {}
+
+    @classmethod
+    def source(cls, spec: DataSpec, options: Any) -> DataSpec:  # noqa: ARG003
+        """The columns in `data.label_column`."""
+        return spec
 
     def notes(self, records: Sequence[Record], spec: DataSpec) -> Sequence[str]:  # noqa: ARG002
         """None."""
@@ -312,9 +343,9 @@ class TaskDefaults:
         """Nothing."""
         return ()
 
-    def format_output(self, output: float) -> str:
+    def format_output(self, output: float, column: int = 0) -> str:
         """A probability in %, never rounded to 0 % or 100 %; a value with four digits."""
-        if self.activation == "linear":
+        if range_of(self.activation, column, len(self.names))[0] == "linear":
             return f"{output:.4g}"
         if 0 < output < 0.0005:
             return "< 0.1 %"
