@@ -23,6 +23,7 @@ from keras_transfer.data.sources import read_records
 from keras_transfer.devices import native_log_to
 from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.storage.atomic import check_vacant, replacing
+from keras_transfer.tasks.registry import source_of
 from pipelines.arguments import (
     USUAL_FIELDS,
     add_spec_arguments,
@@ -48,7 +49,7 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     with native_log_to(scratch_log()):
         spec = read_spec(arguments)
-        num_images = len(read_records(spec.data).items)
+        num_images = len(read_records(source_of(spec)).items)
     file = Path(arguments.output or f"{spec.name}.toml")
     check_vacant(file)
     command = shlex.join(["python", "-m", "pipelines.train", str(file)])

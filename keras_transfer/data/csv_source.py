@@ -152,7 +152,8 @@ def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
             f"{file} has no column {name!r}, named by data.{field}",
             expected=f"a first line of column names with {', '.join(name for _, name in needed)}",
             received=", ".join(columns) or "an empty file",
-            fix=f"set data.{field} to the right column, such as data.{field}={nearest[0]}",
+            fix=f"name the right column, such as {nearest[0]}, in data.{field}"
+            f"{' or in task_options' if field == 'label_column' else ''}",
         )
 
 

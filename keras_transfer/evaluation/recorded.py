@@ -6,6 +6,9 @@ from typing import Any
 
 from keras_transfer.evaluation.results import Headline, Table
 
+PARTS = "targets"
+"""The figure of an evaluation that has those of its parts, by name."""
+
 _TITLES = {"f1": "F1", "support": "images"}
 
 
@@ -58,7 +61,11 @@ class RecordedEvaluation:
             if not isinstance(rows, Mapping) or not rows:
                 continue
             first = next(iter(rows.values()))
-            if isinstance(first, Mapping):
+            if name == PARTS:
+                for of, own in rows.items():
+                    found = RecordedEvaluation(own).tables()
+                    tables += [table._replace(title=f"{of}: {table.title}") for table in found]
+            elif isinstance(first, Mapping):
                 columns = [key for key, value in first.items() if _is_number(value)]
                 header = [name.removeprefix("per_"), *(_TITLES.get(key, key) for key in columns)]
                 cells = [[of, *(_shown(own[key]) for key in columns)] for of, own in rows.items()]

@@ -39,6 +39,7 @@ from keras_transfer.export.saved_model.writer import export_saved_model
 from keras_transfer.inference.prediction import LoadedRun
 from keras_transfer.serving.settings import SAVED_MODEL, Settings
 from keras_transfer.storage.run_folder import RunFolder, version_folders
+from keras_transfer.tasks.registry import source_of
 
 NUM_CLIENTS: Final = 32
 NUM_ROUNDS: Final = 7
@@ -165,7 +166,7 @@ def find_images(run: Path) -> list[Path]:
     """
     folder = RunFolder.open(run)
     listed = {entry["path"] for entry in folder.read_json("splits.json")["rows"]["test"]}
-    source = read_records(load_spec(folder.path).data)
+    source = read_records(source_of(load_spec(folder.path)))
     files = [source.root / item.path for item in source.items if item.path in listed]
     if not files:
         raise DataError(
