@@ -18,8 +18,20 @@ TASKS: Final = {
     "single_label": "keras_transfer.tasks.single_label:SingleLabel",
     "multi_label": "keras_transfer.tasks.multi_label:MultiLabel",
     "regression": "keras_transfer.tasks.regression:Regression",
+    "multi_task": "keras_transfer.tasks.multi_task:MultiTask",
 }
 """Import strings, so that reading the table imports no task."""
+
+
+def source_of(spec: RunSpec) -> DataSpec:
+    """The source of a spec with the columns that its task reads.
+
+    Raises:
+        SpecError: the task or one of its options is unknown, or it has no such source.
+    """
+    kind = load_row(TASKS, spec.task, f"there is no task called {spec.task!r}")
+    source: DataSpec = kind.source(spec.data, make_options(kind, spec.task_options))
+    return source
 
 
 def make_task(spec: RunSpec, records: Sequence[Record]) -> Task:
@@ -30,7 +42,7 @@ def make_task(spec: RunSpec, records: Sequence[Record]) -> Task:
         DataError: the targets are not valid for the task.
     """
     kind = load_row(TASKS, spec.task, f"there is no task called {spec.task!r}")
-    task: Task = kind.of(records, spec, _options(kind, spec.task_options))
+    task: Task = kind.of(records, spec, make_options(kind, spec.task_options))
     check_exportable(task.names, spec.data.path or spec.data.name)
     return task
 
@@ -41,7 +53,7 @@ def read_task(spec: RunSpec) -> tuple[Task, Records]:
     Raises:
         SpecError, DataError: see `read_records` and `make_task`.
     """
-    listing = read_records(spec.data)
+    listing = read_records(source_of(spec))
     items, notes = without_rare_classes(listing.items, spec.data)
     task = make_task(spec, items)
     notes = [*listing.notes, *notes, *task.notes(items, spec.data)]
@@ -54,7 +66,7 @@ def read_targets(task: Task, spec: DataSpec) -> Records:
     Raises:
         SpecError, DataError: see `read_records` and `Task.targets`.
     """
-    listing = read_records(spec)
+    listing = read_records(task.source(spec, task.options))
     items = tuple(listing.items)
     notes = (*listing.notes, *task.notes(items, spec))
     return Records(items, task.targets(items), listing.root, notes=notes)
@@ -73,7 +85,7 @@ def restore_task(description: Mapping[str, Any], names: Sequence[str]) -> Task:
     """
     name = description["task"]
     kind = load_row(TASKS, name, f"there is no task called {name!r}")
-    options = _options(kind, description["options"])
+    options = make_options(kind, description["options"])
     task: Task = kind(tuple(names), options, **description["state"])
     return task
 
@@ -84,7 +96,12 @@ def register_layers() -> None:
         importlib.import_module(row.partition(":")[0])
 
 
-def _options(kind: Any, values: Mapping[str, Any]) -> Any:
+def make_options(kind: Any, values: Mapping[str, Any], prefix: str = "task_options.") -> Any:
+    """The options of a kind of task from plain values; `prefix` is their place in a spec.
+
+    Raises:
+        SpecError: an option is unknown, or has the wrong type.
+    """
     if values and not dataclasses.fields(kind.Options):
         raise SpecError(
             f"task {kind.name!r} has no options",
@@ -92,4 +109,4 @@ def _options(kind: Any, values: Mapping[str, Any]) -> Any:
             received=", ".join(values),
             fix="remove them, or choose another task",
         )
-    return build(kind.Options, values, "task_options.", "the spec")
+    return build(kind.Options, values, prefix, "the spec")

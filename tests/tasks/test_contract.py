@@ -21,8 +21,16 @@ CELLS = {
     "single_label": [("b",), ("a",), ("c",)],
     "multi_label": [("a|b",), ("",), ("c|b",), ("?",)],
     "regression": [("1.5",), ("-2",), ("7",), ("",)],
+    "multi_task": [("b", "1.5", "x|y"), ("a", "", "x"), ("", "7", ""), ("", "", "?")],
 }
 """Targets of images, taken in turn: 24 divides by their number."""
+
+OPTIONS = {
+    "multi_task": {
+        "targets": {"kind": "single_label", "size": "regression", "tags": "multi_label"}
+    },
+}
+"""Options of tasks that need some."""
 
 METRIC_ERROR = {"multi_label": 0.02}
 """How far the metric of a batch may be from the headline: it may sort into bins."""
@@ -35,7 +43,8 @@ def records(name: str, size: int = 24) -> list[Record]:
 
 @pytest.fixture(params=list(TASKS))
 def task(request) -> Task:
-    return make_task(RunSpec(task=request.param), records(request.param))
+    spec = RunSpec(task=request.param, task_options=OPTIONS.get(request.param, {}))
+    return make_task(spec, records(request.param))
 
 
 def outputs_of(task: Task, size: int, seed: int = 0) -> np.ndarray:
