@@ -140,7 +140,7 @@ def write_explanations(
                     draw_overlay(row).save(folder / overlay, compress_level=1)
                 writer.writerow(map(spreadsheet_cell, _table_row(row, overlay, task)))
                 kept.add(row, overlay)
-        num_by_label = {label: counts[label] for label in task.names}
+        num_by_label = {label: counts[label] for label in task.decidable}
         summary = ExplanationSummary(num_by_label, num_explained, num_bad)
         _write_page(folder / PAGE, kept, summary, name=name)
     return summary

@@ -328,7 +328,7 @@ def _write(
         counts.update(label for row in good for label in row.labels)
         num_bad += len(chunk) - len(good)
         num_predicted += len(good)
-    num_by_label = {name: counts[name] for name in task.names}
+    num_by_label = {name: counts[name] for name in task.decidable}
     return PredictionSummary(num_by_label, num_predicted, num_bad, num_kept)
 
 

@@ -178,6 +178,7 @@ class Distill(MethodDefaults):
         return is_linear and options.solve and self.kind.is_convex and is_solved
 
     def _check(self, context: PhaseContext, phase: PhaseSpec) -> None:
+        self.kind.check(context.task)
         if self.kind.needs_classes and context.task.activation != "softmax":
             raise SpecError(
                 f"kind {self.kind.name!r} is for single labels only",

@@ -3,160 +3,50 @@
 The logits of all targets are columns of one dense layer, so features, cached outputs, exact heads
 and exports are those of a single task; each target reads its range of columns. A label that is
 missing counts neither in the loss nor in any figure of its target.
-
-Source of the learned weights: A. Kendall et al., "Multi-task learning using uncertainty to weigh
-losses for scene geometry and semantics", CVPR 2018.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_transfer.data.records import Record
 from keras_transfer.data.targets import Targets
+from keras_transfer.devices.strategy import scope
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.evaluation.intervals import Interval, bootstrap
 from keras_transfer.evaluation.recorded import PARTS
 from keras_transfer.evaluation.results import Evaluation, Headline, Table
-from keras_transfer.fields import load_row, option
+from keras_transfer.fields import option
 from keras_transfer.models.activations import Kind
 from keras_transfer.models.head import head_layers
 from keras_transfer.specs import DataSpec, ModelSpec, RunSpec, TrainingSpec
+from keras_transfer.tasks.joint_losses import (
+    SUMMED_LOSS,
+    LossPart,
+    LossWeights,
+    MultiTaskLoss,
+    SummedLoss,
+    TargetMetric,
+)
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
-from keras_transfer.tasks.registry import (
-    TASKS,
-    describe_task,
-    make_options,
-    make_task,
-    restore_task,
+from keras_transfer.tasks.target_plans import (
+    Target,
+    cells_of,
+    check_training,
+    for_kind,
+    plans_of,
+    slices_of,
+    task_of,
 )
 from keras_transfer.tasks.task import CardText, Draw, Head, Monitor, Task, TaskDefaults
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-SUMMED_LOSS: Final = "summed_loss"
-
-RATE: Final = 30.0
-"""Learned weights move this many times as far in a step as other weights: they are few, start far
-from their optimum, and fine-tuning has small steps."""
-
-_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_RESERVED: Final = ("path", "error", "values", "output_names", "label", "heat_map", "square_bytes")
 _UNITS: Final = "units"
-_FOR_CLASSES: Final = ("label_smoothing", "class_weights")
-
-
-class LossWeights(keras.layers.Layer):
-    """Logarithms of the variances of T losses, which train with the network."""
-
-    def __init__(self, num_losses: int) -> None:
-        super().__init__(name="loss_weights", dtype="float32")
-        self._scaled = self.add_weight(
-            shape=(num_losses,), initializer="zeros", name="log_variances"
-        )
-
-    @property
-    def logarithms(self) -> Any:
-        """s [T], 0 at the start."""
-        return RATE * self._scaled
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The loss of one target: its columns, the factor of its loss, and of each of its classes."""
-
-    loss: keras.losses.Loss
-    columns: slice
-    factor: float = 1.0
-    class_weights: tuple[float, ...] = ()
-
-    def losses(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-        """Losses [B], 0 without a known value, and whether there is one, [B]."""
-        targets, logits = y_true[:, self.columns], y_pred[:, self.columns]
-        known = ops.any(ops.logical_not(ops.isnan(targets)), axis=-1)
-        targets = ops.where(known[:, None], targets, 0.0)
-        losses = self.loss.call(targets, logits)
-        if self.class_weights:
-            weights = ops.convert_to_tensor(self.class_weights, losses.dtype)
-            losses = losses * ops.sum(targets * weights, axis=-1)
-        known = ops.cast(known, losses.dtype)
-        return self.factor * losses * known, known
-
-
-class MultiTaskLoss(keras.losses.Loss):
-    """The sum of the targets' losses, each averaged over the images with a known value.
-
-    With a `layer` of logarithms s it is sum_t exp(-s_t) L_t + s_t, least for s_t = log L_t.
-    """
-
-    def __init__(self, parts: Sequence[_Part], layer: LossWeights | None = None) -> None:
-        super().__init__(name="multi_task")
-        self.parts, self.layer = parts, layer
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Losses [B] of encoded targets, NaN where unknown, and logits [B, K]."""
-        losses = [part.losses(y_true, y_pred)[0] for part in self.parts]
-        if self.layer is None:
-            return sum(losses[1:], losses[0])
-        logarithms = self.layer.logarithms
-        weighed = ops.stack(losses, axis=-1) * ops.exp(-logarithms) + logarithms
-        return ops.sum(weighed, axis=-1)
-
-
-class SummedLoss(keras.metrics.Metric):
-    """The sum over targets of their mean losses over known values, without weights of examples."""
-
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        super().__init__(name=SUMMED_LOSS)
-        self._parts = parts
-        self._sums, self._counts = (
-            self.add_variable((len(parts),), initializer="zeros", name=name)
-            for name in ("sums", "counts")
-        )
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Encoded targets and logits [B, K], weights [B]: examples of weight 0 do not count."""
-        y_true = ops.convert_to_tensor(y_true, self.dtype)
-        y_pred = ops.convert_to_tensor(y_pred, self.dtype)
-        counts: Any = 1.0
-        if sample_weight is not None:
-            counts = ops.cast(ops.convert_to_tensor(sample_weight) > 0, self.dtype)
-        found = [part.losses(y_true, y_pred) for part in self._parts]
-        self._sums.assign_add(ops.stack([ops.sum(losses * counts) for losses, _ in found]))
-        self._counts.assign_add(ops.stack([ops.sum(known * counts) for _, known in found]))
-
-    def result(self) -> Any:
-        """0 for a target without a known value."""
-        return ops.sum(self._sums / ops.maximum(ops.convert_to_tensor(self._counts), 1))
-
-
-class TargetMetric(keras.metrics.Metric):
-    """A metric of one target on its columns, over the examples with a known value."""
-
-    def __init__(self, metric: keras.metrics.Metric, target: str, columns: slice) -> None:
-        super().__init__(name=f"{target}_{metric.name}")
-        self._metric, self._columns = metric, columns
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Encoded targets and logits [B, K], weights [B]."""
-        targets = ops.convert_to_tensor(y_true, self.dtype)[:, self._columns]
-        known = ops.any(ops.logical_not(ops.isnan(targets)), axis=-1)
-        weights = ops.cast(known, self.dtype)
-        if sample_weight is not None:
-            weights = weights * ops.convert_to_tensor(sample_weight, self.dtype)
-        logits = ops.convert_to_tensor(y_pred, self.dtype)[:, self._columns]
-        self._metric.update_state(ops.where(known[:, None], targets, 0.0), logits, weights)
-
-    def result(self) -> Any:
-        """That of the metric."""
-        return self._metric.result()
 
 
 @dataclass(frozen=True)
@@ -217,91 +107,6 @@ class MultiTaskOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A target as the options describe it: its task, that task's options, and its columns."""
-
-    name: str
-    kind: Any
-    options: Any
-    columns: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One of several targets, with its task.
-
-    `share` is that of its known values among training images with any known value;
-    `class_weights` [C] are those of balanced classes, empty where it has none.
-    """
-
-    name: str
-    task: Task
-    share: float = 1.0
-    class_weights: tuple[float, ...] = ()
-
-    @classmethod
-    def restored(cls, values: Mapping[str, Any]) -> "Target":
-        """From the content of `describe`."""
-        task = restore_task(values, values["names"])
-        return cls(values["name"], task, values["share"], tuple(values["class_weights"]))
-
-    def describe(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        own = {"name": self.name, "names": list(self.task.names), "share": self.share}
-        return {**own, "class_weights": list(self.class_weights), **describe_task(self.task)}
-
-    @property
-    def kind(self) -> Kind:
-        """The activation of its columns."""
-        assert isinstance(self.task.activation, str)
-        return self.task.activation
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether its values are class indices, one column instead of K."""
-        return self.kind == "softmax"
-
-    @property
-    def width(self) -> int:
-        """The number of columns of its values."""
-        return 1 if self.has_classes else len(self.task.names)
-
-    @property
-    def output_names(self) -> list[str]:
-        """Names of its outputs among those of all targets."""
-        if self._is_one_number:
-            return [self.name]
-        return [f"{self.name}={name}" for name in self.task.names]
-
-    @property
-    def _is_one_number(self) -> bool:
-        return self.kind == "linear" and len(self.task.names) == 1
-
-    def column(self, name: str, *, labelled: bool) -> str:
-        """Name of a CSV column of its task among those of all targets."""
-        true = f"true_{self.name}"
-        known = {"label": true if labelled else self.name, "prediction": self.name}
-        known |= {"labels": self.name, "true_labels": true}
-        if self._is_one_number:
-            known |= {self.task.names[0]: self.name, f"true_{self.task.names[0]}": true}
-        if self.kind == "linear" and name not in known and name.startswith("true_"):
-            return f"{true}_{name.removeprefix('true_')}"
-        return known.get(name, f"{self.name}_{name}")
-
-    def served_name(self, name: str) -> str:
-        """Name of an output of its signatures among those of all targets."""
-        is_main = name in ("label", "labels", "values")
-        return self.name if is_main else f"{self.name}_{name}"
-
-    def served_outputs(self, served: "dict[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
-        """Its outputs by these names; one number is a number, not a list."""
-        renamed = {self.served_name(name): tensor for name, tensor in served.items()}
-        if self._is_one_number:
-            return {self.name: renamed[self.name][:, 0]}
-        return renamed
-
-
-@dataclass(frozen=True)
 class MultiTask(TaskDefaults):
     """Several tasks on the same images, one for each target.
 
@@ -340,7 +145,7 @@ class MultiTask(TaskDefaults):
         Raises:
             SpecError: the options name no targets, or the source has no columns.
         """
-        plans = _plans(options)
+        plans = plans_of(options.targets)
         if spec.source != "csv":
             raise SpecError(
                 "task multi_task reads its targets from columns",
@@ -367,12 +172,12 @@ class MultiTask(TaskDefaults):
             SpecError: the options name no targets, or settings are not defined for them.
             DataError: cells of some targets are not valid for their tasks; all are named.
         """
-        plans = _plans(options)
-        _check_training(spec.training, plans)
+        plans = plans_of(options.targets)
+        check_training(spec.training, plans)
         parts, errors = [], []
         for plan in plans:
             try:
-                parts.append(Target(plan.name, _task_of(plan, plans, records, spec)))
+                parts.append(Target(plan.name, task_of(plan, plans, records, spec)))
             except DataError as error:
                 errors.append((plan.name, error))
         if errors:
@@ -384,7 +189,8 @@ class MultiTask(TaskDefaults):
             )
         names = tuple(name for part in parts for name in part.output_names)
         task = cls(names, options, tuple(parts))
-        _check_columns([*task.columns(), *task.columns(labelled=True)[: -len(names)]])
+        for columns in (task.columns(), task.columns(labelled=True)):
+            _check_columns(columns)
         return task
 
     @property
@@ -432,13 +238,13 @@ class MultiTask(TaskDefaults):
 
     def _columns(self) -> Iterator[tuple[Target, slice]]:
         """Each target with its columns of outputs."""
-        return _slices(self.parts, [len(part.task.names) for part in self.parts])
+        return slices_of(self.parts, [len(part.task.names) for part in self.parts])
 
     def _own(
         self, values: np.ndarray, outputs: np.ndarray | None = None
     ) -> Iterator[tuple[Target, np.ndarray, np.ndarray, np.ndarray]]:
         """Each target, rows where it is known, and its values and outputs of these rows."""
-        of_values = _slices(self.parts, [part.width for part in self.parts])
+        of_values = slices_of(self.parts, [part.width for part in self.parts])
         for (part, read), (_, columns) in zip(of_values, self._columns(), strict=True):
             own = values[:, read]
             rows = np.flatnonzero(~np.isnan(own).all(axis=1))
@@ -451,9 +257,9 @@ class MultiTask(TaskDefaults):
         Raises:
             DataError: a cell is not valid for its task; the error names the image.
         """
-        plans, values, strata, names = _plans(self.options), [], [], []
+        plans, values, strata, names = plans_of(self.options.targets), [], [], []
         for part, plan in zip(self.parts, plans, strict=True):
-            known, own = _cells(plan, plans, records, only_known=part.has_classes)
+            known, own = cells_of(plan, plans, records, only_known=part.has_classes)
             found = part.task.targets(own)
             of_part = np.full((len(records), part.width), np.nan, np.float32)
             of_part[known] = found.values.reshape(len(own), part.width)
@@ -477,9 +283,9 @@ class MultiTask(TaskDefaults):
 
     def notes(self, records: Sequence[Record], spec: DataSpec) -> Sequence[str]:
         """Those of every target."""
-        plans, found = _plans(self.options), []
+        plans, found = plans_of(self.options.targets), []
         for part, plan in zip(self.parts, plans, strict=True):
-            _, own = _cells(plan, plans, records, only_known=True)
+            _, own = cells_of(plan, plans, records, only_known=True)
             found += [f"{part.name}: {note}" for note in part.task.notes(own, spec)]
         return found
 
@@ -533,21 +339,23 @@ class MultiTask(TaskDefaults):
         """The sum of the targets' losses, or with learned weights."""
         is_balanced = training.class_weights == "balanced"
         parts = [
-            _Part(
-                part.task.loss(_for_kind(training, part.kind)),
+            LossPart(
+                part.task.loss(for_kind(training, part.kind)),
                 columns,
                 1 / part.share,
                 part.class_weights if is_balanced else (),
             )
             for part, columns in self._columns()
         ]
-        learns = self.options.weighting == "uncertainty"
-        return MultiTaskLoss(parts, LossWeights(len(parts)) if learns else None)
+        if self.options.weighting == "equal":
+            return MultiTaskLoss(parts)
+        with scope():
+            return MultiTaskLoss(parts, LossWeights(len(parts)))
 
     def metrics(self) -> list[keras.metrics.Metric]:
         """The summed loss without label smoothing, and the metrics of every target."""
         plain = TrainingSpec(label_smoothing=0.0)
-        parts = [_Part(part.task.loss(plain), columns) for part, columns in self._columns()]
+        parts = [LossPart(part.task.loss(plain), columns) for part, columns in self._columns()]
         return [
             SummedLoss(parts),
             *(
@@ -567,7 +375,7 @@ class MultiTask(TaskDefaults):
             DataError: weights are balanced and a class or label has no example.
         """
         for part, _, own, _ in self._own(values):
-            part.task.example_weights(own, _for_kind(training, part.kind))
+            part.task.example_weights(own, for_kind(training, part.kind))
         counts = np.asarray((~np.isnan(values)).any(axis=1))
         weights: np.ndarray = (counts / max(counts.mean(), 1 / len(counts))).astype(np.float32)
         return weights
@@ -591,7 +399,7 @@ class MultiTask(TaskDefaults):
         for part, rows, own, _ in self._own(values):
             some = tuple(c for c in strengths if c in part.task.strengths) or strengths
             found = part.task.solve_head(
-                features.take(rows), own, _for_kind(training, part.kind), strengths=some
+                features.take(rows), own, for_kind(training, part.kind), strengths=some
             )
             if found is None:
                 return None
@@ -675,7 +483,7 @@ class MultiTask(TaskDefaults):
     def row(self, outputs: np.ndarray, value: np.ndarray | None = None) -> list[Any]:
         """The cells of `columns`; an unknown class is empty."""
         texts: list[Any] = []
-        reads = _slices(self.parts, [part.width for part in self.parts])
+        reads = slices_of(self.parts, [part.width for part in self.parts])
         for (part, columns), (_, read) in zip(self._columns(), reads, strict=True):
             own: Any = None if value is None else value[read]
             if own is not None and part.has_classes:
@@ -783,12 +591,6 @@ class MultiTask(TaskDefaults):
         return found
 
 
-def _slices(parts: Sequence[Target], widths: Sequence[int]) -> Iterator[tuple[Target, slice]]:
-    ends = pairwise([0, *accumulate(widths)])
-    for part, (start, stop) in zip(parts, ends, strict=True):
-        yield part, slice(start, stop)
-
-
 def _class_weights(task: Task, values: np.ndarray) -> tuple[float, ...]:
     """Weights of balanced classes [C]; empty where a class has no example."""
     classes, first = np.unique(values, return_index=True)
@@ -798,144 +600,12 @@ def _class_weights(task: Task, values: np.ndarray) -> tuple[float, ...]:
     return tuple(weights[first].tolist())
 
 
-def _for_kind(training: TrainingSpec, kind: Kind) -> TrainingSpec:
-    """The settings for a target: numbers have none of those that are defined for classes."""
-    if kind != "linear":
-        return training
-    defaults = TrainingSpec()
-    return replace(training, **{name: getattr(defaults, name) for name in _FOR_CLASSES})
-
-
-def _check_training(training: TrainingSpec, plans: Sequence[Plan]) -> None:
-    defaults = TrainingSpec()
-    if training.sampling != defaults.sampling:
-        raise SpecError(
-            "training.sampling=balanced is not defined for several targets",
-            expected=defaults.sampling,
-            received=training.sampling,
-            fix="remove it; training.class_weights=balanced gives rare classes more weight",
-        )
-    set_ones = [n for n in _FOR_CLASSES if getattr(training, n) != getattr(defaults, n)]
-    if set_ones and all(plan.kind.activation == "linear" for plan in plans):
-        raise SpecError(
-            f"training.{set_ones[0]} is defined for classes only, not for numbers",
-            expected="its default",
-            received=f"{getattr(training, set_ones[0])}",
-            fix="remove it",
-        )
-
-
 def _check_columns(names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 2})
-    columns = list(dict.fromkeys(names))
-    twice += [name for name in columns if name in ("path", "error")]
+    twice = [name for name in names if names.count(name) > 1 or name in ("path", "error")]
     if twice:
         raise SpecError(
             f"two columns of the predictions would be called {twice[0]!r}",
             expected="targets whose names lead to different columns",
-            received=", ".join(columns),
+            received=", ".join(names),
             fix="rename a target in task_options.targets, and give its columns there",
-        )
-
-
-def _task_of(plan: Plan, plans: Sequence[Plan], records: Sequence[Record], spec: RunSpec) -> Task:
-    """The task of one target, from the images where its cells are not empty.
-
-    Raises:
-        DataError: there are none, or their cells are not valid for the task.
-    """
-    has_classes = plan.kind.activation == "softmax"
-    _, own = _cells(plan, plans, records, only_known=has_classes)
-    if not any(any(record.target) for record in own):
-        raise DataError(
-            "all cells are empty",
-            expected="a value in some lines",
-            received=f"{len(records)} lines without one",
-            fix=f"fill the column {', '.join(plan.columns)}, or remove the target",
-        )
-    return make_task(
-        replace(
-            spec,
-            task=plan.kind.name,
-            task_options=vars(plan.options),
-            data=replace(spec.data, label_column=",".join(plan.columns)),
-            training=_for_kind(spec.training, plan.kind.activation),
-        ),
-        own,
-    )
-
-
-def _cells(
-    plan: Plan, plans: Sequence[Plan], records: Sequence[Record], *, only_known: bool
-) -> tuple[np.ndarray, list[Record]]:
-    """Rows of images, and these with the cells of one target.
-
-    Args:
-        only_known: leave out images whose cells are all empty.
-    """
-    names = list(dict.fromkeys(name for each in plans for name in each.columns))
-    places = [names.index(name) for name in plan.columns]
-    if records and len(records[0].target) != len(names):
-        raise DataError(
-            f"{records[0].path} does not have a cell for each target",
-            expected=f"cells of the columns {', '.join(names)}",
-            received=", ".join(map(repr, records[0].target)),
-            fix="use a CSV file with these columns",
-        )
-    own = [replace(record, target=tuple(record.target[n] for n in places)) for record in records]
-    rows = [n for n, record in enumerate(own) if not only_known or any(record.target)]
-    return np.array(rows, np.int64), [own[row] for row in rows]
-
-
-def _plans(options: MultiTaskOptions) -> list[Plan]:
-    """The targets of the options.
-
-    Raises:
-        SpecError: there is none, or one has an unknown task, option or an unusable name.
-    """
-    if not options.targets:
-        raise SpecError(
-            "task multi_task has no targets",
-            expected="task_options.targets with the task of each, such as "
-            '{species="single_label", age="regression"}',
-            received="none",
-            fix="name the columns of the CSV file and their tasks there",
-        )
-    plans = [_plan(name, given) for name, given in options.targets.items()]
-    _check_names([plan.name for plan in plans])
-    return plans
-
-
-def _plan(name: str, given: Any) -> Plan:
-    place = f"task_options.targets.{name}"
-    values = {"task": given} if isinstance(given, str) else given
-    if not isinstance(values, Mapping) or not isinstance(values.get("task"), str):
-        raise SpecError(
-            f"{place} does not name a task",
-            expected='a text such as "regression", or a table such as '
-            '{task="multi_label", columns="cat,dog"}',
-            received=repr(given),
-            fix=f"name one of {', '.join(task for task in TASKS if task != MultiTask.name)}",
-        )
-    rows = {task: row for task, row in TASKS.items() if task != MultiTask.name}
-    kind = load_row(rows, values["task"], f"{place}: there is no task {values['task']!r}")
-    own = {key: value for key, value in values.items() if key not in ("task", "columns")}
-    columns = [part.strip() for part in str(values.get("columns", name)).split(",")]
-    return Plan(name, kind, make_options(kind, own, f"{place}."), tuple(columns))
-
-
-def _check_names(names: Sequence[str]) -> None:
-    flawed = [
-        name
-        for name in names
-        if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith("_bytes")
-    ]
-    if flawed:
-        raise SpecError(
-            f"{', '.join(map(repr, flawed))} cannot name a target",
-            expected="letters, digits and _, beginning with a letter; not "
-            f"{', '.join(_RESERVED)}, and no _bytes at the end",
-            received=", ".join(map(repr, flawed)),
-            fix='choose another name, and give its column: leaf = {task="regression", '
-            'columns="Leaf length"}',
         )

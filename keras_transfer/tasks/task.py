@@ -16,7 +16,7 @@ from keras_transfer.data.records import Record
 from keras_transfer.data.targets import Targets
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation, Headline, Table
-from keras_transfer.models.activations import Activation, range_of
+from keras_transfer.models.activations import Activation, range_of, ranges
 from keras_transfer.specs import DataSpec, ModelSpec, TrainingSpec
 from keras_transfer.tasks.linear_head import STRENGTHS, HeadFeatures, LinearHead
 from keras_transfer.tasks.soft_losses import (
@@ -226,6 +226,10 @@ class Task(Protocol):
     def needs_fitting(self) -> bool:
         """Whether `fitted` chooses anything, so that a run has to predict its validation split."""
 
+    @property
+    def decidable(self) -> tuple[str, ...]:
+        """The names that `decided` may give, in order."""
+
     def decided(self, outputs: np.ndarray) -> tuple[str, ...]:
         """The predicted names for outputs [K]: one class, some labels, or nothing."""
 
@@ -338,6 +342,12 @@ class TaskDefaults:
         if self.activation == "sigmoid":
             return label_divergences(teacher, student, temperature)
         return squared_differences(teacher, student, self.output_scale)
+
+    @property
+    def decidable(self) -> tuple[str, ...]:
+        """The names of all outputs but values."""
+        parts = ranges(self.activation, len(self.names))
+        return tuple(n for kind, own in parts if kind != "linear" for n in self.names[own])
 
     def decided(self, outputs: np.ndarray) -> tuple[str, ...]:  # noqa: ARG002
         """Nothing."""

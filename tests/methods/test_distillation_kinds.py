@@ -29,6 +29,7 @@ from keras_transfer.methods.distillation.student import DistillationLoss, make_s
 from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import PhaseSpec, TrainingSpec
 from keras_transfer.tasks.multi_label import MultiLabel
+from keras_transfer.tasks.multi_task import MultiTask, MultiTaskOptions, Target
 from keras_transfer.tasks.regression import Regression
 from keras_transfer.tasks.single_label import SingleLabel
 
@@ -341,3 +342,45 @@ def test_the_loss_weighs_labels_teacher_and_examples():
     assert float(loss(columns, STUDENT, sample_weight=0 * examples)) == 0
     np.testing.assert_allclose(loss.call(TARGETS, STUDENT), by_label)
     assert isinstance(loss, keras.losses.Loss)
+
+
+SEVERAL = MultiTask(
+    ("kind=a", "kind=b", "kind=c", "size"),
+    MultiTaskOptions(targets={"kind": "single_label", "size": "regression"}),
+    (
+        Target("kind", SingleLabel(("a", "b", "c"))),
+        Target("size", Regression(("size",), means=(1.0,), deviations=(2.0,))),
+    ),
+)
+
+
+def test_each_head_of_several_targets_has_its_temperature_and_weight():
+    kind = make_kind("multi_task", {"temperatures": {"kind": 4.0}, "weights": {"size": 3}})
+    kind.check(SEVERAL)
+    loss = DistillationLoss(keras.losses.MeanSquaredError(), kind, SEVERAL, 2.0)
+    weights = np.float32([[1, 0.25, 0.75]] * 6)
+    targets = np.concatenate([TARGETS, weights, TEACHER], axis=1)
+    given = loss.batch(tf.constant(targets), tf.constant(STUDENT))
+    theirs, ours = (special.log_softmax(x[:, :3] / 4, axis=1) for x in (TEACHER, STUDENT))
+    of_kind = 16 * (np.exp(theirs) * (theirs - ours)).sum(axis=1)
+    of_size = 0.5 * ((TEACHER[:, 3] - STUDENT[:, 3]) / 2) ** 2
+    np.testing.assert_allclose(kind.losses(given), of_kind + 3 * of_size, rtol=1e-4)
+    plain = make_kind("multi_task", {}).losses(given)
+    np.testing.assert_allclose(plain, SEVERAL.soft_losses(TEACHER, STUDENT, 2.0), rtol=1e-5)
+    hard = np.square(TARGETS - STUDENT).mean(axis=1)
+    expected = 0.25 * hard + 0.75 * (of_kind + 3 * of_size)
+    np.testing.assert_allclose(loss.call(targets, STUDENT), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "complaint"),
+    [
+        ({}, TASK, "is for tasks with several targets"),
+        ({"weights": {"sise": 1.0}}, SEVERAL, "'sise' that the task does not have"),
+        ({"temperatures": {"kind": 0.0}}, SEVERAL, r"temperatures\.kind is out of range"),
+        ({"weights": {"kind": -1.0}}, SEVERAL, r"weights\.kind is out of range"),
+    ],
+)
+def test_options_of_heads_that_do_not_fit_are_refused(options, task, complaint):
+    with pytest.raises(SpecError, match=complaint):
+        make_kind("multi_task", options).check(task)

@@ -14,6 +14,7 @@ from keras import ops
 from keras_transfer.backbones.graph import Call
 from keras_transfer.models.cuts import Cut
 from keras_transfer.tasks.soft_losses import class_divergences
+from keras_transfer.tasks.task import Head, Task
 
 _TINY: Final = 1e-12
 
@@ -33,8 +34,8 @@ class Batch:
 
     `targets` [B, K] are encoded labels, or one-hot the teacher's most probable class where there is
     no label. `teacher` and `student` are logits [B, K]. The features, [B, D] each, are those of
-    `Kind.teacher_cut` and `Kind.student_features`; None for kinds that read none. `soft_losses` are
-    those of the task.
+    `Kind.teacher_cut` and `Kind.student_features`; None for kinds that read none. `soft_losses` and
+    `heads` are those of the task.
     """
 
     targets: Any
@@ -44,6 +45,7 @@ class Batch:
     teacher_features: Any = None
     student_features: Any = None
     soft_losses: SoftLosses = class_divergences
+    heads: Sequence[Head] = ()
 
 
 class Kind(Protocol):
@@ -75,6 +77,9 @@ class Kind(Protocol):
     @property
     def is_convex(self) -> bool:
         """Whether the loss is the divergence of logits with fixed weights, so heads are solved."""
+
+    def check(self, task: Task) -> None:
+        """Raise SpecError where the options do not fit the task."""
 
     def teacher_cut(self, below: Cut) -> Cut:
         """The values of the teacher that are stored and compared, where features are read.
@@ -122,6 +127,9 @@ class KindDefaults:
     def is_convex(self) -> bool:
         """No."""
         return False
+
+    def check(self, task: Task) -> None:
+        """Nothing to check."""
 
     def teacher_cut(self, below: Cut) -> Cut:
         """The features below the logits."""

@@ -16,6 +16,7 @@ KINDS: Final = {
     "dynamic": "keras_transfer.methods.distillation.dynamic:Dynamic",
     "feature": "keras_transfer.methods.distillation.feature:Feature",
     "similarity": "keras_transfer.methods.distillation.feature:Similarity",
+    "multi_task": "keras_transfer.methods.distillation.multi_task:MultiTaskKind",
     "relational": "keras_transfer.methods.distillation.relational:Relational",
 }
 """Import strings, so that reading the table imports no kind."""

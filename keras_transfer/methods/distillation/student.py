@@ -24,6 +24,7 @@ class DistillationLoss(keras.losses.Loss):
         super().__init__(name="distillation")
         self.hard, self.kind, self.temperature = hard, kind, temperature
         self.num_outputs, self.soft_losses = len(task.names), task.soft_losses
+        self.heads = task.heads
         self.layer = getattr(hard, "layer", None)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -50,6 +51,7 @@ class DistillationLoss(keras.losses.Loss):
             teacher_features=columns[:, number:],
             student_features=y_pred[:, number:],
             soft_losses=self.soft_losses,
+            heads=self.heads,
         )
 
     def _weights(self, y_true: Any) -> list[Any]:
