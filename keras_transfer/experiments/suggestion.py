@@ -32,7 +32,7 @@ from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.features.host_extraction import extract_together
 from keras_transfer.features.source import Request, Source
 from keras_transfer.inference.prediction import LoadedRun, Prediction, load_run
-from keras_transfer.models.activations import activate
+from keras_transfer.models.activations import Activation, activate, ranges
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.storage.atomic import replacing
@@ -90,7 +90,7 @@ def suggest_images(
         paths, source = _new_images(session, used)
         features, logits = _extract(run, session, source)
     outputs = activate(logits, run.task.activation)
-    uncertainties = UNCERTAINTIES[run.task.activation](outputs)
+    uncertainties = uncertainties_of(outputs, run.task.activation)
     chosen = choose(features, uncertainties, count, seed=run.spec.seed)
     return [
         Suggestion(Prediction(paths[row], outputs[row], run.task), float(uncertainties[row]))
@@ -147,6 +147,16 @@ def _extract(run: LoadedRun, session: Session, source: Source) -> tuple[np.ndarr
     session.reporter.info(stats.describe())
     features = found.read(rows, np.zeros_like(rows))
     return features, cut.tail().predict(features, batch_size=_BATCH_SIZE, verbose=0)
+
+
+def uncertainties_of(outputs: np.ndarray, activation: Activation) -> np.ndarray:
+    """Uncertainty [N] of activated outputs [N, K]: of several targets that of the least sure one.
+
+    Targets that are numbers do not count beside others.
+    """
+    parts = [part for part in ranges(activation, outputs.shape[1]) if part[0] != "linear"]
+    each = [UNCERTAINTIES[kind](outputs[:, own]) for kind, own in parts]
+    return np.max(each, axis=0) if each else _unknown(outputs)
 
 
 def write_suggestions(suggestions: Sequence[Suggestion], path: Path) -> None:

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 import keras_transfer as kt
 from keras_transfer.errors import DataError, SpecError
-from keras_transfer.experiments.suggestion import UNCERTAINTIES, choose
+from keras_transfer.experiments.suggestion import UNCERTAINTIES, choose, uncertainties_of
 from keras_transfer.reporting.reporter import SilentReporter
 from pipelines.benchmarks.label_efficiency import curves
 from pipelines.suggest import main
@@ -22,6 +22,11 @@ def test_uncertainty_is_one_minus_the_margin_and_highest_between_two_labels():
     np.testing.assert_allclose(UNCERTAINTIES["softmax"](outputs), [1, 0.5, 0], atol=1e-6)
     np.testing.assert_allclose(UNCERTAINTIES["sigmoid"](outputs), [1, 0.6, 0], atol=1e-6)
     np.testing.assert_array_equal(UNCERTAINTIES["linear"](outputs), [1, 1, 1])
+    np.testing.assert_array_equal(uncertainties_of(outputs, "linear"), [1, 1, 1])
+    several = np.column_stack([[70, -3, 5], outputs, outputs]).astype(np.float32)
+    width = outputs.shape[1]
+    activation = (("linear", 1), ("softmax", width), ("sigmoid", width))
+    np.testing.assert_allclose(uncertainties_of(several, activation), [1, 0.6, 0], atol=1e-6)
 
 
 def test_one_image_of_each_cluster_is_chosen_and_a_cluster_without_doubt_is_not():
