@@ -102,7 +102,7 @@ class MultiTaskOptions:
         },
     )
     weighting: Literal["equal", "uncertainty"] = option(
-        "equal", "weights of the targets' losses in training; 'uncertainty' learns them"
+        "uncertainty", "weights of the targets' losses in training; 'uncertainty' learns them"
     )
 
 

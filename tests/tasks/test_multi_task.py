@@ -37,10 +37,10 @@ def items(columns: tuple[int, ...] = (0, 1, 2), size: int = 36) -> list[Record]:
 
 
 def made(
-    targets=TARGETS, columns: tuple[int, ...] = (0, 1, 2), **options
+    targets=TARGETS, columns: tuple[int, ...] = (0, 1, 2), weighting="equal"
 ) -> tuple[MultiTask, np.ndarray]:
     """The task of some columns, scaled on its values, and these."""
-    spec = RunSpec(task="multi_task", task_options={"targets": targets, **options})
+    spec = RunSpec(task="multi_task", task_options={"targets": targets, "weighting": weighting})
     task = make_task(spec, items(columns))
     values = task.targets(items(columns)).values
     return task.scaled(values), values
