@@ -48,12 +48,12 @@ def made(
 
 def alone(number: int) -> tuple[Task, np.ndarray, np.ndarray]:
     """The task of one column on the images where it is known, its values, and their rows."""
-    name = list(TARGETS.values())[number]
+    column, kind = list(TARGETS.items())[number]
     own = items((number,))
-    unknown = ("?",) if name == "multi_label" else ("",)
+    unknown = ("?",) if kind == "multi_label" else ("",)
     rows = np.array([n for n, record in enumerate(own) if record.target != unknown])
     own = [own[row] for row in rows]
-    task = make_task(RunSpec(task=name), own)
+    task = make_task(override(RunSpec(task=kind), {"data.label_column": column}), own)
     values = task.targets(own).values
     return task.scaled(values), values, rows
 
