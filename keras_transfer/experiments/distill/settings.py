@@ -12,7 +12,7 @@ REPORT_FILE: Final = "distillation.json"
 """Written last: it marks a distillation as complete."""
 
 DISTILL: Final = "distill"
-ANY_FEATURES: Final = ("logits", "decoupled", "dynamic")
+ANY_FEATURES: Final = ("logits", "decoupled", "dynamic", "multi_task")
 """Kinds of distillation that also serve where only a linear head trains."""
 
 
