@@ -28,7 +28,7 @@ from keras_transfer.models.forward import BATCH_SIZE, predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.checksums import verify_checksums
 from keras_transfer.storage.class_names import check_class_order
-from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_folder import RunFolder, version_folders
 from keras_transfer.storage.run_start import check_spec_hash
 from keras_transfer.tasks.registry import restore_task
 from keras_transfer.tasks.task import Task
@@ -181,6 +181,23 @@ def open_target(path: str | Path) -> LoadedRun | Runtime:
             fix=f"give {path.parent}",
         )
     return open_runtime(path)
+
+
+def open_exported(path: str | Path) -> LoadedRun | Runtime:
+    """As `open_target`, but a run predicts with its newest SavedModel that computes in float32.
+
+    It opens in half the time of the Keras model, to which its outputs were compared when it was
+    written. A run that has none predicts with the Keras model.
+
+    Raises:
+        RunError, ExportError: as `open_target`, also for a SavedModel that was changed.
+    """
+    path = Path(path)
+    if (path / "spec.json").is_file():
+        for _, folder in sorted(version_folders(path / "export").items(), reverse=True):
+            if Contract.read(folder).precision == "float32":
+                return open_runtime(folder)
+    return open_target(path)
 
 
 def identify(target: LoadedRun | Runtime) -> str:
