@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from keras_transfer.errors import KerasTransferError, RunError, SpecError
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import storage_error
 
+STARTED = time.perf_counter()
+"""When the command began: its verb imports this module first."""
 USER_ERROR, INTERRUPTED = 2, 130
 STOPPED = "no finished file was changed"
 RESUMABLE = "a training continues with --resume"

@@ -25,6 +25,7 @@ from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import await_run, start_run
 from pipelines.arguments import (
     RESUMABLE,
+    STARTED,
     add_spec_arguments,
     main_of,
     make_parser,
@@ -114,7 +115,8 @@ def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> N
     if num_hosts > 1:
         run_hosts(spec, run, reporter=terminal, profile=profile)
     else:
-        show_result(run_transfer(spec, run, reporter=terminal, profile=profile), terminal)
+        result = run_transfer(spec, run, reporter=terminal, profile=profile)
+        show_result(result, terminal, started=STARTED)
 
 
 def _study(spec: RunSpec, run: RunFolder) -> None:
