@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_transfer.devices import native_log_to
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import SpecError, check_all
+from keras_transfer.inference.paths import check_target, expand_paths, path_checks
 from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, positive, scratch_log
 
@@ -61,17 +62,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
+    checks = [lambda: check_target(arguments.target), *path_checks(arguments.paths)]
     if arguments.output is None:
+        check_all(*checks)
         _print(arguments)
         return
-    check_vacant(Path(arguments.output))
+    check_all(lambda: check_vacant(Path(arguments.output)), *checks)
     with native_log_to(scratch_log()):
-        from keras_transfer.inference.prediction import (
-            LoadedRun,
-            expand_paths,
-            identify,
-            open_target,
-        )
+        from keras_transfer.inference.prediction import LoadedRun, identify, open_target
         from keras_transfer.inference.writers import write_predictions
         from keras_transfer.reporting.reporter import TerminalReporter
 
@@ -102,19 +100,19 @@ def _print(arguments: argparse.Namespace) -> None:
             received="no --output",
             fix="add --output predictions.csv",
         )
+    files = list(itertools.islice(expand_paths(arguments.paths, sys.stdin), _MOST_PRINTED + 1))
+    if len(files) > _MOST_PRINTED:
+        raise SpecError(
+            f"the predictions of more than {_MOST_PRINTED} images are not printed",
+            expected="--output FILE",
+            received="no --output",
+            fix="add --output predictions.csv",
+        )
     with native_log_to(scratch_log()):
         from keras_transfer.devices.graphs import full_float32
-        from keras_transfer.inference.prediction import expand_paths, open_exported, predict_files
+        from keras_transfer.inference.prediction import open_exported, predict_files
         from keras_transfer.reporting.reporter import TerminalReporter
 
-        files = list(itertools.islice(expand_paths(arguments.paths, sys.stdin), _MOST_PRINTED + 1))
-        if len(files) > _MOST_PRINTED:
-            raise SpecError(
-                f"the predictions of more than {_MOST_PRINTED} images are not printed",
-                expected="--output FILE",
-                received="no --output",
-                fix="add --output predictions.csv",
-            )
         target = open_exported(arguments.target)
         task = target.contract.restored_task
         with full_float32():

@@ -69,7 +69,8 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def _measure(run: Path, settings: Settings, images: str | None, seconds: float) -> None:
-    from keras_transfer.inference.prediction import expand_paths, load_run
+    from keras_transfer.inference.paths import expand_paths
+    from keras_transfer.inference.prediction import load_run
     from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.storage.atomic import replacing
     from pipelines.benchmarks.server import describe, find_images, measure

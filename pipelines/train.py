@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from keras_transfer.backbones.early_checks import check_early
 from keras_transfer.config import spec_to_dict
 from keras_transfer.devices import native_log_to
 from keras_transfer.devices.hosts import check_one_host, given_host, num_hosts_of
@@ -57,6 +58,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if arguments.print_spec:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
+    check_early(spec, arguments.output)
     if arguments.dry_run:
         with native_log_to(scratch_log()):
             _try(spec)

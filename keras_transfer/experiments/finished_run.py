@@ -29,7 +29,8 @@ from keras_transfer.export.formats.registry import check_libraries, parse_format
 from keras_transfer.inference import prediction
 from keras_transfer.inference.explanation import Explanation, explain_files
 from keras_transfer.inference.explanation_files import draw_overlay
-from keras_transfer.inference.prediction import LoadedRun, Prediction, expand_paths, predict_files
+from keras_transfer.inference.paths import expand_paths
+from keras_transfer.inference.prediction import LoadedRun, Prediction, predict_files
 from keras_transfer.models.forward import BATCH_SIZE
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec

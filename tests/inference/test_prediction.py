@@ -18,10 +18,10 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Record
 from keras_transfer.errors import DataError, RunError
+from keras_transfer.inference.paths import expand_paths
 from keras_transfer.inference.prediction import (
     LoadedRun,
     Prediction,
-    expand_paths,
     load_run,
     predict_files,
 )
