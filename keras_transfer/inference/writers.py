@@ -88,7 +88,7 @@ class _Table:
     def __init__(self, task: Task):
         self._task = task
         columns = task.columns()
-        # Columns of a single label: path, label, confidence, error, probability_…
+        # Columns of a single label: path, prediction, confidence, error, probability_…
         self.error = 1 + len(columns) - len(task.names)
         self.header = self._with_error("path", columns, "error")
 
@@ -267,8 +267,8 @@ def write_predictions(
 ) -> PredictionSummary:
     """Write one row per file, in order: path, the columns of the task, and error.
 
-    For a single label: path, label, confidence, error, probability_…. The row of a bad file has
-    only its path and the reason under 'error'. Memory does not grow with the number of files.
+    For a single label: path, prediction, confidence, error, probability_…. The row of a bad file
+    has only its path and the reason under 'error'. Memory does not grow with the number of files.
 
     Args:
         predict: returns a row for each file, such as `predict_files`.

@@ -195,10 +195,7 @@ class SingleLabel(TaskDefaults):
         return evaluate(values, outputs, self.names, seed=seed)
 
     def columns(self, *, labelled: bool = False) -> list[str]:
-        """Label, confidence and all probabilities; also prediction and correctness where labelled.
-
-        Without a true value `label` is the predicted class.
-        """
+        """Prediction, confidence, probabilities; where labelled also `label` and `correct`."""
         return label_columns(self.names, labelled=labelled)
 
     def row(self, outputs: np.ndarray, value: int | None = None) -> list[Any]:
