@@ -213,6 +213,7 @@ class SingleLabel(TaskDefaults):
         evaluation: SingleLabelEvaluation,
         *,
         image: Callable[[int], np.ndarray],
+        files: Sequence[str],
     ) -> dict[str, Draw]:
         """The confusion matrix and the most confident mistakes."""
         # Imported here because drawing loads matplotlib, which training does not need.
@@ -224,6 +225,7 @@ class SingleLabel(TaskDefaults):
                 label=self.names[values[row]],
                 prediction=self.names[int(outputs[row].argmax())],
                 confidence=float(outputs[row].max()),
+                file=files[row],
             )
             for row in most_confident_mistakes(values, outputs)
         ]
