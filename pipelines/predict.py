@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from keras_transfer.devices import native_log_to
 from keras_transfer.errors import SpecError, check_all
-from keras_transfer.inference.paths import check_target, expand_paths, path_checks
+from keras_transfer.inference.paths import check_table, check_target, expand_paths, path_checks
+from keras_transfer.scale.cluster import check_ray
 from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, positive, scratch_log
 
@@ -67,7 +68,9 @@ def _run(argv: Sequence[str] | None) -> None:
         check_all(*checks)
         _print(arguments)
         return
-    check_all(lambda: check_vacant(Path(arguments.output)), *checks)
+    output = Path(arguments.output)
+    checks = [lambda: check_table(output), lambda: check_vacant(output), *checks]
+    check_all(*checks, *([check_ray] if arguments.workers else []))
     with native_log_to(scratch_log()):
         from keras_transfer.inference.prediction import LoadedRun, identify, open_target
         from keras_transfer.inference.writers import write_predictions

@@ -3,6 +3,7 @@
 Importing this module needs the standard library only, so that a wrong path is refused at once.
 """
 
+import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,25 @@ def check_target(path: str | Path) -> Path:
             fix=f"give {path.parent}",
         )
     return path
+
+
+def check_table(output: Path) -> None:
+    """Raise RunError unless predictions can be written to a file of this name."""
+    suffix = output.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise RunError(
+            f"--output {output} is not a supported table",
+            expected="a name that ends in .csv or .parquet",
+            received=output.name,
+            fix=f"give --output {output.with_suffix('.csv')}",
+        )
+    if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise RunError(
+            "Parquet cannot be written",
+            expected="the library of the extra [parquet]",
+            received="no pyarrow",
+            fix='pip install -e ".[parquet]", or give an --output that ends in .csv',
+        )
 
 
 def expand_paths(arguments: Sequence[str], stdin: TextIO) -> Iterator[Path]:
