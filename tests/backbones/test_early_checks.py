@@ -10,7 +10,7 @@ import pytest
 
 from keras_transfer.backbones import early_checks
 from keras_transfer.backbones.early_checks import check_early
-from keras_transfer.config import make_spec, override
+from keras_transfer.config import load_spec, override
 from keras_transfer.errors import KerasTransferError, RunError, SpecError, WeightsError, check_all
 from keras_transfer.specs import RunSpec
 
@@ -67,7 +67,7 @@ def test_a_full_disk_is_told_before_the_run(monkeypatch):
 
 def test_what_is_downloaded_later_is_no_fault():
     check_early(spec_of(model__backbone="resnet50"))
-    check_early(make_spec("quickstart"))
+    check_early(load_spec("quickstart"))
 
 
 def test_checks_that_pass_raise_nothing_and_other_errors_are_raised_as_they_are():
