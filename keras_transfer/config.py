@@ -79,7 +79,9 @@ def load(kind: type[Spec], source: str | Path, *, presets: Path | None = None) -
             expected="a folder of images or a CSV file, "
             f"a preset ({', '.join(known)}), a .toml or .json file, or a run folder",
             received=str(source),
-            fix=nearest(str(source), known) if known else "give the path of a spec file",
+            fix=nearest(str(source), known, otherwise="correct the path, or give a preset's name")
+            if known
+            else "give the path of a spec file",
         )
     return build_spec(kind, _read_mapping(path), where=path.name)
 
@@ -474,5 +476,7 @@ def _dotted(name: str, value: Any, spec: RunSpec, also: Sequence[str]) -> str:
         f"the spec has no field {name!r}",
         expected="a field's own name, such as backbone, or its dotted one, model.backbone",
         received=name,
-        fix=nearest(name, [*also, *known, *OTHER_NAMES]),
+        fix=nearest(
+            name, [*also, *known, *OTHER_NAMES], otherwise="--help-fields lists all fields"
+        ),
     )

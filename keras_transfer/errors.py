@@ -11,7 +11,7 @@ KerasTransferError          the command line prints it without a traceback
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 # Control characters, line and paragraph separators, marks that reverse the direction of text, and
@@ -52,6 +52,25 @@ class KerasTransferError(ValueError):
         ]
         # A part that ends with a question mark, for example, gets no full stop.
         super().__init__("\n  ".join(x if x[-1] in ".?!" else f"{x}." for x in given))
+
+
+def check_all(*checks: Callable[[], object]) -> None:
+    """Make checks of a user's input, so that one error names all faults at once.
+
+    Raises:
+        KerasTransferError: the error of the only check that fails, or one with the texts of all.
+    """
+    errors: list[KerasTransferError] = []
+    for check in checks:
+        try:
+            check()
+        except KerasTransferError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        texts = (f"\n{number}. {error}" for number, error in enumerate(errors, start=1))
+        raise type(errors[0])(f"{len(errors)} things cannot be used:" + "".join(texts))
 
 
 class SpecError(KerasTransferError):

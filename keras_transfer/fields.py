@@ -49,12 +49,12 @@ def parse_duration(text: str, name: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint such as "did you mean 'epochs'?", or all known names if none is similar."""
+def nearest(name: str, known: Sequence[str], *, otherwise: str = "") -> str:
+    """A hint such as "did you mean 'epochs'?"; if no name is similar `otherwise`, or all names."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     if matches:
         return f"did you mean {matches[0]!r}?"
-    return f"choose one of {', '.join(sorted(known))}"
+    return otherwise or f"choose one of {', '.join(sorted(set(known)))}"
 
 
 def load_row(rows: Mapping[str, str], name: str, problem: str) -> Any:

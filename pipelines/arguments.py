@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from keras_transfer.errors import KerasTransferError, RunError, SpecError
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import storage_error
 
+STARTED = time.perf_counter()
+"""When the command began: its verb imports this module first."""
 USER_ERROR, INTERRUPTED = 2, 130
 STOPPED = "no finished file was changed"
 RESUMABLE = "a training continues with --resume"
@@ -169,6 +172,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201
 
 
+def refuse(error: KerasTransferError) -> int:
+    """Print an error of the user on standard error; its exit status."""
+    say(f"\nerror: {error}")
+    return USER_ERROR
+
+
 def positive(text: str) -> int:
     """A whole number of 1 or more, for argparse's `type`."""
     if not text.isdecimal() or int(text) < 1:
@@ -190,8 +199,7 @@ def run_verb(verb: Callable[[], int | None], *, stopped: str = STOPPED) -> int:
         with _second_interrupt_ends():
             return verb() or 0
     except KerasTransferError as error:
-        print(f"\nerror: {error}", file=sys.stderr)  # noqa: T201
-        return USER_ERROR
+        return refuse(error)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         extra = _extra_with(package)
@@ -204,8 +212,7 @@ def run_verb(verb: Callable[[], int | None], *, stopped: str = STOPPED) -> int:
             fix=f'pip install "keras_transfer[{extra}]"'
             + (", or unset KERAS_BACKEND" if extra == "jax" else ""),
         )
-        print(f"\nerror: {missing}", file=sys.stderr)  # noqa: T201
-        return USER_ERROR
+        return refuse(missing)
     except KeyboardInterrupt:
         print(f"\nstopped; {stopped}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
@@ -216,9 +223,7 @@ def run_verb(verb: Callable[[], int | None], *, stopped: str = STOPPED) -> int:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        refusal = storage_error(error, Path(os.fsdecode(error.filename)))
-        print(f"\nerror: {refusal}", file=sys.stderr)  # noqa: T201
-        return USER_ERROR
+        return refuse(storage_error(error, Path(os.fsdecode(error.filename))))
 
 
 @contextlib.contextmanager

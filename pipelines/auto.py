@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from keras_transfer.backbones.early_checks import check_early
 from keras_transfer.config import divide, parse_assignments
 from keras_transfer.devices import native_log_to
 from keras_transfer.experiments.auto.budget import Budget
@@ -46,6 +47,7 @@ def read_words(source: str, words: Sequence[str]) -> tuple[RunSpec, AutoSpec]:
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     spec, auto = read_words(arguments.source, arguments.overrides)
+    check_early(spec, arguments.output)
     budget = Budget.start(auto.time_budget)
     run = start_run(spec, output=arguments.output, suffix="")
     with native_log_to(run.log_file):

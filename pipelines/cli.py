@@ -6,7 +6,7 @@ import sys
 from keras_transfer import __version__
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import nearest
-from pipelines.arguments import USER_ERROR
+from pipelines.arguments import refuse
 
 VERBS = {
     "init": "write a commented file with the settings for your images",
@@ -42,14 +42,14 @@ def main() -> int:
         sys.stdout.write(f"keras_transfer {__version__}\n")
         return 0
     if verb not in ("--help", "-h"):
-        error = SpecError(
-            f"there is no verb {verb!r}",
-            expected=f"one of {', '.join(VERBS)}",
-            received=verb,
-            fix=nearest(verb, list(VERBS)),
+        return refuse(
+            SpecError(
+                f"there is no verb {verb!r}",
+                expected=f"one of {', '.join(VERBS)}",
+                received=verb,
+                fix=nearest(verb, list(VERBS), otherwise="keras-transfer --help lists them"),
+            )
         )
-        sys.stderr.write(f"\nerror: {error}\n")
-        return USER_ERROR
     lines = ["usage: keras-transfer <verb> …   (details: keras-transfer <verb> --help)", ""]
     lines += [f"  {name:16} {text}" for name, text in VERBS.items()]
     sys.stdout.write("\n".join(lines) + "\n")

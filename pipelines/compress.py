@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from keras_transfer.compression.registry import STEPS, parse_chain
 from keras_transfer.config import parse_assignments
 from keras_transfer.devices import native_log_to
-from keras_transfer.export.formats.registry import parse_formats
+from keras_transfer.errors import check_all
+from keras_transfer.export.formats.registry import check_formats, parse_formats
+from keras_transfer.storage.run_folder import RunFolder
 from pipelines.arguments import RESUMABLE, main_of, make_parser, scratch_log
 
 
@@ -49,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     chain, fields = parse_chain(parse_assignments(arguments.words))
+    check_all(
+        lambda: RunFolder.open(arguments.run),
+        *([lambda: check_formats(arguments.formats)] if arguments.formats else []),
+    )
     formats = parse_formats(arguments.formats) if arguments.formats else ()
     with native_log_to(scratch_log()):
         from keras_transfer.experiments.compress.compression import compress_run

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.backbones.choice import choose_backbone
+from keras_transfer.backbones.early_checks import check_early
 from keras_transfer.config import divide, dotted_fields, is_images, parse_assignments
 from keras_transfer.devices import native_log_to
 from keras_transfer.experiments.distill.generations import Generations
@@ -66,6 +67,7 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     spec, settings = read_words(arguments.source, arguments.overrides)
     spec = distillation_spec(spec, arguments.teacher, settings)
+    check_early(spec, arguments.output)
     generations = Generations.of(
         spec, settings.generations, output=arguments.output, resume=arguments.resume
     )

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_transfer.backbones.early_checks import check_images
 from keras_transfer.devices import native_log_to
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import SpecError, check_all
 from keras_transfer.storage.atomic import check_vacant, replacing
+from keras_transfer.storage.run_folder import RunFolder
 from pipelines.arguments import divide_place, main_of, make_parser, scratch_log
 
 
@@ -52,8 +54,11 @@ def _divide(words: Sequence[str]) -> tuple[str | None, str | None]:
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     data, place = _divide(arguments.data)
-    if arguments.output:
-        check_vacant(Path(arguments.output))
+    check_all(
+        lambda: RunFolder.open(arguments.run),
+        *([] if data is None else [lambda: check_images(data, "DATA")]),
+        *([lambda: check_vacant(Path(arguments.output))] if arguments.output else []),
+    )
     with native_log_to(scratch_log()):
         from keras_transfer.experiments.evaluation import evaluate_run
         from keras_transfer.experiments.summary import show_evaluation

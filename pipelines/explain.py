@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.devices import native_log_to
+from keras_transfer.errors import check_all
+from keras_transfer.inference.paths import expand_paths, path_checks
 from keras_transfer.storage.atomic import check_vacant
+from keras_transfer.storage.run_folder import RunFolder
 from pipelines.arguments import main_of, make_parser, scratch_log
 
 
@@ -35,12 +38,16 @@ def _parser() -> argparse.ArgumentParser:
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
     output = Path(arguments.output)
-    check_vacant(output)
+    check_all(
+        lambda: check_vacant(output),
+        lambda: RunFolder.open(arguments.run),
+        *path_checks(arguments.paths),
+    )
     with native_log_to(scratch_log()):
         from keras_transfer.data.records import counted
         from keras_transfer.inference.explanation import explain_files
         from keras_transfer.inference.explanation_files import PAGE, write_explanations
-        from keras_transfer.inference.prediction import expand_paths, load_run
+        from keras_transfer.inference.prediction import load_run
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()

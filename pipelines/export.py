@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_transfer.devices import native_log_to
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import SpecError, check_all
+from keras_transfer.export.formats.registry import check_formats, parse_formats
+from keras_transfer.storage.run_folder import RunFolder
 from pipelines.arguments import divide_place, main_of, make_parser, scratch_log
 
 if TYPE_CHECKING:
@@ -67,12 +69,11 @@ def _run(argv: Sequence[str] | None) -> None:
             received="no --formats",
             fix="add --formats all",
         )
+    check_all(
+        lambda: RunFolder.open(arguments.run),
+        *([] if arguments.formats is None else [lambda: check_formats(arguments.formats)]),
+    )
     with native_log_to(scratch_log()):
-        from keras_transfer.export.formats.registry import check_libraries, parse_formats
-
-        # Before anything is written.
-        if arguments.formats is not None:
-            check_libraries(parse_formats(arguments.formats))
         from keras_transfer.experiments.evaluation import export_run
         from keras_transfer.experiments.summary import describe_proof
         from keras_transfer.reporting.reporter import TerminalReporter
@@ -94,7 +95,6 @@ def _convert(
     arguments: argparse.Namespace, export_folder: Path, terminal: "TerminalReporter"
 ) -> None:
     from keras_transfer.export.conversion import convert_run
-    from keras_transfer.export.formats.registry import parse_formats
     from keras_transfer.export.formats.report import against_plain, tabulate
     from keras_transfer.export.formats.variants import notes
 

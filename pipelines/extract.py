@@ -13,7 +13,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from keras_transfer.backbones.early_checks import check_early
 from keras_transfer.devices import native_log_to
+from keras_transfer.errors import check_all
+from keras_transfer.scale.cluster import check_ray
 from pipelines.arguments import (
     add_spec_arguments,
     main_of,
@@ -39,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     spec = read_spec(arguments)
+    check_all(lambda: check_early(spec), *([check_ray] if arguments.workers else []))
     with native_log_to(scratch_log()):
         from keras_transfer.reporting.reporter import TerminalReporter
         from keras_transfer.scale.extraction import store_features

@@ -6,7 +6,8 @@ python -m pipelines.predict saved_models/my_photos/formats/1/model.onnx photos/ 
 find / -name '*.jpg' | python -m pipelines.predict saved_models/my_photos - --output all.csv
 python -m pipelines.predict saved_models/my_photos photos/ --output predictions.csv --workers 4
 
-Without --output the predictions of up to 20 images are printed.
+Without --output the predictions of up to 20 images are printed. A run then answers with its
+SavedModel, which opens sooner than its Keras model.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_transfer.devices import native_log_to
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import SpecError, check_all
+from keras_transfer.inference.paths import check_table, check_target, expand_paths, path_checks
+from keras_transfer.scale.cluster import check_ray
 from keras_transfer.storage.atomic import check_vacant
 from pipelines.arguments import main_of, make_parser, positive, scratch_log
 
@@ -60,17 +63,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
+    checks = [lambda: check_target(arguments.target), *path_checks(arguments.paths)]
     if arguments.output is None:
+        check_all(*checks)
         _print(arguments)
         return
-    check_vacant(Path(arguments.output))
+    output = Path(arguments.output)
+    checks = [lambda: check_table(output), lambda: check_vacant(output), *checks]
+    check_all(*checks, *([check_ray] if arguments.workers else []))
     with native_log_to(scratch_log()):
-        from keras_transfer.inference.prediction import (
-            LoadedRun,
-            expand_paths,
-            identify,
-            open_target,
-        )
+        from keras_transfer.inference.prediction import LoadedRun, identify, open_target
         from keras_transfer.inference.writers import write_predictions
         from keras_transfer.reporting.reporter import TerminalReporter
 
@@ -101,22 +103,25 @@ def _print(arguments: argparse.Namespace) -> None:
             received="no --output",
             fix="add --output predictions.csv",
         )
+    files = list(itertools.islice(expand_paths(arguments.paths, sys.stdin), _MOST_PRINTED + 1))
+    if len(files) > _MOST_PRINTED:
+        raise SpecError(
+            f"the predictions of more than {_MOST_PRINTED} images are not printed",
+            expected="--output FILE",
+            received="no --output",
+            fix="add --output predictions.csv",
+        )
     with native_log_to(scratch_log()):
-        from keras_transfer.inference.prediction import expand_paths, open_target, predict_files
+        from keras_transfer.devices.graphs import full_float32
+        from keras_transfer.inference.prediction import open_exported, predict_files
         from keras_transfer.reporting.reporter import TerminalReporter
 
-        target = open_target(arguments.target)
-        files = list(itertools.islice(expand_paths(arguments.paths, sys.stdin), _MOST_PRINTED + 1))
-        if len(files) > _MOST_PRINTED:
-            raise SpecError(
-                f"the predictions of more than {_MOST_PRINTED} images are not printed",
-                expected="--output FILE",
-                received="no --output",
-                fix="add --output predictions.csv",
-            )
-        rows = predict_files(target, iter(files), batch_size=arguments.batch_size)
+        target = open_exported(arguments.target)
+        task = target.contract.restored_task
+        with full_float32():
+            rows = predict_files(target, iter(files), batch_size=arguments.batch_size)
+            cells = [_cells(row, task) for row in rows]
         title = f"Predictions of {arguments.target}"
-        cells = [_cells(row, target.contract.restored_task) for row in rows]
         TerminalReporter().table(title, ["file", "prediction", "outputs, the highest first"], cells)
 
 

@@ -1,4 +1,4 @@
-"""Serve: predict images over HTTP with TensorFlow Serving's REST protocol.
+r"""Serve: predict images over HTTP with TensorFlow Serving's REST protocol.
 
     python -m pipelines.serve saved_models/my_photos
     python -m pipelines.serve saved_models/my_photos --port 8080 --max-batch 64
@@ -7,7 +7,8 @@
 Requests follow https://www.tensorflow.org/tfx/serving/api_rest, so the same clients work with
 TensorFlow Serving:
 
-    curl -d '{"instances": [{"b64": "…"}]}' http://127.0.0.1:8501/v1/models/my_photos:predict
+    { printf '{"instances": [{"b64": "'; base64 < rose.jpg | tr -d '\n'; printf '"}]}'; } |
+        curl -d @- http://127.0.0.1:8501/v1/models/my_photos:predict
 
 Images are checked before they are decoded, and images of concurrent requests share a batch. The
 newest version in the folder is served, and a newer one replaces it without a failed request. Other
@@ -69,7 +70,8 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def _measure(run: Path, settings: Settings, images: str | None, seconds: float) -> None:
-    from keras_transfer.inference.prediction import expand_paths, load_run
+    from keras_transfer.inference.paths import expand_paths
+    from keras_transfer.inference.prediction import load_run
     from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.storage.atomic import replacing
     from pipelines.benchmarks.server import describe, find_images, measure

@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from keras_transfer.backbones.early_checks import check_early
 from keras_transfer.config import spec_to_dict
 from keras_transfer.devices import native_log_to
 from keras_transfer.devices.hosts import check_one_host, given_host, num_hosts_of
@@ -25,6 +26,7 @@ from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import await_run, start_run
 from pipelines.arguments import (
     RESUMABLE,
+    STARTED,
     add_spec_arguments,
     main_of,
     make_parser,
@@ -56,6 +58,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if arguments.print_spec:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
+    check_early(spec, arguments.output)
     if arguments.dry_run:
         with native_log_to(scratch_log()):
             _try(spec)
@@ -114,7 +117,8 @@ def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> N
     if num_hosts > 1:
         run_hosts(spec, run, reporter=terminal, profile=profile)
     else:
-        show_result(run_transfer(spec, run, reporter=terminal, profile=profile), terminal)
+        result = run_transfer(spec, run, reporter=terminal, profile=profile)
+        show_result(result, terminal, started=STARTED)
 
 
 def _study(spec: RunSpec, run: RunFolder) -> None:

@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from keras_transfer.backbones.early_checks import check_early
 from keras_transfer.config import spec_to_dict, with_search_space
 from keras_transfer.devices import native_log_to
 from keras_transfer.errors import SpecError
@@ -77,6 +78,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if arguments.print_spec:
         sys.stdout.write(json.dumps(spec_to_dict(spec), indent=2) + "\n")
         return
+    check_early(spec, arguments.output)
     # A run folder given as the preset is the folder to resume.
     named = arguments.source if arguments.resume and Path(arguments.source).is_dir() else None
     output = arguments.output or named

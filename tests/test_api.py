@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import keras_transfer as kt
@@ -45,7 +46,7 @@ NAMES = """
 
 def test_the_public_names_are_these():
     assert sorted(kt.__all__) == sorted(NAMES.split())
-    assert set(kt.__all__) <= set(dir(kt))
+    assert sorted(kt.__all__) == [name for name in dir(kt) if not name.startswith("__")]
     with pytest.raises(AttributeError, match="run_transfer"):
         kt.run_transfer  # noqa: B018
 
@@ -179,6 +180,21 @@ def test_a_run_evaluates_predicts_and_explains(run, images):
         np.testing.assert_allclose(one.outputs, file.outputs, rtol=0, atol=1e-6)
     with pytest.raises(DataError, match="float64"):
         run.predict(pixels / 255)
+    pandas = pytest.importorskip("pandas")
+    in_memory = [
+        (pixels, np.arange(2)),
+        tf.data.Dataset.from_tensor_slices((pixels, [1, 0])).batch(2),
+        pandas.DataFrame({"path": [file.read_bytes() for file in files]}),
+    ]
+    for data in in_memory:
+        rows = run.predict(data)
+        assert [one.path for one in rows] == ["0", "1"]
+        for one, file in zip(rows, run.predict(tuple(files)), strict=True):
+            np.testing.assert_array_equal(one.outputs, file.outputs)
+    (row,) = run.predict(pandas.DataFrame({"path": files[:1], "label": ["any"]}))
+    assert row.path == files[0].as_posix()
+    assert run.history["phase"][0] == run.spec.phases[0].name
+    assert run.history["epoch"] == [*range(1, len(run.history["epoch"]) + 1)]
 
     explanation = run.explain(files[0], "digit_1")
     assert explanation.explained == "digit_1"

@@ -54,5 +54,5 @@ def test_ants_and_bees_train_export_and_predict(
     assert len(rows) == len(list(folder.iterdir())) + 1
     assert rows[-1]["path"] == str(broken)
     assert rows[-1]["error"]
-    assert rows[-1]["label"] == ""
-    assert np.mean([row["label"] == "bees" for row in rows[:-1]]) > 0.6
+    assert rows[-1]["prediction"] == ""
+    assert np.mean([row["prediction"] == "bees" for row in rows[:-1]]) > 0.6

@@ -25,6 +25,15 @@ def test_names_in_square_brackets_are_text_not_markup():
     assert "photos/[bold]cat[1].jpg" in text.getvalue()
 
 
+def test_further_lines_of_a_sentence_hang():
+    terminal, text = _terminal()
+    terminal.info("word " * 50 + "photos/[bold]cat.jpg")
+    lines = text.getvalue().splitlines()
+    assert [line[:3] for line in lines] == ["• w", "  w", "  w"]
+    assert max(map(len, lines)) <= 100
+    assert text.getvalue().split() == ["•", *["word"] * 50, "photos/[bold]cat.jpg"]
+
+
 def test_table_shows_every_cell_and_its_caption():
     terminal, text = _terminal()
     terminal.table("Run", ["phase", "accuracy"], [["frozen", "97.1 % [95, 98]"]], caption="95 %")

@@ -6,6 +6,7 @@ import pytest
 from listener import Listener
 
 from keras_transfer.config import override
+from keras_transfer.devices.processors import num_processors
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.session import (
     build_model,
@@ -128,7 +129,7 @@ def test_images_are_read_when_they_are_first_used(spec, tmp_path):
         assert len(session.records.items) == 300
         assert session.data.num_decoded == 300
         assert session.data is session.data
-    assert "computes on" in listener.said[0]
+    assert f"computes on 1 CPU ({num_processors()} core" in listener.said[0]
 
 
 def test_a_run_keeps_its_splits(spec, tmp_path):

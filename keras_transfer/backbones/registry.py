@@ -124,5 +124,5 @@ def _existing(name: str) -> Path:
 
 
 def _suggest(name: str, *, otherwise: str = "choose one of those names") -> str:
-    nearest = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.5)
+    nearest = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.65)
     return f"did you mean {' or '.join(nearest)}?" if nearest else otherwise

@@ -1,6 +1,5 @@
 """A trunk: one backbone's layers, cut after a stage, in one flat graph on the caller's input."""
 
-import difflib
 from typing import Any
 
 import keras
@@ -9,6 +8,7 @@ from keras_transfer.backbones.combination import check_combination, check_sides
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Stage, Trunk
 from keras_transfer.backbones.sources import find_source
+from keras_transfer.backbones.stages import kept_stages
 from keras_transfer.backbones.weights import load_network, load_trunk
 from keras_transfer.errors import SpecError
 
@@ -34,7 +34,7 @@ def build_trunk(
     if backbone.parts:
         check_combination(backbone, last_stage=last_stage, weights=weights)
         return _build_combination(backbone, inputs, weights=weights)
-    kept = _kept_stages(backbone, last_stage)
+    kept = kept_stages(backbone, last_stage)
     source = find_source(backbone, weights, last_stage=kept[-1].name)
     whole = len(kept) == len(backbone.stages) and not backbone.leave_out
     pixels = inputs if whole else keras.Input(inputs.shape[1:], dtype=inputs.dtype)
@@ -88,22 +88,6 @@ def _check_size(backbone: Backbone, inputs: keras.KerasTensor) -> None:
             received=f"{min(sides)} px",
             fix=f"set data.image_size={backbone.minimal_size}, or choose another model.backbone",
         )
-
-
-def _kept_stages(backbone: Backbone, last_stage: str) -> tuple[Stage, ...]:
-    """The stages up to and with `last_stage`, all for ''; SpecError if there is no such stage."""
-    names = backbone.stage_names
-    if last_stage in names:
-        return backbone.stages[: names.index(last_stage) + 1]
-    if not last_stage:
-        return backbone.stages
-    nearest = difflib.get_close_matches(last_stage, names, n=1, cutoff=0)[0]
-    raise SpecError(
-        f"model.last_stage is not a stage of {backbone.name}",
-        expected=f"one of {', '.join(names)}, or nothing for the whole trunk",
-        received=repr(last_stage),
-        fix=f"did you mean {nearest}?",
-    )
 
 
 def last_tensor(network: keras.Model, stage: Stage) -> keras.KerasTensor:

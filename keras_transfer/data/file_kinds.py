@@ -1,4 +1,7 @@
-"""Kinds of files in a folder of images: by content first, and by names that other programs use."""
+"""Kinds of files in a folder of images: by content first, and by names that other programs use.
+
+Importing this module needs the standard library only.
+"""
 
 import os
 import re
@@ -6,7 +9,10 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from keras_transfer.data.images import EXTENSIONS, sniff
+EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
+FORMATS: Final = "JPEG, PNG, GIF, BMP or WebP"
+HEAD_BYTES: Final = 12
+"""The first bytes of an image, by which `sniff` knows it."""
 
 _HEAD_BYTES: Final = 132
 
@@ -83,6 +89,19 @@ _SPECIAL: Final = {
 }
 
 
+def sniff(head: bytes) -> str:
+    """The suffix that fits a file's first 12 bytes, such as '.png'; '' if it is not an image."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return ".jpg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return ".gif"
+    if head.startswith(b"BM"):
+        return ".bmp"
+    return ".webp" if head[:4] == b"RIFF" and head[8:HEAD_BYTES] == b"WEBP" else ""
+
+
 def is_of_tool(name: str, *, is_folder: bool) -> bool:
     """Whether another program writes files or folders of this name beside a user's images."""
     if is_folder:
@@ -129,7 +148,7 @@ def other_format(path: Path) -> str | None:
     # Not waiting for a writer, should the file have become a pipe.
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
         head = stream.read(_HEAD_BYTES)
-    kind = sniff(head[:12])
+    kind = sniff(head[:HEAD_BYTES])
     # Many texts begin with BM; in a bitmap four zeros follow.
     if kind and (kind != ".bmp" or head[6:10] == bytes(4)):
         return None

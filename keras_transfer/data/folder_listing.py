@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from keras_transfer.data.file_kinds import irregularity, is_of_tool, other_format
-from keras_transfer.data.images import EXTENSIONS
+from keras_transfer.data.file_kinds import EXTENSIONS, irregularity, is_of_tool, other_format
 from keras_transfer.data.records import counted
 
 _NUM_EXAMPLES, _MOST_NAMED = 3, 10

@@ -28,11 +28,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from keras_transfer.data.decoding import MOST_TAGS, TOO_MANY_PARTS, decode
+from keras_transfer.data.file_kinds import EXTENSIONS, FORMATS, HEAD_BYTES, sniff
 from keras_transfer.data.parts import has_too_many_parts
 from keras_transfer.errors import DataError
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
-FORMATS = "JPEG, PNG, GIF, BMP or WebP"
 
 # Opened by class, not by `PIL.Image.open`, which has size limits of its own and tries dozens of
 # other formats.
@@ -43,7 +41,6 @@ _READERS: dict[str, type[ImageFile]] = {
     ".bmp": BmpImageFile,
     ".webp": WebPImageFile,
 }
-_HEAD_BYTES = 12
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _PNG_DEPTH = 24
 _MOST_BYTES = 2**31 - 1
@@ -110,19 +107,6 @@ class Encoded:
     is_deep: bool = False
 
 
-def sniff(head: bytes) -> str:
-    """The suffix that fits a file's first 12 bytes, such as '.png'; '' if it is not an image."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return ".jpg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return ".png"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return ".gif"
-    if head.startswith(b"BM"):
-        return ".bmp"
-    return ".webp" if head[:4] == b"RIFF" and head[8:_HEAD_BYTES] == b"WEBP" else ""
-
-
 def read_encoded(file: Path, *, max_megapixels: float) -> Encoded:
     """Read an image file and check its header.
 
@@ -167,7 +151,7 @@ def refusal(error: tf.errors.InvalidArgumentError) -> str:
 
 def _open(data: bytes) -> ImageFile:
     """An image whose header Pillow has read."""
-    return _READERS[sniff(data[:_HEAD_BYTES])](io.BytesIO(data))
+    return _READERS[sniff(data[:HEAD_BYTES])](io.BytesIO(data))
 
 
 def _header_size(data: bytes) -> tuple[int, int]:
@@ -209,7 +193,7 @@ def _examined(data: bytes, max_megapixels: float) -> Encoded:
 def _check_kind(data: bytes) -> None:
     if not data:
         raise UnreadableError("empty file")
-    suffix = sniff(data[:_HEAD_BYTES])
+    suffix = sniff(data[:HEAD_BYTES])
     if not suffix:
         raise UnreadableError(f"not an image ({FORMATS})")
     if has_too_many_parts(data, suffix):  # Before Pillow, which takes longer to walk over them.
@@ -222,7 +206,7 @@ def _read_image_bytes(file: Path) -> bytes:
         with file.open("rb") as stream:
             if os.fstat(stream.fileno()).st_size > _MOST_BYTES:
                 raise UnreadableError("2 GiB or more")
-            head = stream.read(_HEAD_BYTES)
+            head = stream.read(HEAD_BYTES)
             data = head + stream.read() if sniff(head) else head
     except OSError as error:
         raise UnreadableError((error.strerror or "cannot be opened").lower()) from error

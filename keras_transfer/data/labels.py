@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from keras_transfer.data.records import Record, counted
-from keras_transfer.errors import enumerated
+from keras_transfer.errors import DataError, enumerated
 from keras_transfer.specs import DataSpec
 
 OTHER: Final = "other"
@@ -42,13 +42,24 @@ def suspect_task(labels: Collection[str]) -> list[str]:
 def without_rare_classes(
     items: Sequence[Record], spec: DataSpec
 ) -> tuple[tuple[Record, ...], list[str]]:
-    """The records without the classes below `data.min_per_class`, or with these joined; notes."""
+    """The records without the classes below `data.min_per_class`, or with these joined; notes.
+
+    Raises:
+        DataError: fewer than two classes remain.
+    """
     counts = Counter(record.label for record in items)
     rare = sorted(label for label, count in counts.items() if count < spec.min_per_class)
     if not rare:
         return tuple(items), []
     named = enumerated(rare, _MOST_NAMED)
     joins = spec.rare_classes == "join"
+    if len(counts) - len(rare) + joins < 2:
+        raise DataError(
+            f"data.min_per_class={spec.min_per_class} leaves fewer than two classes",
+            expected="two classes or more with so many images",
+            received=", ".join(f"{label!r}: {counts[label]}" for label in rare[:_MOST_NAMED]),
+            fix=f"lower it to {sorted(counts.values())[-2:][0]} or less",
+        )
     note = (
         f"{counted(len(rare), 'class', 'classes')} with fewer than {spec.min_per_class} images "
         f"{f'joined into {OTHER!r}' if joins else 'left out'} "

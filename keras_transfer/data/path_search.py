@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from keras_transfer.data.images import EXTENSIONS
+from keras_transfer.data.file_kinds import EXTENSIONS
 from keras_transfer.data.records import counted
 
 _MOST_TRIED: Final = 100

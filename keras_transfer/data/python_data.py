@@ -67,6 +67,25 @@ def store(
     )
 
 
+def write_images(source: Any, folder: Path, *, path_column: str = "path") -> Iterator[Path]:
+    """The image files of data in memory, in their order; what is no file is written into `folder`.
+
+    Raises:
+        DataError: as `store`.
+    """
+    images: Iterable[Any]
+    if _is_table(source):
+        images = _columns_of(source, path_column)[path_column]
+    else:
+        pairs = _pairs_of(source) if _is_pair(source) else _pairs_in(source)
+        images = (_png(image, number) for number, (image, _) in enumerate(pairs))
+    for number, image in enumerate(images):
+        file = folder / str(number) if isinstance(image, bytes) else Path(str(image))
+        if isinstance(image, bytes):
+            file.write_bytes(image)
+        yield file
+
+
 def _is_pair(source: Any) -> bool:
     return isinstance(source, tuple) and len(source) == 2
 
@@ -143,7 +162,7 @@ def _png(image: np.ndarray, number: int) -> bytes:
     return buffer.getvalue()
 
 
-def _store_table(table: Any, path_column: str) -> Path:
+def _columns_of(table: Any, path_column: str) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = table.to_dict("list")
     if path_column not in columns:
         raise DataError(
@@ -152,6 +171,11 @@ def _store_table(table: Any, path_column: str) -> Path:
             received=", ".join(map(str, columns)) or "no columns",
             fix="rename the column, or set data.path_column",
         )
+    return columns
+
+
+def _store_table(table: Any, path_column: str) -> Path:
+    columns = _columns_of(table, path_column)
     images = columns.pop(path_column)
     values = zip(*columns.values(), strict=True) if columns else [()] * len(images)
     rows = [dict(zip(columns, row, strict=True)) for row in values]

@@ -212,8 +212,8 @@ def _check_pool(targets: Targets, units: np.ndarray, fractions: dict[str, float]
             f"{_name_strata(targets, small)} fewer files than splits",
             expected=f"at least {needed} images, one for each of train, "
             f"{', '.join(sorted(fractions))}",
-            received="; ".join(each.describe() for each in small[:_MOST_NAMED]),
-            fix=_fix_of_small(targets, needed),
+            received="".join(f"\n    {each.describe()}" for each in small[:_MOST_NAMED]),
+            fix=_fix_of_small(targets, needed, len(small)),
         )
 
 
@@ -235,8 +235,10 @@ def _name_strata(targets: Targets, small: Sequence["_Small"]) -> str:
     return f"{len(small)} {kinds}, {names}{more}, have"
 
 
-def _fix_of_small(targets: Targets, needed: int) -> str:
+def _fix_of_small(targets: Targets, needed: int, num_small: int) -> str:
     fix = f"add images of the {targets.kind}, or remove it"
+    if num_small > 1:
+        fix = "add images of them, or remove them"
     if targets.kind != "class":
         return fix
     fix += (
@@ -255,10 +257,10 @@ class _Small:
     num_units: int
 
     def describe(self) -> str:
-        return (
-            f"{self.name!r}: {counted(self.num_images, 'file', 'files')}, {self.num_units} without "
-            "copies and members of one group"
-        )
+        text = f"{self.name!r}: {counted(self.num_images, 'file', 'files')}"
+        if self.num_units == self.num_images:
+            return text
+        return f"{text}, {self.num_units} without copies and members of one group"
 
 
 def _small_strata(targets: Targets, units: np.ndarray, needed: int) -> list[_Small]:
@@ -383,8 +385,8 @@ def draw_folds(records: Records, pool: np.ndarray, num_folds: int, *, seed: int)
         raise DataError(
             f"{_name_strata(targets, small)} too few files for {num_folds} folds",
             expected=f"at least {num_folds} images outside the test split, one for each fold",
-            received="; ".join(each.describe() for each in small[:_MOST_NAMED]),
-            fix=f"lower folds, or {_fix_of_small(targets, num_folds)}",
+            received="".join(f"\n    {each.describe()}" for each in small[:_MOST_NAMED]),
+            fix=f"lower folds, or {_fix_of_small(targets, num_folds, len(small))}",
         )
     generator = np.random.default_rng([seed, num_folds])
     shares = _deal(targets.strata.sum(axis=0), num_folds)

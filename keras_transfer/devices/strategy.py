@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from keras_transfer.devices.hosts import given_host, meet
+from keras_transfer.devices.processors import num_processors
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import DeviceSpec
 
@@ -42,7 +43,10 @@ class Devices:
         """One sentence for the terminal."""
         engine = {"tensorflow": "TensorFlow", "jax": "JAX"}.get(self.backend, self.backend)
         what = self.kind.upper() + ("s" if self.num_devices > 1 else "")
-        text = f"{engine} computes on {self.num_devices} {what} in {self.precision}"
+        text = f"{engine} computes on {self.num_devices} {what}"
+        if self.kind == "cpu" and self.num_devices == 1:
+            text += f" ({num_processors()} core{'s' if num_processors() > 1 else ''})"
+        text += f" in {self.precision}"
         if self.num_hosts > 1:
             text += f", {self.num_hosts} hosts together"
         if self.num_devices > 1:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from sklearn import metrics
 
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.intervals import Interval, bootstrap, sum_by_group, wilson
@@ -104,6 +103,9 @@ def evaluate(
         DataError: there are no examples, lengths differ, a label is out of range, or the
             outputs are not probabilities (NaN means that training diverged).
     """
+    # Imported here because scikit-learn loads all of SciPy and pandas, which no prediction needs.
+    from sklearn import metrics
+
     labels, probabilities = _check(labels, probabilities, len(class_names))
     predictions = probabilities.argmax(axis=1)
     classes = np.arange(len(class_names))
@@ -141,6 +143,8 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
 def _per_class(
     labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, ClassFigures]:
+    from sklearn import metrics
+
     columns = metrics.precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(class_names)), zero_division=0
     )

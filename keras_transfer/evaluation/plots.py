@@ -33,6 +33,7 @@ _PANEL_INCHES = 4.6
 _CHARACTER_INCHES = 0.08
 _MATRIX_INCHES = 9
 _MOST_CLASSES_WITH_COUNTS = 25
+_MOST_PAIRS = 3
 _MOST_NAMES = 100
 
 
@@ -43,8 +44,8 @@ def draw_learning_curves(
     """Loss and a metric in training and validation over all epochs, with the names of the phases.
 
     Args:
-        history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `val_loss` and the
-            same of the metric.
+        history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `val_loss`, the
+            same of the metric, and `is_best` for the epoch whose weights a phase leaves.
         file: PNG to write.
         metric: drawn in % if `is_share`.
     """
@@ -85,6 +86,14 @@ def _draw_curves(axes: Axes, history: Sequence[Mapping[str, Any]], name: str) ->
     ):
         values = [row[column] for row in history]
         axes.plot(epochs, values, line, color=color, label=text, markersize=3.5, zorder=3)
+    best = [(row["epoch"], row[f"val_{name}"]) for row in history if row["is_best"]]
+    ring: dict[str, Any] = {
+        "markerfacecolor": "none",
+        "markeredgecolor": INK,
+        "markersize": 9,
+        "zorder": 4,
+    }
+    axes.plot(*zip(*best, strict=True), "o", label="best epoch", **ring)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
@@ -107,7 +116,7 @@ def _shade_phases(
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path) -> None:
     """The confusion matrix: counts as numbers, the share of the true class as colour.
 
-    Counts are written for up to 25 classes.
+    Counts are written for up to 25 classes. Below are the pairs that are confused most often.
 
     Args:
         confusion: counts [C, C], rows by true class.
@@ -118,7 +127,8 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path
     cell = max(2.8 / num_classes, min(0.62, _MATRIX_INCHES / num_classes))
     names_inches = min(24, max(len(name) for name in class_names)) * _CHARACTER_INCHES
     side = num_classes * cell + names_inches + 0.6
-    figure = new_figure(side + 1.2, side + 0.4)
+    pairs = _worst_pairs(confusion, class_names)
+    figure = new_figure(side + 1.2, side + 0.4 + 0.17 * len(pairs))
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -129,7 +139,22 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path
     title = f"Confusion: {right:,} of {total:,} right, {100 * right / total:.1f} %"
     axes.set_title(title, loc="center", pad=10)
     _add_scale(figure, image)
+    if pairs:
+        figure.supxlabel("\n".join(pairs), color=FAINT, fontsize=8)
     save(figure, file)
+
+
+def _worst_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """A line for each of the pairs of a class and a wrong prediction with the most images."""
+    wrong = confusion * (1 - np.eye(len(class_names), dtype=confusion.dtype))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
+    lines = []
+    for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True):
+        if wrong[row, column]:
+            true, predicted = (shortened(class_names[place], 16) for place in (row, column))
+            share = 100 * wrong[row, column] / confusion[row].sum()
+            lines.append(f"{true} taken for {predicted}: {share:.0f} %")
+    return lines
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
@@ -240,7 +265,7 @@ def _set_axes(axes: Axes, points: Sequence[SizePoint], *, is_share: bool) -> Non
 
 _VIEW_INCHES = 1.35
 _VIEWS_HEADER_INCHES = 0.62
-_MISTAKE_INCHES = (1.7, 2.1)
+_MISTAKE_INCHES = (1.7, 2.25)
 _MISTAKES_HEADER_INCHES = 0.45
 _GAP_INCHES = 0.06
 _TITLE_INCHES = 3.4
@@ -250,12 +275,16 @@ _FEW_PIXELS = 64
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """One image [S, S, 3] in 0-255, its class, and the predicted class with its probability."""
+    """One image [S, S, 3] in 0-255, its class, and the predicted class with its probability.
+
+    `file` is the name of its file.
+    """
 
     pixels: np.ndarray
     label: str
     prediction: str
     confidence: float
+    file: str
 
 
 @styled
@@ -307,7 +336,7 @@ def draw_mistakes(
     title = _headline(len(mistakes), num_wrong, num_examples)
     if mistakes:
         figure.suptitle(title)
-        legend = "above each image: the predicted class; below: the true class"
+        legend = "above each image: the predicted class; below: the true class and the file"
         figure.supxlabel(legend, color=FAINT, fontsize=9)
     else:
         figure.suptitle(title, y=0.5, va="center")
@@ -324,7 +353,8 @@ def _show_mistake(canvas: Axes, mistake: Mistake, left: float, top: float) -> No
     prediction = f"{shortened(mistake.prediction, 16)} {100 * mistake.confidence:.0f} %"
     canvas.text(middle, top - 0.03, prediction, color=ALARM, fontsize=9, **_ABOVE)
     _show_image(canvas, mistake.pixels, left, top, side)
-    canvas.text(middle, top + side, shortened(mistake.label, 20), fontsize=9, ha="center", va="top")
+    below = f"{shortened(mistake.label, 20)}\n{shortened(mistake.file, 24)}"
+    canvas.text(middle, top + side, below, fontsize=8, ha="center", va="top")
 
 
 def _headline(num_shown: int, num_wrong: int, num_examples: int) -> str:

@@ -11,7 +11,7 @@ def label_columns(class_names: Sequence[str], *, labelled: bool = False) -> list
     figures = probability_columns(class_names)
     if labelled:
         return ["label", "prediction", "confidence", "correct", *figures]
-    return ["label", "confidence", *figures]
+    return ["prediction", "confidence", *figures]
 
 
 def probability_columns(class_names: Sequence[str]) -> list[str]:

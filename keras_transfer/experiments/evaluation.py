@@ -93,6 +93,7 @@ def export_run(
             card=_card(run, spec, values, outputs),
             files=[records.file(row) for row in range(len(records.items))],
             outputs=outputs,
+            reporter=reporter,
         )
     return folder, proof
 

@@ -1,9 +1,11 @@
 """A finished run as one object: evaluate, predict, explain and export with it."""
 
+import csv
 import io
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,6 +16,7 @@ import numpy as np
 from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import resizer
+from keras_transfer.data.python_data import is_in_memory, write_images
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.evaluation.recorded import RecordedEvaluation
@@ -29,7 +32,8 @@ from keras_transfer.export.formats.registry import check_libraries, parse_format
 from keras_transfer.inference import prediction
 from keras_transfer.inference.explanation import Explanation, explain_files
 from keras_transfer.inference.explanation_files import draw_overlay
-from keras_transfer.inference.prediction import LoadedRun, Prediction, expand_paths, predict_files
+from keras_transfer.inference.paths import expand_paths
+from keras_transfer.inference.prediction import LoadedRun, Prediction, predict_files
 from keras_transfer.models.forward import BATCH_SIZE
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
@@ -112,23 +116,47 @@ class Run:
             reporter=reporter or TerminalReporter(),
         )
 
-    def predict(self, images: Files | Iterable[Files] | np.ndarray) -> list[Prediction | BadFile]:
-        """Predict images: a list of files, one file, a folder, or an array.
+    @cached_property
+    def history(self) -> dict[str, list[Any]]:
+        """The columns of history.csv, such as `run.history["val_loss"]`, with a row per epoch."""
+        with RunFolder(self.path).history_file.open(encoding="utf-8", newline="") as file:
+            names, *rows = csv.reader(file)
+        columns = zip(*rows, strict=True) if rows else [()] * len(names)
+        kinds = {"phase": str, "epoch": int}
+        return {
+            name: [kinds.get(name, float)(cell) if cell else None for cell in column]
+            for name, column in zip(names, columns, strict=True)
+        }
+
+    def predict(self, images: Any) -> list[Prediction | BadFile]:
+        """Predict images: a list of files, one file, a folder, an array, or data of `fine_tune`.
 
         Args:
-            images: paths of files, or of folders with all images below them; or uint8
-                [N, H, W, 3] in RGB, resized like the run's own images.
+            images: paths of files, or of folders with all images below them; uint8
+                [N, H, W, 3] in RGB, resized like the run's own images; or (images, labels), a
+                `tf.data.Dataset` or a `pandas.DataFrame`, whose labels are not used.
 
         Returns:
             an entry for each image, in order. A file that is not a usable image has a `BadFile`
-            with its `reason`. The path of an array's image is its index.
+            with its `reason`. The path of an image in memory is its index.
 
         Raises:
             DataError: a folder has no image, or the array has another type or shape.
         """
         if isinstance(images, np.ndarray):
             return self._predict_array(images)
-        return list(predict_files(self._loaded, _files(images)))
+        are_files = isinstance(images, tuple) and isinstance(images[0], str | os.PathLike)
+        if are_files or not is_in_memory(images):
+            return list(predict_files(self._loaded, _files(images)))
+        with tempfile.TemporaryDirectory() as folder:
+            found = predict_files(self._loaded, write_images(images, Path(folder)))
+            # Files of a table keep their paths.
+            return [
+                replace(one, path=Path(one.path).name)
+                if Path(one.path).parent == Path(folder)
+                else one
+                for one in found
+            ]
 
     def explain(self, file: Files, class_name: str | None = None) -> Explanation:
         """A Grad-CAM heat map of one image, which notebooks show.

@@ -176,6 +176,7 @@ def _write(
         card=make_card(spec, model, task, test, counts, limits=privacy_limits(privacy)),
         files=[data.records.file(row) for row in rows],
         outputs=outputs,
+        reporter=session.reporter,
     )
 
 

@@ -29,6 +29,12 @@ def write_history(run: RunFolder, outcomes: Sequence[Outcome], task: Task) -> No
     columns = history_columns(task)
     rows = ([row[name] for name in columns] for row in history)
     run.write_rows("history.csv", columns, rows)
+    best = [epoch == one.best_epoch for one in outcomes for epoch in range(1, len(one.history) + 1)]
+    names = {one.name: one.name if one.kept else f"{one.name} (undone)" for one in outcomes}
+    history = [
+        {**row, "phase": names[row["phase"]], "is_best": is_best}
+        for row, is_best in zip(history, best, strict=True)
+    ]
     monitor = task.monitor
     with run.replacing("figures/learning_curves.png") as path:
         draw_learning_curves(history, path, metric=monitor.metric, is_share=monitor.is_share)
@@ -86,7 +92,13 @@ def write_test(
         for row, output, value in zip(rows, outputs, values, strict=True)
     )
     run.write_rows("predictions.csv", ["path", *task.columns(labelled=True)], predictions)
-    figures = task.figures(values, outputs, test, image=lambda place: examples.pixels[rows[place]])
+    figures = task.figures(
+        values,
+        outputs,
+        test,
+        image=lambda place: examples.pixels[rows[place]],
+        files=[Path(records.items[row].path).name for row in rows],
+    )
     for name, draw in figures.items():
         with run.replacing(f"figures/{name}") as path:
             draw(path)

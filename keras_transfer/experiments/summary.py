@@ -1,5 +1,6 @@
 """Sentences and tables on a run: its decisions and its results."""
 
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,13 @@ from keras_transfer.errors import enumerated
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.privacy import describe_membership, describe_privacy
 from keras_transfer.experiments.sparsity import Sparsity
-from keras_transfer.export.saved_model.proof import AS_TRAINED, Proof, describe_refused
+from keras_transfer.export.saved_model.proof import (
+    AS_TRAINED,
+    NOISE,
+    Proof,
+    Variant,
+    describe_refused,
+)
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
@@ -208,8 +215,14 @@ def describe_saving(cache: dict[str, Any]) -> str:
     )
 
 
-def show_result(result: Result, terminal: TerminalReporter) -> None:
-    """Print phases, test figures, the agreement of the export, and the paths of the files."""
+def show_result(
+    result: Result, terminal: TerminalReporter, *, started: float | None = None
+) -> None:
+    """Print phases, test figures, the agreement of the export, and the paths of the files.
+
+    Args:
+        started: `time.perf_counter()` when the command began; None: only the run is timed.
+    """
     monitor = result.classifier.task.monitor
     rows = [
         [
@@ -242,7 +255,11 @@ def show_result(result: Result, terminal: TerminalReporter) -> None:
     path = result.run.path
     terminal.info(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
     terminal.info(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
-    terminal.info(f"The run took {result.seconds:.0f} seconds, without the start of TensorFlow.")
+    if started is None:
+        terminal.info(f"The run took {result.seconds:.0f} seconds.")
+        return
+    seconds = time.perf_counter() - started
+    terminal.info(f"{seconds:.0f} seconds in all, {result.seconds:.0f} of them for the run.")
 
 
 def _test_cell(outcome: Outcome, monitor: Monitor) -> str:
@@ -257,6 +274,19 @@ def show_evaluation(evaluation: Evaluation, terminal: TerminalReporter) -> None:
     for table in evaluation.tables():
         terminal.table(*table)
     terminal.info(evaluation.describe())
+
+
+def _verdict(variant: Variant, proof: Proof) -> str:
+    """Whether a variant is exported, and by which rule."""
+    if not variant.parity:
+        return "left out, because it disagrees with the model"
+    is_slower = variant.milliseconds[1] > proof.variants[0].milliseconds[1]
+    if variant == proof.kept:
+        text = "kept, as the fastest on average"
+        return text + ", though slower for one image" if is_slower else text
+    if proof.kept.name == AS_TRAINED:
+        return f"left out, because it is not at least {1 - NOISE:.0%} faster on average"
+    return "left out, because another one is faster on average"
 
 
 def describe_proof(proof: Proof) -> str:
@@ -274,11 +304,9 @@ def describe_proof(proof: Proof) -> str:
             f"{variant.milliseconds[size] / trained.milliseconds[size]:.2f} × for {size}"
             for size in variant.milliseconds
         ]
-        status = "not faster" if variant.parity else "disagreed"
-        status = "kept" if variant == proof.kept else status
         sentences.append(
             f"Latency of the network {variant.name} in {variant.precision}, relative to the "
-            f"trained one, by batch size: {', '.join(shares)}: {status}."
+            f"trained one, by batch size: {', '.join(shares)}: {_verdict(variant, proof)}."
             if shares
             else f"The network {variant.name} in {variant.precision} cannot be served: left out."
         )

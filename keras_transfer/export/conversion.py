@@ -13,9 +13,9 @@ from keras_transfer.data.audit import pixels_key
 from keras_transfer.data.images import decoding_of
 from keras_transfer.data.reading import DecodedImage, read_pixels
 from keras_transfer.data.splits import read_manifest
+from keras_transfer.devices.processors import num_processors
 from keras_transfer.errors import DataError, ExportError
 from keras_transfer.export.formats import variants
-from keras_transfer.export.formats.agreement import num_processors
 from keras_transfer.export.formats.making import Job, make_formats
 from keras_transfer.export.formats.registry import MIXED, Format, check_libraries, files_of
 from keras_transfer.export.formats.report import Row, write_comparison

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import KerasTransferError, RunError
+from keras_transfer.inference.paths import check_table
 from keras_transfer.inference.prediction import Prediction
 from keras_transfer.storage.atomic import check_vacant, full, put_in_place, replacing, storage_error
 from keras_transfer.storage.cells import cell_text, spreadsheet_cell
@@ -69,17 +70,9 @@ def open_rows(output: Path, partial: Path, task: Task) -> Rows:
     Raises:
         RunError: it has another suffix, or pyarrow is not installed.
     """
-    match output.suffix.lower():
-        case ".csv":
-            return CsvRows(partial, task)
-        case ".parquet":
-            return ParquetRows(partial, task)
-    raise RunError(
-        f"--output {output} is not a supported table",
-        expected="a name that ends in .csv or .parquet",
-        received=output.name,
-        fix=f"give --output {output.with_suffix('.csv')}",
-    )
+    check_table(output)
+    kind = ParquetRows if output.suffix.lower() == ".parquet" else CsvRows
+    return kind(partial, task)
 
 
 class _Table:
@@ -88,7 +81,7 @@ class _Table:
     def __init__(self, task: Task):
         self._task = task
         columns = task.columns()
-        # Columns of a single label: path, label, confidence, error, probability_…
+        # Columns of a single label: path, prediction, confidence, error, probability_…
         self.error = 1 + len(columns) - len(task.names)
         self.header = self._with_error("path", columns, "error")
 
@@ -175,15 +168,8 @@ class ParquetRows:
     chunk = _PARQUET_CHUNK
 
     def __init__(self, partial: Path, task: Task):
-        try:
-            import pyarrow
-        except ImportError as error:
-            raise RunError(
-                "Parquet cannot be written",
-                expected="the library of the extra [parquet]",
-                received="no pyarrow",
-                fix='pip install -e ".[parquet]", or give an --output that ends in .csv',
-            ) from error
+        import pyarrow
+
         self._partial, self._table = partial, _Table(task)
         cells = self._table.cells(Prediction("", np.zeros(len(task.names), np.float32), task))
         self._schema = pyarrow.schema(
@@ -267,8 +253,8 @@ def write_predictions(
 ) -> PredictionSummary:
     """Write one row per file, in order: path, the columns of the task, and error.
 
-    For a single label: path, label, confidence, error, probability_…. The row of a bad file has
-    only its path and the reason under 'error'. Memory does not grow with the number of files.
+    For a single label: path, prediction, confidence, error, probability_…. The row of a bad file
+    has only its path and the reason under 'error'. Memory does not grow with the number of files.
 
     Args:
         predict: returns a row for each file, such as `predict_files`.

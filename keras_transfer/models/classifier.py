@@ -10,24 +10,20 @@ import random
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_transfer.backbones.record import Trunk
 from keras_transfer.backbones.registry import get_backbone
+from keras_transfer.backbones.stages import stages_from
 from keras_transfer.backbones.trunk import build_trunk
 from keras_transfer.devices.strategy import on_one_device, scope, undistributed
-from keras_transfer.errors import SpecError
-from keras_transfer.fields import nearest
 from keras_transfer.specs import HEAD, ModelSpec
 from keras_transfer.storage.class_names import model_name
 from keras_transfer.storage.model_files import resolve_model
 from keras_transfer.tasks.task import Task
-
-HIGHEST: Final = {"last": 1, "last_two": 2}
-"""Numbers of the trunk's highest kept stages that train, by their names in `phase.unfreeze`."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +45,7 @@ class Classifier:
         Raises:
             SpecError: the model has no such stage; `field` is the spec's field named in the error.
         """
-        names = list(self.stages)
-        if lowest in HIGHEST:
-            return names[-1 - HIGHEST[lowest] :]
-        if lowest not in names:
-            raise SpecError(
-                f"{field} names a stage this model does not have",
-                expected=f"one of {', '.join(names)}, or {' or '.join(HIGHEST)}",
-                received=lowest,
-                fix=nearest(lowest, [*names, *HIGHEST]),
-            )
-        return names[names.index(lowest) :]
+        return stages_from(lowest, list(self.stages), field=field)
 
     @property
     def last_dense(self) -> keras.layers.Dense:

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 Count = Callable[[int, int], None]
 """Called with the number done and the total; the total is 0 where it is unknown."""
 Item = TypeVar("Item")
+
+_BULLET: Final = Text.assemble(("•", "bold cyan"), " ")
+_INDENT: Final = Text("  ")
+"""In front of the first line of a sentence, and of its further lines."""
 
 
 class Reporter(Protocol):
@@ -105,7 +110,9 @@ class TerminalReporter:
         text = printable(text)
         logging.getLogger("keras_transfer").info(text)
         # As a `Text`, in which names cannot be markup or names of emoji.
-        self.console.print(Text.assemble(("•", "bold cyan"), " ", text))
+        lines = Text(text).wrap(self.console, self.console.width - len(_BULLET))
+        for line, margin in zip(lines, chain([_BULLET], repeat(_INDENT)), strict=False):
+            self.console.print(Text.assemble(margin, line), soft_wrap=True)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Count]:

@@ -5,16 +5,19 @@ token, because Ray listens on all network interfaces. Ray's usage statistics are
 """
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from keras_transfer.errors import RunError
-from keras_transfer.reporting.reporter import Reporter
+
+if TYPE_CHECKING:
+    from keras_transfer.reporting.reporter import Reporter
 
 _FEWEST_THREADS: Final = 2
 """In bfloat16 one thread sums in another order than two, three, eight or sixteen threads."""
@@ -37,7 +40,7 @@ class Share:
 
 
 @contextlib.contextmanager
-def joined(num_workers: int, *, reporter: Reporter) -> Iterator[Share]:
+def joined(num_workers: int, *, reporter: "Reporter") -> Iterator[Share]:
     """Join a cluster while the block runs, and divide its CPUs among the workers.
 
     If this process has already joined a cluster, it is used and stays connected.
@@ -69,16 +72,21 @@ def _import_ray() -> Any:
     if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    try:
-        import ray
-    except ImportError as error:
+    check_ray()
+    import ray
+
+    return ray
+
+
+def check_ray() -> None:
+    """Raise RunError unless Ray is installed."""
+    if importlib.util.find_spec("ray") is None:
         raise RunError(
             "--workers needs Ray, which is not installed",
             expected="the library of the extra [scale]",
             received="no ray",
             fix='pip install -e ".[scale]", or leave --workers out',
-        ) from error
-    return ray
+        )
 
 
 def _start(ray: Any, address: str, num_workers: int) -> None:

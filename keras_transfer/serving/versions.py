@@ -10,7 +10,6 @@ import functools
 import gc
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,6 +21,7 @@ import tensorflow as tf
 from google.protobuf.json_format import MessageToDict
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
+from keras_transfer.devices.processors import num_processors
 from keras_transfer.errors import ExportError, KerasTransferError
 from keras_transfer.export.contract import CARD_FILE, Contract
 from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
@@ -51,7 +51,7 @@ BULK_PIXELS: Final = 4_000_000
 _BATCH_PIXELS: Final = 4 * BULK_PIXELS
 _NUM_WORKERS: Final = 2
 """Batches running at once: one is decoded while the network computes the other."""
-_NUM_BULK_WORKERS: Final = max(1, (os.cpu_count() or 1) // 2)
+_NUM_BULK_WORKERS: Final = max(1, num_processors() // 2)
 _DRAIN_SECONDS: Final = 60.0
 """How long the requests of a replaced version may take before it is closed."""
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from keras_transfer.devices.processors import num_processors
 from keras_transfer.errors import RunError, enumerated
 from keras_transfer.storage.atomic import discard_partials, exists, replacing, storage_error
 from keras_transfer.storage.cells import spreadsheet_cell
@@ -398,7 +399,7 @@ def describe_environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processors": os.cpu_count(),
+        "processors": num_processors(),
         "packages": _versions(),
     }
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
-from scipy import linalg, optimize, special
+import scipy
 from threadpoolctl import threadpool_limits
 
 from keras_transfer.errors import DataError
@@ -163,10 +163,10 @@ class DesignMatrix:
         products = rows @ rows.T
         # Without it rounding could make products of dependent rows indefinite.
         products.flat[:: num_rows + 1] += 1e-12 * (np.trace(products) or 1)
-        factor = linalg.cholesky(products, lower=True)
+        factor = scipy.linalg.cholesky(products, lower=True)
 
         def to_kernel(coefficients: np.ndarray) -> np.ndarray:
-            weights = linalg.solve_triangular(factor, coefficients, lower=True, trans="T")
+            weights = scipy.linalg.solve_triangular(factor, coefficients, lower=True, trans="T")
             return matrix.to_kernel(rows.T @ weights)
 
         return cls(partial(_blocks, factor, views), views, num_rows, mean, to_kernel)
@@ -287,7 +287,7 @@ class _Logistic:
         self, logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
     ) -> tuple[float, np.ndarray]:
         loss = np.sum(weights * (np.logaddexp(0, logits) - targets * logits))
-        return float(loss), weights * (special.expit(logits) - targets)
+        return float(loss), weights * (scipy.special.expit(logits) - targets)
 
     def missing(self, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of negatives and of positives of each output."""
@@ -328,8 +328,8 @@ class Preconditioner:
             scale = ((1 + moments) ** -0.5)[:, None]
             return cls(scale.__mul__, scale.__mul__)
         moments.flat[:: len(moments) + 1] += 1
-        factor = linalg.cholesky(moments, lower=True, overwrite_a=True)
-        solve = partial(linalg.solve_triangular, factor, lower=True, check_finite=False)
+        factor = scipy.linalg.cholesky(moments, lower=True, overwrite_a=True)
+        solve = partial(scipy.linalg.solve_triangular, factor, lower=True, check_finite=False)
         return cls(partial(solve, trans="T"), solve)
 
 
@@ -404,7 +404,9 @@ class HeadProblem:
 
         start = np.zeros((self.matrix.num_columns + 1) * num_outputs)
         options = {"maxiter": _MAX_ITERATIONS, "ftol": tolerance, "gtol": 1e-8}
-        found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+        found = scipy.optimize.minimize(
+            objective, start, jac=True, method="L-BFGS-B", options=options
+        )
         coefficients, bias = unpacked(found.x)
         loss, *_ = self.loss(coefficients, bias, weights)
         return Solution(coefficients, bias, loss, int(found.nit))

@@ -429,7 +429,8 @@ class MultiLabel(TaskDefaults):
 
     def columns(self, *, labelled: bool = False) -> list[str]:
         """The labels, joined by the separator, and all probabilities; true labels before them."""
-        return [*(["true_labels"] if labelled else []), "labels", *probability_columns(self.names)]
+        true = ["label"] if labelled else []
+        return [*true, "prediction", *probability_columns(self.names)]
 
     def row(self, outputs: np.ndarray, value: np.ndarray | None = None) -> list[Any]:
         """The cells of `columns`, the most probable label first."""

@@ -3,7 +3,7 @@
 from typing import Final
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 from keras_transfer.errors import DataError
 from keras_transfer.tasks.linear_head import (
@@ -65,7 +65,7 @@ def _ridge(
     mean, target_mean = np.zeros(matrix.num_columns), targets.mean(axis=0)
     for _, block in matrix.blocks():
         mean += block.sum(axis=0) / size
-    values, vectors = linalg.eigh(matrix.moments(mean), overwrite_a=True)
+    values, vectors = scipy.linalg.eigh(matrix.moments(mean), overwrite_a=True)
     products = np.zeros((matrix.num_columns, targets.shape[1]))
     for part, block in matrix.blocks():
         products += (block - mean).T @ np.repeat(targets[part] - target_mean, views, axis=0)

@@ -195,10 +195,7 @@ class SingleLabel(TaskDefaults):
         return evaluate(values, outputs, self.names, seed=seed)
 
     def columns(self, *, labelled: bool = False) -> list[str]:
-        """Label, confidence and all probabilities; also prediction and correctness where labelled.
-
-        Without a true value `label` is the predicted class.
-        """
+        """Prediction, confidence, probabilities; where labelled also `label` and `correct`."""
         return label_columns(self.names, labelled=labelled)
 
     def row(self, outputs: np.ndarray, value: int | None = None) -> list[Any]:
@@ -216,6 +213,7 @@ class SingleLabel(TaskDefaults):
         evaluation: SingleLabelEvaluation,
         *,
         image: Callable[[int], np.ndarray],
+        files: Sequence[str],
     ) -> dict[str, Draw]:
         """The confusion matrix and the most confident mistakes."""
         # Imported here because drawing loads matplotlib, which training does not need.
@@ -227,6 +225,7 @@ class SingleLabel(TaskDefaults):
                 label=self.names[values[row]],
                 prediction=self.names[int(outputs[row].argmax())],
                 confidence=float(outputs[row].max()),
+                file=files[row],
             )
             for row in most_confident_mistakes(values, outputs)
         ]

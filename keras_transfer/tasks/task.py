@@ -261,8 +261,12 @@ class Task(Protocol):
         evaluation: Any,
         *,
         image: Callable[[int], np.ndarray],
+        files: Sequence[str],
     ) -> dict[str, Draw]:
-        """Figures of predictions by file name; `image` gives uint8 [S, S, 3] of a row."""
+        """Figures of predictions by file name.
+
+        `image` gives uint8 [S, S, 3] of a row, `files` the names of the files.
+        """
 
     def card(self, evaluation: Any) -> CardText:
         """The task's part of an exported model's card, from the evaluation on the test split."""
@@ -368,6 +372,7 @@ class TaskDefaults:
         evaluation: Any,  # noqa: ARG002
         *,
         image: Callable[[int], np.ndarray],  # noqa: ARG002
+        files: Sequence[str],  # noqa: ARG002
     ) -> dict[str, Draw]:
         """None."""
         return {}

@@ -98,7 +98,7 @@ def test_trunk_under_mixed_precision_computes_in_half():
 
 
 def test_unknown_stage_names_the_stages_and_the_nearest():
-    with pytest.raises(SpecError, match="did you mean stage3") as caught:
+    with pytest.raises(SpecError, match="did you mean 'stage3'") as caught:
         random_trunk("resnet50", last_stage="stage_3")
     assert "stem, stage2, stage3, stage4, stage5" in caught.value.expected
 

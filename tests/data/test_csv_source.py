@@ -197,6 +197,9 @@ def test_rare_classes_are_left_out_or_joined(photos):
     assert "joined into 'other'" in records.notes[0]
     with pytest.raises(SpecError, match=r"data\.min_per_class"):
         override(RunSpec(), {**fields, "task": "regression"})
+    with pytest.raises(DataError, match=r"data\.min_per_class=4 leaves fewer than two") as raised:
+        rare(photos, "aaaabbbxxy", **{"data.min_per_class": 4})
+    assert raised.value.fix == "lower it to 3 or less"
 
 
 @pytest.mark.parametrize("blank", ["", "  ", ",", " , "])

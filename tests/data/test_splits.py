@@ -195,6 +195,15 @@ def test_a_class_in_fewer_groups_than_splits_is_refused():
     assert "2 without copies" in raised.value.received
 
 
+def test_several_rare_classes_have_a_line_each():
+    records = make_records(["many"] * 40 + list("abcdef"))
+    with pytest.raises(DataError, match="6 classes, 'a', 'b', 'c', 'd', 'e', 'f', have") as raised:
+        make_splits(records, DataSpec(), seed=0)
+    lines = raised.value.received.split("\n")[1:]
+    assert [line.strip() for line in lines] == [f"{name!r}: 1 file" for name in "abcdef"]
+    assert "add images of them, or remove them" in raised.value.fix
+
+
 def test_a_group_in_two_splits_of_the_source_is_refused():
     records = make_records(
         "abab", splits=["train", "train", "test", "test"], groups=["g", None, "g", None]

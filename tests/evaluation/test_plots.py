@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_transfer.evaluation import plots
 from keras_transfer.evaluation.plots import (
     Mistake,
     SizePoint,
@@ -60,6 +61,7 @@ def history(*phases: tuple[str, int]) -> list[dict]:
             "val_accuracy": 1 - 0.6 / epoch,
             "learning_rate": 1e-3,
             "seconds": 1.0,
+            "is_best": epoch == len(names),
         }
         for epoch, name in enumerate(names, 1)
     ]
@@ -116,6 +118,16 @@ def test_confusion_colours_shares_and_writes_counts_up_to_25_classes(tmp_path):
         assert (bodies[0] != bodies[1]).any() == counts_are_written
 
 
+def test_the_worst_pairs_are_named_with_their_share():
+    confusion = np.array([[8, 2, 0], [0, 10, 0], [4, 1, 5]])
+    assert plots._worst_pairs(confusion, ["ant", "bee", "cat"]) == [
+        "cat taken for ant: 40 %",
+        "ant taken for bee: 20 %",
+        "cat taken for bee: 10 %",
+    ]
+    assert plots._worst_pairs(np.eye(3, dtype=int), ["ant", "bee", "cat"]) == []
+
+
 def test_confusion_repeats_byte_for_byte(tmp_path):
     for name in ("a.png", "b.png"):
         draw_confusion(np.array([[5, 1], [0, 4]]), ["ant", "bee"], tmp_path / name)
@@ -141,7 +153,9 @@ def test_views_are_clipped_to_what_a_screen_can_show(tmp_path):
 
 @pytest.mark.parametrize("num_mistakes", [1, 7, 24])
 def test_mistakes_show_every_thumbnail(tmp_path, num_mistakes):
-    mistakes = [Mistake(flat(RED, 80), "ant", "a wasp of $x_ and more", 0.99)] * num_mistakes
+    mistakes = [
+        Mistake(flat(RED, 80), "ant", "a wasp of $x_ and more", 0.99, "1.png")
+    ] * num_mistakes
     file = tmp_path / "mistakes.png"
     draw_mistakes(mistakes, file, num_wrong=30, num_examples=1000)
     assert count(read(file), RED) > 20_000 * num_mistakes

@@ -27,7 +27,7 @@ def test_rows_fit_their_columns():
 
 def test_a_row_without_a_label_begins_with_the_prediction():
     row = label_row(PROBABILITIES[2], NAMES)
-    assert dict(zip(label_columns(NAMES), row, strict=True))["label"] == "cat"
+    assert dict(zip(label_columns(NAMES), row, strict=True))["prediction"] == "cat"
     assert len(row) == 5
 
 

@@ -160,7 +160,7 @@ def _read_predictions(file: Path) -> dict[str, Any]:
     return {
         "columns": columns,
         "files": [Path(row["path"]).name for row in rows],
-        "labels": [row["label"] for row in rows],
+        "labels": [row["prediction"] for row in rows],
         "probabilities": [[round(float(row[name]), 6) for name in classes] for row in rows],
     }
 

@@ -77,7 +77,7 @@ def test_write_explanations_leaves_an_overlay_a_row_and_a_card_for_each_image(
     assert table[0].keys() == dict.fromkeys(table_columns(run.task)).keys()
     assert [row["path"] for row in table] == [file.as_posix() for file in files]
     for row, explanation in zip(table[:9], rows, strict=False):
-        assert (row["label"], row["explained"], row["error"]) == (
+        assert (row["prediction"], row["explained"], row["error"]) == (
             explanation.label,
             explanation.label,
             "",
@@ -86,7 +86,7 @@ def test_write_explanations_leaves_an_overlay_a_row_and_a_card_for_each_image(
         with Image.open(output / row["overlay"]) as overlay:
             np.testing.assert_array_equal(overlay, draw_overlay(explanation))
     assert "no such file" in table[9]["error"]
-    assert table[9]["label"] == table[9]["overlay"] == ""
+    assert table[9]["prediction"] == table[9]["overlay"] == ""
     page = Page(output / "explain.html")
     assert page.values("a", "href") == [row["overlay"] for row in table[:9]]
     assert "9 images explained" in page.text
@@ -200,7 +200,7 @@ def test_explain_verb_explains_files_folders_and_a_class_by_name(
     assert "could not be read" in told
     table = read_table(output)
     assert {row["explained"] for row in table[:36]} == {"naïve flower"}
-    assert len({row["label"] for row in table[:36]}) > 1
+    assert len({row["prediction"] for row in table[:36]}) > 1
     assert table[36]["error"].startswith("not an image")
 
 

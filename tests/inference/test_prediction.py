@@ -18,10 +18,10 @@ from keras_transfer.config import spec_to_dict
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.data.records import BadFile, Record
 from keras_transfer.errors import DataError, RunError
+from keras_transfer.inference.paths import expand_paths
 from keras_transfer.inference.prediction import (
     LoadedRun,
     Prediction,
-    expand_paths,
     load_run,
     predict_files,
 )
@@ -241,12 +241,12 @@ def test_write_predictions_keeps_every_input_and_counts(
     with output.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = ["probability_temple", "probability_naïve flower", "probability_path"]
-    assert list(rows[0]) == ["path", "label", "confidence", "error", *columns]
+    assert list(rows[0]) == ["path", "prediction", "confidence", "error", *columns]
     assert [row["path"] for row in rows] == [file.as_posix() for file in files]
     expected = predict_pixels(run.model, pixels_of(files[:9]), activation="softmax")
     written = np.array([[row[name] for name in columns] for row in rows[:9]], np.float32)
     np.testing.assert_allclose(written, expected, atol=1e-6)
-    assert rows[9]["label"] == rows[9]["confidence"] == rows[9][columns[0]] == ""
+    assert rows[9]["prediction"] == rows[9]["confidence"] == rows[9][columns[0]] == ""
     assert "no such file" in rows[9]["error"]
     assert [path.name for path in output.parent.iterdir()] == ["predictions.csv"]
 

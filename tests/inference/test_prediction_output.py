@@ -122,7 +122,7 @@ def test_parquet_keeps_types_and_says_nothing_of_bad_files(tmp_path: Path):
     output = tmp_path / "output.parquet"
     write_predictions(predicting(), files(), output, task=TASK)
     table = parquet.read_table(output)
-    columns = ["path", "label", "confidence", "error", *(f"probability_{x}" for x in NAMES)]
+    columns = ["path", "prediction", "confidence", "error", *(f"probability_{x}" for x in NAMES)]
     assert table.column_names == columns
     assert [str(field.type) for field in table.schema] == ["string"] * 2 + ["float", "string"] + [
         "float"

@@ -2,6 +2,8 @@
 
 import itertools
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +16,11 @@ from keras_transfer.errors import RunError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import as_trained
 from keras_transfer.export.saved_model.writer import export_saved_model
+from keras_transfer.inference import prediction
 from keras_transfer.inference.prediction import (
     Prediction,
     identify,
+    open_exported,
     open_target,
     predict_files,
 )
@@ -166,6 +170,34 @@ def test_few_predictions_are_printed_and_nothing_is_written(folder, photos, tmp_
     assert f"{names[best]} {task.format_output(expected.outputs[best])}, {names[second]}" in said
     assert "truncated or damaged" in said or "too early" in said
     assert sorted(folder.rglob("*")) == before
+
+
+def test_printed_predictions_come_from_the_newest_float32_export(folder, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    newer = Path(shutil.copytree(copy / "export" / "1", copy / "export" / "2"))
+    assert open_exported(copy).path == newer
+    terms = newer / "contract.json"
+    terms.write_text(terms.read_text().replace('"float32"', '"bfloat16"'))
+    assert open_exported(copy).path == copy / "export" / "1"
+    # A SavedModel is opened as it is, and a run without one by Keras.
+    assert open_exported(newer).path == newer
+    shutil.rmtree(copy / "export")
+    monkeypatch.setattr(prediction, "load_run", lambda path: f"loaded {path.name}")
+    assert open_exported(copy) == "loaded run"
+
+
+def test_a_prediction_waits_for_no_package_that_only_training_needs():
+    code = (
+        "import sys\n"
+        "from keras_transfer.devices import speed_up_imports\n"
+        "speed_up_imports()\n"
+        "import keras_transfer.inference.prediction, keras_transfer.tasks.registry as tasks\n"
+        "tasks.register_layers()\n"
+        "late = {'sklearn', 'pandas', 'scipy.stats', 'scipy.optimize'} & {*sys.modules}\n"
+        "assert not late, late"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_many_predictions_and_those_to_be_resumed_need_a_file(folder, photos, capsys):

@@ -84,16 +84,16 @@ def test_several_labels(table: Path, tmp_path: Path):
     assert content["test"]["mean_average_precision"] > 0
     assert content["export"]["label_agreement"] == 1
     rows = predicted(run, table, tmp_path / "predictions.csv")
-    assert list(rows[0])[:4] == ["path", "labels", "error", "probability_daisy"]
+    assert list(rows[0])[:4] == ["path", "prediction", "error", "probability_daisy"]
     chosen = {
         name
         for name, t in zip(task.names, task.thresholds, strict=True)
         if float(rows[0][f"probability_{name}"]) >= t
     }
-    assert set(filter(None, rows[0]["labels"].split("|"))) == chosen
+    assert set(filter(None, rows[0]["prediction"].split("|"))) == chosen
     file, agreement = converted(run)
     assert (agreement.refusal, agreement.label_agreement) == ("", 1)
-    assert predicted(file, table, tmp_path / "onnx.csv")[0]["labels"] == rows[0]["labels"]
+    assert predicted(file, table, tmp_path / "onnx.csv")[0]["prediction"] == rows[0]["prediction"]
 
 
 def test_several_numbers(table: Path, tmp_path: Path):

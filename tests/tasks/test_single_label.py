@@ -79,5 +79,5 @@ def test_rows_hold_the_prediction_and_what_is_true():
         "0.3",
         "0.2",
     ]
-    assert TASK.columns()[:2] == ["label", "confidence"]
+    assert TASK.columns()[:2] == ["prediction", "confidence"]
     assert TASK.columns(labelled=True)[:4] == ["label", "prediction", "confidence", "correct"]

@@ -148,7 +148,8 @@ def compare(chain: Sequence[LoadedRun], *, reporter: Reporter) -> Compression:
     """
     reporter.info("Comparing with the original network …")
     names = _names(chain)
-    tested = [predict_test(run, SilentReporter(), all_needed=True) for run in chain]
+    with reporter.progress("predicting the test images"):
+        tested = [predict_test(run, SilentReporter(), all_needed=True) for run in chain]
     _check_images([records.items for records, _, _ in tested])
     forms = [
         (f"{name}, {form}", run, form, runtime)
@@ -156,7 +157,8 @@ def compare(chain: Sequence[LoadedRun], *, reporter: Reporter) -> Compression:
         for form, runtime in _forms_of(run, reporter)
     ]
     calls = [functools.partial(make_call, [Cut(run.model, run.model.output, "")]) for run in chain]
-    speeds = measure_calls([*calls, *(functools.partial(_call, form[-1]) for form in forms)])
+    with reporter.progress("timing the networks"):
+        speeds = measure_calls([*calls, *(functools.partial(_call, form[-1]) for form in forms)])
     networks = [
         Contender(name, run, run.folder.model_file, outputs, speed)
         for name, run, (_, _, outputs), speed in zip(names, chain, tested, speeds, strict=False)

@@ -56,16 +56,18 @@ def show_compression(found: Compression, terminal: TerminalReporter) -> None:
 
 
 def describe(found: Compression) -> str:
-    """One sentence: how much faster and smaller, and how the score changes."""
+    """How much faster and smaller it is, how the score changes, and which forms are slower."""
     before, after = found.original, found.compressed
     monitor = before.run.task.monitor
     one, many = (after.speed.p50[size] / before.speed.p50[size] for size in BATCH_SIZES)
+    slower = [x.name for x in found.contenders if x.speed.p50[1] > before.speed.p50[1]]
     return (
         f"The compressed network takes {one:.2f} × the time for one image and {many:.2f} × for a "
         f"batch of {BATCH_SIZES[1]}, has {after.num_parameters / before.num_parameters:.2f} × the "
         f"parameters, and changes {monitor.metric.replace('_', ' ')} by "
         f"{monitor.format_gain(found.gain.difference, Z95 * found.gain.standard_error)} "
         f"(95 % interval, {len(found.values):,} test images)."
+        + (f" Slower for one image than the original: {'; '.join(slower)}." if slower else "")
     )
 
 

@@ -52,10 +52,11 @@ def compressed_spec(run: LoadedRun, chain: Chain, *, reporter: Reporter) -> RunS
     if not file.is_file():
         steps = ", ".join(f"{name}={amount:g}" for name, amount in chain)
         reporter.info(f"Making the trunk smaller ({steps}) …")
-        network = _network(backbone, run)
-        scaled = ops.convert_to_numpy(Preprocess(backbone.preprocessing)(sample.pixels))
-        weights = _feature_weights(run.model, network.output.shape[-1])
-        trunk = compress(network, Sample(scaled, weights), chain)
+        with reporter.progress("making the trunk smaller"):
+            network = _network(backbone, run)
+            scaled = ops.convert_to_numpy(Preprocess(backbone.preprocessing)(sample.pixels))
+            weights = _feature_weights(run.model, network.output.shape[-1])
+            trunk = compress(network, Sample(scaled, weights), chain)
         with replacing(file) as path:
             trunk.save(path)
             drop_times(path)

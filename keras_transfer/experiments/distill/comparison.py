@@ -115,12 +115,14 @@ def compare(
         attack = find_attack(spec, session.task, values)
         runner = TrialRunner(session, [data.splits])
         train = functools.partial(_train, runner, seeds=seeds, attack=attack)
-        distilled = [train(one) for one in (*(each.spec for each in runs[:-1]), spec)]
-        alone = train(spec_alone(spec))
-        least = [train(smaller)] if smaller else []
-        answers = [_of_teachers(session, teachers, attack), *distilled, alone, *least]
-        networks = [_sized(teachers, paths), _sized_run(run), *map(_sized_alone, least)]
-        speeds = measure([one.cuts for one in networks])
+        with reporter.progress("training the students"):
+            distilled = [train(one) for one in (*(each.spec for each in runs[:-1]), spec)]
+            alone = train(spec_alone(spec))
+            least = [train(smaller)] if smaller else []
+        with reporter.progress("timing teacher and student"):
+            answers = [_of_teachers(session, teachers, attack), *distilled, alone, *least]
+            networks = [_sized(teachers, paths), _sized_run(run), *map(_sized_alone, least)]
+            speeds = measure([one.cuts for one in networks])
     shutil.rmtree(run.folder.checkpoint_folder)
     # All students have the same layers.
     places = [0, *[1] * (len(runs) + 1), *[2] * len(least)]

@@ -1,12 +1,12 @@
 """Writes rank.json, rank.md and rank.png, and makes the tables for the terminal."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from keras_transfer.config import spec_to_dict
+from keras_transfer.devices.processors import num_processors
 from keras_transfer.experiments.rank.advice import Advice, advise, keeps_limits
 from keras_transfer.experiments.rank.finals import agreement
 from keras_transfer.experiments.rank.plot import Dot, draw_ranking
@@ -227,7 +227,7 @@ def _markdown(ranking: Ranking, report: RankReport) -> str:
     what = (
         f"Ranked on {ranking.num_images:,} training and validation images of "
         f"{ranking.num_classes} classes at {spec.data.image_size} px, {ranking.ranking.folds} "
-        f"folds, {ranking.ranking.neighbours} neighbours, seed {spec.seed}; {os.cpu_count()} "
+        f"folds, {ranking.ranking.neighbours} neighbours, seed {spec.seed}; {num_processors()} "
         "processors."
     )
     lines = [f"# {TITLE}", report.sentences[0], report.table.markdown(), _LEGEND]

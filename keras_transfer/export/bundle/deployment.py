@@ -25,6 +25,7 @@ from keras_transfer.export.card import Card
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.proof import Proof, export_proven
 from keras_transfer.export.saved_model.writer import BATCH_SIZES
+from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
 from keras_transfer.tasks.task import Task
@@ -88,6 +89,7 @@ def deliver(
     card: Card,
     files: Sequence[Path],
     outputs: np.ndarray,
+    reporter: Reporter | None = None,
 ) -> Proof:
     """Export a verified SavedModel, and write the files for servers next to the numbered version.
 
@@ -96,6 +98,7 @@ def deliver(
         task: the model's task after training.
         files: images of the test split.
         outputs: the model's outputs for `files`, float32 [N, K].
+        reporter: shows what is done; by default nothing.
 
     Raises:
         ExportError: the SavedModel does not run without Keras, or its outputs differ.
@@ -109,6 +112,7 @@ def deliver(
         files=files,
         outputs=outputs,
         card=card,
+        reporter=reporter,
     )
     write_bundle(version_folder, proof)
     return proof

@@ -1,6 +1,5 @@
 """Compares an artefact with its model: agreement, reason for a refusal, and latency."""
 
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -148,11 +147,6 @@ class Latency:
     p95: float
     least: float
     num_calls: int
-
-
-def num_processors() -> int:
-    """Number of processors that this process may use, and of threads of each artefact."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure_latencies(

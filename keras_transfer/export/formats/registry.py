@@ -137,12 +137,22 @@ def parse_formats(text: str) -> tuple[Format, ...]:
     return tuple(entry for name, entry in FORMATS.items() if name in names)
 
 
+def check_formats(text: str) -> None:
+    """Raise ExportError unless all formats of a list exist and can be written here."""
+    check_libraries(parse_formats(text))
+
+
 def check_libraries(formats: Iterable[Format]) -> None:
-    """Raise ExportError unless all libraries of the formats are installed."""
-    for entry in formats:
-        missing = [name for name in entry.kind.libraries if importlib.util.find_spec(name) is None]
-        if missing:
-            raise missing_library(missing, what=f"the format {entry.name} cannot be written")
+    """Raise ExportError, which names all that is missing, unless the libraries are installed."""
+    lacking = {
+        entry.name: missing
+        for entry in formats
+        if (missing := [x for x in entry.kind.libraries if importlib.util.find_spec(x) is None])
+    }
+    if lacking:
+        what = "the format" if len(lacking) == 1 else "the formats"
+        names = dict.fromkeys(name for missing in lacking.values() for name in missing)
+        raise missing_library([*names], what=f"{what} {', '.join(lacking)} cannot be written")
 
 
 def missing_library(names: Sequence[str], *, what: str) -> ExportError:

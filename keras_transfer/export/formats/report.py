@@ -86,6 +86,9 @@ def against_plain(rows: Sequence[Row]) -> list[str]:
         if saved_model is not None and saved_model is not best:
             shares += f"; SavedModel {_share(saved_model, plain, size)}"
         sentences.append(f"Batches of {size}: {best.name} is fastest, {shares}.")
+    slower = [row.name for row in others if row.latencies[1].p50 > plain.latencies[1].p50]
+    if slower:
+        sentences.append(f"Slower for one image than {PLAIN}: {', '.join(slower)}.")
     return sentences
 
 

@@ -8,13 +8,13 @@ from typing import Final
 
 import numpy as np
 
+from keras_transfer.devices.processors import num_processors
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.agreement import (
     Agreement,
     agree,
     measure_latencies,
-    num_processors,
 )
 from keras_transfer.export.formats.making import KERAS_EXPORT_FOLDER
 from keras_transfer.export.formats.registry import (

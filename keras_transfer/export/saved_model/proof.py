@@ -22,6 +22,7 @@ from typing import Any, Final
 import keras
 import numpy as np
 
+from keras_transfer.data.records import counted
 from keras_transfer.errors import ExportError
 from keras_transfer.export.card import Card
 from keras_transfer.export.contract import Contract
@@ -35,6 +36,7 @@ from keras_transfer.export.verification import (
     time_in_turns,
     write_images,
 )
+from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import replacing
 from keras_transfer.storage.checksums import write_checksums
@@ -66,7 +68,7 @@ FROZEN: Final = "folded and frozen"
 FOLDED: Final = "folded"
 """The same on Keras's JAX backend, where weights stay in variables."""
 
-_NOISE: Final = 0.97
+NOISE: Final = 0.97
 """Share of another variant's time that a variant must stay below to count as faster."""
 
 _TIMING: Final = Timing(calls={1: 1, 8: 1}, least_rounds=3, most_rounds=15, seconds=4.0)
@@ -202,6 +204,7 @@ def export_proven(
     files: Sequence[Path],
     outputs: np.ndarray,
     card: Card | None = None,
+    reporter: Reporter | None = None,
 ) -> Proof:
     """Write a SavedModel, compare it with the model on test files, and keep it if it agrees.
 
@@ -211,6 +214,7 @@ def export_proven(
         files: images of the test split.
         outputs: the model's outputs for `files`, float32 [N, K].
         card: written next to the SavedModel, with its version and precision.
+        reporter: shows what is done, which can take a minute; by default nothing.
 
     Raises:
         ExportError: the SavedModel does not run without Keras, or its outputs differ.
@@ -219,15 +223,21 @@ def export_proven(
         RunError: the disk is full, or the folder cannot be written.
     """
     check_class_order(model.name, task.names, "the export")
+    reporter = reporter or SilentReporter()
     reference = _Reference(files, outputs, task.names).spread(MAX_FILES)
     contract = Contract.of(spec, task)
     candidates = _candidates(model, spec.export.precision)
+    reporter.info(
+        f"Export: {len(candidates)} forms of the network are written, predict "
+        f"{counted(len(reference.files), 'test file', 'test files')} in a process without Keras, "
+        "and are timed."
+    )
     with replacing(folder) as path:
         folders = [path / f"variant-{number}" for number in range(len(candidates))]
-        for candidate, at in zip(candidates, folders, strict=True):
-            terms = dataclasses.replace(contract, precision=candidate.precision)
-            export_saved_model(candidate.network(), at, terms)
-        variants = _try(candidates, folders, contract, reference, policy_of(model))
+        _write(candidates, folders, contract, reporter)
+        variants = _try(
+            candidates, folders, contract, reference, policy_of(model), reporter=reporter
+        )
         kept = _fastest(variants)
         proof = Proof(kept, tuple(variants), keras.backend.backend())
         _keep(path, folders, folders[variants.index(kept)])
@@ -274,12 +284,27 @@ def _candidates(model: keras.Model, precision: str) -> list[_Candidate]:
     ]
 
 
+def _write(
+    candidates: Sequence[_Candidate],
+    folders: Sequence[Path],
+    contract: Contract,
+    reporter: Reporter,
+) -> None:
+    with reporter.progress("writing the export") as count:
+        for number, (candidate, at) in enumerate(zip(candidates, folders, strict=True)):
+            count(number, len(candidates))
+            terms = dataclasses.replace(contract, precision=candidate.precision)
+            export_saved_model(candidate.network(), at, terms)
+
+
 def _try(
     candidates: Sequence[_Candidate],
     folders: Sequence[Path],
     contract: Contract,
     reference: _Reference,
     policy: str,
+    *,
+    reporter: Reporter,
 ) -> list[Variant]:
     """Compare all candidates with the model, and time those that run, in one process.
 
@@ -291,19 +316,22 @@ def _try(
     with tempfile.TemporaryDirectory() as scratch, IsolatedProcess(SAVED_MODEL) as process:
         images = Path(scratch, "images.bin")
         write_images(reference.files, images, max_megapixels=contract.max_megapixels)
-        for candidate, at in zip(candidates, folders, strict=True):
-            tolerance = max(TOLERANCES[policy], TOLERANCES[candidate.precision])
-            try:
-                artefact = process.open(at, image_size=contract.image_size)
-                served = artefact.serve(images)
-                timed[at.name] = artefact
-                parity = _compare(contract.restored_task, served, reference, tolerance=tolerance)
-                parities.append(parity)
-            except ExportError as error:
-                if candidate is candidates[0]:
-                    raise
-                parities.append(error)
-        seconds = time_in_turns(timed, _TIMING)
+        with reporter.progress("verifying the export") as count:
+            for candidate, at in zip(candidates, folders, strict=True):
+                count(len(parities), len(candidates))
+                tolerance = max(TOLERANCES[policy], TOLERANCES[candidate.precision])
+                try:
+                    artefact = process.open(at, image_size=contract.image_size)
+                    served = artefact.serve(images)
+                    timed[at.name] = artefact
+                    parities.append(
+                        _compare(contract.restored_task, served, reference, tolerance=tolerance)
+                    )
+                except ExportError as error:
+                    if candidate is candidates[0]:
+                        raise
+                    parities.append(error)
+        seconds = time_in_turns(timed, _TIMING, reporter=reporter)
     return [
         Variant(
             candidate.name,
@@ -392,7 +420,7 @@ def _fastest(variants: Sequence[Variant]) -> Variant:
         return float(math.prod(ratios) ** (1 / len(ratios)))
 
     best = min((variant for variant in variants if variant.parity), key=share)
-    return best if share(best) < _NOISE else trained
+    return best if share(best) < NOISE else trained
 
 
 def _keep(path: Path, folders: Sequence[Path], kept: Path) -> None:

@@ -1,10 +1,10 @@
 """Writes race.json, race.md and race.png, and makes the table for the terminal."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_transfer.devices.processors import num_processors
 from keras_transfer.reporting.numbers import percent, percent_range
 from keras_transfer.reporting.tables import Table
 from keras_transfer.specs import PhaseSpec
@@ -182,7 +182,7 @@ def _markdown(race: Race, report: RaceReport) -> str:
         f"batches of {spec.training.batch_size}, "
         f"{' + '.join(map(_describe, spec.phases))}; "
         f"{', '.join(f'{number:,} {split}' for split, number in race.num_images.items())} "
-        f"images; seeds {', '.join(map(str, seeds))}; {os.cpu_count()} processors."
+        f"images; seeds {', '.join(map(str, seeds))}; {num_processors()} processors."
     )
     lines = [
         f"# {TITLE}",

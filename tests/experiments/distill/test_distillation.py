@@ -336,5 +336,5 @@ def test_the_verb_takes_fields_of_distillation_and_of_the_run(teacher, digits_fo
         ([str(teacher), str(digits_folder), "kind=logit"], "did you mean 'logits'?"),
         ([str(teacher), str(digits_folder), "temperature=0"], "temperature is out of range"),
     ):
-        assert verb.main([*given, "model.backbone=small"]) == USER_ERROR
+        assert verb.main([*given, "model.backbone=small", "model.weights=none"]) == USER_ERROR
         assert part in capsys.readouterr().err
