@@ -509,6 +509,7 @@ class MultiTask(TaskDefaults):
         evaluation: MultiTaskEvaluation,
         *,
         image: Callable[[int], np.ndarray],
+        files: Sequence[str],
     ) -> dict[str, Draw]:
         """Those of every target, with its name before the file's."""
         found: dict[str, Draw] = {}
@@ -519,7 +520,13 @@ class MultiTask(TaskDefaults):
             def of_known(place: int, rows: np.ndarray = rows) -> np.ndarray:
                 return image(int(rows[place]))
 
-            drawn = part.task.figures(own, of_part, evaluation.targets[part.name], image=of_known)
+            drawn = part.task.figures(
+                own,
+                of_part,
+                evaluation.targets[part.name],
+                image=of_known,
+                files=[files[row] for row in rows],
+            )
             found |= {f"{part.name}_{file}": draw for file, draw in drawn.items()}
         return found
 
