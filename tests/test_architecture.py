@@ -25,6 +25,7 @@ LEVELS = {
     "keras_transfer.tasks": 3,
     "keras_transfer.models": 3,
     "keras_transfer.compression": 4,
+    "keras_transfer.adaptation": 4,
     "keras_transfer.features": 4,
     "keras_transfer.training": 4,
     "keras_transfer.methods": 5,

@@ -6,6 +6,7 @@ coarsened and coloured at random. Every image is a pure function of (seed, index
 
 import functools
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,13 @@ def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(file), size)
 
 
-def render_letter(seed: int, index: int, *, image_size: int = 32) -> tuple[np.ndarray, int]:
-    """Draw one letter: (uint8 image [image_size, image_size, 3], class index)."""
+def render_letter(
+    seed: int, index: int, *, image_size: int = 32, class_names: Sequence[str] = CLASS_NAMES
+) -> tuple[np.ndarray, int]:
+    """Draw one letter, or another character: (uint8 image [S, S, 3], class index)."""
     random = np.random.default_rng([seed, index])
-    label = int(random.integers(len(CLASS_NAMES)))
-    canvas = _draw(random, CLASS_NAMES[label])
+    label = int(random.integers(len(class_names)))
+    canvas = _draw(random, class_names[label])
     coarse = _warp_and_shrink(random, canvas, image_size)
     grey = np.asarray(coarse, np.float32) / 255
     ink, paper = _two_tones(random)

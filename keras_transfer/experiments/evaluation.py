@@ -104,10 +104,7 @@ def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray
     if len(values) == len(rows["test"]):
         counts = {name: len(entries) for name, entries in rows.items()}
         test = run.task.evaluate(values, outputs, seed=run.spec.seed)
-        done = run.folder.is_complete
-        privacy = run.folder.read_json("metrics.json").get("privacy") if done else None
-        limits = privacy_limits(privacy)
-        return make_card(spec, run.model, run.task, test, counts, limits=limits)
+        return make_card(spec, run.model, run.task, test, counts, limits=_limits(run))
     versions = version_folders(run.folder.export_folder)
     if not versions:
         raise DataError(
@@ -117,6 +114,13 @@ def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray
             fix="give the place of the images: data.path=…",
         )
     return Card.read(versions[max(versions)])
+
+
+def _limits(run: LoadedRun) -> list[str]:
+    """Sentences of the card on privacy, and on what the model was adapted to."""
+    document = run.folder.read_json("metrics.json") if run.folder.is_complete else {}
+    adapted = document.get("adaptation", {}).get("sentence")
+    return [*privacy_limits(document.get("privacy")), *([adapted] if adapted else [])]
 
 
 def predict_test(

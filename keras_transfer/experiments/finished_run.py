@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import keras
 import numpy as np
 
+from keras_transfer.adaptation.registry import AUTO
 from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import resizer
@@ -21,6 +22,8 @@ from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.evaluation.recorded import RecordedEvaluation
 from keras_transfer.evaluation.results import Evaluation
+from keras_transfer.experiments.adapt.adaptation import adapt_run
+from keras_transfer.experiments.adapt.report import show_adaptation
 from keras_transfer.experiments.compress.compression import compress_run
 from keras_transfer.experiments.compress.report import show_compression
 from keras_transfer.experiments.evaluation import evaluate_run, export_run
@@ -307,6 +310,51 @@ class Run:
         )
         reporter.info(found.describe())
         return Run(found.extended.folder.path)
+
+    def adapt(
+        self,
+        folder: Files,
+        *,
+        kind: str = AUTO,
+        labelled: Files | None = None,
+        moved_to: Files | None = None,
+        output: Files | None = None,
+        resume: bool = False,
+        reporter: Reporter | None = None,
+    ) -> "Run":
+        """A run whose model is adapted to images without labels that look different.
+
+        Its folder also has adaptation.json and adaptation.md, with all kinds that were compared.
+        Where nothing helps clearly it has the model of this run, bit by bit.
+
+        Args:
+            folder: images of the target, at any depth.
+            kind: 'auto'; or 'coral', 'adabn', 'self_training' or several with '+'.
+            labelled: a folder of classes, or a CSV file, with a few labelled images of the target,
+                by which 'auto' chooses; None chooses without labels.
+            moved_to: where the run's own images are now; None is its `data.path`.
+            output: its folder; by default the next free one below saved_models/.
+            resume: continue an interrupted one.
+
+        Raises:
+            SpecError: the kind is unknown, or cannot be applied to this run.
+            DataError: images are missing, cannot be used, or are too few.
+            RunError, ExportError: as of `fine_tune`.
+        """
+        reporter = reporter or TerminalReporter()
+        new, found = adapt_run(
+            self.path,
+            os.fspath(folder),
+            kind=kind,
+            labelled=None if labelled is None else os.fspath(labelled),
+            moved_to=None if moved_to is None else os.fspath(moved_to),
+            output=None if output is None else os.fspath(output),
+            resume=resume,
+            reporter=reporter,
+        )
+        if isinstance(reporter, TerminalReporter):
+            show_adaptation(new, found, self._loaded.task, reporter)
+        return Run(new.path)
 
     @cached_property
     def _loaded(self) -> LoadedRun:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.config import check_single_training
-from keras_transfer.data.splits import NAMES
 from keras_transfer.devices.hosts import given_host, num_hosts_of, wait_for_all
 from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.privacy import privacy_limits, report_privacy
-from keras_transfer.experiments.run_report import write_history, write_test, write_views
+from keras_transfer.experiments.run_report import write_history
+from keras_transfer.experiments.run_results import write_results
 from keras_transfer.experiments.session import Data, Session, open_session
 from keras_transfer.experiments.sparsity import Sparsity, measure_sparsity
 from keras_transfer.experiments.summary import (
@@ -27,19 +27,13 @@ from keras_transfer.experiments.summary import (
     describe_saving,
     describe_teachers,
 )
-from keras_transfer.export.bundle.deployment import deliver
-from keras_transfer.export.card import make_card
-from keras_transfer.export.kept_images import keep_images
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.phase_inputs import PhaseInputs
-from keras_transfer.inference.prediction import TASK_FILE
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
-from keras_transfer.storage.checksums import write_checksums
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
-from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import Outcome, fit_phases
 from keras_transfer.training.refitting import Refit, initial_weights, refit
@@ -154,29 +148,18 @@ def _write(
     privacy: dict[str, Any] | None,
 ) -> Proof:
     """Write all files of a run except metrics.json, which marks the run as complete."""
-    run, spec, data = session.run, session.spec, session.data
-    assert run
-    rows, task = data.splits.test, classifier.task
-    write_history(run, outcomes, task)
-    write_views(run, spec, data.records, data.splits, data.examples)
-    write_test(run, task, data.records, rows, data.examples, test=test, outputs=outputs)
-    run.write_json(TASK_FILE, describe_task(task))
+    assert session.run
+    write_history(session.run, outcomes, classifier.task)
     model = undistributed(classifier.model)
-    with run.replacing("model.keras") as path:
-        classifier.save(path)
-    if spec.run.keep_images == "proof":
-        keep_images(run, data.records, data.splits)
-    write_checksums(run.path, (TASK_FILE, run.model_file.name))
-    counts = {name: len(getattr(data.splits, name)) for name in NAMES}
-    return deliver(
+    return write_results(
+        session,
+        session.data,
         model,
-        run.export_folder / "1",
-        spec=spec,
-        task=task,
-        card=make_card(spec, model, task, test, counts, limits=privacy_limits(privacy)),
-        files=[data.records.file(row) for row in rows],
+        classifier.task,
+        test=test,
         outputs=outputs,
-        reporter=session.reporter,
+        save=classifier.save,
+        limits=privacy_limits(privacy),
     )
 
 
