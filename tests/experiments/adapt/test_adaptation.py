@@ -1,5 +1,6 @@
 """An adapted run is an ordinary run with a report, on real digits and a small trunk."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,9 +10,11 @@ from listener import Listener
 from PIL import Image
 
 import keras_transfer as kt
+from keras_transfer.config import override
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.experiments.adapt import adaptation, candidates
 from keras_transfer.experiments.adapt.images import last_dense
+from keras_transfer.inference.prediction import load_run
 from keras_transfer.reporting.reporter import SilentReporter
 from pipelines import adapt as verb
 from pipelines.arguments import USER_ERROR
@@ -148,7 +151,7 @@ def test_a_killed_adaptation_is_resumed(run, pale, adapted, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["kind=corall"], "did you mean coral"),
+        (["kind=corall"], "did you mean 'coral'"),
         (["kind=coral+adabn"], "cannot follow"),
         (["kinds=coral"], "no such fields"),
         (["labelled=nowhere"], "nowhere"),
@@ -186,6 +189,14 @@ def test_other_tasks_are_refused(run, monkeypatch, pale, tmp_path):
     monkeypatch.setattr(adaptation, "load_run", lambda path: loaded)
     with pytest.raises(SpecError, match="cannot be adapted"):
         run.adapt(pale, output=tmp_path / "run", reporter=SILENT)
+
+
+def test_a_private_run_is_refused_because_heads_are_solved_on_its_images(run):
+    loaded = load_run(run.path)
+    private = {"phases": [{"name": "head", "method": "private"}]}
+    spec = override(loaded.spec, private)
+    with pytest.raises(SpecError, match="privacy budget"):
+        candidates.check_run(dataclasses.replace(loaded, spec=spec))
 
 
 def test_a_network_without_batchnorm_is_adapted_by_the_other_kinds(
