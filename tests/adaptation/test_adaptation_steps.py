@@ -197,6 +197,32 @@ def test_another_kind_is_chosen_only_with_clearly_more_information():
     assert choose(better | {"adabn": scores(low + 0.5)}) == "coral+self_training"
 
 
+def chosen_gain(source, labels, target, truth) -> float:
+    """What the choice without labels gains over the head of the source."""
+    before = domains_of(source, labels, target)
+    aligned = coral.adapt(before)
+    found = {"source": before, "coral": aligned}
+    found["coral+self_training"] = self_training.adapt(aligned)
+    nearest = nearest_rows(target)
+    information = {
+        name: scores(neighbour_information(of.outputs(target).argmax(axis=1), nearest, 10))
+        for name, of in found.items()
+    }
+    return accuracy(found[choose(information)], truth) - accuracy(before, truth)
+
+
+def test_the_choice_gains_where_columns_are_scaled_and_costs_nothing_elsewhere(digits):
+    source, labels, paler, truth = digits
+    gains = {"scaled": [], "same": []}
+    for seed in range(3):
+        first, rest = np.split(np.random.default_rng(seed).permutation(500), 2)
+        known = source[first], labels[first]
+        gains["scaled"].append(chosen_gain(*known, paler, truth))
+        gains["same"].append(chosen_gain(*known, source[rest], labels[rest]))
+    assert np.mean(gains["scaled"]) > 0.2, gains
+    assert np.mean(gains["same"]) > -0.02, gains
+
+
 def test_labelled_images_decide_among_all_kinds():
     found = {
         "source": scores([1.0], labelled_loss=0.5),

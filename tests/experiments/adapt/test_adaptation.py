@@ -193,7 +193,7 @@ def test_other_tasks_are_refused(run, monkeypatch, pale, tmp_path):
 
 def test_a_private_run_is_refused_because_heads_are_solved_on_its_images(run):
     loaded = load_run(run.path)
-    private = {"phases": [{"name": "head", "method": "private"}]}
+    private = {"phases": [{"name": "head", "method": "private"}], "training.refit": False}
     spec = override(loaded.spec, private)
     with pytest.raises(SpecError, match="privacy budget"):
         candidates.check_run(dataclasses.replace(loaded, spec=spec))
