@@ -14,11 +14,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from keras_transfer.adaptation.registry import AUTO, CHAINS, KINDS
+from keras_transfer.adaptation.registry import AUTO, CHAINS, KINDS, parse_kind
 from keras_transfer.config import parse_assignments
 from keras_transfer.devices import native_log_to
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import SpecError, check_all
 from keras_transfer.fields import nearest
+from keras_transfer.storage.run_folder import RunFolder
 from pipelines.arguments import RESUMABLE, main_of, make_parser, scratch_log
 
 _WORDS = {"kind": "kind", "labelled": "labelled", "data.path": "moved_to"}
@@ -58,6 +59,7 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     settings = _settings(arguments.words)
+    check_all(lambda: RunFolder.open(arguments.run), lambda: parse_kind(settings.get("kind", AUTO)))
     with native_log_to(scratch_log()):
         from keras_transfer.experiments.adapt.adaptation import adapt_run
         from keras_transfer.experiments.adapt.report import show_adaptation

@@ -72,6 +72,18 @@ The others made a classifier worse by more than a point in about half of 40 case
 """
 
 
+def parse_kind(text: str) -> tuple[str, ...]:
+    """The names of the chains to compare, the run as it is first: all of 'auto', or one more.
+
+    Raises:
+        SpecError: as of `parse_chain`.
+    """
+    if text == AUTO:
+        return CHAINS
+    parse_chain(text)
+    return tuple(dict.fromkeys([SOURCE, text]))
+
+
 def parse_chain(text: str) -> tuple[Kind, ...]:
     """The steps of a chain such as 'adabn+coral'; none for 'source'.
 

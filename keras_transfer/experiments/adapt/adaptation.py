@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from keras_transfer.adaptation.registry import AUTO, CHAINS, SOURCE, parse_chain
+from keras_transfer.adaptation.registry import AUTO, parse_kind
 from keras_transfer.config import load_spec, override
 from keras_transfer.data.splits import Splits
 from keras_transfer.errors import SpecError
@@ -89,21 +89,19 @@ def adapt_run(
 
 def _names(run: LoadedRun, kind: str, reporter: Reporter) -> list[str]:
     """The chains to compare, the run as it is first."""
-    if kind != AUTO:
-        parse_chain(kind)
-        if reason := check_chain(run, kind):
-            raise SpecError(
-                f"{run.folder.path} cannot be adapted by {kind}",
-                expected="a network with BatchNormalization",
-                received=reason,
-                fix="leave adabn out: give kind=coral, or kind=auto",
-            )
-        return list(dict.fromkeys([SOURCE, kind]))
-    left_out = {name: reason for name in CHAINS if (reason := check_chain(run, name))}
+    names = parse_kind(kind)
+    if kind != AUTO and (reason := check_chain(run, kind)):
+        raise SpecError(
+            f"{run.folder.path} cannot be adapted by {kind}",
+            expected="a network with BatchNormalization",
+            received=reason,
+            fix="leave adabn out: give kind=coral, or kind=auto",
+        )
+    left_out = {name: reason for name in names if (reason := check_chain(run, name))}
     for reason in dict.fromkeys(left_out.values()):
         those = ", ".join(name for name in left_out if left_out[name] == reason)
         reporter.info(f"Left out because {reason}: {those}.")
-    return [name for name in CHAINS if name not in left_out]
+    return [name for name in names if name not in left_out]
 
 
 def _write_run(
