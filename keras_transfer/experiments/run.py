@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_transfer.config import check_single_training
-from keras_transfer.data.splits import NAMES
 from keras_transfer.devices.hosts import given_host, num_hosts_of, wait_for_all
 from keras_transfer.devices.strategy import on_one_device, undistributed
 from keras_transfer.errors import SpecError
@@ -28,12 +28,12 @@ from keras_transfer.experiments.summary import (
     describe_teachers,
 )
 from keras_transfer.export.bundle.deployment import deliver
-from keras_transfer.export.card import make_card
+from keras_transfer.export.card import Card, make_card
 from keras_transfer.export.kept_images import keep_images
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.inference.prediction import TASK_FILE
-from keras_transfer.models.classifier import Classifier
+from keras_transfer.models.classifier import Classifier, save_model
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.checksums import write_checksums
@@ -106,7 +106,7 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             run.write_json("cache.json", cache_use)
             reporter.info(describe_saving(cache_use))
             parts = outcomes, refitted, test, proof, sparsity, privacy
-            run.write_json("metrics.json", _metrics(*parts))
+            run.write_json("metrics.json", describe_metrics(*parts))
     wait_for_all()
     if writes:
         shutil.rmtree(run.checkpoint_folder)
@@ -154,33 +154,53 @@ def _write(
     privacy: dict[str, Any] | None,
 ) -> Proof:
     """Write all files of a run except metrics.json, which marks the run as complete."""
+    run, data = session.run, session.data
+    assert run
+    write_history(run, outcomes, classifier.task)
+    write_views(run, session.spec, data.records, data.splits, data.examples)
+    model, task = undistributed(classifier.model), classifier.task
+    limits = privacy_limits(privacy)
+    card = make_card(session.spec, model, task, test, data.counts, limits=limits)
+    return write_results(session, model, task, test, outputs, card=card)
+
+
+def write_results(
+    session: Session,
+    model: keras.Model,
+    task: Task,
+    test: Evaluation,
+    outputs: np.ndarray,
+    *,
+    card: Card,
+) -> Proof:
+    """Write the model, its predictions of the test split and the verified export.
+
+    Args:
+        outputs: of the test split, [N, K].
+    """
     run, spec, data = session.run, session.spec, session.data
     assert run
-    rows, task = data.splits.test, classifier.task
-    write_history(run, outcomes, task)
-    write_views(run, spec, data.records, data.splits, data.examples)
+    rows = data.splits.test
     write_test(run, task, data.records, rows, data.examples, test=test, outputs=outputs)
     run.write_json(TASK_FILE, describe_task(task))
-    model = undistributed(classifier.model)
     with run.replacing("model.keras") as path:
-        classifier.save(path)
+        save_model(model, path)
     if spec.run.keep_images == "proof":
         keep_images(run, data.records, data.splits)
     write_checksums(run.path, (TASK_FILE, run.model_file.name))
-    counts = {name: len(getattr(data.splits, name)) for name in NAMES}
     return deliver(
         model,
         run.export_folder / "1",
         spec=spec,
         task=task,
-        card=make_card(spec, model, task, test, counts, limits=privacy_limits(privacy)),
+        card=card,
         files=[data.records.file(row) for row in rows],
         outputs=outputs,
         reporter=session.reporter,
     )
 
 
-def _metrics(
+def describe_metrics(
     outcomes: Sequence[Outcome],
     refitted: Refit | None,
     test: Evaluation,
@@ -188,6 +208,7 @@ def _metrics(
     sparsity: Sparsity | None,
     privacy: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    """The content of metrics.json."""
     phases = [asdict(outcome) for outcome in outcomes]
     for phase in phases:
         # history.csv has the one, a section of its own the other.

@@ -14,6 +14,7 @@ import keras
 
 from keras_transfer.errors import SpecError
 from keras_transfer.models.classifier import HEAD
+from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 from keras_transfer.training.phases import is_batchnorm
@@ -25,19 +26,13 @@ class AffineOptions:
 
 
 @dataclass(frozen=True)
-class Affine:
+class Affine(MethodDefaults):
     """Trains the head, and the scales and offsets of BatchNormalization in unfrozen stages."""
 
     options: AffineOptions = field(default_factory=AffineOptions)
 
     Options: ClassVar = AffineOptions
     name: ClassVar[str] = "affine"
-    needs_images: ClassVar[bool] = False
-    uses_unlabelled: ClassVar[bool] = False
-
-    def num_views(self, phase: PhaseSpec, available: int) -> int:
-        """One view in each epoch."""
-        return min(available, phase.epochs)
 
     def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
         """The task's loss, of the part with fixed statistics.
@@ -62,8 +57,6 @@ class Affine:
         loss = context.task.loss(context.spec.training)
         return Objective(_with_fixed_statistics(part), loss, trains=is_batchnorm)
 
-    def finish(self, model: keras.Model) -> None:
-        """Change nothing: the classifier has its own layers."""
 
 
 class FixedStatistics(keras.layers.Layer):
@@ -88,6 +81,11 @@ def _with_fixed_statistics(part: keras.Model) -> keras.Model:
     def fixed(layer: Any) -> Any:
         return FixedStatistics(layer) if is_batchnorm(layer) else layer
 
+    def call(layer: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, FixedStatistics):
+            return layer(inputs)  # without the mask that a BatchNormalization takes
+        return layer(inputs, *args, **kwargs)
+
     # Of a compiled model Keras would copy the metrics as well.
     plain = keras.Model(part.input, part.output, name=part.name)
-    return keras.models.clone_model(plain, clone_function=fixed)
+    return keras.models.clone_model(plain, clone_function=fixed, call_function=call)

@@ -25,6 +25,7 @@ from keras_transfer.backbones.graph import is_random_state
 from keras_transfer.devices.strategy import current
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
+from keras_transfer.methods.method import MethodDefaults
 from keras_transfer.specs import PhaseSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 from keras_transfer.training.optimizers import UNDECAYED
@@ -52,19 +53,13 @@ class L2SPOptions:
 
 
 @dataclass(frozen=True)
-class L2SP:
+class L2SP(MethodDefaults):
     """Trains on the task's loss and on the distance to the weights before the phase."""
 
     options: L2SPOptions = field(default_factory=L2SPOptions)
 
     Options: ClassVar = L2SPOptions
     name: ClassVar[str] = "l2_sp"
-    needs_images: ClassVar[bool] = False
-    uses_unlabelled: ClassVar[bool] = False
-
-    def num_views(self, phase: PhaseSpec, available: int) -> int:
-        """One view in each epoch."""
-        return min(available, phase.epochs)
 
     def prepare(
         self,
@@ -87,8 +82,6 @@ class L2SP:
         loss = context.task.loss(context.spec.training)
         return Objective(penalised, loss, decays=False)
 
-    def finish(self, model: keras.Model) -> None:
-        """Change nothing: the classifier never contained the penalty."""
 
 
 @dataclass(frozen=True, eq=False)

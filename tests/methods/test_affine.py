@@ -1,5 +1,6 @@
 """Affine training: exactly the scales and offsets of unfrozen stages move, statistics never."""
 
+import keras
 import numpy as np
 import pytest
 from fitting_small import fit_small
@@ -8,8 +9,12 @@ from small_models import make_classifier, weights_by_stage
 
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
+from keras_transfer.methods.affine import Affine
+from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.training.objective import PhaseContext
+from keras_transfer.training.phases import apply_phase, is_batchnorm
 
 AFFINE = PhaseSpec(
     name="affine", epochs=2, unfreeze="stage2", learning_rate=1e-2, layer_decay=0.5, method="affine"
@@ -55,6 +60,22 @@ def test_training_reads_the_kept_statistics_as_validation_does(tmp_path):
     assert second.history[0]["val_loss"] == pytest.approx(first.val_loss, rel=1e-4)
     again = train(tmp_path, {**still, "phases.1.method": "supervised"})[1][1]
     assert second.history[0]["loss"] == pytest.approx(again.history[0]["loss"], rel=1e-4)
+
+
+def test_the_network_in_training_is_the_network_before(tmp_path):
+    """Of a MobileNet, whose graph gives its BatchNormalization layers a mask."""
+    classifier = make_classifier("mobilenet_0.25", dropout=0.0)
+    for layer in classifier.model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            drawn = np.random.default_rng(0).uniform(0.5, 2, layer.moving_mean.shape)
+            layer.moving_mean.assign(drawn)
+            layer.moving_variance.assign(drawn)
+    context = PhaseContext(SPEC, classifier.task, False, SilentReporter(), None)
+    model = Affine().prepare(context, AFFINE, classifier.model).model
+    assert apply_phase(classifier, AFFINE, trains=is_batchnorm) < classifier.model.count_params()
+    images = np.random.default_rng(1).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
+    found, expected = model(images, training=True), classifier.model(images, training=False)
+    np.testing.assert_array_equal(np.array(found), np.array(expected))
 
 
 @pytest.mark.parametrize("num_epochs", [2, 3])
