@@ -52,7 +52,7 @@ def joined(runs: Sequence[LoadedRun]) -> keras.Model:
     inputs = keras.Input(first.input.shape[1:], name="image", dtype="float32")
     maps = []
     for number, run in enumerate(runs):
-        trunk = keras.Model(run.model.input, run.model.get_layer("pooling").input)
+        trunk = keras.Model([run.model.input], run.model.get_layer("pooling").input)
         maps.append(copy_renamed(trunk, inputs, prefix=f"member{number}_").output)
     _check_sides(runs, maps)
     features = keras.layers.Concatenate(name="concatenated")(maps)
