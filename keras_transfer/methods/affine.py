@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import keras
 
 from keras_transfer.errors import SpecError
-from keras_transfer.models.classifier import HEAD
 from keras_transfer.methods.method import MethodDefaults
-from keras_transfer.specs import PhaseSpec
+from keras_transfer.models.classifier import HEAD
+from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 from keras_transfer.training.phases import is_batchnorm
 
@@ -34,29 +34,38 @@ class Affine(MethodDefaults):
     Options: ClassVar = AffineOptions
     name: ClassVar[str] = "affine"
 
+    def check(self, spec: RunSpec, number: int) -> None:
+        """Refuse phases that move statistics, or train nothing but the head."""
+        phase = spec.phases[number]
+        if phase.train_batchnorm:
+            raise SpecError(
+                f"phase {phase.name!r} would move the statistics of BatchNormalization",
+                expected=f"phases.{number}.train_batchnorm=false with method 'affine'",
+                received="true",
+                fix="leave it out, or use method 'supervised'",
+            )
+        if phase.unfreeze == HEAD:
+            raise _nothing_to_train(phase, f"phases.{number}.unfreeze={HEAD}")
+
     def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
         """The task's loss, of the part with fixed statistics.
 
         Raises:
-            SpecError: the phase unfreezes no BatchNormalization, or would move its statistics.
+            SpecError: the backbone has no BatchNormalization.
         """
-        if phase.train_batchnorm:
-            raise SpecError(
-                f"phase {phase.name!r} would move the statistics of BatchNormalization",
-                expected="train_batchnorm=false with method 'affine'",
-                received="train_batchnorm=true",
-                fix="leave it out, or use method 'supervised'",
-            )
-        if phase.unfreeze == HEAD or not any(map(is_batchnorm, part.layers)):
-            raise SpecError(
-                f"phase {phase.name!r} has no scales and offsets to train",
-                expected="unfrozen stages of a backbone with BatchNormalization",
-                received=f"model.backbone={context.spec.model.backbone}, unfreeze={phase.unfreeze}",
-                fix="set its unfreeze to 'stem' or another stage, or use method 'supervised'",
-            )
+        if not any(map(is_batchnorm, part.layers)):
+            raise _nothing_to_train(phase, f"model.backbone={context.spec.model.backbone}")
         loss = context.task.loss(context.spec.training)
         return Objective(_with_fixed_statistics(part), loss, trains=is_batchnorm)
 
+
+def _nothing_to_train(phase: PhaseSpec, received: str) -> SpecError:
+    return SpecError(
+        f"phase {phase.name!r} has no scales and offsets to train",
+        expected="unfrozen stages of a backbone with BatchNormalization",
+        received=received,
+        fix="set its unfreeze to 'stem' or another stage, or use method 'supervised'",
+    )
 
 
 class FixedStatistics(keras.layers.Layer):

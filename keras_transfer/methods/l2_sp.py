@@ -83,7 +83,6 @@ class L2SP(MethodDefaults):
         return Objective(penalised, loss, decays=False)
 
 
-
 @dataclass(frozen=True, eq=False)
 class Penalty:
     """Both penalties; `start` has w₀ of the trunk's variables by their `id`."""
