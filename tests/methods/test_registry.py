@@ -44,6 +44,8 @@ def method(request, teacher) -> Method:
     phase = {"name": "last", "method": request.param}
     if request.param == "distill":
         phase["method_options"] = {"teacher": teacher, "solve": False}
+    if request.param == "affine":
+        phase["unfreeze"] = "last"
     changes = {"phases": [phase], "training.refit": False}
     methods = make_methods(override(RunSpec(), changes))
     assert [one.name for one in methods] == [request.param]
