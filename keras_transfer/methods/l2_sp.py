@@ -13,7 +13,7 @@ Source: X. Li, Y. Grandvalet and F. Davoine, "Explicit inductive bias for transf
 convolutional networks", ICML 2018.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -71,24 +71,29 @@ class L2SP(MethodDefaults):
 
         A resumed phase is prepared with the weights that earlier phases left: the same w₀.
         """
-        head = {id(variable) for layer in context.head for variable in layer.variables}
+        head = {id(v): v.name for layer in context.head for v in layer.variables}
+        kernels = frozenset(key for key, name in head.items() if name not in UNDECAYED)
         start = {
             id(variable): ops.convert_to_tensor(np.array(variable))
             for variable in part.variables
             if id(variable) not in head and not is_random_state(variable)
         }
         penalised = PenalisedModel(part.input, part.output, name=part.name)
-        penalised.penalty = Penalty(self.options, start)
+        penalised.penalty = Penalty(self.options, start, kernels)
         loss = context.task.loss(context.spec.training)
         return Objective(penalised, loss, decays=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Penalty:
-    """Both penalties; `start` has w₀ of the trunk's variables by their `id`."""
+    """Both penalties.
+
+    `start` has w₀ of the trunk's variables by their `id`, and `kernels` the `id`s of the head's.
+    """
 
     options: L2SPOptions
     start: Mapping[int, Any]
+    kernels: Set[int]
 
     def __call__(self, variables: Sequence[keras.Variable]) -> Any:
         """The penalty of the variables that train, a scalar.
@@ -99,7 +104,7 @@ class Penalty:
         for variable in variables:
             if id(variable) in self.start:
                 moved += ops.sum(ops.square(variable - self.start[id(variable)]))
-            elif variable.name not in UNDECAYED:
+            elif id(variable) in self.kernels:
                 size += ops.sum(ops.square(variable))
         return self.options.strength / 2 * moved + self.options.head_strength / 2 * size
 

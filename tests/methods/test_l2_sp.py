@@ -92,7 +92,7 @@ def test_training_ends_at_the_closed_form_between_start_and_optimum():
     model = PenalisedModel(image, layer(image))
     layer.kernel.assign(start)
     anchors = {id(layer.kernel): tf.constant(start)}
-    model.penalty = Penalty(L2SPOptions(strength=strength, head_strength=0), anchors)
+    model.penalty = Penalty(L2SPOptions(strength=strength, head_strength=0), anchors, frozenset())
     model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.2))
     model.fit(inputs, targets, batch_size=64, epochs=60, verbose=0)
     hessian = 2 / 64 * inputs.T @ inputs

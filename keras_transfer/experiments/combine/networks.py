@@ -13,6 +13,7 @@ from keras_transfer.errors import SpecError
 from keras_transfer.inference.prediction import LoadedRun
 
 _POOLING = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
+_ACTIVATIONS = ("softmax", "sigmoid")
 
 
 def mean_weights(models: Sequence[keras.Model]) -> list[np.ndarray]:
@@ -61,7 +62,9 @@ def joined(runs: Sequence[LoadedRun]) -> keras.Model:
     dense = keras.layers.Dense(len(runs) * len(task.names), dtype="float32", name="logits")
     logits = keras.layers.Reshape((len(runs), len(task.names)), name="members")(dense(pooled))
     dense.set_weights(_blocks(heads))
-    return keras.Model(inputs, _mean(logits, task.activation), name=first.name)
+    return keras.Model(
+        inputs, _mean(logits, is_softmax=task.activation == "softmax"), name=first.name
+    )
 
 
 def _blocks(heads: Sequence[keras.layers.Dense]) -> list[np.ndarray]:
@@ -75,12 +78,12 @@ def _blocks(heads: Sequence[keras.layers.Dense]) -> list[np.ndarray]:
     return [kernel, np.concatenate([np.array(head.bias) for head in heads])]
 
 
-def _mean(logits: Any, activation: str) -> Any:
+def _mean(logits: Any, *, is_softmax: bool) -> Any:
     """Logits [B, K] of the mean probability of logits [B, M, K], without underflow.
 
     Of softmax they lack the constant -log M, which changes no probability.
     """
-    if activation == "softmax":
+    if is_softmax:
         return ops.logsumexp(ops.log_softmax(logits), axis=1)
     positive = ops.logsumexp(ops.log_sigmoid(logits), axis=1)
     return positive - ops.logsumexp(ops.log_sigmoid(-logits), axis=1)
@@ -90,7 +93,7 @@ def _check_heads(runs: Sequence[LoadedRun]) -> None:
     kinds = [_head(run.model) for run in runs]
     pooling = {layers[0] for layers in kinds if layers}
     fits = len(pooling) == 1 and all(layers[1:] == [keras.layers.Dense] for layers in kinds)
-    if not fits or not pooling <= set(_POOLING) or runs[0].task.activation == "linear":
+    if not fits or not pooling <= set(_POOLING) or runs[0].task.activation not in _ACTIVATIONS:
         raise SpecError(
             "the heads of these runs cannot be joined in one network",
             expected="classes or labels, model.head=linear, and the same model.pooling, avg or max",
