@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keras_transfer.api import auto as auto
+    from keras_transfer.api import combine as combine
     from keras_transfer.api import distill as distill
     from keras_transfer.api import fine_tune as fine_tune
     from keras_transfer.api import rank_backbones as rank_backbones
@@ -38,6 +39,7 @@ _MODULES = {
     "RunSpec": "specs",
     "auto": "api",
     "build_model": "experiments.session",
+    "combine": "api",
     "distill": "api",
     "fine_tune": "api",
     "list_backbones": "backbones.registry",
@@ -55,6 +57,7 @@ __all__ = [
     "RunSpec",
     "auto",
     "build_model",
+    "combine",
     "distill",
     "fine_tune",
     "list_backbones",

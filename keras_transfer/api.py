@@ -30,6 +30,8 @@ from keras_transfer.errors import SpecError
 from keras_transfer.experiments.auto.budget import Budget
 from keras_transfer.experiments.auto.report import show_auto, write_auto
 from keras_transfer.experiments.auto.search import run_auto
+from keras_transfer.experiments.combine.combination import combine_runs
+from keras_transfer.experiments.combine.report import show_combination
 from keras_transfer.experiments.distill.distillation import run_distillation
 from keras_transfer.experiments.distill.generations import Generations
 from keras_transfer.experiments.distill.report import show_distillation
@@ -288,6 +290,35 @@ def distill(
     if isinstance(reporter, TerminalReporter):
         show_distillation(found, reporter)
     return Run(found.run.folder.path)
+
+
+def combine(
+    runs: Sequence[Run | str | os.PathLike[str]],
+    *,
+    how: str = "ensemble",
+    output: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Combine finished runs on the same splits into one run, and compare it with each of them.
+
+    The run's folder also has combination.json and combination.md.
+
+    Args:
+        how: 'ensemble' for the mean of probabilities, or 'soup' for the mean of the weights of
+            runs of one network. Runs are taken while the loss on validation falls.
+        output: its folder; by default the next free one below saved_models/.
+
+    Raises:
+        SpecError: `how` is unknown, or the runs do not fit together.
+        DataError: the runs have other splits, or their images are missing or have changed.
+        RunError, ExportError: as for `fine_tune`.
+    """
+    reporter = reporter or TerminalReporter()
+    paths = [one.path if isinstance(one, Run) else os.fspath(one) for one in runs]
+    found = combine_runs(paths, how=how, output=output, reporter=reporter)
+    if isinstance(reporter, TerminalReporter):
+        show_combination(found, reporter)
+    return Run(found.run.path)
 
 
 def _make_spec(

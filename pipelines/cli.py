@@ -16,6 +16,7 @@ VERBS = {
     "compress": "make the network of a run smaller and faster",
     "extend": "add images or classes to a finished run",
     "adapt": "adapt a run to unlabelled images that look different",
+    "combine": "combine finished runs into one, by their weights or their probabilities",
     "tune": "search for better values of a spec's fields",
     "extract": "compute and store the features of frozen layers, with many processes",
     "evaluate": "evaluate a run on its own test split or on other images",

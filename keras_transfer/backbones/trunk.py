@@ -12,7 +12,7 @@ from keras_transfer.backbones.stages import kept_stages
 from keras_transfer.backbones.weights import load_network, load_trunk
 from keras_transfer.errors import SpecError
 
-__all__ = ["Trunk", "build_trunk", "last_tensor", "split_stages"]
+__all__ = ["Trunk", "build_trunk", "copy_renamed", "last_tensor", "split_stages"]
 
 
 def build_trunk(
@@ -54,7 +54,7 @@ def _build_combination(backbone: Backbone, inputs: keras.KerasTensor, *, weights
     for part in backbone.parts:
         images = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
         trunk = build_trunk(part, images, weights=weights)
-        copied = _copy_renamed(keras.Model([images], trunk.output), inputs, prefix=f"{part.name}_")
+        copied = copy_renamed(keras.Model([images], trunk.output), inputs, prefix=f"{part.name}_")
         maps.append(copied.output)
         for level, layers in zip(levels[-len(trunk.stages) :], trunk.stages.values(), strict=True):
             level += [copied.get_layer(f"{part.name}_{layer.name}") for layer in layers]
@@ -65,7 +65,7 @@ def _build_combination(backbone: Backbone, inputs: keras.KerasTensor, *, weights
     return Trunk(backbone, concatenate(maps), stages)
 
 
-def _copy_renamed(network: keras.Model, inputs: keras.KerasTensor, *, prefix: str) -> keras.Model:
+def copy_renamed(network: keras.Model, inputs: keras.KerasTensor, *, prefix: str) -> keras.Model:
     """Copy a network onto the caller's input, with its weights and a prefix to its names."""
 
     def renamed(operation: Any) -> Any:

@@ -13,7 +13,7 @@ from keras_transfer.data.records import BadFile, Records
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DataError
 from keras_transfer.experiments.session import Session, open_session
-from keras_transfer.models.classifier import Classifier
+from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.specs import RunSpec
@@ -109,7 +109,8 @@ def _try_phases(
 ) -> Iterator[tuple[str, ...]]:
     spec = session.spec
     images = _OneBatch(np.arange(len(examples.targets)), spec.views.count)
-    context = PhaseContext(spec, classifier.task, False, session.reporter, images)
+    head = classifier.stages[HEAD]
+    context = PhaseContext(spec, classifier.task, False, session.reporter, images, head)
     num_devices = session.devices.num_devices
     for phase, method in zip(spec.phases, session.methods, strict=True):
         objective = method.prepare(context, phase, classifier.model)
@@ -125,7 +126,7 @@ def _try_phases(
             columns=objective.columns,
             transform=objective.batch_transform,
         )
-        num_trainable = apply_phase(classifier, phase)
+        num_trainable = apply_phase(classifier, phase, trains=objective.trains)
         model, loss = objective.model, objective.loss
         compile_phase(classifier, phase, part=model, steps_per_epoch=1, loss=loss)
         (value,) = model.fit(batch, shuffle=False, verbose=0).history["loss"]

@@ -101,19 +101,22 @@ def export_run(
 def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray) -> Card:
     """The card of the model; with only some test images, that of the last export."""
     rows = run.folder.read_json("splits.json")["rows"]
+    versions = version_folders(run.folder.export_folder)
+    last = Card.read(versions[max(versions)]) if versions else None
     if len(values) == len(rows["test"]):
         counts = {name: len(entries) for name, entries in rows.items()}
         test = run.task.evaluate(values, outputs, seed=run.spec.seed)
-        return make_card(spec, run.model, run.task, test, counts, limits=_limits(run))
-    versions = version_folders(run.folder.export_folder)
-    if not versions:
+        card = make_card(spec, run.model, run.task, test, counts, limits=_limits(run))
+        # The spec of a combination of runs is that of the first of them.
+        return card.with_origins([last]) if last else card
+    if not last:
         raise DataError(
             f"the test figures of {run.folder.path} cannot be computed",
             expected=f"all {len(rows['test'])} test images, or an earlier export with its card",
             received=f"{len(values)} images that the run keeps, and no export",
             fix="give the place of the images: data.path=…",
         )
-    return Card.read(versions[max(versions)])
+    return last
 
 
 def _limits(run: LoadedRun) -> list[str]:
@@ -126,12 +129,22 @@ def _limits(run: LoadedRun) -> list[str]:
 def predict_test(
     run: LoadedRun, reporter: Reporter, *, all_needed: bool
 ) -> tuple[Records, np.ndarray, np.ndarray]:
-    """As `_predict_labelled`, for the run's test images; the source is not listed again."""
+    """As `predict_split`, for the run's test images."""
+    return predict_split(run, "test", reporter, all_needed=all_needed)
+
+
+def predict_split(
+    run: LoadedRun, split: str, reporter: Reporter, *, all_needed: bool = True
+) -> tuple[Records, np.ndarray, np.ndarray]:
+    """As `_predict_labelled`, for the run's images in 'val' or 'test', in their order.
+
+    The source is not listed again. `all_needed` is as in `find_or_kept`.
+    """
     # They were readable in training.
     run = dataclasses.replace(run, spec=override(run.spec, {"data.on_bad_file": "error"}))
     records, splits = read_manifest(run.folder.read_json("splits.json"))
-    listed = [records[row] for row in splits.test]
-    items, root = find_or_kept(listed, run, split="test", all_needed=all_needed, reporter=reporter)
+    listed = [records[row] for row in getattr(splits, split)]
+    items, root = find_or_kept(listed, run, split=split, all_needed=all_needed, reporter=reporter)
     return _predict_labelled(run, Records(items, run.task.targets(items), root), reporter)
 
 

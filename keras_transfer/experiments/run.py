@@ -6,7 +6,7 @@ open_session → build_classifier → fit_phases → evaluate → export
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,16 @@ from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.privacy import privacy_limits, report_privacy
 from keras_transfer.experiments.run_report import write_history
-from keras_transfer.experiments.run_results import write_results
+from keras_transfer.experiments.run_results import describe_metrics, write_results
 from keras_transfer.experiments.session import Data, Session, open_session
-from keras_transfer.experiments.sparsity import Sparsity, measure_sparsity
+from keras_transfer.experiments.sparsity import measure_sparsity
 from keras_transfer.experiments.summary import (
     Result,
     describe_cache,
     describe_saving,
     describe_teachers,
 )
+from keras_transfer.export.card import make_card
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.features.phase_inputs import PhaseInputs
 from keras_transfer.models.classifier import Classifier
@@ -36,7 +37,7 @@ from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import Outcome, fit_phases
-from keras_transfer.training.refitting import Refit, initial_weights, refit
+from keras_transfer.training.refitting import initial_weights, refit
 
 
 def run_transfer(
@@ -100,7 +101,7 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             run.write_json("cache.json", cache_use)
             reporter.info(describe_saving(cache_use))
             parts = outcomes, refitted, test, proof, sparsity, privacy
-            run.write_json("metrics.json", _metrics(*parts))
+            run.write_json("metrics.json", describe_metrics(*parts))
     wait_for_all()
     if writes:
         shutil.rmtree(run.checkpoint_folder)
@@ -150,41 +151,15 @@ def _write(
     """Write all files of a run except metrics.json, which marks the run as complete."""
     assert session.run
     write_history(session.run, outcomes, classifier.task)
-    model = undistributed(classifier.model)
+    model, data, task = undistributed(classifier.model), session.data, classifier.task
+    limits = privacy_limits(privacy)
     return write_results(
         session,
-        session.data,
+        data,
         model,
-        classifier.task,
+        task,
         test=test,
+        card=make_card(session.spec, model, task, test, data.counts, limits=limits),
         outputs=outputs,
         save=classifier.save,
-        limits=privacy_limits(privacy),
     )
-
-
-def _metrics(
-    outcomes: Sequence[Outcome],
-    refitted: Refit | None,
-    test: Evaluation,
-    proof: Proof,
-    sparsity: Sparsity | None,
-    privacy: dict[str, Any] | None,
-) -> dict[str, Any]:
-    phases = [asdict(outcome) for outcome in outcomes]
-    for phase in phases:
-        # history.csv has the one, a section of its own the other.
-        del phase["history"], phase["privacy"]
-    return {
-        "phases": phases,
-        "refit": refitted and asdict(refitted),
-        "test": test.to_dict(),
-        "export": {
-            # The largest difference of outputs depends on which network was fastest, so
-            # it is only in proof.json.
-            "num_files": proof.parity.num_files,
-            "label_agreement": proof.parity.label_agreement,
-        },
-        **({"sparsity": asdict(sparsity)} if sparsity else {}),
-        **({"privacy": privacy} if privacy else {}),
-    }

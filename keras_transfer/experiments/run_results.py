@@ -1,23 +1,27 @@
 """Writes the model of a run, its test figures and its verified export."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_transfer.data.splits import NAMES
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.run_report import write_test, write_views
 from keras_transfer.experiments.session import Data, Session
+from keras_transfer.experiments.sparsity import Sparsity
 from keras_transfer.export.bundle.deployment import deliver
-from keras_transfer.export.card import make_card
+from keras_transfer.export.card import Card
 from keras_transfer.export.kept_images import keep_images
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.inference.prediction import TASK_FILE
 from keras_transfer.storage.checksums import write_checksums
 from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.task import Task
+from keras_transfer.training.fitting import Outcome
+from keras_transfer.training.refitting import Refit
 
 
 def write_results(
@@ -29,7 +33,7 @@ def write_results(
     test: Evaluation,
     outputs: np.ndarray,
     save: Callable[[Path], None],
-    limits: Sequence[str] = (),
+    card: Card,
 ) -> Proof:
     """Write a run's results into its folder, except history.csv and metrics.json.
 
@@ -38,7 +42,7 @@ def write_results(
         test: the evaluation on the test split.
         outputs: of the test split, [N, K].
         save: writes the model to a `.keras` file.
-        limits: sentences of the model's card, besides those of the task.
+        card: of the exported model.
 
     Raises:
         ExportError: the exported model does not agree with the trained one.
@@ -54,14 +58,41 @@ def write_results(
     if spec.run.keep_images == "proof":
         keep_images(run, data.records, data.splits)
     write_checksums(run.path, (TASK_FILE, run.model_file.name))
-    counts = {name: len(getattr(data.splits, name)) for name in NAMES}
     return deliver(
         model,
         run.export_folder / "1",
         spec=spec,
         task=task,
-        card=make_card(spec, model, task, test, counts, limits=limits),
+        card=card,
         files=[data.records.file(row) for row in rows],
         outputs=outputs,
         reporter=session.reporter,
     )
+
+
+def describe_metrics(
+    outcomes: Sequence[Outcome],
+    refitted: Refit | None,
+    test: Evaluation,
+    proof: Proof,
+    sparsity: Sparsity | None,
+    privacy: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The content of metrics.json."""
+    phases = [asdict(outcome) for outcome in outcomes]
+    for phase in phases:
+        # history.csv has the one, a section of its own the other.
+        del phase["history"], phase["privacy"]
+    return {
+        "phases": phases,
+        "refit": refitted and asdict(refitted),
+        "test": test.to_dict(),
+        "export": {
+            # The largest difference of outputs depends on which network was fastest, so
+            # it is only in proof.json.
+            "num_files": proof.parity.num_files,
+            "label_agreement": proof.parity.label_agreement,
+        },
+        **({"sparsity": asdict(sparsity)} if sparsity else {}),
+        **({"privacy": privacy} if privacy else {}),
+    }

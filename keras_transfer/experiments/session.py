@@ -27,7 +27,14 @@ from keras_transfer.data.datasets import Examples
 from keras_transfer.data.listed_images import find_listed
 from keras_transfer.data.plain import make_plain
 from keras_transfer.data.records import Record, Records
-from keras_transfer.data.splits import Splits, check_splits, make_splits, manifest, read_manifest
+from keras_transfer.data.splits import (
+    NAMES,
+    Splits,
+    check_splits,
+    make_splits,
+    manifest,
+    read_manifest,
+)
 from keras_transfer.data.targets import Targets
 from keras_transfer.data.unlabelled import (
     check_same_unlabelled,
@@ -77,6 +84,11 @@ class Data:
     def unlabelled(self) -> np.ndarray:
         """Rows of the images without labels, int64 [U]."""
         return np.arange(len(self.records.items), len(self.source.digests))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images by split."""
+        return {name: len(getattr(self.splits, name)) for name in NAMES}
 
     @property
     def examples(self) -> Examples:

@@ -79,6 +79,13 @@ class Card:
         figures = {name: value for name, value in content.items() if name not in own}
         return cls(**{name: content[name] for name in own}, figures=figures)
 
+    def with_origins(self, others: "Sequence[Card]") -> "Card":
+        """The card with the backbones, weights and licences of others, each once."""
+        found: dict[str, Any] = {}
+        for name in ("backbone", "last_stage", "weights", "licence"):
+            found[name] = "; ".join(filter(None, dict.fromkeys(getattr(x, name) for x in others)))
+        return dataclasses.replace(self, **found)
+
     def write(self, folder: Path) -> None:
         """Write card.json."""
         content = dataclasses.asdict(self)

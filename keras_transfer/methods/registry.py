@@ -13,6 +13,8 @@ METHODS: Final = {
     "exact": "keras_transfer.methods.exact:Exact",
     "supervised": "keras_transfer.methods.supervised:Supervised",
     "distill": "keras_transfer.methods.distill:Distill",
+    "l2_sp": "keras_transfer.methods.l2_sp:L2SP",
+    "affine": "keras_transfer.methods.affine:Affine",
     "mixup": "keras_transfer.methods.mixup:Mixup",
     "prune": "keras_transfer.methods.prune:Prune",
     "private": "keras_transfer.methods.private:Private",

@@ -54,18 +54,23 @@ class Classifier:
         return dense[-1]
 
     def save(self, path: Path) -> None:
-        """Write the model as a `.keras` file, without the optimizer.
-
-        It saves a new model over the same layers: the compiled one would include the state of its
-        optimizer, which makes the file three times as large.
-        """
-        model = undistributed(self.model)
-        with on_one_device():
-            keras.Model(model.input, model.output, name=model.name).save(path)
+        """Write the model as a `.keras` file, without the optimizer."""
+        save_model(self.model, path)
 
     def variables_of(self, stage: str) -> list[keras.Variable]:
         """All variables of one stage, trainable or not, in the graph's order."""
         return [variable for layer in self.stages[stage] for variable in layer.variables]
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Write a `.keras` file of a new model over the same layers.
+
+    The compiled one would include the state of its optimizer, which makes the file three times as
+    large.
+    """
+    model = undistributed(model)
+    with on_one_device():
+        keras.Model(model.input, model.output, name=model.name).save(path)
 
 
 def build_classifier(spec: ModelSpec, *, image_size: int, task: Task, seed: int) -> Classifier:

@@ -13,7 +13,7 @@ import numpy as np
 from keras_transfer.devices.profiling import Profiler
 from keras_transfer.evaluation.results import Gain, paired_gain
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
-from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.models.classifier import HEAD, Classifier, build_classifier
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -186,7 +186,8 @@ def run_phase(
     phase, method = phase_inputs.spec.phases[number], phase_inputs.methods[number]
     data, part = phase_inputs.for_phase(classifier, number)
     on_features, images = part is not classifier.model, phase_inputs.images(data)
-    context = PhaseContext(data.spec, classifier.task, on_features, reporter, images)
+    head = classifier.stages[HEAD]
+    context = PhaseContext(data.spec, classifier.task, on_features, reporter, images, head)
     objective = method.prepare(context, phase, part)
     predictor = keras.Model(part.input, part.output)
     result = None
@@ -204,7 +205,7 @@ def run_phase(
         with reporter.training_progress(phase.name, phase.epochs, data.steps_per_epoch) as shown:
             result = train_phase(
                 classifier,
-                phase,
+                phase if objective.decays else replace(phase, weight_decay=0.0),
                 replace(data, columns=objective.columns, transform=objective.batch_transform),
                 part=objective.model,
                 loss=objective.loss,
@@ -214,12 +215,12 @@ def run_phase(
                 num_parts=data.batch_size // (data.spec.devices.batch_size or data.batch_size),
                 callbacks=[*objective.callbacks, *shown, *([profiler] if profiler else [])],
                 least_epochs=objective.least_epochs,
+                trains=objective.trains,
                 say=reporter.info,
             )
     method.finish(classifier.model)
-    return TrainedPhase(
-        result, data, predictor, is_final=objective.least_epochs > 0, privacy=objective.privacy
-    )
+    is_final = objective.least_epochs > 0
+    return TrainedPhase(result, data, predictor, is_final, objective.privacy)
 
 
 def _conclude(

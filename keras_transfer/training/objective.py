@@ -20,6 +20,9 @@ from keras_transfer.tasks.task import Task
 Solve = Callable[[HeadFeatures, np.ndarray], LinearHead | None]
 """From features of N examples and their target values [N, …] to the best head."""
 
+Trains = Callable[[keras.layers.Layer], bool]
+"""Whether a layer of an unfrozen stage trains."""
+
 
 @dataclass(frozen=True, eq=False)
 class Objective:
@@ -40,6 +43,9 @@ class Objective:
             chosen, and such a phase is neither undone nor averaged with the weights before it; 0
             for phases whose weights have it at once.
         privacy: what a solved head with differential privacy guarantees, as JSON values.
+        trains: of each layer of the trunk's unfrozen stages whether it trains; None for the rule of
+            `apply_phase`.
+        decays: whether the phase's weight decay applies; False where `model` penalises weights.
     """
 
     model: keras.Model
@@ -51,6 +57,8 @@ class Objective:
     callbacks: Sequence[keras.callbacks.Callback] = ()
     least_epochs: int = 0
     privacy: dict[str, Any] | None = None
+    trains: Trains | None = None
+    decays: bool = True
 
 
 class PhaseImages(Protocol):
@@ -84,7 +92,8 @@ class PhaseImages(Protocol):
 class PhaseContext:
     """What a method may know of the run when a phase starts.
 
-    `on_features` says whether the phase reads stored features, and not images.
+    `on_features` says whether the phase reads stored features, and not images. `head` has the
+    layers above the trunk.
     """
 
     spec: RunSpec
@@ -92,6 +101,7 @@ class PhaseContext:
     on_features: bool
     reporter: Reporter
     images: PhaseImages
+    head: Sequence[keras.layers.Layer] = ()
 
 
 class PhaseMethod(Protocol):

@@ -15,8 +15,9 @@ import keras
 from keras_transfer.devices.memory import is_out_of_memory
 from keras_transfer.devices.strategy import current, largest_part, scope
 from keras_transfer.errors import OutOfMemoryError
-from keras_transfer.models.classifier import Classifier
+from keras_transfer.models.classifier import HEAD, Classifier
 from keras_transfer.specs import PhaseSpec, TrainingSpec
+from keras_transfer.training.objective import Trains
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.progress import Progress, Saver
 
@@ -60,12 +61,13 @@ class PhaseResult:
         return self.history[self.best_epoch - 1]
 
 
-def apply_phase(classifier: Classifier, phase: PhaseSpec) -> int:
+def apply_phase(classifier: Classifier, phase: PhaseSpec, *, trains: Trains | None = None) -> int:
     """Set `trainable` of all layers for this phase; returns the number of trainable parameters.
 
     BatchNormalization stays frozen in every trunk stage unless the phase sets `train_batchnorm`: a
     layer whose `trainable` is False runs in inference mode, which `training=False` at call time
-    does not achieve under `fit`. Takes effect at the next `compile`.
+    does not achieve under `fit`. With `trains` it says which layers of unfrozen trunk stages train.
+    Takes effect at the next `compile`.
 
     Raises:
         SpecError: the model has no stage called `phase.unfreeze`.
@@ -73,12 +75,16 @@ def apply_phase(classifier: Classifier, phase: PhaseSpec) -> int:
     unfrozen = set(classifier.from_stage(phase.unfreeze))
     for stage, layers in classifier.stages.items():
         for layer in layers:
-            frozen_norm = not phase.train_batchnorm and _is_batchnorm(layer)
-            layer.trainable = stage in unfrozen and not frozen_norm
+            if trains and stage != HEAD:
+                is_chosen = trains(layer)
+            else:
+                is_chosen = phase.train_batchnorm or not is_batchnorm(layer)
+            layer.trainable = stage in unfrozen and is_chosen
     return sum(math.prod(v.shape) for v in classifier.model.trainable_variables)
 
 
-def _is_batchnorm(layer: keras.layers.Layer) -> bool:
+def is_batchnorm(layer: keras.layers.Layer) -> bool:
+    """Whether it is a BatchNormalization."""
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
@@ -125,6 +131,7 @@ def train_phase(
     num_parts: int = 1,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     least_epochs: int = 0,
+    trains: Trains | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
@@ -143,6 +150,7 @@ def train_phase(
         num_parts: number of parts of a batch that the devices process one after another.
         callbacks: of the method and for display; they count epochs from 0 within the phase.
         least_epochs: no epoch before this many is the best one.
+        trains: as for `apply_phase`.
         say: called with a message when memory runs out.
 
     Raises:
@@ -150,7 +158,7 @@ def train_phase(
         DivergedError: the loss is no longer finite.
     """
     started = time.perf_counter()
-    num_trainable = apply_phase(classifier, phase)
+    num_trainable = apply_phase(classifier, phase, trains=trains)
     loss = loss or classifier.task.loss(TrainingSpec())
     model = _with_variables(part or classifier.model, loss, classifier)
     progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)

@@ -44,6 +44,8 @@ def method(request, teacher) -> Method:
     phase = {"name": "last", "method": request.param}
     if request.param == "distill":
         phase["method_options"] = {"teacher": teacher, "solve": False}
+    if request.param == "affine":
+        phase["unfreeze"] = "last"
     changes = {"phases": [phase], "training.refit": False}
     methods = make_methods(override(RunSpec(), changes))
     assert [one.name for one in methods] == [request.param]
@@ -58,7 +60,8 @@ def prepare(method: Method, part: keras.Model, *, on_features: bool = False) -> 
 
 def make_part() -> keras.Model:
     pixels = keras.Input((8, 8, 3))
-    return keras.Model(pixels, keras.layers.Dense(3)(keras.layers.Flatten()(pixels)))
+    features = keras.layers.Flatten()(keras.layers.BatchNormalization()(pixels))
+    return keras.Model(pixels, keras.layers.Dense(3)(features))
 
 
 def test_every_row_names_a_class_that_carries_the_row_s_name():

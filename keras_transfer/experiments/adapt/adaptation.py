@@ -27,6 +27,7 @@ from keras_transfer.experiments.adapt.images import (
 from keras_transfer.experiments.adapt.report import REPORT_FILE, card_sentence, write_adaptation
 from keras_transfer.experiments.run_results import write_results
 from keras_transfer.experiments.session import Data
+from keras_transfer.export.card import make_card
 from keras_transfer.features.cached_logits import predict_cached
 from keras_transfer.inference.prediction import LoadedRun, load_run
 from keras_transfer.reporting.reporter import Reporter
@@ -128,16 +129,19 @@ def _write_run(
     )
     test = run.task.evaluate(found.own_labels, outputs, seed=run.spec.seed)
     sentence = card_sentence(found, target)
+    spec = load_spec(new.path)
+    data = Data(own.records, splits, own.source, num_decoded=0)
+    limits = [sentence] if sentence else []
     proof = write_results(
-        replace(own.session, spec=load_spec(new.path), run=new),
-        Data(own.records, splits, own.source, num_decoded=0),
+        replace(own.session, spec=spec, run=new),
+        data,
         model,
         run.task,
         test=test,
         outputs=outputs,
         # The file of an unchanged model has the same bits.
         save=model.save if is_changed else partial(shutil.copyfile, run.folder.model_file),
-        limits=[sentence] if sentence else [],
+        card=make_card(spec, model, run.task, test, data.counts, limits=limits),
     )
     before = run.folder.read_json("metrics.json")
     metrics = {name: before.get(name) for name in ("phases", "refit")} | {

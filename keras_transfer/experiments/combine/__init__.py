@@ -1,0 +1,1 @@
+"""Combines finished runs into one: the mean of their weights, or of their probabilities."""
