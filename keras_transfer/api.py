@@ -263,9 +263,9 @@ def distill(
     The run's folder also has distillation.json, distillation.md and distillation.png.
 
     Args:
-        teacher: a run folder, Keras model file or functional `keras.Model` that maps pixels 0-255
-            to logits or outputs of the task, or several, whose mean probabilities count. A model
-            is stored once as a file, named by its content.
+        teacher: a run or its folder, Keras model file or functional `keras.Model` that maps pixels
+            0-255 to logits or outputs of the task, or several, whose mean probabilities count. A
+            model is stored once as a file, named by its content.
         source, output, preset, resume: as for `fine_tune`.
         fields: those of `DistillSpec`, such as `kind`, `temperature`, `unlabelled` and
             `generations`, and fields of the student's spec.
@@ -278,11 +278,10 @@ def distill(
     own, others = divide(fields, DistillSpec)
     settings = build(DistillSpec, own, "", "distillation")
     reporter = reporter or TerminalReporter()
-    given = [teacher] if isinstance(teacher, str | os.PathLike | keras.Model) else teacher
+    is_one = isinstance(teacher, Run | str | os.PathLike | keras.Model)
+    given: Any = [teacher] if is_one else teacher
     student = _make_spec(source, preset, others, reporter)
-    paths = [
-        os.fspath(store_teacher(one) if isinstance(one, keras.Model) else one) for one in given
-    ]
+    paths = [os.fspath(_place_of(one)) for one in given]
     spec = distillation_spec(student, ",".join(paths), settings)
     generations = Generations.of(spec, settings.generations, output=output, resume=resume)
     first = generations.start(1)
@@ -290,6 +289,12 @@ def distill(
     if isinstance(reporter, TerminalReporter):
         show_distillation(found, reporter)
     return Run(found.run.folder.path)
+
+
+def _place_of(teacher: Teacher) -> str | os.PathLike[str]:
+    if isinstance(teacher, Run):
+        return teacher.path
+    return store_teacher(teacher) if isinstance(teacher, keras.Model) else teacher
 
 
 def combine(

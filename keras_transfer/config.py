@@ -44,8 +44,10 @@ OTHER_NAMES: Final = {
     **dict.fromkeys(("img_size", "imgsz", "input_size"), "data.image_size"),
     "epochs": "phases.N.epochs",
     **dict.fromkeys(("lr", "learning_rate"), "phases.N.learning_rate"),
+    "min_images": "phases.N.min_images",
+    "validation_split": "data.val_fraction",
 }
-"""Names that other libraries give to fields, and the fields; N is the last phase."""
+"""Short names and those of other libraries, and the fields; N is the last phase."""
 
 Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 

@@ -17,7 +17,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import numpy as np
 import pytest
 from checking import PROOF, one_checking_process
-from forked_process import forking
+from forked_process import STARTED_WITH, forking
 from PIL import Image
 from small_backbone import SMALL
 
@@ -26,6 +26,7 @@ from keras_transfer.devices import speed_up_imports, use_onednn
 
 use_onednn()  # Before a test imports TensorFlow.
 speed_up_imports()
+STARTED_WITH.update(os.environ)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

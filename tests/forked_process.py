@@ -25,6 +25,10 @@ READ_LATER = ("KERAS_TRANSFER_", "KERAS_DISTRIBUTION_", "TF_CPP_", "JAX_PLATFORM
 
 _PR_SET_CHILD_SUBREAPER = 36
 
+STARTED_WITH: dict[str, str] = {}
+"""The environment before any test, which conftest.py fills in: a test may have changed it when the
+forking process is needed first."""
+
 
 def read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a process which has imported TensorFlow can no longer change."""
@@ -43,9 +47,10 @@ def _server() -> tuple[socket.socket, dict[str, str], subprocess.Popen]:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, str(SERVER), str(theirs.fileno())]
+    environment = STARTED_WITH or dict(os.environ)
     with theirs:
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-    return ours, read_on_import(os.environ), process
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+    return ours, read_on_import(environment), process
 
 
 class ForkedProcess(subprocess.Popen):

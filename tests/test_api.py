@@ -39,7 +39,7 @@ FIELDS = {
 
 
 NAMES = """
-    auto distill fine_tune tune rank_backbones load_run Run RunSpec load_spec override
+    auto combine distill fine_tune tune rank_backbones load_run Run RunSpec load_spec override
     list_backbones load_dataset build_model KerasTransferError register
 """
 

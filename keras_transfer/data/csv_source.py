@@ -147,13 +147,16 @@ def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
                 received=", ".join(columns),
                 fix="rename or remove the other one",
             )
-        nearest = difflib.get_close_matches(name, columns, n=1) or [columns[0] if columns else "?"]
+        # Not a column that has another meaning already.
+        free = [column for column in columns if column not in dict(needed).values()]
+        nearest = difflib.get_close_matches(name, free, n=1) or [*free, "?"]
+        others = "; those of several targets are named in task_options.targets"
         raise DataError(
             f"{file} has no column {name!r}, named by data.{field}",
             expected=f"a first line of column names with {', '.join(name for _, name in needed)}",
             received=", ".join(columns) or "an empty file",
-            fix=f"name the right column, such as {nearest[0]}, in data.{field}"
-            f"{' or in task_options' if field == 'label_column' else ''}",
+            fix=f"set data.{field} to the right column, such as data.{field}={nearest[0]}"
+            f"{others if len(label_columns(spec)) > 1 else ''}",
         )
 
 

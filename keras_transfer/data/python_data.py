@@ -178,11 +178,18 @@ def _store_table(table: Any, path_column: str) -> Path:
     columns = _columns_of(table, path_column)
     images = columns.pop(path_column)
     values = zip(*columns.values(), strict=True) if columns else [()] * len(images)
-    rows = [dict(zip(columns, row, strict=True)) for row in values]
+    rows = [dict(zip(columns, map(_known, row), strict=True)) for row in values]
     if not all(isinstance(image, bytes) for image in images):
         paths = [Path(str(image)).absolute().as_posix() for image in images]
         return _write_csv(paths, rows, path_column)
     return _store(zip(images, rows, strict=True), path_column)
+
+
+def _known(cell: Any) -> Any:
+    """A cell; an empty text where pandas has None, NaN, NaT or NA."""
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
+        return ""
+    return "" if isinstance(cell, float) and cell != cell else cell
 
 
 def _write_csv(paths: Sequence[str], rows: Sequence[dict[str, Any]], path_column: str) -> Path:

@@ -15,6 +15,7 @@ from keras_transfer.devices.strategy import current
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.privacy import privacy_limits
+from keras_transfer.experiments.run_results import as_trained
 from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.summary import describe_images
 from keras_transfer.export.bundle.deployment import deliver
@@ -106,6 +107,10 @@ def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray
     if len(values) == len(rows["test"]):
         counts = {name: len(entries) for name, entries in rows.items()}
         test = run.task.evaluate(values, outputs, seed=run.spec.seed)
+        if run.folder.is_complete:
+            metrics = run.folder.read_json("metrics.json")
+            spec = as_trained(spec, [phase["name"] for phase in metrics["phases"]])
+            counts |= {"refit": metrics["refit"]["num_images"]} if metrics["refit"] else {}
         card = make_card(spec, run.model, run.task, test, counts, limits=_limits(run))
         # The spec of a combination of runs is that of the first of them.
         return card.with_origins([last]) if last else card

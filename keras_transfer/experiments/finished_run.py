@@ -366,8 +366,8 @@ class Run:
                 "the array does not contain images",
                 expected=_ARRAY_OF_IMAGES,
                 received=f"{images.dtype} of shape {list(images.shape)}",
-                fix="convert it: np.uint8(255 * images) for numbers in 0-1, images[np.newaxis] "
-                "for a single image",
+                fix="convert it: np.uint8(images) for numbers in 0-255, np.uint8(255 * images) for "
+                "numbers in 0-1, images[np.newaxis] for a single image",
             )
         run = self._loaded
         resize = resizer(run.contract.image_size, run.contract.resize)

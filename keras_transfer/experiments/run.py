@@ -18,7 +18,7 @@ from keras_transfer.errors import SpecError
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.privacy import privacy_limits, report_privacy
 from keras_transfer.experiments.run_report import write_history
-from keras_transfer.experiments.run_results import describe_metrics, write_results
+from keras_transfer.experiments.run_results import as_trained, describe_metrics, write_results
 from keras_transfer.experiments.session import Data, Session, open_session
 from keras_transfer.experiments.sparsity import measure_sparsity
 from keras_transfer.experiments.summary import (
@@ -37,7 +37,7 @@ from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.run_start import start_run, vacated_on_refusal
 from keras_transfer.tasks.task import Task
 from keras_transfer.training.fitting import Outcome, fit_phases
-from keras_transfer.training.refitting import initial_weights, refit
+from keras_transfer.training.refitting import Refit, initial_weights, refit
 
 
 def run_transfer(
@@ -91,7 +91,7 @@ def _run(spec: RunSpec, run: RunFolder, reporter: Reporter, *, profile: bool) ->
             # Only this host builds the networks that are exported.
             with on_one_device():
                 finished = replace(classifier, task=task)
-                proof = _write(session, finished, outcomes, test, outputs, privacy)
+                proof = _write(session, finished, outcomes, test, outputs, refitted, privacy)
             sparsity = measure_sparsity(classifier.model, run.model_file)
             cache_use = describe_cache(
                 data.num_decoded, phase_inputs.extraction_stats, outcomes, data.splits
@@ -146,12 +146,15 @@ def _write(
     outcomes: Sequence[Outcome],
     test: Evaluation,
     outputs: np.ndarray,
+    refitted: Refit | None,
     privacy: dict[str, Any] | None,
 ) -> Proof:
     """Write all files of a run except metrics.json, which marks the run as complete."""
     assert session.run
     write_history(session.run, outcomes, classifier.task)
     model, data, task = undistributed(classifier.model), session.data, classifier.task
+    spec = as_trained(session.spec, [outcome.name for outcome in outcomes])
+    counts = data.counts | ({"refit": refitted.num_images} if refitted else {})
     limits = privacy_limits(privacy)
     return write_results(
         session,
@@ -159,7 +162,7 @@ def _write(
         model,
         task,
         test=test,
-        card=make_card(session.spec, model, task, test, data.counts, limits=limits),
+        card=make_card(spec, model, task, test, counts, limits=limits),
         outputs=outputs,
         save=classifier.save,
     )

@@ -1,7 +1,7 @@
 """Writes the model of a run, its test figures and its verified export."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from keras_transfer.export.card import Card
 from keras_transfer.export.kept_images import keep_images
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.inference.prediction import TASK_FILE
+from keras_transfer.specs import RunSpec
 from keras_transfer.storage.checksums import write_checksums
 from keras_transfer.tasks.registry import describe_task
 from keras_transfer.tasks.task import Task
@@ -68,6 +69,11 @@ def write_results(
         outputs=outputs,
         reporter=session.reporter,
     )
+
+
+def as_trained(spec: RunSpec, names: Sequence[str]) -> RunSpec:
+    """The spec with the phases of these names: others were left out (`min_images`)."""
+    return replace(spec, phases=tuple(phase for phase in spec.phases if phase.name in names))
 
 
 def describe_metrics(

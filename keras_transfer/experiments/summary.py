@@ -33,6 +33,8 @@ from keras_transfer.training.fitting import Outcome
 from keras_transfer.training.refitting import Refit
 
 _MOST_NAMED: Final = 5
+_FEW_VIEWS: Final = 100
+"""Of fewer views the rate is mostly that of the first batch, which builds the graph."""
 """Unreadable files named on the terminal; run.log names all of them."""
 
 
@@ -208,11 +210,11 @@ def describe_saving(cache: dict[str, Any]) -> str:
     computed, trained_on = cache["views_computed"], cache["views_trained_on"]
     if trained_on <= computed:
         return f"Frozen layers ran on {computed:,} views."
+    text = f"Frozen layers ran on {computed:,} views instead of {trained_on:,} in all epochs"
+    if computed < _FEW_VIEWS:
+        return f"{text}."
     rate = cache["passes"][0]["views_per_second"]
-    return (
-        f"Frozen layers ran on {computed:,} views instead of {trained_on:,} in all epochs: "
-        f"{(trained_on - computed) / rate:.1f} s saved at {rate:,.0f} views/s."
-    )
+    return f"{text}: {(trained_on - computed) / rate:.1f} s saved at {rate:,.0f} views/s."
 
 
 def show_result(

@@ -94,6 +94,9 @@ class Card:
         (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
+_COUNTED: Final = ("train", "val", "test", "refit")
+
+
 def make_card(
     spec: RunSpec,
     model: keras.Model,
@@ -108,7 +111,8 @@ def make_card(
     Args:
         task: the model's task after training.
         test: the evaluation on the test split.
-        counts: number of images by split: 'train', 'val' and 'test'.
+        counts: number of images by split: 'train', 'val' and 'test'; 'refit' is that of both
+            splits that the model was trained on once more.
         limits: further sentences on what the model does not promise.
     """
     # Of a model file and of a backbone that is not registered here, only the model is needed.
@@ -139,7 +143,7 @@ def make_card(
         data={
             "source": spec.data.source,
             "path": Path(spec.data.path).name if spec.data.path else spec.data.name,
-            **{f"num_{split}": counts[split] for split in ("train", "val", "test")},
+            **{f"num_{split}": counts[split] for split in _COUNTED if split in counts},
         },
         phases=[dataclasses.asdict(phase) for phase in spec.phases],
         limits=[

@@ -408,7 +408,7 @@ def _without_small_phases(
         if number not in kept:
             reporter.info(
                 f"Phase {phase.name!r} is left out: {num_train:,} training images are fewer than "
-                f"its min_images, {phase.min_images:,}."
+                f"its min_images, {phase.min_images:,}. phases.{number}.min_images=0 trains it."
             )
     phases = tuple(spec.phases[number] for number in kept)
     return replace(spec, phases=phases), [methods[number] for number in kept]

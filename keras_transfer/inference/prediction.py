@@ -88,7 +88,7 @@ class LoadedRun:
         )
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Prediction:
     """The prediction for one image: `outputs` is float32 [K], and `task` is their task.
 
@@ -99,6 +99,10 @@ class Prediction:
     path: str
     outputs: np.ndarray
     task: Task
+
+    def __repr__(self) -> str:
+        row = zip(self.task.columns(), self.task.row(self.outputs), strict=True)
+        return f"Prediction({self.path!r}, {', '.join(f'{name}={cell}' for name, cell in row)})"
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def test_only_verbs_that_train_speak_of_resuming_a_training(name: str, monkeypat
     monkeypatch.setattr("argparse.ArgumentParser.parse_intermixed_args", interrupt)
     assert verb.main([]) == arguments.INTERRUPTED
     said = capsys.readouterr().err
-    trains = ("train", "tune", "pretrain", "distill", "compress")
+    trains = ("train", "tune", "pretrain", "distill", "compress", "extend", "adapt")
     assert ("a training continues" in said) == (name in trains)
     assert ("the rows so far are kept" in said) == (name == "predict")
 

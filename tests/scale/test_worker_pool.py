@@ -12,7 +12,7 @@ from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.scale.cluster import Share, joined
 from keras_transfer.scale.worker_pool import RayWorkerPool
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.graph_optimizer]
 
 
 class Listener(SilentReporter):

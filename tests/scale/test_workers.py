@@ -27,6 +27,9 @@ from keras_transfer.tasks.registry import describe_task, read_task
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.fitting import fit_phases, prepare_classifier
 
+# Workers optimize their graphs, and the same bits are wanted.
+pytestmark = pytest.mark.graph_optimizer
+
 
 class Killer(SilentReporter):
     """Kills a worker after the first progress, and keeps all messages."""

@@ -212,7 +212,7 @@ def test_chosen_image_gets_the_model_s_classes_and_heat(watched, address, model,
     assert bars.locator(".name").all_inner_texts() == [NAMES[column].strip() for column in order]
     shares = bars.locator(".share").all_inner_texts()
     assert shares == [
-        SingleLabel(()).format_output(float(probabilities[column])) for column in order
+        SingleLabel(NAMES).format_output(float(probabilities[column])) for column in order
     ]
     assert page.locator(".result h2").inner_text() == NAMES[order[0]].strip()
     assert "Predicted in" in page.locator(".last").inner_text()

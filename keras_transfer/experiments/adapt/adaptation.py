@@ -25,7 +25,7 @@ from keras_transfer.experiments.adapt.images import (
     target_images,
 )
 from keras_transfer.experiments.adapt.report import REPORT_FILE, card_sentence, write_adaptation
-from keras_transfer.experiments.run_results import write_results
+from keras_transfer.experiments.run_results import as_trained, write_results
 from keras_transfer.experiments.session import Data
 from keras_transfer.export.card import make_card
 from keras_transfer.features.cached_logits import predict_cached
@@ -132,6 +132,8 @@ def _write_run(
     spec = load_spec(new.path)
     data = Data(own.records, splits, own.source, num_decoded=0)
     limits = [sentence] if sentence else []
+    before = run.folder.read_json("metrics.json")
+    names = [phase["name"] for phase in before["phases"]]
     proof = write_results(
         replace(own.session, spec=spec, run=new),
         data,
@@ -141,9 +143,8 @@ def _write_run(
         outputs=outputs,
         # The file of an unchanged model has the same bits.
         save=model.save if is_changed else partial(shutil.copyfile, run.folder.model_file),
-        card=make_card(spec, model, run.task, test, data.counts, limits=limits),
+        card=make_card(as_trained(spec, names), model, run.task, test, data.counts, limits=limits),
     )
-    before = run.folder.read_json("metrics.json")
     metrics = {name: before.get(name) for name in ("phases", "refit")} | {
         "test": test.to_dict(),
         "export": {

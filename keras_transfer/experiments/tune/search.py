@@ -13,6 +13,7 @@ from typing import Final
 from keras_transfer.data.records import Records
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import RunError, SpecError
+from keras_transfer.experiments.trial_runner import TrialRunner
 from keras_transfer.experiments.tune.best import Winner, select_best
 from keras_transfer.experiments.tune.progress_table import live_progress_table
 from keras_transfer.experiments.tune.record import SearchTrial, TrialLog
@@ -92,6 +93,7 @@ def run_search(
         check_one_host(spec.devices, "a search")
         check_search(spec)
         runner = held.enter_context(open_trial_runner(spec, run, reporter=reporter))
+        _tell_left_out(runner, reporter)
         trial_log = TrialLog(run)
         num_before = len(trial_log.ended())
         with live_progress_table(trial_log, spec, runner.session.task.monitor, reporter):
@@ -109,6 +111,18 @@ def run_search(
     return SearchResult(
         spec, run, task, records, tuple(trials), winner, num_before, search_seconds, seconds
     )
+
+
+def _tell_left_out(runner: TrialRunner, reporter: Reporter) -> None:
+    """Say which phases no trial has, so that the values searched for them have no effect."""
+    num_train = min(len(splits.train) for splits in runner.splits)
+    for number, phase in enumerate(runner.spec.phases):
+        if num_train < phase.min_images:
+            reporter.info(
+                f"Phase {phase.name!r} is left out of the trials, and values for it have no "
+                f"effect: {num_train:,} training images are fewer than its min_images, "
+                f"{phase.min_images:,}. phases.{number}.min_images=0 trains it."
+            )
 
 
 def _check_some_scored(trials: Sequence[SearchTrial]) -> None:
