@@ -147,6 +147,14 @@ def test_tables_of_paths_and_of_bytes(tmp_path, monkeypatch):
         store(content)
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_labels_of_a_table_are_no_class(missing):
+    pandas = pytest.importorskip("pandas")
+    file = store(pandas.DataFrame({"path": ["a.png", "b.png"], "label": ["ant", missing]}))
+    with file.open(newline="") as opened:
+        assert [row["label"] for row in csv.DictReader(opened)] == ["ant", ""]
+
+
 def test_a_full_disk_leaves_nothing(full_disk, tmp_path):
     big = DRAW.integers(0, 256, (2, 90, 90, 3), dtype=np.uint8)
     with full_disk(), pytest.raises(RunError, match="disk is full"):

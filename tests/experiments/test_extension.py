@@ -82,6 +82,15 @@ def test_it_is_an_ordinary_run_that_predicts_old_and_new_classes(run, extended, 
     assert history["views_found"] > 0
 
 
+def test_the_card_lists_what_trained_the_model_and_the_images_of_the_refit(extended):
+    card = json.loads((extended.path / "export" / "1" / "card.json").read_text())
+    assert [phase["name"] for phase in card["phases"]] == ["extended"]
+    assert card["data"]["num_refit"] == card["data"]["num_train"] + card["data"]["num_val"]
+    text = (extended.path / "export" / "README.md").read_text()
+    assert f"then once more on all {card['data']['num_refit']}" in text
+    assert "| extended | exact | head | solved | – |" in text
+
+
 def test_the_report_separates_what_is_forgotten_from_what_is_confused(run, extended):
     figures = json.loads((extended.path / extension.REPORT_FILE).read_text())
     assert figures["new_classes"] == ["digit_8", "digit_9"]

@@ -122,7 +122,8 @@ def as_a_worker(monkeypatch):
     """Undo what a worker changes in its process."""
     for name, value in os.environ.items():
         monkeypatch.setenv(name, value)
-    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "JAX_PLATFORMS"):
+    threads = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    for name in (*threads, "JAX_PLATFORMS"):
         monkeypatch.setenv(name, "")
 
 
