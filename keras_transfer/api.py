@@ -346,7 +346,7 @@ def _make_spec(
     base = None if preset is None else load_spec(preset)
     if is_in_memory(source):
         source, fields = _stored(source, base or RunSpec(), dict(fields), reporter)
-    given = source if isinstance(source, RunSpec | None) else Path(source)
+    given = Path(source) if isinstance(source, str | os.PathLike) else source
     for sentence in describe_other_names(fields, given if isinstance(given, RunSpec) else base):
         reporter.info(sentence)
     spec = make_spec(given, base=base, **fields)

@@ -7,6 +7,7 @@ name is an error that suggests the nearest known one; types and ranges are check
 import copy
 import dataclasses
 import json
+import os
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -361,6 +362,15 @@ def make_spec(
     if isinstance(source, RunSpec | None):
         base = source or base
         return override(base, dotted_fields(fields, base))
+    if not isinstance(source, str | os.PathLike):
+        raise SpecError(
+            "this is no source of images",
+            expected="one path of a folder, CSV file or spec, or a RunSpec; kt.fine_tune, tune, "
+            "rank_backbones and distill also take (images, labels), a tf.data.Dataset and a "
+            "pandas.DataFrame",
+            received=type(source).__name__,
+            fix="give one of these; of several folders make a CSV file with path and label",
+        )
     path = Path(source)
     if not is_images(path):
         base = load_spec(path)

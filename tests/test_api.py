@@ -76,6 +76,9 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(tmp_path, mon
         kt.fine_tune("images", folds=3)
     with pytest.raises(SpecError, match="there are no images"):
         kt.fine_tune()
+    for several in (["a", "b"], 3):
+        with pytest.raises(SpecError, match="no source of images"):
+            kt.fine_tune(several)
     with pytest.raises(SpecError, match="a spec and a preset"):
         kt.tune(kt.RunSpec(), preset="quickstart")
     with pytest.raises(SpecError, match="did you mean 'backbone'"):
@@ -181,6 +184,9 @@ def test_a_run_evaluates_predicts_and_explains(run, images):
     with pytest.raises(DataError, match="float64"):
         run.predict(pixels / 255)
     pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"path": files, "label": ["digit_0"] * 2})
+    few = run.evaluate(table, include_training=True, reporter=QUIET)
+    assert few.to_dict()["num_examples"] == 2
     in_memory = [
         (pixels, np.arange(2)),
         tf.data.Dataset.from_tensor_slices((pixels, [1, 0])).batch(2),

@@ -13,6 +13,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,6 +65,28 @@ def store(
     encoded = ((_png(image, number), label) for number, (image, label) in enumerate(pairs))
     return _store(
         ((data, {label_column: _named(label, names)}) for data, label in encoded), path_column
+    )
+
+
+def path_of(images: Any, *, is_labelled: bool = True) -> str:
+    """The path that was given, or that of data in memory, which are stored first.
+
+    Args:
+        is_labelled: whether labels are needed, as data in memory have.
+
+    Raises:
+        DataError: it is neither, or as `store`.
+    """
+    if isinstance(images, str | os.PathLike):
+        return os.fspath(images)
+    if is_labelled and is_in_memory(images):
+        return str(store(images))
+    data = ", (images, labels) as arrays, a tf.data.Dataset or a pandas.DataFrame"
+    raise DataError(
+        "these are no images that can be read here",
+        expected=f"the path of a folder{' or CSV file' + data if is_labelled else ''}",
+        received=f"{type(images).__name__}",
+        fix="give the folder that the files are in, as one path",
     )
 
 

@@ -17,7 +17,7 @@ from keras_transfer.adaptation.registry import AUTO
 from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import resizer
-from keras_transfer.data.python_data import is_in_memory, write_images
+from keras_transfer.data.python_data import is_in_memory, path_of, write_images
 from keras_transfer.data.records import BadFile
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.evaluation.recorded import RecordedEvaluation
@@ -95,7 +95,7 @@ class Run:
 
     def evaluate(
         self,
-        data: Files | None = None,
+        data: Any = None,
         *,
         moved_to: Files | None = None,
         include_training: bool = False,
@@ -104,7 +104,8 @@ class Run:
         """Evaluate the model on a labelled folder or CSV file, or again on its test split.
 
         Args:
-            data: classes are matched by name, so it may have only some of the run's classes.
+            data: folder of class folders, CSV file, or data in memory as for `fine_tune`. Classes
+                are matched by name, so it may have only some of the run's.
             moved_to: where the run's own images are now; None is its `data.path`.
             include_training: whether images of `data` count that the run was trained on.
 
@@ -113,7 +114,7 @@ class Run:
         """
         return evaluate_run(
             self.path,
-            None if data is None else os.fspath(data),
+            None if data is None else path_of(data),
             moved_to=None if moved_to is None else os.fspath(moved_to),
             include_training=include_training,
             reporter=reporter or TerminalReporter(),
@@ -194,7 +195,9 @@ class Run:
             DataError: the folder has no image, none that can be read, or none that is new.
         """
         reporter = reporter or TerminalReporter()
-        return suggest_images(self.path, os.fspath(folder), count=count, reporter=reporter)
+        return suggest_images(
+            self.path, path_of(folder, is_labelled=False), count=count, reporter=reporter
+        )
 
     def export(
         self,
@@ -282,7 +285,7 @@ class Run:
 
     def extend(
         self,
-        images: Files,
+        images: Any,
         *,
         output: Files | None = None,
         resume: bool = False,
@@ -292,7 +295,7 @@ class Run:
         """A run that also knows new images, of new classes or of its own; see `extension`.
 
         Args:
-            images: folder of class folders, or CSV file.
+            images: folder of class folders, CSV file, or data in memory as for `fine_tune`.
             output: its folder; by default the next free one below saved_models/.
             resume: continue an interrupted one.
             fields: fields of the new run's spec.
@@ -306,7 +309,7 @@ class Run:
         reporter = reporter or TerminalReporter()
         place = None if output is None else os.fspath(output)
         found = extend_run(
-            self.path, os.fspath(images), fields, output=place, resume=resume, reporter=reporter
+            self.path, path_of(images), fields, output=place, resume=resume, reporter=reporter
         )
         reporter.info(found.describe())
         return Run(found.extended.folder.path)
@@ -344,9 +347,9 @@ class Run:
         reporter = reporter or TerminalReporter()
         new, found = adapt_run(
             self.path,
-            os.fspath(folder),
+            path_of(folder, is_labelled=False),
             kind=kind,
-            labelled=None if labelled is None else os.fspath(labelled),
+            labelled=None if labelled is None else path_of(labelled),
             moved_to=None if moved_to is None else os.fspath(moved_to),
             output=None if output is None else os.fspath(output),
             resume=resume,

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.data.python_data import is_in_memory, store
+from keras_transfer.data.python_data import is_in_memory, path_of, store
 from keras_transfer.errors import DataError, RunError
 
 DRAW = np.random.default_rng(0)
@@ -153,6 +153,16 @@ def test_missing_labels_of_a_table_are_no_class(missing):
     file = store(pandas.DataFrame({"path": ["a.png", "b.png"], "label": ["ant", missing]}))
     with file.open(newline="") as opened:
         assert [row["label"] for row in csv.DictReader(opened)] == ["ant", ""]
+
+
+def test_a_path_stays_and_data_are_stored_where_labels_are_wanted(tmp_path):
+    assert path_of(tmp_path) == str(tmp_path)
+    assert path_of((IMAGES, LABELS)) == str(store((IMAGES, LABELS)))
+    with pytest.raises(DataError, match="no images that can be read") as caught:
+        path_of([tmp_path, tmp_path])
+    assert caught.value.received == "list"
+    with pytest.raises(DataError):
+        path_of((IMAGES, LABELS), is_labelled=False)
 
 
 def test_a_full_disk_leaves_nothing(full_disk, tmp_path):
