@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from keras_transfer.errors import SpecError
-from keras_transfer.fields import Typed, build, nearest, raise_unknown, run_name, run_name_flaw
+from keras_transfer.fields import (
+    Typed,
+    build,
+    nearest,
+    raise_unknown,
+    run_name,
+    run_name_flaw,
+    similar_path,
+)
 from keras_transfer.specs import DEFAULT_SPACE, SOURCES, PretrainSpec, RunSpec
 
 PRESETS: Final = Path(__file__).parent / "presets"
@@ -82,7 +90,8 @@ def load(kind: type[Spec], source: str | Path, *, presets: Path | None = None) -
             expected="a folder of images or a CSV file, "
             f"a preset ({', '.join(known)}), a .toml or .json file, or a run folder",
             received=str(source),
-            fix=nearest(str(source), known, otherwise="correct the path, or give a preset's name")
+            fix=similar_path(Path(source))
+            + nearest(str(source), known, otherwise="correct the path, or give a preset's name")
             if known
             else "give the path of a spec file",
         )

@@ -6,11 +6,13 @@ Every error names the dotted field, the accepted values and the nearest known na
 import dataclasses
 import difflib
 import importlib
+import os
 import re
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.errors import HIDDEN, SpecError
@@ -55,6 +57,18 @@ def nearest(name: str, known: Sequence[str], *, otherwise: str = "") -> str:
     if matches:
         return f"did you mean {matches[0]!r}?"
     return otherwise or f"choose one of {', '.join(sorted(set(known)))}"
+
+
+def similar_path(path: Path) -> str:
+    """A hint with a path beside a missing one that has a similar name, '' if there is none."""
+    if path.exists() or not path.name:
+        return ""
+    try:
+        names = sorted(os.listdir(path.absolute().parent))
+    except OSError:
+        return ""
+    matches = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f"did you mean {str(path.with_name(matches[0]))!r}? Or " if matches else ""
 
 
 def load_row(rows: Mapping[str, str], name: str, problem: str) -> Any:

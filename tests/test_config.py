@@ -17,6 +17,7 @@ from keras_transfer.config import (
     spec_to_dict,
 )
 from keras_transfer.errors import SpecError
+from keras_transfer.fields import similar_path
 from keras_transfer.specs import PhaseSpec, PretrainSpec, RunSpec
 
 
@@ -137,3 +138,10 @@ def test_ground_floor_does_not_import_tensorflow_or_keras():
 def test_storing_features_needs_a_number_of_views():
     with pytest.raises(SpecError, match="cannot be cached"):
         override(RunSpec(), {"views.count": None, "cache.mode": "on"})
+
+
+def test_a_missing_path_is_compared_with_those_beside_it(tmp_path):
+    (tmp_path / "flowers").mkdir()
+    assert similar_path(tmp_path / "flowerz") == f"did you mean '{tmp_path / 'flowers'}'? Or "
+    assert similar_path(tmp_path / "ants") == ""
+    assert similar_path(tmp_path / "nowhere" / "flowers") == ""

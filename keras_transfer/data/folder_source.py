@@ -15,6 +15,7 @@ from keras_transfer.data.split_names import (
     find_roles,
 )
 from keras_transfer.errors import DataError, enumerated
+from keras_transfer.fields import similar_path
 from keras_transfer.specs import DataSpec
 
 _LAYOUT: Final = "class sub-folders with images in them, or train, val and test folders of such"
@@ -86,7 +87,8 @@ def _existing_folder(path: str) -> Path:
             f"data.path={path!r} is not a folder",
             expected=_LAYOUT,
             received="a file" if path and root.exists() else "nothing there",
-            fix="set data.path to your folder of images, or data.source=csv for a CSV file",
+            fix=f"{similar_path(root)}set data.path to your folder of images, or "
+            "data.source=csv for a CSV file",
         )
     return root
 

@@ -14,6 +14,7 @@ from typing import TextIO
 from keras_transfer.data.file_kinds import FORMATS, is_of_tool, may_be_image
 from keras_transfer.errors import DataError, RunError, check_all
 from keras_transfer.export.formats.registry import SUFFIXES, kind_of
+from keras_transfer.fields import similar_path
 
 
 def check_target(path: str | Path) -> Path:
@@ -31,7 +32,8 @@ def check_target(path: str | Path) -> Path:
             expected="a run folder, the folder of a SavedModel such as RUN/export/1, or a file "
             f"named {', '.join(sorted(SUFFIXES))} next to its contract.json",
             received=_what_is_there(path),
-            fix="give a folder written by `train`, or an artefact written by `export`",
+            fix=f"{similar_path(path)}give a folder written by `train`, or an artefact written by "
+            "`export`",
         )
     if (path.parent / "spec.json").is_file():
         raise RunError(
