@@ -13,10 +13,10 @@ from keras_transfer.data.records import BadFile, Records
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import DataError
 from keras_transfer.experiments.session import Session, open_session
-from keras_transfer.models.classifier import HEAD, Classifier
+from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import TerminalReporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.training.objective import PhaseContext
 from keras_transfer.training.optimizers import stage_rates
 from keras_transfer.training.phases import apply_phase, compile_phase

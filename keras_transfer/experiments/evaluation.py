@@ -1,8 +1,9 @@
 """Evaluation and export of a finished run."""
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -107,11 +108,11 @@ def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray
     if len(values) == len(rows["test"]):
         counts = {name: len(entries) for name, entries in rows.items()}
         test = run.task.evaluate(values, outputs, seed=run.spec.seed)
-        if run.folder.is_complete:
-            metrics = run.folder.read_json("metrics.json")
+        metrics = run.folder.read_json("metrics.json") if run.folder.is_complete else {}
+        if metrics:
             spec = as_trained(spec, [phase["name"] for phase in metrics["phases"]])
             counts |= {"refit": metrics["refit"]["num_images"]} if metrics["refit"] else {}
-        card = make_card(spec, run.model, run.task, test, counts, limits=_limits(run))
+        card = make_card(spec, run.model, run.task, test, counts, limits=_limits(metrics))
         # The spec of a combination of runs is that of the first of them.
         return card.with_origins([last]) if last else card
     if not last:
@@ -124,11 +125,10 @@ def _card(run: LoadedRun, spec: RunSpec, values: np.ndarray, outputs: np.ndarray
     return last
 
 
-def _limits(run: LoadedRun) -> list[str]:
+def _limits(metrics: Mapping[str, Any]) -> list[str]:
     """Sentences of the card on privacy, and on what the model was adapted to."""
-    document = run.folder.read_json("metrics.json") if run.folder.is_complete else {}
-    adapted = document.get("adaptation", {}).get("sentence")
-    return [*privacy_limits(document.get("privacy")), *([adapted] if adapted else [])]
+    adapted = metrics.get("adaptation", {}).get("sentence")
+    return [*privacy_limits(metrics.get("privacy")), *([adapted] if adapted else [])]
 
 
 def predict_test(

@@ -20,7 +20,7 @@ from keras_transfer.config import images_at, make_spec, override
 from keras_transfer.data.listed_images import find_listed
 from keras_transfer.data.records import Record, Records, counted
 from keras_transfer.data.sources import read_records
-from keras_transfer.data.splits import NAMES, make_splits, read_manifest
+from keras_transfer.data.splits import NAMES, Splits, make_splits, read_manifest
 from keras_transfer.errors import DataError, KerasTransferError, SpecError
 from keras_transfer.evaluation.intervals import Z95
 from keras_transfer.evaluation.results import Gain, Headline, paired_gain
@@ -142,7 +142,9 @@ def extend_run(
     folder = Path(output) if output else find(DEFAULT_PARENT, name)
     listing = folder.absolute().with_name(f"{folder.name}.csv")
     spec = _spec_of(original, listing, name, fields)
-    old, new = _old_images(original, reporter), _new_images(original, images, spec, reporter)
+    known, splits = read_manifest(original.folder.read_json("splits.json"))
+    old = _old_images(original, _with_splits(known, splits), reporter)
+    new = _new_images(original, images, known, spec, reporter)
     _write_listing([*old, *new], listing, resume=resume)
     run = start_run(spec, output=folder, resume=resume, suffix="", last=REPORT_FILE)
     if not run.is_complete:
@@ -178,19 +180,26 @@ def _spec_of(original: LoadedRun, listing: Path, name: str, fields: Mapping[str,
     return make_spec(spec, **fields)
 
 
-def _old_images(original: LoadedRun, reporter: Reporter) -> list[Record]:
-    """The images of the run with absolute paths and their splits, without unused ones."""
-    listed, splits = read_manifest(original.folder.read_json("splits.json"))
+def _with_splits(records: Sequence[Record], splits: Splits) -> list[Record]:
+    """The records in a split, with its name; others are left out."""
     split_of = {row: name for name in NAMES for row in getattr(splits, name).tolist()}
-    used = [dataclasses.replace(listed[row], split=name) for row, name in split_of.items()]
+    return [dataclasses.replace(records[row], split=name) for row, name in split_of.items()]
+
+
+def _old_images(original: LoadedRun, used: Sequence[Record], reporter: Reporter) -> list[Record]:
+    """The images that the run has used, with absolute paths."""
     items, root = find_listed(used, original.spec.data, reporter=reporter)
     return [dataclasses.replace(item, path=str(root / item.path)) for item in items]
 
 
 def _new_images(
-    original: LoadedRun, images: str | Path, new: RunSpec, reporter: Reporter
+    original: LoadedRun,
+    images: str | Path,
+    known: Sequence[Record],
+    new: RunSpec,
+    reporter: Reporter,
 ) -> list[Record]:
-    """The new images with absolute paths and splits, each once and none that the run has used.
+    """The new images with absolute paths and splits, each once and none of the `known` ones.
 
     Raises:
         DataError: there is none, or a class has too few to be in every split.
@@ -199,7 +208,6 @@ def _new_images(
     columns = {f"data.{field}": getattr(own, field) for field in _COLUMN_FIELDS}
     spec = override(new, {**images_at(images), **columns}).data
     listing = read_records(spec)
-    known, _ = read_manifest(original.folder.read_json("splits.json"))
     taken = {record.digest for record in known}
     items: list[Record] = []
     for record in listing.items:
@@ -222,8 +230,7 @@ def _new_images(
     task = SingleLabel(tuple(sorted({record.label for record in items})))
     records = Records(tuple(items), task.targets(items), listing.root)
     splits = make_splits(records, spec, seed=new.seed)
-    split_of = {row: name for name in NAMES for row in getattr(splits, name).tolist()}
-    return [dataclasses.replace(items[row], split=name) for row, name in split_of.items()]
+    return _with_splits(items, splits)
 
 
 def _write_listing(records: Sequence[Record], file: Path, *, resume: bool) -> None:

@@ -93,12 +93,19 @@ def describe_metrics(
         "phases": phases,
         "refit": refitted and asdict(refitted),
         "test": test.to_dict(),
-        "export": {
-            # The largest difference of outputs depends on which network was fastest, so
-            # it is only in proof.json.
-            "num_files": proof.parity.num_files,
-            "label_agreement": proof.parity.label_agreement,
-        },
+        "export": describe_export(proof),
         **({"sparsity": asdict(sparsity)} if sparsity else {}),
         **({"privacy": privacy} if privacy else {}),
+    }
+
+
+def describe_export(proof: Proof) -> dict[str, Any]:
+    """The export's part of metrics.json.
+
+    The largest difference of outputs depends on which network was fastest, so it is only in
+    proof.json.
+    """
+    return {
+        "num_files": proof.parity.num_files,
+        "label_agreement": proof.parity.label_agreement,
     }

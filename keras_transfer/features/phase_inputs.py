@@ -388,6 +388,14 @@ class _View:
         return self.inputs.read(rows, np.full(len(rows), self.view))
 
 
+def describe_too_few(phase: PhaseSpec, number: int, num_train: int) -> str:
+    """Why the phase with this number is left out, and how to train it."""
+    return (
+        f"{num_train:,} training images are fewer than its min_images, {phase.min_images:,}. "
+        f"phases.{number}.min_images=0 trains it."
+    )
+
+
 def _without_small_phases(
     spec: RunSpec, methods: Sequence[PhaseMethod], num_train: int, reporter: Reporter
 ) -> tuple[RunSpec, list[PhaseMethod]]:
@@ -407,8 +415,7 @@ def _without_small_phases(
     for number, phase in enumerate(spec.phases):
         if number not in kept:
             reporter.info(
-                f"Phase {phase.name!r} is left out: {num_train:,} training images are fewer than "
-                f"its min_images, {phase.min_images:,}. phases.{number}.min_images=0 trains it."
+                f"Phase {phase.name!r} is left out: {describe_too_few(phase, number, num_train)}"
             )
     phases = tuple(spec.phases[number] for number in kept)
     return replace(spec, phases=phases), [methods[number] for number in kept]

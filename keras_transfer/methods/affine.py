@@ -14,8 +14,7 @@ import keras
 
 from keras_transfer.errors import SpecError
 from keras_transfer.methods.method import MethodDefaults
-from keras_transfer.models.classifier import HEAD
-from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 from keras_transfer.training.phases import is_batchnorm
 

@@ -13,9 +13,9 @@ import numpy as np
 from keras_transfer.devices.profiling import Profiler
 from keras_transfer.evaluation.results import Gain, paired_gain
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
-from keras_transfer.models.classifier import HEAD, Classifier, build_classifier
+from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor, Task
 from keras_transfer.training.head_solution import solve_head

@@ -15,8 +15,8 @@ import keras
 from keras_transfer.devices.memory import is_out_of_memory
 from keras_transfer.devices.strategy import current, largest_part, scope
 from keras_transfer.errors import OutOfMemoryError
-from keras_transfer.models.classifier import HEAD, Classifier
-from keras_transfer.specs import PhaseSpec, TrainingSpec
+from keras_transfer.models.classifier import Classifier
+from keras_transfer.specs import HEAD, PhaseSpec, TrainingSpec
 from keras_transfer.training.objective import Trains
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.progress import Progress, Saver

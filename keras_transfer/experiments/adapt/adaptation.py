@@ -25,7 +25,7 @@ from keras_transfer.experiments.adapt.images import (
     target_images,
 )
 from keras_transfer.experiments.adapt.report import REPORT_FILE, card_sentence, write_adaptation
-from keras_transfer.experiments.run_results import as_trained, write_results
+from keras_transfer.experiments.run_results import as_trained, describe_export, write_results
 from keras_transfer.experiments.session import Data
 from keras_transfer.export.card import make_card
 from keras_transfer.features.cached_logits import predict_cached
@@ -147,10 +147,7 @@ def _write_run(
     )
     metrics = {name: before.get(name) for name in ("phases", "refit")} | {
         "test": test.to_dict(),
-        "export": {
-            "num_files": proof.parity.num_files,
-            "label_agreement": proof.parity.label_agreement,
-        },
+        "export": describe_export(proof),
         "adaptation": {"kind": found.chosen.name, "sentence": sentence},
     }
     new.write_json("metrics.json", metrics)

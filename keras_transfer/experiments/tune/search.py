@@ -23,6 +23,7 @@ from keras_transfer.experiments.tune.workers import (
     run_trials,
     run_workers,
 )
+from keras_transfer.features.phase_inputs import describe_too_few
 from keras_transfer.fields import parse_duration
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
@@ -120,8 +121,7 @@ def _tell_left_out(runner: TrialRunner, reporter: Reporter) -> None:
         if num_train < phase.min_images:
             reporter.info(
                 f"Phase {phase.name!r} is left out of the trials, and values for it have no "
-                f"effect: {num_train:,} training images are fewer than its min_images, "
-                f"{phase.min_images:,}. phases.{number}.min_images=0 trains it."
+                f"effect: {describe_too_few(phase, number, num_train)}"
             )
 
 
