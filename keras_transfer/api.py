@@ -16,6 +16,7 @@ from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.config import (
     check_single_training,
     describe_other_names,
+    describe_without_effect,
     divide,
     dotted_fields,
     is_images,
@@ -350,6 +351,8 @@ def _make_spec(
     for sentence in describe_other_names(fields, given if isinstance(given, RunSpec) else base):
         reporter.info(sentence)
     spec = make_spec(given, base=base, **fields)
+    for sentence in describe_without_effect(fields, spec):
+        reporter.info(sentence)
     if base is None and isinstance(given, Path) and is_images(given):
         return choose_backbone(spec, dotted_fields(fields), reporter.info)
     return spec

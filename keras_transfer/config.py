@@ -24,7 +24,7 @@ from keras_transfer.fields import (
     run_name_flaw,
     similar_path,
 )
-from keras_transfer.specs import DEFAULT_SPACE, SOURCES, PretrainSpec, RunSpec
+from keras_transfer.specs import DEFAULT_SPACE, HEAD, SOURCES, PretrainSpec, RunSpec
 
 PRESETS: Final = Path(__file__).parent / "presets"
 """Folder of the presets, `<name>.toml`; those of a pretraining are in `pretraining/`."""
@@ -46,17 +46,62 @@ _SPACE = "search.space"
 """The one field whose own names have dots."""
 
 _PHASE: Final = ".N."
-_OF_PHASE: Final = ", of the last phase; a head that is solved has no epochs and no rate."
+_BY_GRADIENT: Final = (
+    *("epochs", "learning_rate", "layer_decay", "optimizer", "weight_decay"),
+    *("warmup_epochs", "schedule", "patience_epochs"),
+)
+"""Fields of a phase that a head does not have whose weights are solved."""
 OTHER_NAMES: Final = {
+    **{name: f"phases.N.{name}" for name in (*_BY_GRADIENT, "unfreeze", "min_images")},
+    "train_batchnorm": "phases.N.train_batchnorm",
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs"), "phases.N.epochs"),
+    "lr": "phases.N.learning_rate",
+    **dict.fromkeys(("patience", "early_stopping"), "phases.N.patience_epochs"),
     **dict.fromkeys(("arch", "model", "network"), "model.backbone"),
+    "pretrained": "model.weights",
+    **dict.fromkeys(("data", "data_dir", "dataset"), "data.path"),
     **dict.fromkeys(("batch", "bs"), "training.batch_size"),
-    **dict.fromkeys(("img_size", "imgsz", "input_size"), "data.image_size"),
-    "epochs": "phases.N.epochs",
-    **dict.fromkeys(("lr", "learning_rate"), "phases.N.learning_rate"),
-    "min_images": "phases.N.min_images",
-    "validation_split": "data.val_fraction",
+    **dict.fromkeys(("img_size", "imgsz", "input_size", "resolution"), "data.image_size"),
+    **dict.fromkeys(("augment", "augmentation"), "views.policy"),
+    **dict.fromkeys(("random_state", "random_seed"), "seed"),
+    **dict.fromkeys(("cv", "kfold", "k_folds", "n_splits"), "folds"),
+    **dict.fromkeys(("validation_split", "val_size"), "data.val_fraction"),
+    "test_size": "data.test_fraction",
 }
 """Short names and those of other libraries, and the fields; N is the last phase."""
+_SHARES: Final = {"val_split": "data.val_fraction", "test_split": "data.test_fraction"}
+"""Names of splits, and the fields that are meant where their value is a share."""
+_NO_FIELDS: Final = {
+    **dict.fromkeys(
+        ("classes", "num_classes", "n_classes"),
+        "leave it out: the classes are the names of the folders, or the labels of the CSV file",
+    ),
+    **dict.fromkeys(
+        ("loss", "metrics"),
+        "leave it out: the task decides it; task=single_label, multi_label, regression or "
+        "multi_task",
+    ),
+    **dict.fromkeys(
+        ("device", "gpu", "gpus", "cuda", "accelerator"),
+        "leave it out: all accelerators are used; devices.strategy=cpu uses the processor alone",
+    ),
+    **dict.fromkeys(
+        ("method", "method_options"),
+        "name the phase: phases.0.{name}=… is of the first one, phases.{last}.{name}=… of the last",
+    ),
+    "mixup": "write phases.{last}.method=mixup",
+    **dict.fromkeys(
+        ("freeze", "frozen", "trainable"),
+        "say what trains: phases.{last}.unfreeze=head, last, last_two or the name of a stage",
+    ),
+    **dict.fromkeys(
+        ("output", "output_dir", "save_dir"),
+        "write --output DIR on a command line, output=DIR in Python",
+    ),
+    "resume": "write --resume on a command line, resume=True in Python",
+    **{name: f"write --{name.replace('_', '-')}" for name in ("dry_run", "print_spec", "profile")},
+}
+"""Names that are no field, and what to write instead."""
 
 Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 
@@ -125,11 +170,12 @@ def spec_from_dict(values: Mapping[str, Any]) -> RunSpec:
 
 
 def build_spec(kind: type[Spec], values: Mapping[str, Any], *, where: str) -> Spec:
-    """Build and check a spec of any kind; `where` is the values' origin for error messages."""
+    """Build and check a spec of any kind; `where` is the values' origin, as for `fields.build`."""
     spec: Spec = build(kind, values, "", where)
     if flaw := run_name_flaw(spec.name):
         raise SpecError(
-            f"name={spec.name!r} in {where} cannot name a run, whose folder is called after it",
+            f"name={spec.name!r}{where and f' in {where}'} cannot name a run, whose folder is "
+            "called after it",
             expected="a text of at most 200 bytes without slashes, not beginning with a dot",
             received=f"one that {flaw}",
             fix="choose another name, and give the place of the run by --output",
@@ -148,15 +194,19 @@ def spec_to_dict(spec: Any) -> dict[str, Any]:
 def override(spec: Spec, changes: Mapping[str, Any]) -> Spec:
     """A new spec with the dotted fields changed: `{"phases.1.learning_rate": 3e-5}`.
 
-    `phases = [...]` replaces all phases at once; `phases.2.…` just past the end adds one.
+    `phases = [...]` replaces all phases at once. A number just past the end adds a phase, if one of
+    the changes says what it trains, `phases.2.unfreeze`, or how, `phases.2.method`.
 
     Raises:
-        SpecError: a name is unknown, or a value has the wrong type or is out of range.
+        SpecError: a name is unknown, a value has the wrong type or is out of range, or a phase
+            would be added by other fields alone.
     """
     values = spec_to_dict(spec)
+    if isinstance(spec, RunSpec) and "phases" not in changes:
+        _check_added_phases(spec, changes)
     for dotted, value in changes.items():
         _assign(type(spec), values, dotted, value)
-    return build_spec(type(spec), values, where="the overrides")
+    return build_spec(type(spec), values, where="")
 
 
 def _assign(kind: type, values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -174,6 +224,23 @@ def _assign(kind: type, values: dict[str, Any], dotted: str, value: Any) -> None
     if not isinstance(target, dict) or (last not in target and not _is_open(kind, parents)):
         raise_unknown(dotted, last, list(target) if isinstance(target, dict) else [])
     target[last] = value
+
+
+def _check_added_phases(spec: RunSpec, changes: Mapping[str, Any]) -> None:
+    """Raise SpecError where fields of one phase more are set, but not what it trains or how."""
+    number = len(spec.phases)
+    given = [name for name in changes if name.startswith(f"phases.{number}.")]
+    added = [f"phases.{number}.{name}" for name in ("unfreeze", "method")]
+    if given and not set(given) & set(added):
+        names = (f"phases.{n} is {phase.name!r}" for n, phase in enumerate(spec.phases))
+        last = given[0].replace(f".{number}.", f".{number - 1}.")
+        raise SpecError(
+            f"there is no phase {number}: phases are counted from 0",
+            expected=f"a field of a phase that there is: {', '.join(names)}",
+            received=", ".join(given),
+            fix=f"write {last} for the last phase; or add a phase: {added[0]}=… says what it "
+            f"trains, or {added[1]}=… how",
+        )
 
 
 def _is_open(kind: Any, names: Sequence[str]) -> bool:
@@ -200,7 +267,7 @@ def _step_into(target: Any, name: str, dotted: str) -> Any:
                 f"{dotted} does not exist",
                 expected=f"a number from 0 to {len(target) - 1}, or {len(target)} to add one",
                 received=name,
-                fix="count phases from 0",
+                fix=f"write {dotted.rpartition('.')[0]}.{len(target) - 1} for the last one",
             )
         if int(name) == len(target):
             target.append({**copy.deepcopy(target[-1]), "name": f"phase {len(target) + 1}"})
@@ -260,7 +327,30 @@ def check_consistency(spec: RunSpec) -> None:
             received="views.count=none",
             fix="set views.count, or set cache.mode=auto to train on images",
         )
+    _check_split_names(spec)
     _check_phases(spec)
+
+
+def _check_split_names(spec: RunSpec) -> None:
+    for name in ("train_split", *_SHARES):
+        text = getattr(spec.data, name)
+        if _is_share(text):
+            raise SpecError(
+                f"data.{name} is the name of a split in the source, not a share of the images",
+                expected=f"a name such as {getattr(RunSpec().data, name)}",
+                received=text,
+                fix="leave it out: what is in no other split is for training"
+                if name == "train_split"
+                else f"write {_SHARES[name]}={text}",
+            )
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a value is a number between 0 and 1, or such a number as text."""
+    try:
+        return 0 < float(value) < 1
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_phases(spec: RunSpec) -> None:
@@ -470,22 +560,46 @@ def dotted_fields(
 def describe_other_names(fields: Mapping[str, Any], base: RunSpec | None = None) -> list[str]:
     """A sentence for each name of another library, which says for which field it is taken."""
     spec = base or RunSpec()
-    return [
-        f"{name} is taken for {_dotted(name, value, spec, ())}"
-        + (_OF_PHASE if _PHASE in OTHER_NAMES[name] else ".")
-        for name, value in fields.items()
-        if _is_other(name, value)
-    ]
+    sentences = []
+    for name, value in fields.items():
+        if field := _other(name, value):
+            of_phase = f", a field of phase {spec.phases[-1].name!r}" if _PHASE in field else ""
+            sentences.append(f"{name} is taken for {_of_last(field, spec)}{of_phase}.")
+    return sentences
 
 
-def _is_other(name: str, value: Any) -> bool:
-    # `model` is also a table of fields.
-    return name in OTHER_NAMES and not isinstance(value, Mapping)
+def describe_without_effect(fields: Mapping[str, Any], spec: RunSpec) -> list[str]:
+    """A sentence for each phase of `spec` with a solved head whose `fields` have no effect."""
+    dotted = dotted_fields(fields, spec)
+    sentences = []
+    for number, phase in enumerate(spec.phases):
+        names = [f"phases.{number}.{name}" for name in _BY_GRADIENT]
+        given = [name for name in names if name in dotted]
+        trains_more = phase.unfreeze != HEAD or spec.model.head != "linear" or spec.model.dropout
+        if given and phase.method == "exact" and not trains_more:
+            sentences.append(
+                f"{' and '.join(given)} {'have' if len(given) > 1 else 'has'} no effect: the head "
+                f"of phase {phase.name!r} is solved exactly, without epochs. "
+                f"phases.{number}.method=supervised trains it step by step."
+            )
+    return sentences
+
+
+def _other(name: str, value: Any) -> str:
+    """The field for which a name of another library is taken, '' for other names."""
+    if name in _SHARES and _is_share(value):
+        return _SHARES[name]
+    # `model` and `data` are also tables of fields.
+    return "" if isinstance(value, Mapping) else OTHER_NAMES.get(name, "")
+
+
+def _of_last(field: str, spec: RunSpec) -> str:
+    return field.replace(_PHASE, f".{len(spec.phases) - 1}.")
 
 
 def _dotted(name: str, value: Any, spec: RunSpec, also: Sequence[str]) -> str:
-    if _is_other(name, value):
-        return OTHER_NAMES[name].replace(_PHASE, f".{len(spec.phases) - 1}.")
+    if field := _other(name, value):
+        return _of_last(field, spec)
     if "." in name or hasattr(spec, name):
         return name
     for section in _SECTIONS:
@@ -493,11 +607,11 @@ def _dotted(name: str, value: Any, spec: RunSpec, also: Sequence[str]) -> str:
             return f"{section}.{name}"
     parts = [spec, *(getattr(spec, section) for section in _SECTIONS)]
     known = [field.name for part in parts for field in dataclasses.fields(part)]
+    instead = _NO_FIELDS.get(name, "").format(name=name, last=len(spec.phases) - 1)
     raise SpecError(
         f"the spec has no field {name!r}",
         expected="a field's own name, such as backbone, or its dotted one, model.backbone",
         received=name,
-        fix=nearest(
-            name, [*also, *known, *OTHER_NAMES], otherwise="--help-fields lists all fields"
-        ),
+        fix=instead
+        or nearest(name, [*also, *known, *OTHER_NAMES], otherwise="--help-fields lists all fields"),
     )

@@ -3,6 +3,7 @@
 Every error names the dotted field, the accepted values and the nearest known name.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -13,7 +14,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from keras_transfer.errors import HIDDEN, SpecError
 
@@ -104,7 +105,7 @@ def build(cls: type, values: Mapping[str, Any], prefix: str, where: str) -> Any:
 
     Args:
         prefix: dotted path of this table, '' at the top, for error messages.
-        where: where the values come from, for error messages.
+        where: where the values come from, for error messages; '' where the user has typed them.
 
     Raises:
         SpecError: a name is unknown, or a value has the wrong type or is out of range.
@@ -115,7 +116,7 @@ def build(cls: type, values: Mapping[str, Any], prefix: str, where: str) -> Any:
         if name not in known:
             raise_unknown(f"{prefix}{name}", name, list(known))
     converted = {
-        name: _convert(value, hints[name], f"{prefix}{name}", where)
+        name: _convert(value, hints[name], _place(known[name], hints[name], prefix, where))
         for name, value in values.items()
     }
     for name, value in converted.items():
@@ -132,43 +133,88 @@ def _read_typed(text: str, hint: Any) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        # Such as '.5', which is no number in TOML.
+        with contextlib.suppress(ValueError):
+            return float(text) if float in (hint, *typing.get_args(hint)) else str(text)
         return str(text)
 
 
-def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
+class _Place(NamedTuple):
+    """Dotted name of a field, where its value comes from, and an assignment that is right."""
+
+    name: str
+    where: str
+    example: str
+
+    def entry(self, key: object) -> "_Place":
+        """The place of an entry of the field."""
+        return self._replace(name=f"{self.name}.{key}")
+
+
+def _place(field: "dataclasses.Field[Any]", hint: Any, prefix: str, where: str) -> _Place:
+    return _Place(f"{prefix}{field.name}", where, _example(field, hint, prefix))
+
+
+def _example(field: "dataclasses.Field[Any]", hint: Any, prefix: str) -> str:
+    """An assignment to the field that is right: its default, or a value in its range."""
+    name, origin = f"{prefix}{field.name}", typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _example_of_table(hint, f"{name}.")
+    if origin is tuple and dataclasses.is_dataclass(row := typing.get_args(hint)[0]):
+        return _example_of_table(row, f"{name}.0.")
+    if origin in (tuple, dict):
+        return f'{name}=["resnet50", "vgg16"]' if origin is tuple else f"{name}.NAME=VALUE"
+    if bool in (hint, *typing.get_args(hint)):
+        return f"{name}=true or {name}=false"
+    if isinstance(field.default, str | int | float) and field.default != "":
+        return f"{name}={field.default}"
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    if not {int, float} & {hint, *typing.get_args(hint)}:
+        return f"{name}=name"
+    usual = 8 if int in (hint, *typing.get_args(hint)) else 0.1
+    return f"{name}={min(max(usual, low or 0), usual if high is None else high)}"
+
+
+def _example_of_table(cls: Any, prefix: str) -> str:
+    """An assignment to the first field of a table that is a number, else to its first field."""
+    fields, hints = dataclasses.fields(cls), typing.get_type_hints(cls)
+    numbers = [field for field in fields if type(field.default) in (int, float)]
+    chosen = (numbers or list(fields))[0]
+    return _example(chosen, hints[chosen.name], prefix)
+
+
+def _convert(value: Any, hint: Any, place: _Place) -> Any:
     if isinstance(value, Typed):
         value = _read_typed(value, hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
-            _raise_type(name, "a table of fields", value, where)
-        return build(hint, value, f"{name}.", where)
+            _raise_type(place, "a table of fields", value)
+        return build(hint, value, f"{place.name}.", place.where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or not value:
-            _raise_type(name, "a list with at least one entry", value, where)
+            _raise_type(place, "a list with at least one entry", value)
         return tuple(
-            _convert(entry, arguments[0], f"{name}.{number}", where)
-            for number, entry in enumerate(value)
+            _convert(entry, arguments[0], place.entry(number)) for number, entry in enumerate(value)
         )
     if origin is dict:
         if not isinstance(value, Mapping):
-            _raise_type(name, "a table", value, where)
+            _raise_type(place, "a table", value)
         return {
-            key: _convert(entry, arguments[1], f"{name}.{key}", where)
-            for key, entry in value.items()
+            key: _convert(entry, arguments[1], place.entry(key)) for key, entry in value.items()
         }
     if hint is Any:
         return value
     if origin is typing.Literal:
         if value not in arguments:
-            _raise_choice(name, value, arguments)
+            _raise_choice(place.name, value, arguments)
         return value
     if origin is types.UnionType:
         hint = _alternative(value, arguments)
         # TOML has no null, so 'none' is used; in a field of texts it is an ordinary text.
         is_none = value is None or (value == "none" and hint is not str)
-        return None if is_none else _convert(value, hint, name, where)
-    return _convert_plain(value, hint, name, where)
+        return None if is_none else _convert(value, hint, place)
+    return _convert_plain(value, hint, place)
 
 
 def _alternative(value: Any, hints: Sequence[Any]) -> Any:
@@ -177,21 +223,21 @@ def _alternative(value: Any, hints: Sequence[Any]) -> Any:
     return tables[0] if tables and isinstance(value, Mapping) else hints[0]
 
 
-def _convert_plain(value: Any, hint: type, name: str, where: str) -> Any:
+def _convert_plain(value: Any, hint: type, place: _Place) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-        _raise_type(name, names[hint], value, where)
+        _raise_type(place, names[hint], value)
     return value
 
 
-def _raise_type(name: str, expected: str, value: Any, where: str) -> typing.NoReturn:
+def _raise_type(place: _Place, expected: str, value: Any) -> typing.NoReturn:
     raise SpecError(
-        f"{name} has the wrong type in {where}",
+        f"{place.name}{place.where and f' in {place.where}'} is not {expected}",
         expected=expected,
         received=f"{value!r} ({type(value).__name__})",
-        fix=f"write {name}={'…' if expected.startswith('a ') else expected}",
+        fix=f"write {place.example}, for example",
     )
 
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,17 @@ from keras_transfer.config import (
     PRESETS,
     describe_fields,
     describe_other_names,
+    describe_without_effect,
     dotted_fields,
     is_images,
     load_spec,
     make_spec,
+    override,
     parse_assignments,
 )
 from keras_transfer.devices import speed_up_imports, use_onednn
 from keras_transfer.errors import KerasTransferError, RunError, SpecError
+from keras_transfer.fields import Typed, nearest
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.atomic import storage_error
 
@@ -71,7 +75,7 @@ def make_parser(
         title = "fields that key=value can set most often, with their defaults:"
         lists.append(_list_fields(title, RunSpec, (*USUAL_FIELDS, *also)))
         lists.append("--help-fields lists all fields.")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"python -m pipelines.{verb}",
         description=text,
         epilog="\n\n".join(lists) or None,
@@ -84,6 +88,77 @@ def make_parser(
             "--help-fields", action=_AllFields, nargs=0, help="list all fields and exit"
         )
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses unknown options with what to write instead, such as `epochs=5` for `--epochs 5`."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = self._words or (sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = sys.argv[1:] if args is None else args
+        return super().parse_known_intermixed_args(args, namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Raise SpecError for unknown options and missing words; print others, and exit."""
+        if "arguments are required: " in message:
+            raise self._missing(message)
+        title = "unrecognized arguments: "
+        unknown = [word for word in message.removeprefix(title).split() if word.startswith("-")]
+        if not message.startswith(title) or not unknown:
+            super().error(message)
+        raise SpecError(
+            f"there is no option {', '.join(unknown)}",
+            expected=", ".join(self._options()),
+            received=" ".join(self._words),
+            fix="; ".join(dict.fromkeys(map(self._instead, unknown))),
+        )
+
+    def _missing(self, message: str) -> SpecError:
+        """The error where words are missing, with the help of the first of them."""
+        words = [action for action in self._actions if not action.option_strings]
+        names = [str(action.metavar or action.dest) for action in words]
+        given = message.partition("required: ")[2].split(", ")
+        needed = [
+            (name, action)
+            for name, action in zip(names, words, strict=True)
+            if name in given and action.nargs != "*"
+        ]
+        form = (
+            f"[{name} …]" if action.nargs == "*" else name
+            for name, action in zip(names, words, strict=True)
+        )
+        return SpecError(
+            f"{' and '.join(name for name, _ in needed)} must be given",
+            expected=" ".join([self.prog, *form]),
+            received=" ".join(self._words) or "nothing after the verb",
+            fix=f"give {needed[0][0]}: {needed[0][1].help}; --help shows examples",
+        )
+
+    def _options(self) -> list[str]:
+        return [option for option in self._option_string_actions if option.startswith("--")]
+
+    def _instead(self, option: str) -> str:
+        """A field in place of an option, the nearest option, or a hint."""
+        name, equals, value = option.lstrip("-").replace("-", "_").partition("=")
+        if "--help-fields" in self._option_string_actions and _is_field(name):
+            following = self._words[self._words.index(option) + 1 :]
+            text = value if equals else (following or ["…"])[0]
+            return f"write {name}={text}, without dashes"
+        return nearest(option, self._options(), otherwise="--help explains all options")
+
+
+def _is_field(name: str) -> bool:
+    """Whether a word names a field of the spec, also as other libraries call it."""
+    try:
+        override(RunSpec(), dotted_fields({name: Typed("")}))
+    except SpecError as error:
+        return not error.what.startswith(("the spec has no field", "unknown field"))
+    return True
 
 
 class _AllFields(argparse.Action):
@@ -157,9 +232,11 @@ def read_source(source: str, changes: Mapping[str, Any], *, base: RunSpec | None
         base = load_spec(source)
     for sentence in describe_other_names(changes, base):
         say(sentence)
-    if _names_images(source):
-        return make_spec(Path(source), base=base, **changes)
-    return make_spec(base, **changes)
+    images = Path(source) if _names_images(source) else None
+    spec = make_spec(images, base=base, **changes)
+    for sentence in describe_without_effect(changes, spec):
+        say(sentence)
+    return spec
 
 
 def _names_images(source: str) -> bool:

@@ -1,6 +1,7 @@
 """Specs: strict, round-tripping, and helpful when they refuse."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,8 +10,11 @@ import pytest
 from keras_transfer.config import (
     PRESETS,
     describe_fields,
+    describe_other_names,
+    describe_without_effect,
     load,
     load_spec,
+    make_spec,
     override,
     parse_assignments,
     spec_from_dict,
@@ -66,6 +70,10 @@ def test_number_just_past_the_end_adds_a_phase_like_the_last():
         ({"views.policy": "lihgt"}, "'light'"),
         ({"phases": []}, "at least one entry"),
         ({"phases.1.name": "frozen"}, "name of its own"),
+        ({"phases.2.epochs": 5}, "phases.1 is 'fine-tune'"),
+        ({"phases.2.epochs": 5}, "write phases.1.epochs for the last phase"),
+        ({"data.val_split": "0.2"}, "write data.val_fraction=0.2"),
+        ({"data.train_split": "0.8"}, "leave it out"),
         ({"phases.0.warmup_epochs": 20}, "warm-up"),
         ({"training.class_weights": "balanced", "training.sampling": "balanced"}, "at most one"),
     ],
@@ -76,6 +84,81 @@ def test_override_refuses_and_says_what_would_do(changes, part):
     assert part in str(caught.value)
     assert "Received: " in str(caught.value)
     assert "To fix it: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name.replace(".N.", ".0.") for name, _, _ in describe_fields() if "space" not in name),
+        *("data", "phases", "views"),
+    ],
+)
+def test_the_error_of_a_wrong_type_gives_an_example_that_is_right(name):
+    with pytest.raises(SpecError) as caught:
+        override(RunSpec(), {name: b"bytes"})
+    for example in re.findall(r"[a-z_0-9.]+=\S*[^\s,]", caught.value.fix):
+        override(RunSpec(), parse_assignments([example.replace("NAME", "name")]))
+    assert f"{name}" in caught.value.fix or "choose one of" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("word", "field", "value"),
+    [
+        ("val_split=0.2", "data.val_fraction", 0.2),
+        ("val_split=.2", "data.val_fraction", 0.2),
+        ("test_split=0.1", "data.test_fraction", 0.1),
+        ("val_split=valid", "data.val_split", "valid"),
+        ("augment=strong", "views.policy", "strong"),
+        ("optimizer=sgd", "phases.1.optimizer", "sgd"),
+        ("patience=3", "phases.1.patience_epochs", 3),
+        ("random_state=7", "seed", 7),
+        ("data=photos", "data.path", "photos"),
+        ("dropout=0.1", "model.dropout", 0.1),
+    ],
+)
+def test_names_that_are_near_are_taken_for_fields(word, field, value):
+    changes = parse_assignments([word])
+    spec = make_spec(None, **changes)
+    assert dict(flat(spec_to_dict(spec)))[field] == value
+    (name,) = changes
+    is_own = word in ("val_split=valid", "dropout=0.1")
+    told = [] if is_own else [f"{name} is taken for {field}"]
+    assert [text.partition(",")[0].rstrip(".") for text in describe_other_names(changes)] == told
+
+
+def flat(values, prefix=""):
+    for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict | list):
+            yield from flat(value, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("num_classes", "leave it out"),
+        ("loss", "the task decides it"),
+        ("method", "phases.0.method=… is of the first one, phases.1.method=… of the last"),
+        ("mixup", "write phases.1.method=mixup"),
+        ("freeze", "phases.1.unfreeze=head"),
+        ("output_dir", "write --output DIR"),
+        ("dry_run", "write --dry-run"),
+        ("gpu", "devices.strategy=cpu"),
+    ],
+)
+def test_names_that_are_no_field_say_what_to_write_instead(name, told):
+    with pytest.raises(SpecError) as caught:
+        make_spec(None, **{name: 1})
+    assert told in caught.value.fix
+
+
+def test_fields_that_a_solved_head_does_not_have_are_told():
+    changes = {"phases.0.epochs": 3, "phases.0.optimizer": "sgd", "phases.1.epochs": 3}
+    (told,) = describe_without_effect(changes, override(RunSpec(), changes))
+    assert told.startswith("phases.0.epochs and phases.0.optimizer have no effect")
+    assert "phases.0.method=supervised" in told
+    for trained in ({"phases.0.method": "supervised"}, {"model.dropout": 0.1}):
+        assert describe_without_effect(changes, override(RunSpec(), changes | trained)) == []
 
 
 def test_trials_are_folds_times_seeds_times_sizes():

@@ -28,10 +28,11 @@ def choose_backbone(
         return spec
     weights = get_backbone(FIRST).weights["imagenet"]
     assert isinstance(weights, PublishedWeights)
-    if problem := weights.unavailable():
+    if cause := weights.unavailable():
         say(
             f"The backbone is {OFFLINE}, whose ImageNet weights are installed with this package: "
-            f"those of {FIRST} {problem}. Set model.backbone to choose another."
+            f"those of {FIRST} are not on this machine and cannot be downloaded. Set "
+            f"model.backbone to choose another. (The download failed: {cause}.)"
         )
         return override(spec, {"model.backbone": OFFLINE})
     say(f"The backbone is {FIRST} with ImageNet weights. Set model.backbone to choose another.")

@@ -15,6 +15,7 @@ from keras_transfer.backbones.registry import get_backbone
 from keras_transfer.backbones.sources import PublishedWeights, find_source
 from keras_transfer.backbones.stages import kept_stages, stages_from
 from keras_transfer.errors import DataError, KerasTransferError, RunError, check_all
+from keras_transfer.fields import similar_path
 from keras_transfer.specs import HEAD, ModelSpec, RunSpec
 from keras_transfer.storage.model_files import check_teachers, find_file, names_file, teachers_of
 
@@ -34,7 +35,7 @@ def check_early(spec: RunSpec, output: str | None = None) -> None:
     """
     teachers = [path for phase in spec.phases for path in teachers_of(phase.method_options)]
     checks: list[Callable[[], object]] = [partial(check_teachers, [*dict.fromkeys(teachers)])]
-    if spec.data.path and spec.data.source in _WITH_FILES:
+    if spec.data.source in _WITH_FILES:
         checks.append(partial(check_images, spec.data.path, "data.path"))
     if spec.data.unlabelled:
         checks.append(partial(check_images, spec.data.unlabelled, "data.unlabelled"))
@@ -43,12 +44,19 @@ def check_early(spec: RunSpec, output: str | None = None) -> None:
 
 def check_images(path: str, field: str) -> None:
     """Raise DataError unless a folder or a CSV file of images exists."""
+    if not path:
+        raise DataError(
+            "no images are given",
+            expected="a folder with a sub-folder of images for each class, or a CSV file",
+            received=f"an empty {field}, as in presets for images of your own",
+            fix=f"add {field}=my_photos, with the path of your folder or CSV file",
+        )
     if not Path(path).expanduser().exists():
         raise DataError(
             f"the images of {field} are not there",
             expected="a folder of images or a CSV file",
             received=f"no such path from {Path.cwd()}: {path}",
-            fix="correct the path",
+            fix=f"{similar_path(Path(path).expanduser())}correct the path",
         )
 
 

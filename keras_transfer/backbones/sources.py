@@ -98,7 +98,7 @@ class PublishedWeights(NamedTuple):
         try:
             self._connect()
         except OSError as error:
-            return f"are not on this machine and cannot be downloaded ({error})"
+            return _cause(error)
         return ""
 
     def _connect(self) -> None:
@@ -153,9 +153,14 @@ class PublishedWeights(NamedTuple):
         return WeightsError(
             f"the weights of {backbone.name} are not on this machine and cannot be downloaded",
             expected=f"{file}, or a connection to {self.url}",
-            received=f"no such file; {error}",
+            received=f"no such file, and no connection: {_cause(error)}",
             fix="; or ".join(fixes),
         )
+
+
+def _cause(error: Exception) -> str:
+    """What an error of `urllib` says, without its 'urlopen error'."""
+    return str(getattr(error, "reason", "") or error) or type(error).__name__
 
 
 def file_digest(file: Path, *, like: str) -> str:

@@ -82,11 +82,18 @@ def _describe_classes(folders: Sequence[str], spec: DataSpec) -> list[str]:
 
 def _existing_folder(path: str) -> Path:
     root = Path(os.path.expanduser(path)).absolute()
-    if not path or not root.is_dir():
+    if not path:
+        raise DataError(
+            "no images are given",
+            expected=_LAYOUT,
+            received="an empty data.path",
+            fix="set data.path to your folder of images, such as data.path=my_photos",
+        )
+    if not root.is_dir():
         raise DataError(
             f"data.path={path!r} is not a folder",
             expected=_LAYOUT,
-            received="a file" if path and root.exists() else "nothing there",
+            received="a file" if root.exists() else "nothing there",
             fix=f"{similar_path(root)}set data.path to your folder of images, or "
             "data.source=csv for a CSV file",
         )

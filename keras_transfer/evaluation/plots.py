@@ -43,12 +43,18 @@ def draw_learning_curves(
 ) -> None:
     """Loss and a metric in training and validation over all epochs, with the names of the phases.
 
+    A single epoch, such as of a head that is solved, has bars in place of curves.
+
     Args:
         history: rows with `phase`, `epoch` (from 1 over all phases), `loss`, `val_loss`, the
-            same of the metric, and `is_best` for the epoch whose weights a phase leaves.
+            same of the metric, `learning_rate`, which is 0 where the weights were solved, and
+            `is_best` for the epoch whose weights a phase leaves.
         file: PNG to write.
         metric: drawn in % if `is_share`.
     """
+    if len(history) == 1:
+        _draw_only_epoch(history[0], file, metric=metric, is_share=is_share)
+        return
     figure = new_figure(11, 4.4)
     panels = figure.subplots(1, 2)
     phases = _phases(history)
@@ -66,6 +72,26 @@ def draw_learning_curves(
     if crowded:
         names = ", ".join(f"{number} {name}" for number, (name, _, _) in enumerate(phases, 1))
         figure.supxlabel(f"phases: {names}", color=FAINT, fontsize=9)
+    save(figure, file)
+
+
+def _draw_only_epoch(row: Mapping[str, Any], file: Path, *, metric: str, is_share: bool) -> None:
+    """Bars of the loss and the metric, with their values."""
+    figure = new_figure(11, 2.4)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
+        values = [row[f"val_{name}"], row[name]]
+        bars = axes.barh(["validation", "training"], values, height=0.6)
+        for bar, color in zip(bars, (VALIDATION, TRAIN), strict=True):
+            bar.set_color(color)
+        in_percent = is_share and name == metric
+        texts = [f"{100 * value:.1f} %" if in_percent else f"{value:.3g}" for value in values]
+        axes.bar_label(bars, texts, padding=4)
+        axes.margins(x=0.2)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.set_title(name.replace("_", " ").capitalize())
+    how = "after its only epoch" if row["learning_rate"] else "whose head is solved, without epochs"
+    figure.supxlabel(f"phase '{shortened(row['phase'])}', {how}", color=FAINT, fontsize=9)
     save(figure, file)
 
 

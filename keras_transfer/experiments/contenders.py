@@ -56,6 +56,9 @@ class Figures:
 
 
 def header_of(monitor: Monitor, more: Sequence[str]) -> list[str]:
-    """The header of a table of networks; times are the median and the 95th percentile."""
-    times = [f"ms of {size}" for size in BATCH_SIZES]
+    """The header of a table of networks.
+
+    Times are the median and the 95th percentile for a batch of so many images.
+    """
+    times = [f"ms for {size}" for size in BATCH_SIZES]
     return ["", monitor.label, "agrees, %", "MB", *times, *more, "parameters"]

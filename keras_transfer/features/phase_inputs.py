@@ -9,7 +9,7 @@ again in every epoch, without gradients.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from typing import Any, Final
@@ -46,7 +46,7 @@ from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut, find_cut, split_cut
 from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, TWO_PHASES, PhaseSpec, RunSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.tasks.linear_head import HeadFeatures
 from keras_transfer.tasks.task import Task
@@ -391,9 +391,22 @@ class _View:
 def describe_too_few(phase: PhaseSpec, number: int, num_train: int) -> str:
     """Why the phase with this number is left out, and how to train it."""
     return (
-        f"{num_train:,} training images are fewer than its min_images, {phase.min_images:,}. "
-        f"phases.{number}.min_images=0 trains it."
+        f"there are {num_train:,} training images, and it needs {phase.min_images:,}. "
+        f"Add phases.{number}.min_images=0 to train it anyway."
     )
+
+
+def _describe_left_out(phase: PhaseSpec, number: int, num_train: int) -> str:
+    """The same, and which fields of the phase have no effect, of those that are not the usual."""
+    usual = asdict(TWO_PHASES[number] if number < len(TWO_PHASES) else PhaseSpec())
+    changed = [
+        f"phases.{number}.{name}"
+        for name, value in asdict(phase).items()
+        if value != usual[name] and name not in ("name", "min_images")
+    ]
+    have = "has" if len(changed) == 1 else "have"
+    without = f"{', '.join(changed)} {have} no effect, because phase" if changed else "Phase"
+    return f"{without} {phase.name!r} is left out: {describe_too_few(phase, number, num_train)}"
 
 
 def _without_small_phases(
@@ -414,9 +427,7 @@ def _without_small_phases(
         )
     for number, phase in enumerate(spec.phases):
         if number not in kept:
-            reporter.info(
-                f"Phase {phase.name!r} is left out: {describe_too_few(phase, number, num_train)}"
-            )
+            reporter.info(_describe_left_out(phase, number, num_train))
     phases = tuple(spec.phases[number] for number in kept)
     return replace(spec, phases=phases), [methods[number] for number in kept]
 

@@ -158,7 +158,7 @@ class TerminalReporter:
             yield
             return
         with Live(
-            get_renderable=lambda: read().rich(),
+            get_renderable=lambda: read().rich(self.console.width),
             console=self.console,
             refresh_per_second=1,
             transient=True,
@@ -174,7 +174,7 @@ class TerminalReporter:
 
     def show(self, table: Table) -> None:
         """Print a table."""
-        self.console.print(table.rich())
+        self.console.print(table.rich(self.console.width))
 
     def table(
         self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""

@@ -39,6 +39,7 @@ def test_without_weights_and_network_lite_is_taken_and_the_reason_given(said):
     (sentence,) = said
     for part in ("efficientnet_lite0", "resnet50", "cannot be downloaded", "model.backbone"):
         assert part in sentence
+    assert sentence.endswith("(The download failed: [Errno 111] Connection refused.)")
 
 
 @pytest.mark.usefixtures("refused")

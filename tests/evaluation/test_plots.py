@@ -89,6 +89,16 @@ def test_learning_curves_are_drawn_when_phases_are_short_or_many(tmp_path, phase
     assert read(tmp_path / "curves.png").std() > 5
 
 
+def test_a_single_epoch_has_bars_as_long_as_its_values(tmp_path):
+    rows = history(("frozen", 1))
+    rows[0] |= {"loss": 0.1, "val_loss": 0.3, "accuracy": 0.9, "val_accuracy": 0.45}
+    draw_curves(rows, tmp_path / "bars.png")
+    pixels = read(tmp_path / "bars.png")
+    halves = np.split(pixels, [pixels.shape[1] // 2], axis=1)
+    for half, ratio in zip(halves, (1 / 3, 2), strict=True):
+        assert count(half, TRAIN) / count(half, VALIDATION) == pytest.approx(ratio, rel=0.05)
+
+
 def test_learning_curves_leave_out_what_is_not_finite(tmp_path):
     rows = history(("frozen", 4))
     rows[2]["loss"] = rows[2]["val_loss"] = float("nan")

@@ -117,7 +117,7 @@ def test_an_unknown_method_is_refused_with_the_nearest_name():
 
 
 def test_options_are_typed_words_of_a_command_line_and_survive_a_file():
-    words = ["phases.1.method=x", "phases.1.method_options.alpha=0.4", "phases.2.epochs=1"]
+    words = ["phases.1.method=x", "phases.1.method_options.alpha=0.4", "phases.2.unfreeze=last"]
     spec = override(RunSpec(), parse_assignments(words))
     assert spec.phases[1].method_options == {"alpha": 0.4}
     assert spec.phases[2].method_options == {"alpha": 0.4}

@@ -40,6 +40,12 @@ def test_print_spec_can_be_fed_back(capsys, tmp_path):
         (["quickstart", "model.dropuot=0"], "dropout"),
         (["quickstart", "phases.0.epochs=many"], "a whole number"),
         (["quickstart", "epochs"], "field=value"),
+        (["quickstart", "--epochs", "5"], "write epochs=5, without dashes"),
+        (["quickstart", "--batch-size=8"], "write batch_size=8, without dashes"),
+        (["quickstart", "--outptu", "x"], "did you mean '--output'?"),
+        (["quickstart", "--fast"], "--help explains all options"),
+        ([], "give source: a folder with a sub-folder"),
+        (["lite"], "add data.path=my_photos"),
     ],
 )
 def test_wrong_words_end_with_status_2_and_a_hint(words, part, capsys):

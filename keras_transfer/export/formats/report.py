@@ -60,7 +60,7 @@ def tabulate(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Table:
     sizes = (BATCH_SIZES[0], BATCH_SIZES[-1])
     header = ["format", "MB", "agree", _metric(rows)]
     if timed:
-        header += [*(f"ms of {size}" for size in sizes), "img/s"]
+        header += [*(f"ms for {size}" for size in sizes), "img/s"]
     cells = [
         _folded(_cells(row, sizes if timed else ()), refused=bool(row.refusal)) for row in rows
     ]

@@ -418,5 +418,5 @@ def test_a_table_in_a_union_is_built_and_checked():
     values = {"backbones": ["vgg16", {"backbone": "vgg19", "weights": "none"}]}
     ranking = build(RankSpec, values, "", "the ranking")
     assert ranking.backbones[1] == CandidateSpec(backbone="vgg19", weights="none")
-    with pytest.raises(SpecError, match=r"backbones\.0\.last_stage has the wrong type"):
+    with pytest.raises(SpecError, match=r"backbones\.0\.last_stage is not a text"):
         build(RankSpec, {"backbones": [{"last_stage": 3}]}, "", "the ranking")
