@@ -41,7 +41,7 @@ from keras_transfer.storage.atomic import storage_error
 
 STARTED = time.perf_counter()
 """When the command began: its verb imports this module first."""
-USER_ERROR, INTERRUPTED = 2, 130
+UNREAD, USER_ERROR, INTERRUPTED = 1, 2, 130
 STOPPED = "no finished file was changed"
 RESUMABLE = "a training continues with --resume"
 USUAL_FIELDS = (

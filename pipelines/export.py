@@ -75,7 +75,7 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     with native_log_to(scratch_log()):
         from keras_transfer.experiments.evaluation import export_run
-        from keras_transfer.experiments.summary import describe_proof
+        from keras_transfer.experiments.summary import describe_export, describe_proof
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()
@@ -86,7 +86,7 @@ def _run(argv: Sequence[str] | None) -> None:
             moved_to=arguments.place,
         )
         terminal.info(describe_proof(proof))
-        terminal.info(f"SavedModel {folder}")
+        terminal.info(describe_export(folder))
         if arguments.formats is not None:
             _convert(arguments, folder, terminal)
 

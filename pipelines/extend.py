@@ -34,6 +34,7 @@ def _run(argv: Sequence[str] | None) -> None:
     fields = parse_assignments(arguments.fields)
     with native_log_to(scratch_log()):
         from keras_transfer.experiments.extension import extend_run
+        from keras_transfer.experiments.summary import show_next
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()
@@ -45,8 +46,9 @@ def _run(argv: Sequence[str] | None) -> None:
             resume=arguments.resume,
             reporter=terminal,
         )
-        terminal.info(found.describe())
-        terminal.info(f"Written to {found.extended.folder.path}")
+        for sentence in found.describe():
+            terminal.info(sentence)
+        show_next(found.extended.folder.path, terminal)
 
 
 main = main_of(_run, stopped=RESUMABLE)

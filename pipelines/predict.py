@@ -18,17 +18,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keras_transfer.data.file_kinds import FORMATS
 from keras_transfer.devices import native_log_to
-from keras_transfer.errors import SpecError, check_all
+from keras_transfer.errors import DataError, SpecError, check_all
 from keras_transfer.inference.paths import check_table, check_target, expand_paths, path_checks
 from keras_transfer.scale.cluster import check_ray
 from keras_transfer.storage.atomic import check_vacant
-from pipelines.arguments import main_of, make_parser, positive, scratch_log
+from pipelines.arguments import UNREAD, main_of, make_parser, positive, say, scratch_log
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from keras_transfer.inference.prediction import LoadedRun, Target
+    from keras_transfer.data.records import BadFile
+    from keras_transfer.inference.prediction import LoadedRun, Prediction, Target
     from keras_transfer.inference.writers import PredictionSummary, Row
     from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.tasks.task import Task
@@ -61,13 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     checks = [lambda: check_target(arguments.target), *path_checks(arguments.paths)]
     if arguments.output is None:
         check_all(*checks)
-        _print(arguments)
-        return
+        return _print(arguments)
     output = Path(arguments.output)
     checks = [lambda: check_table(output), lambda: check_vacant(output), *checks]
     check_all(*checks, *([check_ray] if arguments.workers else []))
@@ -92,10 +93,11 @@ def _run(argv: Sequence[str] | None) -> None:
                 resume=arguments.resume,
             )
         _show(summary, arguments.output, terminal)
+    return UNREAD if summary.num_bad and not summary.num_predicted else 0
 
 
-def _print(arguments: argparse.Namespace) -> None:
-    """Print the predictions of a few images."""
+def _print(arguments: argparse.Namespace) -> int:
+    """Print the predictions of a few images; the exit status."""
     if arguments.resume or arguments.workers:
         raise SpecError(
             "--resume and --workers are for predictions that are written to a file",
@@ -112,25 +114,39 @@ def _print(arguments: argparse.Namespace) -> None:
             fix="add --output predictions.csv",
         )
     with native_log_to(scratch_log()):
+        from keras_transfer.data.records import BadFile
         from keras_transfer.devices.graphs import full_float32
-        from keras_transfer.inference.prediction import open_exported, predict_files
+        from keras_transfer.inference.prediction import Prediction, open_exported, predict_files
         from keras_transfer.reporting.reporter import TerminalReporter
 
         target = open_exported(arguments.target)
         task = target.contract.restored_task
         with full_float32():
-            rows = predict_files(target, iter(files), batch_size=arguments.batch_size)
-            cells = [_cells(row, task) for row in rows]
+            rows = list(predict_files(target, iter(files), batch_size=arguments.batch_size))
+        bad = [row for row in rows if isinstance(row, BadFile)]
+        if len(bad) == len(rows):
+            raise _all_unreadable(bad)
+        cells = [_cells(row, task) for row in rows if isinstance(row, Prediction)]
         title = f"Predictions of {arguments.target}"
         TerminalReporter().table(title, ["file", "prediction", "outputs, the highest first"], cells)
+    for row in bad:
+        say(f"{row.path} was not predicted: {row.reason}.")
+    return UNREAD if bad else 0
 
 
-def _cells(row: "Row", task: "Task") -> list[str]:
-    from keras_transfer.data.records import BadFile
+def _all_unreadable(bad: "Sequence[BadFile]") -> DataError:
+    several = f"none of the {len(bad)} files can"
+    return DataError(
+        f"{f'{bad[0].path} cannot' if len(bad) == 1 else several} be read as an image",
+        expected=f"image files: {FORMATS}",
+        received="; ".join(f"{one.path}: {one.reason}" for one in bad),
+        fix="give image files, or a folder of them",
+    )
+
+
+def _cells(row: "Prediction", task: "Task") -> list[str]:
     from keras_transfer.models.activations import ranges
 
-    if isinstance(row, BadFile):
-        return [row.path, "–", row.reason]
     lines = []
     for _, own in ranges(task.activation, len(task.names)):
         order = own.start + (-row.outputs[own]).argsort(kind="stable")[:_MOST_OUTPUTS]

@@ -109,7 +109,7 @@ def _try(spec: RunSpec) -> None:
 
 def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> None:
     from keras_transfer.experiments.run import run_transfer
-    from keras_transfer.experiments.summary import show_result
+    from keras_transfer.experiments.summary import show_next, show_result
     from keras_transfer.reporting.reporter import TerminalReporter
     from keras_transfer.scale.host_launcher import run_hosts
 
@@ -119,6 +119,7 @@ def _train(spec: RunSpec, run: RunFolder, *, num_hosts: int, profile: bool) -> N
     else:
         result = run_transfer(spec, run, reporter=terminal, profile=profile)
         show_result(result, terminal, started=STARTED)
+        show_next(run.path, terminal)
 
 
 def _study(spec: RunSpec, run: RunFolder) -> None:

@@ -172,11 +172,14 @@ def test_a_run_evaluates_predicts_and_explains(run, images):
     assert everything.to_dict()["num_examples"] == 60
 
     files = sorted(images.glob("digit_0/*.png"))[:2]
-    good, bad, other = run.predict([files[0], "nothing.png", str(files[1])])
+    with pytest.warns(UserWarning, match=r"1 image was not predicted: nothing\.png"):
+        good, bad, other = run.predict([files[0], "nothing.png", str(files[1])])
     assert good.label in run.class_names
     assert other.path == files[1].as_posix()
     assert isinstance(bad, BadFile)
     assert "no such file" in bad.reason
+    assert (bad.label, bad.labels, good.reason) == ("", (), "")
+    assert not bad.confidence >= 0
     assert len(run.predict(images)) == 60
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
     for one, file in zip(run.predict(pixels), run.predict(files), strict=True):

@@ -31,6 +31,10 @@ from keras_transfer.storage.cache import home
 CSV_FILE: Final = "images.csv"
 _EXPECTED: Final = "(images, labels) as NumPy arrays, a tf.data.Dataset, or a pandas.DataFrame"
 _HEAD: Final = 12
+_INDICES: Final = (
+    "pass class indices: np.argmax(labels, axis=1) of one-hot labels; several labels of an image "
+    "go into a CSV file"
+)
 
 
 def is_in_memory(source: Any) -> bool:
@@ -119,6 +123,11 @@ def _is_table(source: Any) -> bool:
 
 def _pairs_of(source: tuple[Any, Any]) -> Iterator[tuple[np.ndarray, Any]]:
     images, labels = (np.asarray(part) for part in source)
+    if labels.ndim == 2 and len(images) == len(labels):
+        raise _not_one_label(
+            f"labels {list(labels.shape)}",
+            fix="pass labels.ravel()" if labels.shape[1] == 1 else _INDICES,
+        )
     if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
         raise DataError(
             "these arrays are not images with a label each",
@@ -132,8 +141,14 @@ def _pairs_of(source: tuple[Any, Any]) -> Iterator[tuple[np.ndarray, Any]]:
 def _pairs_in(dataset: Any) -> Iterator[tuple[np.ndarray, Any]]:
     """The examples of a `tf.data.Dataset`, batched or not."""
     spec = dataset.element_spec
-    parts = spec if _is_pair(spec) else ()
+    parts: tuple[Any, ...] = spec if _is_pair(spec) else ()
     ranks = [len(part.shape) for part in parts if hasattr(part, "shape")]
+    if ranks in ([3, 1], [4, 2]):
+        raise _not_one_label(
+            f"labels of shape {list(parts[1].shape)}",
+            fix="map them: dataset.map(lambda image, label: (image, tf.argmax(label, axis=-1))); "
+            'or read the folder with label_mode="int"',
+        )
     if ranks not in ([3, 0], [4, 1]):
         raise DataError(
             "this data set does not have an image and a label in each element",
@@ -146,6 +161,15 @@ def _pairs_in(dataset: Any) -> Iterator[tuple[np.ndarray, Any]]:
             yield images, _plain(labels)
         else:
             yield from ((image, _plain(label)) for image, label in zip(images, labels, strict=True))
+
+
+def _not_one_label(received: str, *, fix: str) -> DataError:
+    return DataError(
+        "the labels are not one class for each image",
+        expected="a class index or a class name for each image, labels [N]",
+        received=f"{received}, such as one-hot labels",
+        fix=fix,
+    )
 
 
 def _plain(label: Any) -> Any:

@@ -50,10 +50,28 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class BadFile:
-    """A file that was left out, and why."""
+    """A file that was left out, and why.
+
+    Among predictions it has their attributes, without a label.
+    """
 
     path: str
     reason: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """No label."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """The empty text."""
+        return ""
+
+    @property
+    def confidence(self) -> float:
+        """Not a number."""
+        return float("nan")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def native_log_to(log: Path) -> Iterator[None]:
 
     TensorFlow's C++ code writes to file descriptor 2 directly, so the descriptor is redirected;
     Python's `sys.stderr` still goes to the terminal. Must be entered before the import of
-    TensorFlow.
+    TensorFlow, which takes seconds and is announced on terminals.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     terminal = os.dup(2)
@@ -115,6 +115,8 @@ def native_log_to(log: Path) -> Iterator[None]:
     with log.open("ab") as file, os.fdopen(terminal, "w", buffering=1) as screen:
         os.dup2(file.fileno(), 2)
         sys.stderr = screen
+        if screen.isatty() and "keras" not in sys.modules:
+            screen.write(f"Starting {'JAX' if _backend() == 'jax' else 'TensorFlow'} …\n")
         root.addHandler(handler)
         logging.captureWarnings(True)
         warnings.simplefilter("default")

@@ -41,8 +41,12 @@ def dry_run(spec: RunSpec, terminal: TerminalReporter) -> None:
         _show_stages(classifier, terminal)
         batch = _one_batch(spec, records)
         rows = list(_try_phases(session, classifier, batch))
-    header = ["phase", "unfrozen", "trainable", "rates", "epochs", "loss of one batch"]
-    terminal.table("Phases", header, rows)
+    header = ["phase", "stages that train", "parameters", "learning rate", "epochs", "loss"]
+    caption = (
+        "parameters: how many train; learning rate: the highest, of each stage; loss: mean over "
+        f"one batch of {len(batch.pixels)} images, before it is trained on"
+    )
+    terminal.table("Phases", header, rows, caption=caption)
     terminal.info("Dry run: nothing was written.")
 
 
@@ -74,7 +78,8 @@ def _show_stages(classifier: Classifier, terminal: TerminalReporter) -> None:
         parameters = sum(layer.count_params() for layer in layers)
         shape = " × ".join(str(size) for size in layers[-1].output.shape[1:])
         rows.append([stage, str(len(layers)), f"{parameters:,}", shape])
-    terminal.table(classifier.model.name, ["stage", "layers", "parameters", "output"], rows)
+    header = ["stage", "layers", "parameters", "output of one image"]
+    terminal.table(f"Network {classifier.model.name}", header, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,5 +141,5 @@ def _try_phases(
         if objective.solve and not objective.fits:
             speed, epochs = "solved", "–"
         if phase.min_images:
-            epochs += f", from {phase.min_images:,} training images on"
+            epochs += f"\nwith {phase.min_images:,} or\nmore images"
         yield phase.name, unfrozen, f"{num_trainable:,}", speed, epochs, f"{value:.3f}"

@@ -53,7 +53,7 @@ class Extension:
     `before` and `after` are the accuracies of the first run and of the extended one, which has more
     classes to confuse; `gain` is their paired difference, and `gain_among_old` the same where the
     extended run chooses among old classes only: what it forgot. `added` is the accuracy on the test
-    images of the new source.
+    images of the new source, `overall` that on all test images of the extended run.
     """
 
     original: LoadedRun
@@ -63,32 +63,38 @@ class Extension:
     gain: Gain
     gain_among_old: Gain
     added: Headline
+    overall: Headline
     new_classes: tuple[str, ...]
     num_old: int
     num_added: int
 
-    def describe(self) -> str:
-        """What the extension costs on old images, in a sentence, with 95 % intervals."""
+    def describe(self) -> list[str]:
+        """The accuracy on old, new and all test images, a sentence each, with 95 % intervals."""
         monitor = self.original.task.monitor
-        changes = [
-            monitor.format_gain(gain.difference, Z95 * gain.standard_error)
-            for gain in (self.gain, self.gain_among_old)
+
+        def changed(gain: Gain) -> str:
+            return monitor.format_gain(gain.difference, Z95 * gain.standard_error)
+
+        def measured(headline: Headline) -> str:
+            low, high = map(monitor.format, headline.interval)
+            return f"{monitor.format(headline.value)} ({low} to {high})"
+
+        sentences = [
+            f"Accuracy on the {self.num_old:,} old test images: "
+            f"{monitor.format(self.before.value)} before, {monitor.format(self.after.value)} now "
+            f"({changed(self.gain)}).",
+            f"Accuracy on the {self.num_added:,} new test images: {measured(self.added)}.",
+            f"Accuracy on all {self.num_old + self.num_added:,} test images: "
+            f"{measured(self.overall)}.",
         ]
-        text = (
-            f"On the {self.num_old:,} test images of {self.original.folder.path.name} accuracy "
-            f"changes from {monitor.format(self.before.value)} to "
-            f"{monitor.format(self.after.value)} ({changes[0]}, 95 % interval, paired)"
-        )
         if self.new_classes:
-            text += (
-                f", and by {changes[1]} among the old classes alone: the rest are images that are "
-                "taken for a new class"
+            sentences.insert(
+                1,
+                "Among the old classes alone the accuracy on old test images changes by "
+                f"{changed(self.gain_among_old)}: that was forgotten. The rest of the change are "
+                "old images that are now taken for a new class.",
             )
-        low, high = map(monitor.format, self.added.interval)
-        return (
-            f"{text}. On {self.num_added:,} new test images it is "
-            f"{monitor.format(self.added.value)} ({low} to {high})."
-        )
+        return [*sentences, "Numbers in brackets and after ± are 95 % intervals."]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of extension.json."""
@@ -103,7 +109,9 @@ class Extension:
             "gain_among_old_classes": dataclasses.asdict(self.gain_among_old),
             "new_accuracy": self.added.value,
             "new_interval": list(self.added.interval),
-            "sentence": self.describe(),
+            "accuracy": self.overall.value,
+            "interval": list(self.overall.interval),
+            "sentence": " ".join(self.describe()),
         }
 
 
@@ -282,6 +290,7 @@ def _compare(original: LoadedRun, extended: LoadedRun, reporter: Reporter) -> Ex
         gain=gains[0],
         gain_among_old=gains[1],
         added=task.headline(all_values[added], all_outputs[added]),
+        overall=task.headline(all_values, all_outputs),
         new_classes=tuple(sorted(set(task.names) - set(original.class_names))),
         num_old=len(old),
         num_added=len(added),

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -18,8 +19,8 @@ from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import resizer
 from keras_transfer.data.python_data import is_in_memory, path_of, write_images
-from keras_transfer.data.records import BadFile
-from keras_transfer.errors import DataError, RunError
+from keras_transfer.data.records import BadFile, counted
+from keras_transfer.errors import DataError, RunError, enumerated
 from keras_transfer.evaluation.recorded import RecordedEvaluation
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.adapt.adaptation import adapt_run
@@ -29,7 +30,7 @@ from keras_transfer.experiments.compress.report import show_compression
 from keras_transfer.experiments.evaluation import evaluate_run, export_run
 from keras_transfer.experiments.extension import extend_run
 from keras_transfer.experiments.suggestion import Suggestion, suggest_images
-from keras_transfer.experiments.summary import describe_proof
+from keras_transfer.experiments.summary import describe_export, describe_proof
 from keras_transfer.export.conversion import convert_run
 from keras_transfer.export.formats.registry import check_libraries, parse_formats
 from keras_transfer.inference import prediction
@@ -142,11 +143,19 @@ class Run:
 
         Returns:
             an entry for each image, in order. A file that is not a usable image has a `BadFile`
-            with its `reason`. The path of an image in memory is its index.
+            with its `reason`, whose `label` is '', and a warning names it. The path of an image in
+            memory is its index.
 
         Raises:
             DataError: a folder has no image, or the array has another type or shape.
         """
+        found = self._predict_any(images)
+        if bad := [f"{one.path} ({one.reason})" for one in found if isinstance(one, BadFile)]:
+            words = counted(len(bad), "image was", "images were")
+            warnings.warn(f"{words} not predicted: {enumerated(bad, 5)}", stacklevel=2)
+        return found
+
+    def _predict_any(self, images: Any) -> list[Prediction | BadFile]:
         if isinstance(images, np.ndarray):
             return self._predict_array(images)
         are_files = isinstance(images, tuple) and isinstance(images[0], str | os.PathLike)
@@ -230,6 +239,7 @@ class Run:
             self.path, reporter=reporter, precision=precision, moved_to=place
         )
         reporter.info(describe_proof(proof))
+        reporter.info(describe_export(folder))
         if not chosen:
             return folder
         folder, rows = convert_run(
@@ -311,7 +321,8 @@ class Run:
         found = extend_run(
             self.path, path_of(images), fields, output=place, resume=resume, reporter=reporter
         )
-        reporter.info(found.describe())
+        for sentence in found.describe():
+            reporter.info(sentence)
         return Run(found.extended.folder.path)
 
     def adapt(

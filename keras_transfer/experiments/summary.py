@@ -1,9 +1,11 @@
 """Sentences and tables on a run: its decisions and its results."""
 
+import shlex
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.data.records import Records, counted
@@ -18,6 +20,7 @@ from keras_transfer.experiments.sparsity import Sparsity
 from keras_transfer.export.saved_model.proof import (
     AS_TRAINED,
     NOISE,
+    PROOF_FILE,
     Proof,
     Variant,
     describe_refused,
@@ -256,12 +259,25 @@ def show_result(
         terminal.info(describe_membership(result.privacy, monitor))
     path = result.run.path
     terminal.info(f"Model {path / 'model.keras'}, SavedModel {path / 'export' / '1'}")
-    terminal.info(f"Figures {path / 'figures'}, predictions {path / 'predictions.csv'}")
     if started is None:
         terminal.info(f"The run took {result.seconds:.0f} seconds.")
         return
     seconds = time.perf_counter() - started
     terminal.info(f"{seconds:.0f} seconds in all, {result.seconds:.0f} of them for the run.")
+
+
+def show_next(path: Path, terminal: TerminalReporter) -> None:
+    """Print what to read of a finished run, and the commands that use it."""
+    card, mistakes = path / "export" / "README.md", path / "figures" / "mistakes.png"
+    if card.is_file():
+        terminal.info(f"How good it is, and its limits: {card}")
+    shown = f"{mistakes}, and " if mistakes.is_file() else ""
+    terminal.info(f"Where it is wrong: {shown}{path / 'predictions.csv'}")
+    run = shlex.quote(str(path))
+    terminal.info(
+        f"To use it: python -m pipelines.predict {run} photo.jpg, or python -m pipelines.serve "
+        f"{run}"
+    )
 
 
 def _test_cell(outcome: Outcome, monitor: Monitor) -> str:
@@ -276,6 +292,15 @@ def show_evaluation(evaluation: Evaluation, terminal: TerminalReporter) -> None:
     for table in evaluation.tables():
         terminal.table(*table)
     terminal.info(evaluation.describe())
+
+
+def describe_export(folder: Path) -> str:
+    """What an export has written, and where."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return (
+        f"Written: {folder}, a SavedModel of {size / 1e6:,.1f} MB, version {folder.name} of the "
+        f"model; earlier versions are kept. Its proof: {folder / PROOF_FILE}"
+    )
 
 
 def _verdict(variant: Variant, proof: Proof) -> str:

@@ -93,7 +93,7 @@ class Prediction:
     """The prediction for one image: `outputs` is float32 [K], and `task` is their task.
 
     `labels` are the predicted names: one class, some labels, or none. `label` has all of them as
-    text, `confidence` the highest output.
+    text, `confidence` the highest output. `reason` is '': a `BadFile` says there why it has none.
     """
 
     path: str
@@ -103,6 +103,10 @@ class Prediction:
     def __repr__(self) -> str:
         row = zip(self.task.columns(), self.task.row(self.outputs), strict=True)
         return f"Prediction({self.path!r}, {', '.join(f'{name}={cell}' for name, cell in row)})"
+
+    @property
+    def reason(self) -> str:
+        return ""
 
     @property
     def labels(self) -> tuple[str, ...]:

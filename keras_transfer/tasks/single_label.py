@@ -106,13 +106,20 @@ class SingleLabel(TaskDefaults):
         index = {name: number for number, name in enumerate(self.names)}
         for record in records:
             _check_label(record)
-            if record.label not in index:
-                raise DataError(
-                    f"{record.path} has a label that is not one of the classes",
-                    expected=f"one of {', '.join(self.names)}",
-                    received=repr(record.label),
-                    fix=nearest(record.label, self.names),
-                )
+        unknown = sorted({one.label for one in records if one.label not in index})
+        if unknown:
+            example = next(one.path for one in records if one.label == unknown[0])
+            raise DataError(
+                f"images have labels that are not among the model's {len(self.names)} classes",
+                expected=f"labels among {enumerated(self.names, _MOST_NAMED)}",
+                received=f"{enumerated(list(map(repr, unknown)), _MOST_NAMED)}, as of {example}",
+                fix=nearest(
+                    unknown[0],
+                    self.names,
+                    otherwise="leave these images out; `extend` makes a run that knows their "
+                    "classes",
+                ),
+            )
         return Targets.of_classes([index[record.label] for record in records], self.names)
 
     def notes(self, records: Sequence[Record], spec: DataSpec) -> Sequence[str]:

@@ -147,6 +147,23 @@ def test_tables_of_paths_and_of_bytes(tmp_path, monkeypatch):
         store(content)
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (np.eye(3)[LABELS], "np.argmax(labels, axis=1)"),
+        (LABELS[:, np.newaxis], "labels.ravel()"),
+    ],
+)
+def test_labels_of_two_dimensions_say_what_to_pass(labels, told):
+    with pytest.raises(DataError, match="one class for each image") as caught:
+        store((IMAGES, labels))
+    assert told in caught.value.fix
+    dataset = tf.data.Dataset.from_tensor_slices((IMAGES, labels))
+    for one in (dataset, dataset.batch(2)):
+        with pytest.raises(DataError, match=r"tf\.argmax"):
+            store(one)
+
+
 @pytest.mark.parametrize("missing", [None, float("nan")])
 def test_missing_labels_of_a_table_are_no_class(missing):
     pandas = pytest.importorskip("pandas")

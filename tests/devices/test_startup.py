@@ -25,6 +25,16 @@ with native_log_to(Path(sys.argv[1])):
 os.write(2, b"native again\\n")
 print("people again", file=sys.stderr)
 """
+ON_A_TERMINAL = """
+import os, pty, sys
+from pathlib import Path
+from keras_transfer.devices import native_log_to
+terminal, inner = pty.openpty()
+os.dup2(inner, 2)
+with native_log_to(Path(sys.argv[1])):
+    pass
+print(os.read(terminal, 1000))
+"""
 IMPORTING = """
 import json, os, sys
 before = dict(os.environ)
@@ -75,6 +85,12 @@ def test_only_output_for_people_reaches_the_terminal(tmp_path):
     text = log.read_text()
     for part in ("native output", "logged output", "warned output"):
         assert part in text
+
+
+def test_a_terminal_is_told_that_tensorflow_starts(tmp_path):
+    assert run(ON_A_TERMINAL, str(tmp_path / "native.log")).stdout.startswith(
+        "b'Starting TensorFlow \\xe2\\x80\\xa6\\r\\n'"
+    )
 
 
 def test_importing_the_package_has_no_side_effects():

@@ -98,7 +98,12 @@ def test_the_report_separates_what_is_forgotten_from_what_is_confused(run, exten
     change = figures["old_accuracy_after"] - figures["old_accuracy_before"]
     np.testing.assert_allclose(figures["gain"]["difference"], change, atol=1e-9)
     assert figures["gain_among_old_classes"]["difference"] >= figures["gain"]["difference"]
-    assert "among the old classes alone" in figures["sentence"]
+    old, new = (figures[f"num_{kind}_test_images"] for kind in ("old", "new"))
+    share = old / (old + new)
+    overall = share * figures["old_accuracy_after"] + (1 - share) * figures["new_accuracy"]
+    np.testing.assert_allclose(figures["accuracy"], overall, atol=1e-9)
+    for part in ("old test images: ", "new test images: ", "Accuracy on all", "Among the old"):
+        assert part in figures["sentence"]
 
 
 def test_a_finished_one_is_not_done_again_and_other_images_are_refused(run, extended, folders):

@@ -161,15 +161,29 @@ def test_few_predictions_are_printed_and_nothing_is_written(folder, photos, tmp_
     broken.write_bytes(b"\xff\xd8\xff")
     first = sorted(photos.iterdir())[0]
     before = sorted(folder.rglob("*"))
-    assert predict.main([str(folder), str(first), str(broken)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    assert predict.main([str(folder), str(first), str(broken)]) == arguments.UNREAD
+    shown = capsys.readouterr()
+    said = " ".join(shown.out.split())
     (expected,) = predict_files(open_target(folder), [first])
     best, second = np.argsort(-expected.outputs)[:2]
     names, task = expected.task.names, expected.task
     assert first.name in said
     assert f"{names[best]} {task.format_output(expected.outputs[best])}, {names[second]}" in said
-    assert "truncated or damaged" in said or "too early" in said
+    assert shown.err.startswith(f"{broken} was not predicted: ")
+    assert "broken.jpg" not in said
     assert sorted(folder.rglob("*")) == before
+
+
+def test_files_of_which_none_is_an_image_are_an_error(folder, tmp_path, capsys):
+    text, gone = tmp_path / "README.md", tmp_path / "gone.jpg"
+    text.write_text("# no image")
+    gone.write_bytes(b"")
+    assert predict.main([str(folder), str(text)]) == arguments.USER_ERROR
+    assert f"error: {text} cannot be read as an image" in capsys.readouterr().err
+    assert predict.main([str(folder), str(text), str(gone)]) == arguments.USER_ERROR
+    assert "error: none of the 2 files can be read as an image" in capsys.readouterr().err
+    table = str(tmp_path / "all.csv")
+    assert predict.main([str(folder), str(text), "--output", table]) == arguments.UNREAD
 
 
 def test_printed_predictions_come_from_the_newest_float32_export(folder, tmp_path, monkeypatch):

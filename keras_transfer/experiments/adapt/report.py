@@ -1,6 +1,7 @@
 """Writes adaptation.json and adaptation.md, and shows the table of all kinds."""
 
 import os
+import shlex
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -18,12 +19,13 @@ REPORT_FILE: Final = "adaptation.json"
 """Written last: it marks an adaptation as complete."""
 MARKDOWN_FILE: Final = "adaptation.md"
 _NOTE: Final = (
-    "'neighbours' is what the classes say of the classes of the ten nearest target images, 1 at "
-    f"most. Without labels {', '.join(UNLABELLED[1:])} can be chosen: the one with the highest "
-    "value, if it is above the run's by two standard errors. Where 'labelled loss' is shown it "
-    "decides alone, among all. 'entropy' is that of predictions, 'balance' of their mean, both as "
-    "a share of the highest; 'agrees' the share of target images with the run's class. 'own test' "
-    "is on the run's own test split, which decides nothing."
+    "'neighbours': how well the predicted class of a target image tells those of the ten images "
+    "most like it, from 0 to 1 (mutual information; higher is better). Without labels "
+    f"{' or '.join(UNLABELLED[1:])} is chosen where this is clearly above the run's, by two "
+    "standard errors. 'labelled loss', if shown, decides alone: the lowest of all. These decide "
+    "nothing: 'entropy', how unsure predictions are, from 0 to 1; 'balance', how evenly the "
+    "classes are predicted, 1 for equally often; 'agrees', target images with the same class as "
+    "before; 'own test', on the run's own test split."
 )
 
 
@@ -49,6 +51,10 @@ def show_adaptation(
     terminal.info(_NOTE)
     terminal.info(describe(found, task))
     terminal.info(f"Written to {new.path}: {REPORT_FILE} and {MARKDOWN_FILE}")
+    terminal.info(
+        "To check it on the new images, sort some of them into a folder for each class: "
+        f"python -m pipelines.evaluate {shlex.quote(str(new.path))} LABELLED_FOLDER"
+    )
 
 
 def describe(found: Comparison, task: Task) -> str:

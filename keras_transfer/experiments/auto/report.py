@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.experiments.auto.search import Attempt, AutoResult
-from keras_transfer.experiments.summary import show_result
+from keras_transfer.experiments.summary import show_next, show_result
 from keras_transfer.reporting.numbers import fixed
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.reporting.tables import Table
@@ -37,7 +37,9 @@ def show_auto(found: AutoResult, terminal: TerminalReporter) -> None:
     terminal.show(tabulate(found))
     for sentence in describe(found):
         terminal.info(sentence)
-    terminal.info(f"Written to {found.result.run.path}: auto.json and auto.md")
+    path = found.result.run.path
+    terminal.info(f"What was tried, and why: {path / 'auto.md'}")
+    show_next(path, terminal)
 
 
 def describe(found: AutoResult) -> list[str]:

@@ -100,6 +100,9 @@ def show_study(study: Study, terminal: TerminalReporter) -> None:
     if study.spec.halvings:
         terminal.info(f"Learning curve {study.run.path / 'learning_curve.png'}")
     terminal.info(f"All figures {study.run.study_file}")
+    terminal.info(
+        "A study saves no model: the same command without folds, seeds and halvings trains one."
+    )
 
 
 def _describe_score(study: Study) -> str:

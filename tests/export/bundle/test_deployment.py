@@ -2,7 +2,9 @@
 
 import ast
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,26 @@ def test_clients_are_programs(delivered: Path):
         if name.endswith(".py"):
             ast.parse(text)
     subprocess.run(["bash", "-n", str(delivered / "clients" / "curl.sh")], check=True)
+
+
+def test_clients_say_in_a_sentence_what_is_missing(delivered: Path, tmp_path, photos: Path):
+    nowhere, photo = "http://127.0.0.1:9", str(sorted(photos.iterdir())[0])
+    rest = [sys.executable, str(delivered / "clients" / "rest.py")]
+    curl = ["bash", str(delivered / "clients" / "curl.sh")]
+    calls = {
+        (*rest, str(tmp_path / "no.jpg")): "no.jpg cannot be read: No such file or directory",
+        (*rest, photo, "--server", nowhere): f"No server answers at {nowhere}. Start it with",
+        (*curl, str(tmp_path / "no.jpg")): "no.jpg cannot be read",
+        (*curl, photo, nowhere): f"No server answers at {nowhere}: start it with",
+    }
+    for words, told in calls.items():
+        if words[0] == "bash" and not shutil.which("curl"):
+            continue
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode
+        assert told in done.stderr
+        assert "urlopen" not in done.stderr
+        assert "Errno 2]" not in done.stderr
 
 
 def test_the_card_says_what_was_measured(delivered: Path, classifier, class_names):
