@@ -41,6 +41,37 @@ def test_table_shows_every_cell_and_its_caption():
         assert part in text.getvalue()
 
 
+WIDE = Table(
+    "Compression",
+    ["", "accuracy in %", "agrees, %", "MB", "ms for 1", "ms for 8", "MB, gzip", "parameters"],
+    [
+        ["original", "83.3\n60.8–94.2", "100.0", "13.81", "25.0", "123.4", "12.22", "23,353,392"],
+        ["low_rank+channels+onnx_int8", "82.2", "99.0", "3.81", "5.0", "23.4", "2.22", "3,353,392"],
+    ],
+)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_a_wide_table_breaks_no_figure_and_repeats_the_names_below(width):
+    text = StringIO()
+    TerminalReporter(Console(file=text, width=width)).show(WIDE)
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = text.getvalue().split()
+    for row in WIDE.rows:
+        for cell in row[1:]:
+            assert set(cell.split("\n")) <= set(words)
+    tables = sum("───" in line for line in lines)
+    assert words.count("original") == tables
+    assert (tables == 1) == (width >= 80)
+
+
+def test_names_are_broken_after_their_parts():
+    text = StringIO()
+    TerminalReporter(Console(file=text, width=40)).show(WIDE)
+    assert "channels+" in text.getvalue().split()
+
+
 def test_counting_passes_items_on_and_counts_them():
     seen = []
     items = list(TerminalReporter.counted("abc", lambda done, total: seen.append((done, total))))

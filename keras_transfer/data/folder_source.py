@@ -63,7 +63,9 @@ def read(spec: DataSpec) -> Listing:
         raise DataError(
             f"data.path={spec.path} has no class sub-folders",
             expected=_LAYOUT,
-            received=f"files: {len(loose)}, sub-folders: {len(folders)}, classes: none",
+            received=f"files: {len(loose)}, sub-folders: {len(folders)}, classes: none"
+            if loose or folders
+            else "an empty folder",
             fix="put the images of each class into a sub-folder named after the class",
         )
     _check_not_empty(root, classes, listing)

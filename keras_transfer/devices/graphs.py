@@ -42,6 +42,22 @@ def _for_tensorflow(model: keras.Model) -> Frozen:
     return lambda pixels: [output.numpy() for output in run(tf.constant(pixels))]
 
 
+def trace_once(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """A model's outputs float32 of pixels [B, S, S, 3], traced once for batches of any size.
+
+    `keras.Model.predict_on_batch` is traced twice for each model, and TensorFlow warns after five
+    times, as of a few runs in one notebook. Later changes of the weights count. On JAX it is
+    `predict_on_batch`, which compiles a program for each size.
+    """
+    if keras.backend.backend() == "jax":
+        return lambda pixels: np.asarray(model.predict_on_batch(pixels))
+    import tensorflow as tf
+
+    traced = tf.function(lambda pixels: model(pixels, training=False), autograph=False)
+    run = traced.get_concrete_function(tf.TensorSpec(model.input_shape, tf.float32))
+    return lambda pixels: np.asarray(run(tf.constant(pixels, tf.float32)))
+
+
 def _for_jax(model: keras.Model) -> Frozen:
     import jax
 

@@ -269,15 +269,11 @@ def show_result(
 def show_next(path: Path, terminal: TerminalReporter) -> None:
     """Print what to read of a finished run, and the commands that use it."""
     card, mistakes = path / "export" / "README.md", path / "figures" / "mistakes.png"
-    if card.is_file():
-        terminal.info(f"How good it is, and its limits: {card}")
-    shown = f"{mistakes}, and " if mistakes.is_file() else ""
-    terminal.info(f"Where it is wrong: {shown}{path / 'predictions.csv'}")
+    wrong = mistakes if mistakes.is_file() else path / "predictions.csv"
+    terminal.info(f"How good it is: {card} (the model card). Where it is wrong: {wrong}")
     run = shlex.quote(str(path))
-    terminal.info(
-        f"To use it: python -m pipelines.predict {run} photo.jpg, or python -m pipelines.serve "
-        f"{run}"
-    )
+    terminal.info(f"To predict: python -m pipelines.predict {run} photo.jpg")
+    terminal.info(f"To serve: python -m pipelines.serve {run}")
 
 
 def _test_cell(outcome: Outcome, monitor: Monitor) -> str:

@@ -4,8 +4,9 @@ import hashlib
 import itertools
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -17,6 +18,7 @@ from keras_transfer.config import load_spec, override
 from keras_transfer.data.images import decoding_of
 from keras_transfer.data.reading import DecodedImage, Known, read_new_pixels
 from keras_transfer.data.records import BadFile
+from keras_transfer.devices.graphs import trace_once
 from keras_transfer.errors import RunError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import files_of
@@ -85,7 +87,12 @@ class LoadedRun:
             pixels,
             activation=self.task.activation,
             batch_size=max(len(pixels), 1),
+            run=self._run,
         )
+
+    @cached_property
+    def _run(self) -> Callable[[np.ndarray], np.ndarray]:
+        return trace_once(self.model)
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False)

@@ -11,6 +11,8 @@ from keras_transfer.devices.graphs import full_float32
 from keras_transfer.models.activations import Activation, activate
 
 BATCH_SIZE: Final = 32
+Run = Callable[[np.ndarray], np.ndarray]
+"""Maps float32 [B, S, S, 3] to a model's outputs."""
 
 
 def predict_pixels(
@@ -21,10 +23,11 @@ def predict_pixels(
     rows: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int, int], None] | None = None,
+    run: Run | None = None,
 ) -> np.ndarray:
     """The classifier's activated outputs, float32 [N, K]; arguments as for `forward_pixels`."""
     logits = forward_pixels(
-        model, pixels, rows=rows, batch_size=batch_size, on_progress=on_progress
+        model, pixels, rows=rows, batch_size=batch_size, on_progress=on_progress, run=run
     )
     return activate(logits, activation) if len(logits) else logits
 
@@ -36,6 +39,7 @@ def forward_pixels(
     rows: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int, int], None] | None = None,
+    run: Run | None = None,
 ) -> np.ndarray:
     """The model's outputs, float32 [N, …], in full float32 precision on every device.
 
@@ -43,7 +47,9 @@ def forward_pixels(
         pixels: uint8 [M, S, S, 3], in memory or mapped from a file; read batch by batch.
         rows: indices of N of the M images, in order; None means all.
         on_progress: called with the number of images done and N.
+        run: computes a batch; by default the model's `predict_on_batch`.
     """
+    run = run or model.predict_on_batch
     rows = np.arange(len(pixels)) if rows is None else rows
     outputs = np.empty((len(rows), *model.output_shape[1:]), np.float32)
     full = batch_size if batch_size < len(rows) else filled_size(len(rows))
@@ -54,7 +60,7 @@ def forward_pixels(
             if size < full:
                 # Filled, because tracing another shape takes longer than running it.
                 batch = np.resize(batch, (full, *batch.shape[1:]))
-            outputs[start : start + size] = model.predict_on_batch(batch)[:size]
+            outputs[start : start + size] = run(batch)[:size]
             if on_progress is not None:
                 on_progress(start + size, len(rows))
     return outputs

@@ -41,17 +41,25 @@ class Table:
 
         Columns that do not fit stand in a further table below, after the first column again.
         """
-        blocks = list(self._blocks(width))
-        tables = [self._block(columns) for columns in blocks]
+        for around in (_AROUND, _AROUND - 1, _AROUND):
+            blocks = list(self._blocks(width, around))
+            if len(blocks) == 1:
+                break  # Else without the narrower gaps, which do not help.
+        tables = [self._block(columns, around) for columns in blocks]
         if self.title:
             tables[0].title = _text(self.title, "table.title")
         if self.caption:
             tables[-1].caption = _text(self.caption, "table.caption")
         return Group(*tables)
 
-    def _block(self, widths: Mapping[int, int]) -> RichTable:
+    def _block(self, widths: Mapping[int, int], around: int) -> RichTable:
         """The columns with these numbers, each as wide as is given."""
-        table = RichTable(title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+        table = RichTable(
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, around - 2),
+        )
         for column, width in widths.items():
             # Long names are wrapped, not cut, because cut names could be equal.
             table.add_column(
@@ -64,17 +72,17 @@ class Table:
             table.add_row(*(_text(_wrapped(row[column], w)) for column, w in widths.items()))
         return table
 
-    def _blocks(self, width: int) -> Iterator[dict[int, int]]:
+    def _blocks(self, width: int, around: int) -> Iterator[dict[int, int]]:
         """The columns of each table, with their widths; the first column is in all of them."""
         texts = list(zip(self.header, *self.rows, strict=True))
         least = [_least(column, is_name=number == 0) for number, column in enumerate(texts)]
         whole = [max(len(line) for text in column for line in _lines(text)) for column in texts]
         least[0] = max(least[0], min(whole[0], _LEAST_NAME))
-        blocks = _divide(least, width, most=len(least))
+        blocks = _divide(least, width, around, most=len(least))
         # As many columns in each, where that takes no more tables.
-        even = _divide(least, width, most=-(-(len(least) - 1) // len(blocks)))
+        even = _divide(least, width, around, most=-(-(len(least) - 1) // len(blocks)))
         for block in even if len(even) == len(blocks) else blocks:
-            free = width - 1 - sum(least[column] + _AROUND for column in block)
+            free = width - 1 - sum(least[column] + around for column in block)
             widths = {}
             for column in block:
                 more = min(max(free, 0), whole[column] - least[column])
@@ -125,11 +133,11 @@ class Table:
         )
 
 
-def _divide(least: Sequence[int], width: int, *, most: int) -> list[list[int]]:
+def _divide(least: Sequence[int], width: int, around: int, *, most: int) -> list[list[int]]:
     """The numbers of the columns in each block, the first and at most as many others."""
     blocks = [[0]]
     for column in range(1, len(least)):
-        needed = sum(least[one] + _AROUND for one in (*blocks[-1], column)) + 1
+        needed = sum(least[one] + around for one in (*blocks[-1], column)) + 1
         if len(blocks[-1]) > most or (needed > width and len(blocks[-1]) > 1):
             blocks.append([0])
         blocks[-1].append(column)

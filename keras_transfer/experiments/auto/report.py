@@ -57,7 +57,7 @@ def describe(found: AutoResult) -> list[str]:
 def tabulate(found: AutoResult) -> Table:
     """A row for every attempt, also for what was not tried."""
     monitor = found.result.classifier.task.monitor
-    header = ["", monitor.label, "loss", "difference", "s", "predicted", "result"]
+    header = ["", monitor.label, "loss", "difference", "seconds", "predicted seconds", "result"]
     rows = [_row(attempt, monitor) for attempt in found.attempts]
     return Table("What was tried", header, rows, _CAPTION)
 
