@@ -138,26 +138,41 @@ def _check_columns(columns: list[str], file: Path, spec: DataSpec) -> None:
     if spec.group_column != default.group_column:
         needed.append(("group_column", spec.group_column))
     for field, name in needed:
-        if columns.count(name) == 1:
-            continue
-        if name in columns:
+        if columns.count(name) > 1:
             raise DataError(
                 f"{file} has the column {name!r}, named by data.{field}, more than once",
                 expected="one column of each name",
                 received=", ".join(columns),
                 fix="rename or remove the other one",
             )
-        # Not a column that has another meaning already.
-        free = [column for column in columns if column not in dict(needed).values()]
-        nearest = difflib.get_close_matches(name, free, n=1) or [*free, "?"]
-        others = "; those of several targets are named in task_options.targets"
-        raise DataError(
-            f"{file} has no column {name!r}, named by data.{field}",
-            expected=f"a first line of column names with {', '.join(name for _, name in needed)}",
-            received=", ".join(columns) or "an empty file",
-            fix=f"set data.{field} to the right column, such as data.{field}={nearest[0]}"
-            f"{others if len(label_columns(spec)) > 1 else ''}",
-        )
+    missing = [(field, name) for field, name in needed if name not in columns]
+    if missing:
+        raise _no_columns(missing, needed, columns, file)
+
+
+def _no_columns(
+    missing: Sequence[tuple[str, str]],
+    needed: Sequence[tuple[str, str]],
+    columns: Sequence[str],
+    file: Path,
+) -> DataError:
+    """The error that names all missing columns, and columns that may be meant."""
+    # Not a column that has another meaning already.
+    free = [column for column in columns if column not in dict(needed).values()]
+    settings: dict[str, str] = {}
+    for field, name in missing:
+        meant = (difflib.get_close_matches(name, free, n=1) or [*free, "?"])[0]
+        free = [column for column in free if column != meant]
+        settings.setdefault(field, f"data.{field}={meant}")
+    several = sum(field == "label_column" for field, _ in needed) > 1
+    others = "; those of several targets are named in task_options.targets" if several else ""
+    named = " and ".join(f"{name!r}, named by data.{field}" for field, name in missing)
+    return DataError(
+        f"{file} has no column {named}",
+        expected=f"a first line of column names with {', '.join(name for _, name in needed)}",
+        received=", ".join(columns) or "an empty file",
+        fix=f"name the columns that are meant, such as {' '.join(settings.values())}{others}",
+    )
 
 
 def _record(

@@ -66,7 +66,8 @@ def read(spec: DataSpec) -> Listing:
             received=f"files: {len(loose)}, sub-folders: {len(folders)}, classes: none"
             if loose or folders
             else "an empty folder",
-            fix="put the images of each class into a sub-folder named after the class",
+            fix="put the images of each class into a sub-folder named after the class, or list "
+            "them with their labels in a CSV file",
         )
     _check_not_empty(root, classes, listing)
     for split in {of_class.split for of_class in classes}:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import keras
@@ -395,9 +396,17 @@ def _check_classes(class_names: Sequence[str], where: str) -> None:
             f"{where} has fewer than two classes",
             expected="images of at least two classes",
             received=f"one class only, {class_names[0]!r}" if class_names else "no class",
-            fix="add a second class, or point data.path one level up or down",
+            fix=_where_classes_may_be(Path(where, class_names[0]) if class_names else Path()),
         )
     check_spelling(class_names, where, "class", "classes")
+
+
+def _where_classes_may_be(only: Path) -> str:
+    """What to do about a single class, whose folder may hold those of the classes."""
+    inner = sorted(one.name for one in only.iterdir() if one.is_dir()) if only.is_dir() else []
+    if only.name and len(inner) > 1:
+        return f"if {enumerated(inner, _MOST_NAMED)} are the classes, give the folder {only}"
+    return "add images of a second class"
 
 
 def _check_every_class_is_trained(items: Sequence[Record], where: str) -> None:

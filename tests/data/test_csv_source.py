@@ -73,6 +73,13 @@ def test_columns_of_another_separator_are_named(photos):
     assert raised.value.received == "path, class"
 
 
+def test_all_missing_columns_are_named_with_those_that_may_be_meant(photos):
+    with pytest.raises(DataError) as raised:
+        read(table(photos, ["file,class", "a.png,red"]))
+    assert "no column 'path', named by data.path_column and 'label', named by" in raised.value.what
+    assert "data.path_column=file data.label_column=class" in raised.value.fix
+
+
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [

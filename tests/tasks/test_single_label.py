@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_transfer.config import override
 from keras_transfer.data.records import Record
 from keras_transfer.errors import DataError
 from keras_transfer.evaluation.intervals import wilson
@@ -35,9 +36,26 @@ def test_an_image_without_exactly_one_label_is_named(target):
 
 
 def test_an_unknown_label_is_named_with_the_nearest_class():
-    with pytest.raises(DataError, match=r"x\.png has a label") as raised:
-        TASK.targets([Record("x.png", ("bees",))])
+    with pytest.raises(DataError, match="not among the model's 3 classes") as raised:
+        TASK.targets([Record("x.png", ("bees",)), Record("y.png", ("owl",))])
+    assert raised.value.received == "'bees', 'owl', as of x.png"
     assert "bee" in raised.value.fix
+    with pytest.raises(DataError) as raised:
+        TASK.targets([Record("y.png", ("owl",))])
+    assert "`extend`" in raised.value.fix
+
+
+def test_a_folder_one_level_too_high_is_told_with_the_right_one(tmp_path):
+    items = [Record(f"all/{name}/0.png", ("all",)) for name in ("ant", "bee")]
+    spec = override(RunSpec(), {"data.path": str(tmp_path)})
+    with pytest.raises(DataError, match="fewer than two classes") as raised:
+        make_task(spec, items)
+    assert raised.value.fix == "add images of a second class"
+    for name in ("ant", "bee"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+    with pytest.raises(DataError) as raised:
+        make_task(spec, items)
+    assert raised.value.fix == f"if ant, bee are the classes, give the folder {tmp_path / 'all'}"
 
 
 def test_scores_losses_and_headline():
