@@ -609,7 +609,7 @@ def _dotted(name: str, value: Any, spec: RunSpec, also: Sequence[str]) -> str:
     known = [field.name for part in parts for field in dataclasses.fields(part)]
     instead = _NO_FIELDS.get(name, "").format(name=name, last=len(spec.phases) - 1)
     raise SpecError(
-        f"the spec has no field {name!r}",
+        f"there is no field {name!r}",
         expected="a field's own name, such as backbone, or its dotted one, model.backbone",
         received=name,
         fix=instead

@@ -157,7 +157,7 @@ def _is_field(name: str) -> bool:
     try:
         override(RunSpec(), dotted_fields({name: Typed("")}))
     except SpecError as error:
-        return not error.what.startswith(("the spec has no field", "unknown field"))
+        return not error.what.startswith(("there is no field", "unknown field"))
     return True
 
 

@@ -53,7 +53,7 @@ def check_images(path: str, field: str) -> None:
         )
     if not Path(path).expanduser().exists():
         raise DataError(
-            f"the images of {field} are not there",
+            f"{path}, given as {field}, does not exist",
             expected="a folder of images or a CSV file",
             received=f"no such path from {Path.cwd()}: {path}",
             fix=f"{similar_path(Path(path).expanduser())}correct the path",

@@ -98,7 +98,7 @@ def get_backbone(name: str, *, preprocess: str = "") -> Backbone:
         row = BACKBONES[name]
         return dataclasses.replace(row, preprocessing=preprocess) if preprocess else row
     raise SpecError(
-        "model.backbone is not a known backbone",
+        f"there is no backbone called {name!r}",
         expected=f"one of {', '.join(BACKBONES)}; several of them with {SEPARATOR} between; or a "
         "path with a / or the suffix .keras or .h5",
         received=repr(name),

@@ -30,7 +30,9 @@ def test_all_faults_are_in_one_error():
     with pytest.raises(KerasTransferError) as failure:
         check_early(spec)
     text = str(failure.value)
-    assert text.startswith("4 things cannot be used:\n1. the images of data.path are not there")
+    assert text.startswith(
+        "4 things cannot be used:\n1. nowhere, given as data.path, does not exist"
+    )
     assert "model.last_stage is not a stage" in text
     assert "did you mean 'stage5'?" in text
     assert "nothing.h5" in text
