@@ -79,7 +79,7 @@ def _show_stages(classifier: Classifier, terminal: TerminalReporter) -> None:
         shape = " × ".join(str(size) for size in layers[-1].output.shape[1:])
         rows.append([stage, str(len(layers)), f"{parameters:,}", shape])
     header = ["stage", "layers", "parameters", "output of one image"]
-    terminal.table(f"Network {classifier.model.name}", header, rows)
+    terminal.table(f"Network: {classifier.trunk.backbone.name} and head", header, rows)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ def test_stages_count_from_the_top_and_have_every_variable_once(trunk):
     [
         ("small+small", {}, SpecError, "set model.backbone=small"),
         ("small+smal", {}, SpecError, "did you mean small"),
-        ("small+", {}, SpecError, "not a known backbone"),
+        ("small+", {}, SpecError, "no backbone called"),
         (BOTH, {"preprocess": "tf"}, SpecError, "leave out model.preprocess"),
         (BOTH, {"last_stage": "stage2"}, SpecError, "cannot cut a combination"),
         (BOTH, {"weights": "a.weights.h5"}, WeightsError, "no weights that all parts"),

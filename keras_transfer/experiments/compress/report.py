@@ -20,9 +20,10 @@ from keras_transfer.reporting.tables import Table
 MARKDOWN_FILE: Final = "compression.md"
 _NOTE: Final = (
     "On the test split, with the 95 % interval of the images. 'agrees' is the share of images with "
-    "the same decision as the original; MB the size of the file, also after gzip; ms are the "
-    "median and the 95th percentile of the whole network in turns on this machine, in Keras in "
-    "float32 and of formats in their own library."
+    "the same decision as the original; MB the size of the file, also after gzip. 'ms for 1' are "
+    "milliseconds for one image, the others for a batch of so many: the median, and the 95th "
+    "percentile below, measured in turns on this machine, in Keras in float32 and of formats in "
+    "their own library."
 )
 
 

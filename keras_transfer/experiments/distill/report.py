@@ -91,8 +91,8 @@ def notes(found: Comparison) -> list[str]:
         "Means over seeds on the test split, with the 95 % interval of the images. 'agrees' is the "
         "share of images for which the decision is the teacher's; the loss is that of the task, "
         "without label smoothing; ECE the expected calibration error of classes in 15 bins; "
-        "milliseconds are the median and the 95th percentile of the whole network in float32, in "
-        "turns on this machine.",
+        "'ms for 1' are milliseconds for one image, the others for a batch of so many: the median, "
+        "and the 95th percentile below, of the whole network in float32, in turns on this machine.",
         f"Energy: {energy}.",
     ]
     return [*texts, _describe_attack(found, found.attack)] if found.attack else texts
