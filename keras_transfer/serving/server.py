@@ -36,6 +36,9 @@ def serve(settings: Settings, *, report: Callable[[str], None]) -> None:
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     report(f"Listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    clients = settings.folder / "clients"
+    programs = f"; programs that send images are in {clients}" if clients.is_dir() else ""
+    report(f"Open this address in a browser to try it{programs}. Ctrl-C stops the server.")
     config = uvicorn.Config(
         build_app(Service(settings, report=report)),
         loop="uvloop",
