@@ -98,7 +98,7 @@ WRONG = {
     "too large": ((IMAGES.astype(int) * 2, LABELS), "scale the values"),
     "channels": ((np.zeros((2, 4, 4, 7), np.uint8), LABELS[:2]), "scale the values"),
     "lengths": ((IMAGES, LABELS[:3]), "one label for each image"),
-    "one-hot": ((IMAGES, np.eye(3)[LABELS]), "one label for each image"),
+    "one-hot": ((IMAGES, np.eye(3)[LABELS]), "np.argmax(labels, axis=1)"),
     "none": ((IMAGES[:0], LABELS[:0]), "some images of each class"),
     "images alone": (tf.data.Dataset.from_tensor_slices(IMAGES), "map it to (image, label)"),
     "tables": (tf.data.Dataset.from_tensor_slices(({"a": IMAGES}, LABELS)), "map it to"),
