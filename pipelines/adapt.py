@@ -27,6 +27,7 @@ _WORDS = {"kind": "kind", "labelled": "labelled", "data.path": "moved_to"}
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("adapt", str(__doc__))
+    parser.own = tuple(_WORDS)
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/my_photos")
     parser.add_argument("folder", metavar="FOLDER", help="folder of target images without labels")
     parser.add_argument(

@@ -50,6 +50,7 @@ USUAL_FIELDS = (
     *("phases.N.unfreeze", "phases.N.learning_rate", "training.batch_size"),
 )
 """Beginnings of the names of the fields that a person sets most often."""
+_PAIR = re.compile("key=value|step=amount")
 _PLACE = "data.path="
 _RAISES = signal.default_int_handler
 _REPEAT_SECONDS = 0.05
@@ -62,7 +63,7 @@ def make_parser(
     fields: bool = False,
     also: Sequence[str] = (),
     own: tuple[str, type] | None = None,
-) -> argparse.ArgumentParser:
+) -> "_Parser":
     """A parser for `python -m pipelines.<verb>`.
 
     Args:
@@ -81,6 +82,7 @@ def make_parser(
         epilog="\n\n".join(lists) or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.own = [name for name, _, _ in describe_fields(own[1])] if own else []
     version = f"keras_transfer {__version__}"
     parser.add_argument("--version", action="version", version=version)
     if fields:
@@ -93,6 +95,8 @@ def make_parser(
 class _Parser(argparse.ArgumentParser):
     """Refuses unknown options with what to write instead, such as `epochs=5` for `--epochs 5`."""
 
+    own: Sequence[str] = ()
+    """Names that this verb takes as `name=value` and that are no field of the spec."""
     _words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -105,11 +109,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         """Raise SpecError for unknown options and missing words; print others, and exit."""
-        if "arguments are required: " in message:
-            raise self._missing(message)
         title = "unrecognized arguments: "
         unknown = [word for word in message.removeprefix(title).split() if word.startswith("-")]
-        if not message.startswith(title) or not unknown:
+        if "arguments are required: " in message:
+            unknown = [word for word in self._words if self._is_unknown(word)]
+            if not unknown:
+                raise self._missing(message)
+        elif not message.startswith(title) or not unknown:
             super().error(message)
         raise SpecError(
             f"there is no option {', '.join(unknown)}",
@@ -117,6 +123,12 @@ class _Parser(argparse.ArgumentParser):
             received=" ".join(self._words),
             fix="; ".join(dict.fromkeys(map(self._instead, unknown))),
         )
+
+    def _is_unknown(self, word: str) -> bool:
+        """Whether a word is an option that is neither one of this verb nor its beginning."""
+        name = word.partition("=")[0]
+        known = any(option.startswith(name) for option in self._options())
+        return word.startswith("--") and not known
 
     def _missing(self, message: str) -> SpecError:
         """The error where words are missing, with the help of the first of them."""
@@ -145,7 +157,8 @@ class _Parser(argparse.ArgumentParser):
     def _instead(self, option: str) -> str:
         """A field in place of an option, the nearest option, or a hint."""
         name, equals, value = option.lstrip("-").replace("-", "_").partition("=")
-        if "--help-fields" in self._option_string_actions and _is_field(name):
+        metavars = " ".join(str(action.metavar) for action in self._actions)
+        if _PAIR.search(metavars) and (name in self.own or _is_field(name)):
             following = self._words[self._words.index(option) + 1 :]
             text = value if equals else (following or ["…"])[0]
             return f"write {name}={text}, without dashes"

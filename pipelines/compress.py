@@ -26,6 +26,7 @@ from pipelines.arguments import RESUMABLE, main_of, make_parser, scratch_log
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("compress", str(__doc__))
+    parser.own = tuple(STEPS)
     parser.add_argument("run", metavar="RUN", help="run folder, such as saved_models/my_photos")
     parser.add_argument(
         "words",

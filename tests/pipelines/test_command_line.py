@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import keras_transfer
-from pipelines import arguments, cli, pretrain, probe, train
+from pipelines import adapt, arguments, auto, cli, compress, predict, pretrain, probe, train
 
 
 def test_help_answers_without_importing_tensorflow():
@@ -51,6 +51,21 @@ def test_print_spec_can_be_fed_back(capsys, tmp_path):
 def test_wrong_words_end_with_status_2_and_a_hint(words, part, capsys):
     assert train.main(words) == arguments.USER_ERROR
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "told"),
+    [
+        (auto, ["photos", "--time_budget", "5m"], "write time_budget=5m, without dashes"),
+        (adapt, ["run", "photos", "--kind", "coral"], "write kind=coral, without dashes"),
+        (compress, ["run", "--channels=0.3"], "write channels=0.3, without dashes"),
+        (predict, ["run", "photo.jpg", "--epochs", "5"], "--help explains all options"),
+        (predict, ["run"], "give PATH: file, folder or - for stdin"),
+    ],
+)
+def test_options_of_other_verbs_say_what_to_write_instead(verb, words, told, capsys):
+    assert verb.main(words) == arguments.USER_ERROR
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["version", "help", "help-fields"])
