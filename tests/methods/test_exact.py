@@ -183,11 +183,13 @@ def test_refit_of_a_head_is_the_solution_on_both_splits(tmp_path):
 
 
 def test_phase_with_too_few_images_is_left_out_and_never_the_last(tmp_path):
-    training = Training(tmp_path, {"phases.1.min_images": 97}).fit()
+    few = {"phases.1.min_images": 97, "phases.1.weight_decay": 0.5}
+    training = Training(tmp_path, few).fit()
     assert [outcome.name for outcome in training.outcomes] == ["frozen"]
-    assert any(
-        "'fine-tune' is left out: there are 96" in sentence for sentence in training.reporter.said
-    )
+    (said,) = [text for text in training.reporter.said if "is left out" in text]
+    assert "phases.1.weight_decay" in said
+    assert "have no effect, because phase 'fine-tune' is left out: there are 96 training" in said
+    assert "Add phases.1.min_images=0" in said
     assert training.refit().num_images > 97  # Which phases train is not chosen anew.
     with pytest.raises(SpecError, match="every phase needs more"):
         Training(tmp_path, {"phases.0.min_images": 97, "phases.1.min_images": 97})
