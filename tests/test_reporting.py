@@ -69,7 +69,7 @@ def test_a_wide_table_breaks_no_figure_and_repeats_the_names_below(width):
 def test_names_are_broken_after_their_parts():
     text = StringIO()
     TerminalReporter(Console(file=text, width=40)).show(WIDE)
-    assert "channels+" in text.getvalue().split()
+    assert "low_rank+channels+" in text.getvalue().split()
 
 
 def test_counting_passes_items_on_and_counts_them():

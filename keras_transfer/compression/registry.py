@@ -92,9 +92,7 @@ def parse_chain(words: Mapping[str, Any]) -> tuple[Chain, dict[str, Any]]:
             "no step of compression is given",
             expected="one of " + "; ".join(f"{name}=…, {x.amount}" for name, x in STEPS.items()),
             received=", ".join(words) or "nothing",
-            fix=nearest(
-                next(iter(words), ""), list(STEPS), otherwise="add channels=0.3, for example"
-            ),
+            fix=nearest(next(iter(words), ""), list(STEPS), otherwise="add channels=0.3"),
         )
     wrong = [
         f"{name}={words[name]}"

@@ -130,7 +130,7 @@ def test_a_folder_of_splits_with_another_folder_names_the_setting(tmp_path):
 def test_missing_paths_and_files_in_place_of_folders_are_named(tmp_path):
     file = image(tmp_path / "a.png")
     assert "nothing there" in error_of(path=str(tmp_path / "no")).received
-    assert "nothing there" in error_of(path="").received
+    assert error_of(path="").what == "no images are given"
     assert "a file" in error_of(path=str(file)).received
     assert "nothing there" in error_of(source="csv", path=str(tmp_path / "no.csv")).received
     assert "a folder" in error_of(source="csv", path=str(tmp_path)).received
