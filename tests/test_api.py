@@ -205,6 +205,7 @@ def test_a_run_evaluates_predicts_and_explains(run, images):
     explanation = run.explain(files[0], "digit_1")
     assert explanation.explained == "digit_1"
     assert explanation._repr_png_().startswith(b"\x89PNG")
+    assert explanation.draw().height > explanation.pixels.shape[0]
     with pytest.raises(DataError, match="no such file"):
         run.explain("nothing.png")
 

@@ -53,7 +53,9 @@ class BadFile:
     """A file that was left out, and why."""
 
     path: str
+    """The file."""
     reason: str
+    """What is wrong with it, such as 'no such file'."""
 
 
 @dataclass(frozen=True)

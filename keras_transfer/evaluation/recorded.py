@@ -16,11 +16,13 @@ _TITLES = {"f1": "F1", "support": "images"}
 class RecordedEvaluation:
     """Figures of metrics.json; each is an attribute, such as `evaluation.accuracy`.
 
-    `figures` is what an evaluation's `to_dict` returns. Its first number with decimals is the
-    headline; `intervals` has 95 % intervals by name.
+    For single labels it has the attributes of `SingleLabelEvaluation`, as JSON has them: lists in
+    place of arrays and tuples, dicts in place of `ClassFigures`, and `interval` for the accuracy.
     """
 
     figures: Mapping[str, Any]
+    """What an evaluation's `to_dict` returns. Its first number with decimals is the headline;
+    `intervals` has 95 % intervals by name."""
 
     def __getattr__(self, name: str) -> Any:
         figures = self.__dict__.get("figures", {})
