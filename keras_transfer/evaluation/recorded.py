@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_transfer.evaluation.results import Headline, Table
+from keras_transfer.reporting import tables as reporting
 
 PARTS = "targets"
 """The figure of an evaluation that has those of its parts, by name."""
@@ -35,6 +36,11 @@ class RecordedEvaluation:
 
     def __repr__(self) -> str:
         return self.describe()
+
+    def _repr_markdown_(self) -> str:
+        """What notebooks show: the sentence, and the tables by class, label or column."""
+        tables = (reporting.Table(*table).markdown() for table in self.tables())
+        return "\n\n".join([self.describe(), *tables])
 
     @property
     def headline(self) -> Headline:
