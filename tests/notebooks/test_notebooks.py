@@ -30,6 +30,7 @@ LOGIC = (
     ast.comprehension,
 )
 MOST_LINES, MOST_CHOICES, MOST_CELLS = 25, 2, 12
+FILES = (".png", ".jpg", ".csv", ".html", ".toml")
 INSTALLING = """
 import json, sys
 from IPython.core.interactiveshell import InteractiveShell
@@ -134,7 +135,7 @@ def test_fields_and_notebooks_that_are_named_exist(notebook):
     fields = {name for name, _, _ in describe_fields()}
     for cell in notebook.cells:
         for name in re.findall(r'"([a-z]+(?:\.\w+)+)"', cell.source):
-            if name != "google.colab" and not name.endswith((".png", ".html", ".toml")):
+            if name != "google.colab" and not name.endswith(FILES):
                 field = re.sub(r"\.\d+\.", ".N.", name.removeprefix("search.space."))
                 assert field in fields, name
         for name in re.findall(r"`(\w+\.ipynb)`", cell.source):
