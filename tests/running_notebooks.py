@@ -82,7 +82,12 @@ def execute(
         kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
     )
     client = NotebookClient(
-        notebook, km=manager, timeout=600, resources={"metadata": {"path": folder}}
+        notebook,
+        km=manager,
+        timeout=600,
+        # On a busy machine outputs come later than the 4 s that are waited for by default.
+        iopub_timeout=60,
+        resources={"metadata": {"path": folder}},
     )
     private = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
     client.execute(cleanup_kc=True, env={**os.environ, **private, **(environment or {})})
