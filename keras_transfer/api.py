@@ -69,8 +69,9 @@ def fine_tune(
 
     Args:
         source: a folder with a sub-folder for each class, a CSV file, a run folder or spec file,
-            or a spec; or data in memory: NumPy arrays (images, labels), a `tf.data.Dataset` or a
-            `pandas.DataFrame`, see `data.python_data`. None uses the images of the preset.
+            or a spec; or data in memory: NumPy arrays (images, labels) uint8 [N, H, W, 3] and [N],
+            a `tf.data.Dataset` of (image, label) or of batches, or a `pandas.DataFrame` with the
+            columns of a CSV file. None uses the images of the preset.
         output: the run folder; by default the next free `saved_models/<name>`.
         preset: a preset's name, such as "lite", or a TOML file; sets the fields not given. Without
             it and without a backbone, that is ResNet50 where its weights are on this machine or can
@@ -117,8 +118,8 @@ def tune(
             best trial with the original spec.
         trials: maximum number of trials; by default `search.trials` of the spec, 20 without preset.
         space: by dotted field, a list of values or a dict with `low`, `high`, `step` and
-            `sampling`. By default the spec's own `search.space`, or `specs.DEFAULT_SPACE` if
-            that is empty.
+            `sampling`. By default the spec's own `search.space`, or
+            `keras_transfer.specs.DEFAULT_SPACE` if that is empty.
         output, resume: the search folder; by default the next free `saved_models/<name>-search`.
 
     Raises:
@@ -142,17 +143,19 @@ def tune(
 
 @dataclass(frozen=True, repr=False, eq=False)
 class RankedBackbones(Mapping[str, dict[str, Any]]):
-    """Backbones and their figures, the best first: `ranking["vgg16"]["scores"]["probe"]`.
-
-    `recommended` is the fastest backbone that is not significantly worse than the best, None if
-    none is within the limits; `path` is the folder with rank.json, rank.md and rank.png.
-    """
+    """Backbones and their figures, the best first: `ranking["vgg16"]["scores"]["probe"]`."""
 
     path: Path
+    """The folder with rank.json, rank.md and rank.png."""
     recommended: str | None
+    """The fastest backbone that is not significantly worse than the best; None if none is within
+    the limits."""
     sentence: str
+    """The recommendation in words."""
     table: str
+    """The ranking as Markdown."""
     figures: Mapping[str, dict[str, Any]]
+    """The figures by name, as the mapping itself has them."""
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         return self.figures[name]
@@ -234,7 +237,7 @@ def auto(
         fields: `max_latency_ms`, `max_size_mb`, `backbones` and `folds`, and fields of the spec.
 
     Raises:
-        SpecError: the budget is too short, a trunk is unknown, or none can be used.
+        SpecError: the budget is too short, a backbone is unknown, or none can be used.
         DataError, WeightsError, RunError, ExportError: as for `fine_tune`.
     """
     own, others = divide(fields, AutoSpec)
@@ -268,8 +271,8 @@ def distill(
             0-255 to logits or outputs of the task, or several, whose mean probabilities count. A
             model is stored once as a file, named by its content.
         source, output, preset, resume: as for `fine_tune`.
-        fields: those of `DistillSpec`, such as `kind`, `temperature`, `unlabelled` and
-            `generations`, and fields of the student's spec.
+        fields: fields of the distillation, such as `kind`, `temperature`, `unlabelled` and
+            `generations`, and of the student's spec, such as `backbone`.
 
     Raises:
         SpecError: there is no teacher, it has other classes, or an option is wrong.
@@ -310,6 +313,7 @@ def combine(
     The run's folder also has combination.json and combination.md.
 
     Args:
+        runs: two or more runs or their folders.
         how: 'ensemble' for the mean of probabilities, or 'soup' for the mean of the weights of
             runs of one network. Runs are taken while the loss on validation falls.
         output: its folder; by default the next free one below saved_models/.

@@ -107,7 +107,15 @@ Spec = TypeVar("Spec", RunSpec, PretrainSpec)
 
 
 def load_spec(source: str | Path, *, presets: Path | None = PRESETS) -> RunSpec:
-    """Read a run's spec: the name of a preset, a TOML or JSON file, or a run folder; see `load`."""
+    """Read the settings of a run.
+
+    Args:
+        source: the name of a preset, such as "lite", a TOML or JSON file, or a run folder.
+        presets: folder of `<name>.toml` files in which a bare name is looked for.
+
+    Raises:
+        SpecError: nothing of that name exists, or its content is not a spec.
+    """
     return load(RunSpec, source, presets=presets)
 
 

@@ -461,7 +461,7 @@ TWO_PHASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """All settings of a run. Frozen; `config.override(spec, {...})` makes a changed copy."""
+    """All settings of a run. Frozen; `override(spec, {...})` makes a changed copy."""
 
     name: str = option("run", "name of the run and of its default folder")
     task: str = option("single_label", "kind of target: a name in the table of tasks")

@@ -5,14 +5,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from guide_snippets import snippets
 from PIL import Image
 
 import keras_transfer as kt
+from keras_transfer import api
 from keras_transfer.api import RankedBackbones
 from keras_transfer.config import spec_to_dict
 from keras_transfer.data.records import BadFile
@@ -104,6 +107,10 @@ def test_figures_of_a_run_are_attributes():
     assert repr(evaluation) == "Accuracy 0.75 (0.3 to 0.95), log loss 0.5."
     (table,) = evaluation.tables()
     assert (table.header, table.rows) == (["class", "F1", "images"], [["a", "0.250", "1,200"]])
+    assert evaluation._repr_markdown_().splitlines()[2::2] == [
+        "| class | F1 | images |",
+        "| a | 0.250 | 1,200 |",
+    ]
     with pytest.raises(AttributeError, match="'recall'"):
         evaluation.recall  # noqa: B018
 
@@ -147,6 +154,49 @@ def images(digits_folder, tmp_path_factory) -> Path:
         for file in sorted((digits_folder / name).iterdir())[:30]:
             shutil.copy(file, folder / name)
     return folder
+
+
+OWN_DATA = snippets("python", "## Your data", "## A finished run")
+
+
+@pytest.mark.parametrize("snippet", OWN_DATA, ids=["paths", "table", "arrays", "dataset", "tfds"])
+def test_data_in_hand_are_read_as_the_guide_says(snippet, images, tmp_path, monkeypatch):
+    """All but the training: data are stored, read, checked and split."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(images, "my_images")
+    rows = [f"{file.as_posix()},{file.parent.name}" for file in Path("my_images").glob("*/*")]
+    Path("labels.csv").write_text("\n".join(["path,label", *rows]))
+    seen = []
+
+    def read(spec, folder, **_):
+        dataset = kt.load_dataset(spec, image_size=32, reporter=QUIET)
+        seen.append((len(dataset.data.records.items), dataset.class_names))
+        return SimpleNamespace(run=folder)
+
+    monkeypatch.setattr(api, "run_transfer", read)
+    monkeypatch.setattr(api, "show_result", lambda *_: None)
+    exec(snippet, {})
+    number = 1797 if "digits" in snippet else 60
+    assert {count for count, _ in seen} == {number}
+    assert all(len(names) == (10 if number == 1797 else 2) for _, names in seen)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:1 image was not predicted")
+def test_the_guide_predicts_explains_and_evaluates(run, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("saved_models").mkdir()
+    Path("saved_models/my_photos").symlink_to(run.path)
+    Path("new_photos").mkdir()
+    shutil.copy(next(images.glob("digit_0/*")), "new_photos/tulips.jpg")
+    Path("new_photos/broken.jpg").write_bytes(b"")
+    for snippet in snippets("python", "### Predict", "### Export and serve"):
+        exec(snippet, {})
+    text = capsys.readouterr().out
+    assert "new_photos/tulips.jpg digit_" in text
+    assert "new_photos/broken.jpg " in text
+    assert "support" in text
+    assert Image.open("tulips_explained.png").height > 0
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +258,7 @@ def test_a_run_evaluates_predicts_and_explains(run, images):
     explanation = run.explain(files[0], "digit_1")
     assert explanation.explained == "digit_1"
     assert explanation._repr_png_().startswith(b"\x89PNG")
+    assert explanation.draw().height > explanation.pixels.shape[0]
     with pytest.raises(DataError, match="no such file"):
         run.explain("nothing.png")
 

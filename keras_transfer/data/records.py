@@ -56,7 +56,9 @@ class BadFile:
     """
 
     path: str
+    """The file."""
     reason: str
+    """What is wrong with it, such as 'no such file'."""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -21,31 +21,41 @@ class ClassFigures:
     """Figures of one class against the rest. 0 / 0 counts as 0, as in scikit-learn."""
 
     precision: float
+    """Share of the images predicted as this class that are of it."""
     recall: float
+    """Share of the images of this class that are predicted as it."""
     f1: float
+    """Harmonic mean of both."""
     support: int
+    """Number of images of this class."""
     recall_interval: Interval
+    """95 %, Wilson's."""
 
 
 @dataclass(frozen=True, eq=False)
 class SingleLabelEvaluation:
-    """All figures of one split of images with one label each.
-
-    `balanced_accuracy` is the mean recall of the classes that occur; `log_loss` is in nats;
-    `top_k` maps k to the share of examples whose label is among the k most probable classes;
-    `confusion` [C, C] counts examples, rows by true and columns by predicted class. `intervals`
-    are 95 %: Wilson's for the accuracy, a percentile bootstrap of 1,000 resamples for the others.
-    """
+    """All figures of one split of images with one label each."""
 
     num_examples: int
+    """Number of images."""
     accuracy: float
+    """Share of images that are predicted rightly, 0-1."""
     balanced_accuracy: float
+    """Mean recall of the classes that occur."""
     log_loss: float
+    """Mean of minus the logarithm of the true class's probability, in nats."""
     expected_calibration_error: float
+    """Mean gap between confidence and accuracy over 15 bins of confidence."""
     intervals: dict[str, Interval]
+    """95 %, of the four figures above by name: Wilson's for the accuracy, a percentile bootstrap of
+    1,000 resamples for the others."""
     top_k: dict[int, float]
+    """By k, share of images whose label is among the k most probable classes; k is 3 and 5, where
+    there are more classes."""
     per_class: dict[str, ClassFigures]
+    """Figures of every class by its name."""
     confusion: np.ndarray
+    """int [C, C], numbers of images: rows by true, columns by predicted class."""
 
     @property
     def headline(self) -> Headline:

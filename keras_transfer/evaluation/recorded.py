@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_transfer.evaluation.results import Headline, Table
+from keras_transfer.reporting import tables as reporting
 
 PARTS = "targets"
 """The figure of an evaluation that has those of its parts, by name."""
@@ -16,11 +17,13 @@ _TITLES = {"f1": "F1", "support": "images"}
 class RecordedEvaluation:
     """Figures of metrics.json; each is an attribute, such as `evaluation.accuracy`.
 
-    `figures` is what an evaluation's `to_dict` returns. Its first number with decimals is the
-    headline; `intervals` has 95 % intervals by name.
+    For single labels it has the attributes of `SingleLabelEvaluation`, as JSON has them: lists in
+    place of arrays and tuples, dicts in place of `ClassFigures`, and `interval` for the accuracy.
     """
 
     figures: Mapping[str, Any]
+    """What an evaluation's `to_dict` returns. Its first number with decimals is the headline;
+    `intervals` has 95 % intervals by name."""
 
     def __getattr__(self, name: str) -> Any:
         figures = self.__dict__.get("figures", {})
@@ -33,6 +36,11 @@ class RecordedEvaluation:
 
     def __repr__(self) -> str:
         return self.describe()
+
+    def _repr_markdown_(self) -> str:
+        """What notebooks show: the sentence, and the tables by class, label or column."""
+        tables = (reporting.Table(*table).markdown() for table in self.tables())
+        return "\n\n".join([self.describe(), *tables])
 
     @property
     def headline(self) -> Headline:

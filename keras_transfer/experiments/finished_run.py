@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import keras
 import numpy as np
+from PIL import Image
 
 from keras_transfer.adaptation.registry import AUTO
 from keras_transfer.compression.registry import parse_chain
@@ -51,9 +52,13 @@ _ARRAY_OF_IMAGES: Final = "uint8 of shape [N, H, W, 3], RGB"
 class DrawnExplanation(Explanation):
     """An explanation that notebooks show as the image next to its heat map."""
 
+    def draw(self) -> Image.Image:
+        """The image next to its heat map; `run.explain("a.jpg").draw().save("a_explained.png")`."""
+        return draw_overlay(self)
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        draw_overlay(self).save(buffer, "PNG")
+        self.draw().save(buffer, "PNG")
         return buffer.getvalue()
 
 
@@ -62,6 +67,7 @@ class Run:
     """A finished run in the folder `path`; files and model are read when they are first used."""
 
     path: Path
+    """The folder; see `docs/reference/files.md` for its files."""
 
     def __repr__(self) -> str:
         classes = f"{len(self.class_names)} classes"
@@ -109,6 +115,9 @@ class Run:
                 are matched by name, so it may have only some of the run's.
             moved_to: where the run's own images are now; None is its `data.path`.
             include_training: whether images of `data` count that the run was trained on.
+
+        Returns:
+            the figures: for single labels a `SingleLabelEvaluation`.
 
         Raises:
             DataError: the images cannot be used, changed since the run, or have unknown classes.
@@ -171,10 +180,11 @@ class Run:
                 for one in found
             ]
 
-    def explain(self, file: Files, class_name: str | None = None) -> Explanation:
+    def explain(self, file: Files, class_name: str | None = None) -> DrawnExplanation:
         """A Grad-CAM heat map of one image, which notebooks show.
 
         Args:
+            file: an image file.
             class_name: the class to explain; None is the most probable one.
 
         Raises:
@@ -195,9 +205,11 @@ class Run:
     ) -> list[Suggestion]:
         """The images below a folder that are to be labelled next, the most uncertain first.
 
-        Each has its `prediction` and `uncertainty`, from 0 to 1; see `experiments.suggestion`.
+        Copies and images that the run has used are left out. The suggestions are spread, so that
+        they differ from each other.
 
         Args:
+            folder: images at any depth.
             count: how many; all new images if there are fewer.
 
         Raises:
@@ -269,8 +281,8 @@ class Run:
             distill: whether it learns from this run, not from labels alone.
             formats: other formats to write as well and to compare, such as 'onnx_int8,openvino'.
             resume: continue an interrupted one.
-            words: steps with their amounts, in their order: `channels`, `features` and `low_rank`,
-                see `compression.registry`; and fields of the new run's spec.
+            words: steps with their amounts, in their order, such as `channels=0.3`: `channels`,
+                `features` and `low_rank`; and fields of the new run's spec.
 
         Raises:
             SpecError: no step is given, an amount is out of range, or a field is wrong.
@@ -302,7 +314,7 @@ class Run:
         reporter: Reporter | None = None,
         **fields: Any,
     ) -> "Run":
-        """A run that also knows new images, of new classes or of its own; see `extension`.
+        """A run that also knows new images, of new classes or of its own.
 
         Args:
             images: folder of class folders, CSV file, or data in memory as for `fine_tune`.
@@ -395,6 +407,9 @@ class Run:
 
 def load_run(path: Files) -> Run:
     """Open the folder of a finished run, which may have been moved.
+
+    Args:
+        path: the folder, such as saved_models/my_photos.
 
     Raises:
         RunError: there is no run, or the run is not finished.

@@ -306,19 +306,23 @@ class Dataset:
 
     `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, 3] in
     0-255, targets float32 [B, K] (one-hot labels), sample weights float32 [B], which are 1 unless
-    `training.class_weights` is set. Every pass over `train` is a new epoch: another order,
-    and the next view of each image; call `fit(dataset.train, shuffle=False)`, or Keras warns that
-    it does not shuffle. Those of `val` and `test` are plain images in a fixed order.
+    `training.class_weights` is set.
     """
 
     train: Any
+    """Every pass is a new epoch: another order, and the next view of each image. Call
+    `fit(dataset.train, shuffle=False)`, or Keras warns that it does not shuffle."""
     val: Any
+    """Plain images in a fixed order."""
     test: Any
+    """As `val`."""
     class_names: tuple[str, ...]
+    """Names of the K outputs, in order."""
     data: Data
+    """Records of all images, rows of each split, decoded pixels."""
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Plain images uint8 [N, S, S, 3] of a split and their targets, see `Targets.values`."""
+        """Plain images uint8 [N, S, S, 3] of 'train', 'val' or 'test', and targets [N, K]."""
         rows, examples = getattr(self.data.splits, split), self.data.examples
         return np.asarray(examples.pixels[rows]), examples.targets.values[rows]
 
@@ -331,7 +335,7 @@ def load_dataset(
     Args:
         source: a folder with a sub-folder for each class, a CSV file, a spec, or its file.
         reporter: shows decisions and progress; by default on the terminal.
-        fields: fields of the spec, see `make_spec`.
+        fields: fields of the spec, as of `fine_tune`.
 
     Raises:
         SpecError: a field is unknown, has the wrong type or is out of range.
@@ -364,7 +368,7 @@ def build_model(
     num_classes: int | None = None,
     **fields: Any,
 ) -> keras.Model:
-    """A pretrained trunk with a new head: images [B, S, S, 3] in 0-255 to logits [B, C].
+    """A pretrained backbone with a new head: images [B, S, S, 3] in 0-255 to logits [B, C].
 
     Preprocessing is part of the model. All layers are trainable, and nothing is compiled.
 
@@ -372,7 +376,7 @@ def build_model(
         source: a backbone's name or path, or a spec whose `model` and `data.image_size` are used.
         class_names: names of the logits, in order.
         num_classes: the number of classes, where their names do not matter.
-        fields: fields of the spec, see `make_spec`.
+        fields: fields of the spec, as of `fine_tune`.
 
     Raises:
         SpecError: unknown backbone or stage, too small images, or neither names nor number.

@@ -44,14 +44,16 @@ _BATCH_SIZE: Final = 1024
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Suggestion:
-    """An image to label, with the run's prediction and its uncertainty, from 0 to 1."""
+    """An image to label next."""
 
     prediction: Prediction
+    """What the run predicts; `prediction.path` is the file."""
     uncertainty: float
+    """From 0 to 1: for classes 1 minus the difference of the two highest probabilities."""
 
     @property
     def row(self) -> list[str]:
-        """The cells of `COLUMNS`."""
+        """Path, predicted label and uncertainty as texts."""
         return [self.prediction.path, self.prediction.label, f"{self.uncertainty:.4f}"]
 
 

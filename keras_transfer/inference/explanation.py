@@ -37,19 +37,20 @@ Explain = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Explanation:
-    """The outputs for one image, and a heat map of one of them.
-
-    `pixels` is uint8 [S, S, 3], the network's square input; `outputs` float32 [K];
-    `class_index` is the explained column; `heat` float32 [h, w] in 0-1, one value for each position
-    of the trunk's last features.
-    """
+    """The outputs for one image, and a heat map of one of them."""
 
     path: str
+    """The file."""
     task: Task
+    """What is predicted."""
     outputs: np.ndarray
+    """float32 [K]."""
     class_index: int
+    """The explained output, a column of `outputs`."""
     heat: np.ndarray
+    """float32 [h, w] in 0-1, one value for each position of the backbone's last features."""
     pixels: np.ndarray
+    """uint8 [S, S, 3], the network's square input."""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -97,15 +97,14 @@ class LoadedRun:
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Prediction:
-    """The prediction for one image: `outputs` is float32 [K], and `task` is their task.
-
-    `labels` are the predicted names: one class, some labels, or none. `label` has all of them as
-    text, `confidence` the highest output. `reason` is '': a `BadFile` says there why it has none.
-    """
+    """The prediction for one image."""
 
     path: str
+    """The file; of an image in memory its number, from 0."""
     outputs: np.ndarray
+    """float32 [K], in the order of `run.class_names`: probabilities, or numbers in your units."""
     task: Task
+    """What is predicted; `task.names` are the names of the outputs."""
 
     def __repr__(self) -> str:
         row = zip(self.task.columns(), self.task.row(self.outputs), strict=True)
@@ -113,18 +112,22 @@ class Prediction:
 
     @property
     def reason(self) -> str:
+        """'': a `BadFile` says here why it has no prediction."""
         return ""
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The predicted names: one class, some labels, or none."""
         return self.task.decided(self.outputs)
 
     @property
     def label(self) -> str:
+        """All `labels` as one text, such as 'roses'."""
         return ", ".join(self.labels)
 
     @property
     def confidence(self) -> float:
+        """The highest output: for classes the probability of `label`."""
         return float(self.outputs.max())
 
 

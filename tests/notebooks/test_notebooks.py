@@ -29,7 +29,8 @@ LOGIC = (
     ast.Try,
     ast.comprehension,
 )
-MOST_LINES, MOST_CHOICES = 25, 2
+MOST_LINES, MOST_CHOICES, MOST_CELLS = 25, 2, 12
+FILES = (".png", ".jpg", ".csv", ".html", ".toml")
 INSTALLING = """
 import json, sys
 from IPython.core.interactiveshell import InteractiveShell
@@ -92,6 +93,15 @@ def test_cells_call_and_show_and_hold_no_logic(notebook):
         assert len(source.splitlines()) <= MOST_LINES, source
 
 
+def test_one_name_of_the_package_is_imported(notebook):
+    """Readers see `kt`, and `TransferHyperModel` where a tuner of their own needs it."""
+    text = "\n".join(code_of(notebook))
+    found = re.findall(r"^(?:from|import) keras_transfer.*$", text, re.MULTILINE)
+    own_tuner = "from keras_transfer.tuning import TransferHyperModel"
+    assert [line for line in found if line != own_tuner] == ["import keras_transfer as kt"]
+    assert len(code_of(notebook)) <= MOST_CELLS
+
+
 def test_names_that_are_imported_are_public_and_there(notebook):
     for source in code_of(notebook):
         for node in ast.walk(parse(source)):
@@ -116,7 +126,7 @@ def test_the_lines_for_own_images_make_a_spec(notebook, tmp_path):
     assert "YOUR OWN IMAGES" in source
     chosen: dict = {}
     exec(re.sub(r"^# (PRESET|CHANGES) =", r"\1 =", source, flags=re.MULTILINE), chosen)
-    assert chosen["PRESET"] == "resnet50"
+    assert chosen["PRESET"] == "lite"  # It needs no network.
     spec = override(load_spec(chosen["PRESET"]), chosen["CHANGES"])
     assert spec.data.path == "/content/my_photos"
 
@@ -125,7 +135,7 @@ def test_fields_and_notebooks_that_are_named_exist(notebook):
     fields = {name for name, _, _ in describe_fields()}
     for cell in notebook.cells:
         for name in re.findall(r'"([a-z]+(?:\.\w+)+)"', cell.source):
-            if name != "google.colab" and not name.endswith((".png", ".html", ".toml")):
+            if name != "google.colab" and not name.endswith(FILES):
                 field = re.sub(r"\.\d+\.", ".N.", name.removeprefix("search.space."))
                 assert field in fields, name
         for name in re.findall(r"`(\w+\.ipynb)`", cell.source):

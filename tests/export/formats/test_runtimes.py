@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guide_snippets import snippets
 from scipy.special import softmax
 
 from keras_transfer.errors import ExportError
@@ -34,6 +35,24 @@ def test_every_format_predicts_like_the_model_in_any_batch(name, made, pixels, e
         np.testing.assert_allclose(
             outputs, expected[batch], rtol=0, atol=TOLERANCES[entry.precision]
         )
+
+
+def test_onnx_runtime_alone_predicts_as_the_guide_says(
+    made, photos: Path, expected, class_names, tmp_path: Path, monkeypatch, capsys
+):
+    """Pillow decodes JPEG files a little differently, so probabilities differ a little."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("saved_models/my_photos/formats")
+    folder.mkdir(parents=True)
+    (folder / "2").symlink_to(made)
+    (snippet,) = snippets("export_and_formats", "### ONNX Runtime alone", "### With this package")
+    number = next(row for row, file in enumerate(sorted(photos.iterdir())) if ".jpg" in file.name)
+    shutil.copy(sorted(photos.iterdir())[number], "rose.jpg")
+    exec(snippet, {})
+    printed = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert list(printed) == [class_names[column] for column in np.argsort(-expected[number])]
+    for name, probability in zip(class_names, expected[number], strict=True):
+        assert float(printed[name].rstrip("%")) / 100 == pytest.approx(probability, abs=0.05)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from guide_snippets import snippets
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -51,6 +52,22 @@ def exported(classifier, class_names, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def signatures(exported: Path):
     return tf.saved_model.load(str(exported)).signatures
+
+
+def test_tensorflow_alone_predicts_as_the_guide_says(
+    exported: Path, classifier, class_names, photos: Path, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("saved_models").mkdir()
+    Path("saved_models/my_photos").symlink_to(exported.parents[1])
+    file = min(photos.glob("*.jpg"))
+    Path("rose.jpg").symlink_to(file)
+    (snippet,) = snippets("export_and_formats", "## The SavedModel", "## Other formats")
+    exec(snippet, {})
+    (expected,) = predict_pixels(classifier, encoded_and_pixels([file])[1], activation="softmax")
+    best = sorted(zip(expected, class_names, strict=True), reverse=True)
+    lines = [f"{name} {probability:.1%}" for probability, name in best]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_serving_default_predicts_encoded_images_like_the_model(
