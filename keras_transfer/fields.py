@@ -15,10 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from keras_transfer.errors import HIDDEN, SpecError
+from keras_transfer.errors import HIDDEN, SpecError, enumerated
 
 _LONGEST_NAME: Final = 200
 """Bytes of a run's name: suffixes such as '-search-2' follow it in the name of its folder."""
+
+_MOST_NAMED: Final = 5
+"""Fields of a table that an error names."""
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -140,7 +143,8 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
         value = _read_typed(value, hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
-            _raise_type(name, "a table of fields", value, where)
+            fields = [field.name for field in dataclasses.fields(hint)]
+            _raise_type(name, f"a table of {enumerated(fields, _MOST_NAMED)}", value, where)
         return build(hint, value, f"{name}.", where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keras_transfer.backbones.early_checks import check_early
-from keras_transfer.config import spec_to_dict, with_search_space
+from keras_transfer.config import spec_to_dict, with_dotted_space, with_search_space
 from keras_transfer.devices import native_log_to
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chief
@@ -40,6 +40,7 @@ from pipelines.arguments import (
     make_parser,
     positive,
     read_spec,
+    say,
 )
 
 _NUM_PLAIN = 2
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
-    spec = with_search_space(read_spec(arguments))
+    spec = with_search_space(with_dotted_space(read_spec(arguments), say))
     if arguments.against_plain and spec.cache.folder:
         raise SpecError(
             "--against-plain starts with an empty cache of its own",
@@ -128,7 +129,11 @@ def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int) 
 
     terminal = TerminalReporter()
     found = run_search(spec, run, num_workers=num_workers, reporter=terminal)
-    plain = measure_plain(spec, run, num_trials=num_plain, reporter=terminal) if num_plain else None
+    plain = (
+        measure_plain(found.spec, run, num_trials=num_plain, reporter=terminal)
+        if num_plain
+        else None
+    )
     write_search(found, against_plain=plain)
     show_search(found, terminal)
     if plain:
