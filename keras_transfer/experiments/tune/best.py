@@ -109,6 +109,10 @@ def select_best(
     trial = best[0]
     spec = runner.vary(trial.values)
     reporter.info(describe_choice(best, search.objective, monitor))
+    reporter.info(
+        "It is compared with the original spec, then evaluated and exported, which can take a "
+        "minute …"
+    )
     aside = PrefixedReporter(reporter, f"trial {trial.name}")
     training = runner.train(spec, reporter=aside, predict=True)
     default = runner.train(

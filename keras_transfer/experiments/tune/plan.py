@@ -83,7 +83,7 @@ def describe_plan(plan: Plan, asked: RunSpec, monitor: Monitor) -> list[str]:
     space = plan.spec.search.space
     sentences = [f"The search varies {', '.join(map(_values, space, space.values()))}."]
     if plan.left_out:
-        sentences.append(f"Left out, for lack of any effect: {_grouped(plan.left_out)}.")
+        sentences.append(f"Not varied, because it would change nothing: {_grouped(plan.left_out)}.")
     return [*sentences, _describe_score(plan, monitor), _describe_length(plan, asked)]
 
 

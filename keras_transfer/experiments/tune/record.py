@@ -144,9 +144,9 @@ def describe_rule(objective: str, monitor: Monitor) -> str:
     """By what trials are ranked, after "its": the score, which end is better, and ties."""
     ends = "higher" if higher_is_better(objective, monitor) else "lower"
     if objective == "val_loss":
-        return f"loss ({ends} is better; of equal ones the first)"
+        return f"loss ({ends} is better; ties: the earlier trial)"
     name = monitor.metric.replace("_", " ")
-    return f"{name} ({ends} is better; of equal ones the lower loss, then the first)"
+    return f"{name} ({ends} is better; ties: the lower loss, then the earlier trial)"
 
 
 def describe_choice(best: Sequence[SearchTrial], objective: str, monitor: Monitor) -> str:

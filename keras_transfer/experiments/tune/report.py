@@ -202,9 +202,10 @@ def _describe_cost(found: SearchResult) -> str:
     """Seconds, and memory after the first trials and at the end, which shows memory leaks."""
     trials = found.trials
     text = (
-        f"{len(trials)} trials took {found.search_seconds:.0f} s, {found.seconds:.0f} s with the "
-        f"comparison and the run of the best"
+        f"All took {found.seconds:.0f} s: {found.search_seconds:.0f} s until the last of "
+        f"{counted(len(trials), 'trial', 'trials')} had ended"
         + (f", without {found.num_before} trials that had ended before" if found.num_before else "")
+        + ", the rest for the comparison and the run of the best"
     )
     for worker in sorted({trial.worker for trial in trials}):
         megabytes = [
@@ -277,6 +278,8 @@ def recommend(found: SearchResult) -> Recommendation:
         why += "was not measured (search.refits=3 does)"
     elif winner.is_default:
         takes, why = False, "it trains the same"
+    elif winner.comparison and not any(winner.comparison.interval):
+        takes, why = False, "no image that trials are compared on has another score"
     else:
         takes = better
         why = f"the interval of its gain is {'' if takes else 'not '}entirely above 0"
