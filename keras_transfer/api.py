@@ -130,7 +130,7 @@ def tune(
     """
     given = fields if trials is None else {**fields, "search.trials": trials}
     reporter = reporter or TerminalReporter()
-    own = read_space(space) if space else None
+    own = {} if space is None else read_space(space)
     spec = _make_spec(source, preset, given, reporter)
     if own:
         spec = override(spec, {"search.space": own})

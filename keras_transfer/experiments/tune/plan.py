@@ -123,4 +123,7 @@ def _describe_length(plan: Plan, asked: RunSpec) -> str:
             text += f", of {total:,.0f} combinations"
     limit = f"after {search.time_budget} none is started"
     text += f"; {limit if search.time_budget else 'search.time_budget=20m would limit the time'}"
-    return f"{text}. Then the best is compared with the original spec, evaluated and exported."
+    return (
+        f"{text}. Then the best trial is compared with the original spec, which is the settings "
+        "without the search, evaluated on the test split and exported."
+    )
