@@ -279,7 +279,7 @@ def recommend(found: SearchResult) -> Recommendation:
     elif winner.is_default:
         takes, why = False, "it trains the same"
     elif winner.comparison and not any(winner.comparison.interval):
-        takes, why = False, "no image that trials are compared on has another score"
+        takes, why = False, "both have the same score for every image"
     else:
         takes = better
         why = f"the interval of its gain is {'' if takes else 'not '}entirely above 0"

@@ -38,7 +38,7 @@ def found(compared=None, *, scores=(0.9, 0.8), is_default=False, objective="val_
     [
         (found(comparison(0.01, 0.1)), True, "winner", "entirely above 0"),
         (found(comparison(-0.01, 0.1)), False, "default", "not entirely above 0"),
-        (found(comparison(0.0, 0.0)), False, "default", "no image"),
+        (found(comparison(0.0, 0.0)), False, "default", "the same score for every image"),
         (found(is_default=True), False, "default", "trains the same"),
         (found(), None, "winner", "was not measured"),
         (found(scores=(0.9, 0.9)), None, "default", "was not measured"),
