@@ -62,7 +62,8 @@ def read_space(given: Any) -> dict[str, dict[str, Any]]:
     return {name: _read_entry(name, entry) for name, entry in given.items()}
 
 
-def _read_entry(name: Any, entry: Any) -> dict[str, Any]:
+def _read_entry(name: Any, given: Any) -> dict[str, Any]:
+    entry = given
     if isinstance(entry, ParameterSpec):
         entry = {key: value for key, value in vars(entry).items() if value is not None}
     if not isinstance(entry, Mapping):
@@ -71,7 +72,7 @@ def _read_entry(name: Any, entry: Any) -> dict[str, Any]:
     values = entry.get("values", ("none are given",))
     is_list = isinstance(values, list | tuple | range | np.ndarray) and len(values) > 0
     if not isinstance(name, str) or not set(entry) <= set(known) or not is_list:
-        nested = [key for key in entry if key not in known]
+        nested = [key for key in entry if key not in known and isinstance(entry[key], Mapping)]
         fix = f'write {{"{name}": [value, other]}} or {{"{name}": {{"low": …, "high": …}}}}'
         if nested:
             fix = (
@@ -80,7 +81,7 @@ def _read_entry(name: Any, entry: Any) -> dict[str, Any]:
         raise SpecError(
             f"space has no valid entry for {name!r}",
             expected="a list of values, or a dict of low, high, step and sampling",
-            received=f"{dict(entry) if nested else values!r}",
+            received=f"{given!r}",
             fix=fix,
         )
     plain = {key: _plain(value) for key, value in entry.items()}
