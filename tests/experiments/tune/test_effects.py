@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from keras_transfer.config import override, with_search_space
-from keras_transfer.data.splits import Splits
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.tune.effects import (
     Trained,
@@ -115,7 +114,7 @@ def test_a_seed_changes_nothing_where_all_is_solved_on_given_weights(changes, is
 
 def planned(spec, num_train=277):
     rows = np.arange(num_train + 60)
-    splits = Splits(rows[:num_train], rows[num_train:], rows[:0])
+    splits = SimpleNamespace(train=rows[:num_train], val=rows[num_train:], test=rows[:0])
     return plan_search(SimpleNamespace(session=SimpleNamespace(spec=spec), splits=[splits]))
 
 
