@@ -30,8 +30,6 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.tasks.task import Monitor
 
 _NUM_BEST: Final = 3
-_NUM_TIMED: Final = 2
-"""Trials that have to end before the time of the others is estimated."""
 _SECONDS: Final = 1.0
 """Between two readings of the trial log."""
 
@@ -90,10 +88,11 @@ def describe_left(
     Args:
         new: those that have ended in this process, in order; the first also computes features.
     """
-    if plan.num_trials is None or len(new) < _NUM_TIMED or num_ended >= plan.num_trials:
+    timed = [trial.seconds for trial in new if not trial.same_as][1:]
+    if plan.num_trials is None or not timed or num_ended >= plan.num_trials:
         return ""
     left = plan.num_trials - num_ended
-    seconds = left * median(trial.seconds for trial in new[1:]) / num_workers
+    seconds = left * median(timed) / num_workers
     return f" About {seconds:.0f} s for {counted(left, 'more trial', 'more trials')}."
 
 

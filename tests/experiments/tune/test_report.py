@@ -84,6 +84,8 @@ def test_the_time_of_the_trials_that_are_left_is_told_after_two():
     plan = SimpleNamespace(num_trials=6)
     first, *rest = (made_trial(n, {}, 0.9, seconds=s) for n, s in enumerate((60.0, 3.0, 5.0)))
     assert describe_left([first], plan, num_ended=1, num_workers=1) == ""
+    copy = made_trial(9, {}, 0.9, seconds=0.0, same_as="0000")
+    assert describe_left([first, copy], plan, num_ended=2, num_workers=1) == ""
     two = describe_left([first, rest[0]], plan, num_ended=2, num_workers=1)
     assert two == " About 12 s for 4 more trials."
     several = describe_left([first, *rest], plan, num_ended=5, num_workers=2)
