@@ -23,7 +23,7 @@ from keras_transfer.config import (
     load_spec,
     make_spec,
     override,
-    spec_to_dict,
+    with_dotted_space,
     with_search_space,
 )
 from keras_transfer.data.python_data import is_in_memory, store
@@ -46,9 +46,10 @@ from keras_transfer.experiments.summary import show_result
 from keras_transfer.experiments.tune.best import WINNER
 from keras_transfer.experiments.tune.report import show_search, write_search
 from keras_transfer.experiments.tune.search import SUFFIX, run_search
+from keras_transfer.experiments.tune.space import read_space
 from keras_transfer.fields import build
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
-from keras_transfer.specs import AutoSpec, DistillSpec, ParameterSpec, RankSpec, RunSpec
+from keras_transfer.specs import AutoSpec, DistillSpec, RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, start_run, vacated_on_refusal
 
@@ -111,28 +112,31 @@ def tune(
     reporter: Reporter | None = None,
     **fields: Any,
 ) -> Run:
-    """Search for better values and return the run of the best trial; `run.search` has all trials.
+    """Search for better values and return the run of the best trial.
+
+    `run.search` has all trials, the best first, and says whether to take it, see `SearchResults`.
 
     Args:
         source, preset, fields: as for `fine_tune`; `refits=0` leaves out the comparison of the
             best trial with the original spec.
         trials: maximum number of trials; by default `search.trials` of the spec, 20 without preset.
-        space: by dotted field, a list of values or a dict with `low`, `high`, `step` and
-            `sampling`. By default the spec's own `search.space`, or
-            `keras_transfer.specs.DEFAULT_SPACE` if that is empty.
+        space: by field, such as `model.dropout` or `lr`, a list of values or a dict with `low`,
+            `high`, `step` and `sampling`. By default the spec's own `search.space`, or what
+            applies of `specs.DEFAULT_SPACE` if that is empty. Fields without effect are left out.
         output, resume: the search folder; by default the next free `saved_models/<name>-search`.
 
     Raises:
-        SpecError: a field or the space is wrong.
+        SpecError: a field or the space is wrong, or no field of it has an effect.
         DataError, WeightsError, ExportError: as for `fine_tune`.
         RunError: every trial failed, or the folder cannot be written.
     """
     given = fields if trials is None else {**fields, "search.trials": trials}
     reporter = reporter or TerminalReporter()
-    spec = with_search_space(_make_spec(source, preset, given, reporter))
-    chosen = space or spec.search.space
-    spec = override(spec, {"search.space": {name: _entry(own) for name, own in chosen.items()}})
-    reporter.info(f"The search varies {', '.join(chosen)}.")
+    own = {} if space is None else read_space(space)
+    spec = _make_spec(source, preset, given, reporter)
+    if own:
+        spec = override(spec, {"search.space": own})
+    spec = with_search_space(with_dotted_space(spec, reporter.info))
     folder = start_run(spec, output=output, resume=resume, suffix=SUFFIX)
     found = run_search(spec, folder, reporter=reporter)
     write_search(found)
@@ -360,13 +364,6 @@ def _make_spec(
     if base is None and isinstance(given, Path) and is_images(given):
         return choose_backbone(spec, dotted_fields(fields), reporter.info)
     return spec
-
-
-def _entry(given: Any) -> dict[str, Any]:
-    """A parameter in the form of `override`; a list becomes the parameter's values."""
-    if isinstance(given, ParameterSpec):
-        return spec_to_dict(given)
-    return dict(given) if isinstance(given, Mapping) else {"values": list(given)}
 
 
 def _stored(

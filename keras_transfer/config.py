@@ -10,11 +10,12 @@ import json
 import os
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import SpecError, check_all
 from keras_transfer.fields import (
     Typed,
     build,
@@ -24,7 +25,14 @@ from keras_transfer.fields import (
     run_name_flaw,
     similar_path,
 )
-from keras_transfer.specs import DEFAULT_SPACE, HEAD, SOURCES, PretrainSpec, RunSpec
+from keras_transfer.specs import (
+    DEFAULT_SPACE,
+    HEAD,
+    SOURCES,
+    ParameterSpec,
+    PretrainSpec,
+    RunSpec,
+)
 
 PRESETS: Final = Path(__file__).parent / "presets"
 """Folder of the presets, `<name>.toml`; those of a pretraining are in `pretraining/`."""
@@ -487,16 +495,57 @@ def make_spec(
 
 
 def with_search_space(spec: RunSpec) -> RunSpec:
-    """The spec; without a search space with `DEFAULT_SPACE`, for the phases that it has."""
+    """The spec; without a search space with what its phases and its task can vary by default."""
     if spec.search.space:
         return spec
-    phases = tuple(f"phases.{number}." for number in range(len(spec.phases)))
-    space = {
-        name: entry
-        for name, entry in DEFAULT_SPACE.items()
-        if not name.startswith("phases.") or name.startswith(phases)
-    }
-    return dataclasses.replace(spec, search=dataclasses.replace(spec.search, space=space))
+    space = {name: entry for name, entry in DEFAULT_SPACE.items() if _can_vary(spec, name)}
+    if spec.phases[0].method != "exact":
+        # Where no head is solved, the rate matters most.
+        space["phases.0.learning_rate"] = DEFAULT_SPACE["phases.1.learning_rate"]
+    return _with_space(spec, space)
+
+
+def _can_vary(spec: RunSpec, name: str) -> bool:
+    """Whether a field of `DEFAULT_SPACE` exists in the spec, and may differ from its default."""
+    root, *rest = name.split(".")
+    if root != "phases":
+        return spec.task in ("single_label", "multi_label")
+    if int(rest[0]) >= len(spec.phases):
+        return False
+    phase = spec.phases[int(rest[0])]
+    chooses = phase.method_options.get("cross_validate", False)
+    return rest[1] != "method_options" or (phase.method == "exact" and not chooses)
+
+
+def _with_space(spec: RunSpec, space: Mapping[str, ParameterSpec]) -> RunSpec:
+    return dataclasses.replace(spec, search=dataclasses.replace(spec.search, space=dict(space)))
+
+
+def with_dotted_space(spec: RunSpec, say: Callable[[str], None]) -> RunSpec:
+    """The spec with the dotted names of the fields that its search varies, such as `lr`.
+
+    Args:
+        say: called with a sentence for each name of another library, as of a field that is set.
+
+    Raises:
+        SpecError: the spec has no field of such a name, or two names are of one field.
+    """
+    # As of a value that is no table: `model` is also a table of fields.
+    names = dict.fromkeys(spec.search.space)
+    check_all(*(partial(_dotted, name, None, spec, ()) for name in names))
+    dotted = {name: _dotted(name, None, spec, ()) for name in names}
+    for field in dotted.values():
+        given = [name for name, own in dotted.items() if own == field]
+        if len(given) > 1:
+            raise SpecError(
+                f"search.space varies {field} twice",
+                expected="one entry for each field",
+                received=", ".join(given),
+                fix=f"leave out all but one of {', '.join(given)}",
+            )
+    for sentence in describe_other_names(names, spec):
+        say(sentence)
+    return _with_space(spec, {dotted[name]: own for name, own in spec.search.space.items()})
 
 
 def check_single_training(spec: RunSpec, what: str, *, fix: str, hint: str = "") -> None:

@@ -16,10 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from keras_transfer.errors import HIDDEN, SpecError
+from keras_transfer.errors import HIDDEN, SpecError, enumerated
 
 _LONGEST_NAME: Final = 200
 """Bytes of a run's name: suffixes such as '-search-2' follow it in the name of its folder."""
+
+_MOST_NAMED: Final = 5
+"""Fields of a table that an error names."""
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -188,7 +191,8 @@ def _convert(value: Any, hint: Any, place: _Place) -> Any:
         value = _read_typed(value, hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
-            _raise_type(place, "a table of fields", value)
+            fields = [field.name for field in dataclasses.fields(hint)]
+            _raise_type(place, f"a table of {enumerated(fields, _MOST_NAMED)}", value)
         return build(hint, value, f"{place.name}.", place.where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:

@@ -1,19 +1,25 @@
 """Tune: search for better values of a spec's fields, at about the cost of one training.
 
-    python -m pipelines.tune quickstart
-    python -m pipelines.tune my_photos search.trials=40 search.time_budget=20m
-    python -m pipelines.tune my_photos search.tuner=hyperband --workers 4
+the default space, or that of a preset or TOML file:
+    python -m pipelines.tune my_photos
+fields and values of your own:
+    python -m pipelines.tune my_photos min_images=0 'search.space.dropout={values=[0.0,0.3]}' \\
+        'search.space.lr={low=1e-4,high=1e-2,sampling="log"}'
+at most so many trials, and none started after so long:
+    python -m pipelines.tune my_photos trials=10 time_budget=20m
+continue an interrupted search:
     python -m pipelines.tune saved_models/my_photos-search --resume
+train the best trial again; its finished run is in saved_models/my_photos-search/winner:
+    python -m pipelines.train saved_models/my_photos-search/best.toml
 
-The search space is the table [search.space] of the spec, or given here:
-
-    search.space.model.dropout={values=[0.1,0.3]}
-    search.space.phases.0.learning_rate={low=1e-4,high=1e-2,sampling="log"}
-
-For several machines see the documentation: they share a disk, --output and three variables.
+Before the first trial the command says which fields vary, which are left out because they would
+change nothing with these images and settings, and on which images trials are compared. At the end
+it recommends the best trial or the original spec, with the next command.
 
 Trials are compared on the validation split; only the best one is evaluated on the test split. It
 becomes a run in the folder `winner`, next to best.toml (its spec), search.html and search.json.
+A preset's own space is extended by search.space.FIELD=…, and replaced by search.space={…}.
+For several machines see the documentation: they share a disk, --output and three variables.
 """
 
 import argparse
@@ -26,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keras_transfer.backbones.early_checks import check_early
-from keras_transfer.config import spec_to_dict, with_search_space
+from keras_transfer.config import spec_to_dict, with_dotted_space, with_search_space
 from keras_transfer.devices import native_log_to
 from keras_transfer.errors import SpecError
 from keras_transfer.experiments.tune.worker_roles import is_worker, wait_for_chief
@@ -40,6 +46,7 @@ from pipelines.arguments import (
     make_parser,
     positive,
     read_spec,
+    say,
 )
 
 _NUM_PLAIN = 2
@@ -67,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
-    spec = with_search_space(read_spec(arguments))
+    spec = with_search_space(with_dotted_space(read_spec(arguments), say))
     if arguments.against_plain and spec.cache.folder:
         raise SpecError(
             "--against-plain starts with an empty cache of its own",
@@ -128,7 +135,11 @@ def _search(spec: RunSpec, run: RunFolder, *, num_workers: int, num_plain: int) 
 
     terminal = TerminalReporter()
     found = run_search(spec, run, num_workers=num_workers, reporter=terminal)
-    plain = measure_plain(spec, run, num_trials=num_plain, reporter=terminal) if num_plain else None
+    plain = (
+        measure_plain(found.spec, run, num_trials=num_plain, reporter=terminal)
+        if num_plain
+        else None
+    )
     write_search(found, against_plain=plain)
     show_search(found, terminal)
     if plain:

@@ -84,6 +84,9 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(tmp_path, mon
             kt.fine_tune(several)
     with pytest.raises(SpecError, match="a spec and a preset"):
         kt.tune(kt.RunSpec(), preset="quickstart")
+    for space in ({"phases.1.learning_rate": 0.1}, [], {"model.head": "mlp"}):
+        with pytest.raises(SpecError, match="space"):
+            kt.tune("images", preset="fast", space=space)
     with pytest.raises(SpecError, match="did you mean 'backbone'"):
         kt.fine_tune("images", bakcbone="vgg16")
     assert not list(tmp_path.iterdir())

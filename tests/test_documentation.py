@@ -15,7 +15,7 @@ from small_backbone import SMALL
 import keras_transfer
 from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.compression.registry import parse_chain
-from keras_transfer.config import PRESETS, load, load_spec, override, parse_assignments
+from keras_transfer.config import PRESETS, load, load_spec, make_spec, override, parse_assignments
 from keras_transfer.errors import SpecError
 from keras_transfer.specs import PretrainSpec, RunSpec
 from pipelines import auto, distill, rank
@@ -111,7 +111,7 @@ def test_commands_parse(verb, words, parse):
         spec = load(PretrainSpec, given.preset, presets=PRESETS / "pretraining")
         override(spec, parse_assignments(given.overrides))
     elif "overrides" in given:
-        override(spec_of(given.source), parse_assignments(given.overrides))
+        make_spec(spec_of(given.source), **parse_assignments(given.overrides))
 
 
 def test_a_wrong_command_would_be_found(parse):

@@ -32,6 +32,7 @@ from keras_transfer.experiments.evaluation import evaluate_run, export_run
 from keras_transfer.experiments.extension import extend_run
 from keras_transfer.experiments.suggestion import Suggestion, suggest_images
 from keras_transfer.experiments.summary import describe_export, describe_proof
+from keras_transfer.experiments.tune.results import SearchResults
 from keras_transfer.export.conversion import convert_run
 from keras_transfer.export.formats.registry import check_libraries, parse_formats
 from keras_transfer.inference import prediction
@@ -95,10 +96,12 @@ class Run:
         return RecordedEvaluation(RunFolder(self.path).read_json("metrics.json")["test"])
 
     @cached_property
-    def search(self) -> dict[str, Any] | None:
+    def search(self) -> SearchResults | None:
         """search.json of the search that made this run, with all `trials`; else None."""
         folder = RunFolder(self.path.absolute().parent)
-        return dict(folder.read_json("search.json")) if folder.search_file.is_file() else None
+        if not folder.search_file.is_file():
+            return None
+        return SearchResults(folder.read_json("search.json"))
 
     def evaluate(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
 from keras_transfer.methods.method import MethodDefaults
-from keras_transfer.specs import HEAD, PhaseSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
 from keras_transfer.training.objective import Objective, PhaseContext
 
@@ -57,6 +57,12 @@ class Exact(MethodDefaults):
         """All of them: the solution is that of all views together."""
         return available
 
+    def is_solved(self, spec: RunSpec, phase: PhaseSpec) -> bool:
+        """Whether only a linear head trains, and the task surely has a solution."""
+        # Balanced sampling of several labels has none.
+        has_solution = spec.task == "single_label" or spec.training.sampling == "natural"
+        return has_solution and spec.model.head == "linear" and not _fits(spec, phase)
+
     def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
         """The solution of the head, and the task's loss where it does not end there."""
         spec, task = context.spec, context.task
@@ -73,5 +79,9 @@ class Exact(MethodDefaults):
 
         own = () if self.options.strength is None else (self.options.strength,)
         strengths = task.strengths if self.options.cross_validate else own
-        fits = phase.unfreeze != HEAD or spec.model.dropout > 0
-        return Objective(part, loss, solve=solve, fits=fits)
+        return Objective(part, loss, solve=solve, fits=_fits(spec, phase))
+
+
+def _fits(spec: RunSpec, phase: PhaseSpec) -> bool:
+    """Whether more than a linear head trains, so that the solution is only the start."""
+    return phase.unfreeze != HEAD or spec.model.dropout > 0

@@ -24,6 +24,12 @@ class Method(PhaseMethod, Protocol):
     def trains_once(self) -> bool:
         """Whether studies and searches, which train on the same images repeatedly, are refused."""
 
+    def is_solved(self, spec: RunSpec, phase: PhaseSpec) -> bool:
+        """Whether a phase of the spec is surely solved: no seed, epochs or rates change its result.
+
+        Searches then leave out what has no effect; False only makes them train more.
+        """
+
     def check(self, spec: RunSpec, number: int) -> None:
         """Check that the method can train phase `number` of a spec, before any image is read.
 
@@ -48,6 +54,10 @@ class MethodDefaults:
     @property
     def trains_once(self) -> bool:
         """False: it may train any number of times."""
+        return False
+
+    def is_solved(self, spec: RunSpec, phase: PhaseSpec) -> bool:  # noqa: ARG002
+        """False: it trains step by step."""
         return False
 
     def check(self, spec: RunSpec, number: int) -> None:

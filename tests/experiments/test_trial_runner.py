@@ -26,7 +26,7 @@ def small_spec(digits_folder, tmp_path_factory):
 @pytest.fixture
 def runner(small_spec, tmp_path):
     run = start_run(small_spec, output=tmp_path / "search", suffix="-search")
-    with open_trial_runner(small_spec, run, reporter=SilentReporter()) as opened:
+    with open_trial_runner(small_spec, run, reporter=SilentReporter()) as (opened, _):
         yield opened
 
 

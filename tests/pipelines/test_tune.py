@@ -46,9 +46,20 @@ def test_images_without_a_spec_are_searched_over_the_default_space(digits_folder
     check_space(spec)
 
 
+def test_short_names_of_fields_are_taken_in_the_space_with_a_hint(capsys):
+    words = ["quickstart", 'search.space={lr={low=1e-4,high=1e-2,sampling="log"}}', "trials=5"]
+    assert tune.main([*words, "--print-spec"]) == 0
+    shown = capsys.readouterr()
+    search = json.loads(shown.out)["search"]
+    assert list(search["space"]) == ["phases.1.learning_rate"]
+    assert search["trials"] == 5
+    assert "lr is taken for phases.1.learning_rate" in shown.err
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["quickstart", "search.space.lr=0.1"], "a table of values, low, high, step, sampling"),
         (["quickstart", "search.space.model.dropuot={values=[0.1]}"], "did you mean 'dropout'"),
         (["quickstart", "search.tuner=genetic"], "one of random, bayesian, grid, hyperband"),
         (["quickstart", "search.time_budget=soon"], "such as 20m"),
@@ -73,10 +84,14 @@ def test_a_search_is_told_trial_by_trial_and_closes_with_its_winner(
     assert tune.main(["spec.json"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for part in (
+        "The search varies phases.0.learning_rate (0.001, 0.03)",
+        "The score of a trial is its accuracy",
         "Trial 01: validation accuracy",
         "The best trial is",
+        "Gain over the original spec",
         "On the test split",
-        "Page",
+        "Recommendation:",
+        "Next: python -m pipelines.",
     ):
         assert part in shown
     folder = tmp_path / "saved_models" / "small-search"

@@ -15,11 +15,19 @@ import numpy as np
 import tomli_w
 
 from keras_transfer.config import changed_fields, override
+from keras_transfer.data.records import counted
 from keras_transfer.evaluation.intervals import Z95, Interval
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.summary import Result
 from keras_transfer.experiments.trial_runner import TrialResult, TrialRunner
-from keras_transfer.experiments.tune.record import SearchTrial, higher_is_better, ranked
+from keras_transfer.experiments.tune.effects import fields_with_effect, idle_fields
+from keras_transfer.experiments.tune.plan import Plan
+from keras_transfer.experiments.tune.record import (
+    SearchTrial,
+    describe_choice,
+    higher_is_better,
+    ranked,
+)
 from keras_transfer.reporting.reporter import PrefixedReporter, Reporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -34,7 +42,9 @@ class Comparison:
     """The best trial and the original spec, both trained with the same other seeds.
 
     Scores are on validation, one per seed; `difference` is the mean gain in the task's
-    `example_scores`, `interval` its 95 % interval over images, paired by image.
+    `example_scores`, `interval` its 95 % interval over images, paired by image. `solved` names
+    those of "winner" and "default" that are solved, so that every seed gives the same result: they
+    have one score, that of the search's own seed.
     """
 
     seeds: tuple[int, ...]
@@ -42,6 +52,8 @@ class Comparison:
     default: tuple[float, ...]
     difference: float
     interval: Interval
+    num_images: int
+    solved: tuple[str, ...]
 
     @property
     def exceeds_noise(self) -> bool:
@@ -55,7 +67,8 @@ class Winner:
 
     `training` and `default` are the results of the two, with the search's seed. `keeps_weights`:
     the run has the weights of the trial. With folds a trial has several models, and the run is
-    trained again on its own split.
+    trained again on its own split. `is_default`: the best trial trains what the original spec
+    trains, so there is no comparison.
     """
 
     trial: SearchTrial
@@ -65,70 +78,87 @@ class Winner:
     comparison: Comparison | None
     result: Result
     keeps_weights: bool
-    is_better_than_default: bool
+    is_default: bool
 
-
-def choose(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> SearchTrial:
-    """The best of the trials that trained longest: scores of shorter ones are not final.
-
-    Args:
-        trials: at least one is scored.
-    """
-    longest = max(trial.share for trial in trials if trial.is_scored)
-    finalists = [trial for trial in trials if trial.share == longest]
-    return ranked(finalists, higher_is_better=higher_is_better)[0]
+    @property
+    def is_better_than_default(self) -> bool | None:
+        """Whether its gain over the original spec exceeds noise; None if that was not measured."""
+        if self.is_default:
+            return False
+        return self.comparison.exceeds_noise if self.comparison else None
 
 
 def select_best(
-    trials: Sequence[SearchTrial], runner: TrialRunner, run: RunFolder, *, reporter: Reporter
+    trials: Sequence[SearchTrial],
+    runner: TrialRunner,
+    plan: Plan,
+    run: RunFolder,
+    *,
+    reporter: Reporter,
 ) -> Winner:
     """Select the best trial, compare it with the original spec, and make its run in `winner`.
+
+    Args:
+        trials: at least one is scored.
 
     Raises:
         RunError, ExportError: as a run would.
     """
-    original = runner.session.spec
-    objective = original.search.objective
-    is_upwards = higher_is_better(objective, runner.session.task.monitor)
-    trial = choose(trials, higher_is_better=is_upwards)
+    search, monitor = plan.spec.search, runner.session.task.monitor
+    best = ranked(trials, higher_is_better=higher_is_better(search.objective, monitor))
+    trial = best[0]
     spec = runner.vary(trial.values)
-    reporter.info(f"Trial {trial.name} is the best.")
+    reporter.info(describe_choice(best, search.objective, monitor))
+    reporter.info(
+        "It is compared with the original spec, then evaluated and exported, which can take a "
+        "minute …"
+    )
     aside = PrefixedReporter(reporter, f"trial {trial.name}")
-    training = runner.train(spec, reporter=aside)
-    default = runner.train(runner.spec, reporter=PrefixedReporter(reporter, "the original spec"))
+    training = runner.train(spec, reporter=aside, predict=True)
+    default = runner.train(
+        runner.spec, reporter=PrefixedReporter(reporter, "the original spec"), predict=True
+    )
+    effects = [fields_with_effect(one, plan.trained) for one in (spec, runner.spec)]
+    is_default = effects[0] == effects[1]
     comparison = None
-    if original.search.refits:
-        comparison = _compare(spec, runner, original.search.refits, reporter)
-    best = override(spec, {"name": f"{original.name}-{WINNER}"})
-    write_best_spec(run, best, trial=trial.name)
-    result = _make_run(best, runner.state(spec), run, aside)
-    gain = training.figures[objective] - default.figures[objective]
+    if search.refits and not is_default:
+        comparison = _compare(spec, runner, plan, (training, default), reporter)
+    winner = override(spec, {"name": f"{plan.spec.name}-{WINNER}"})
+    write_best_spec(run, winner, trial=trial.name)
+    result = _make_run(winner, runner.state(spec), run, aside)
     return Winner(
         trial,
-        best,
+        winner,
         training,
         default,
         comparison,
         result,
-        keeps_weights=original.folds == 1,
-        is_better_than_default=gain > 0 if is_upwards else gain < 0,
+        keeps_weights=plan.spec.folds == 1,
+        is_default=is_default,
     )
 
 
-def _compare(spec: RunSpec, runner: TrialRunner, refits: int, reporter: Reporter) -> Comparison:
-    seeds = [spec.seed + 1 + number for number in range(refits)]
-
-    def refit(of: RunSpec, name: str) -> list[TrialResult]:
-        return [
-            runner.train(
-                override(of, {"seed": seed}),
-                reporter=PrefixedReporter(reporter, f"{name}, seed {seed}"),
-                predict=True,
-            )
-            for seed in seeds
-        ]
-
-    best, default = refit(spec, "the best trial"), refit(runner.spec, "the original spec")
+def _compare(
+    spec: RunSpec,
+    runner: TrialRunner,
+    plan: Plan,
+    own: tuple[TrialResult, TrialResult],
+    reporter: Reporter,
+) -> Comparison:
+    """Train the best trial and the original spec with other seeds; `own` are with the search's."""
+    seeds = [spec.seed + 1 + number for number in range(plan.spec.search.refits)]
+    sides = {"winner": (spec, "the best trial"), "default": (runner.spec, "the original spec")}
+    solved = [side for side, (of, _) in sides.items() if "seed" in idle_fields(of, plan.trained)]
+    if len(solved) == len(sides):
+        seeds = []
+    results: list[list[TrialResult]] = []
+    for (side, (of, name)), once in zip(sides.items(), own, strict=True):
+        if side in solved:
+            results.append([once])
+            continue
+        reporter.info(f"Training {name} with {counted(len(seeds), 'other seed', 'other seeds')}.")
+        results.append([_train_again(of, name, seed, runner, reporter) for seed in seeds])
+    best, default = results
     gains = _mean_scores(best) - _mean_scores(default)
     half = Z95 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
     centre = float(gains.mean())
@@ -138,6 +168,18 @@ def _compare(spec: RunSpec, runner: TrialRunner, refits: int, reporter: Reporter
         default=tuple(result.val_score for result in default),
         difference=centre,
         interval=(centre - half, centre + half),
+        num_images=len(gains),
+        solved=tuple(solved),
+    )
+
+
+def _train_again(
+    spec: RunSpec, name: str, seed: int, runner: TrialRunner, reporter: Reporter
+) -> TrialResult:
+    return runner.train(
+        override(spec, {"seed": seed}),
+        reporter=PrefixedReporter(reporter, f"{name}, seed {seed}"),
+        predict=True,
     )
 
 

@@ -9,17 +9,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final
 
 import keras
 
 from keras_transfer.data.records import counted
+from keras_transfer.experiments.tune.plan import Plan
 from keras_transfer.experiments.tune.record import (
     SearchTrial,
     StartedTrial,
     TrialLog,
     higher_is_better,
     ranked,
+    shown,
 )
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.reporting.tables import Table
@@ -33,24 +36,27 @@ _SECONDS: Final = 1.0
 
 @contextlib.contextmanager
 def live_progress_table(
-    trial_log: TrialLog, spec: RunSpec, monitor: Monitor, reporter: Reporter
+    trial_log: TrialLog, plan: Plan, monitor: Monitor, reporter: Reporter, *, num_workers: int
 ) -> Iterator[None]:
     """Report every trial that ends while the block runs, and show the table of the search."""
     known = {trial.name for trial in trial_log.ended()}
+    new: list[SearchTrial] = []
     stopped = threading.Event()
 
     def report() -> None:
         for trial in trial_log.ended():
             if trial.name not in known:
                 known.add(trial.name)
-                reporter.info(describe_trial(trial, monitor))
+                new.append(trial)
+                left = describe_left(new, plan, num_ended=len(known), num_workers=num_workers)
+                reporter.info(describe_trial(trial, monitor) + left)
 
     def keep_reporting() -> None:
         while not stopped.wait(_SECONDS):
             report()
 
     thread = threading.Thread(target=keep_reporting, daemon=True)
-    with reporter.live_table(lambda: _read(trial_log, spec, monitor)):
+    with reporter.live_table(lambda: _read(trial_log, plan.spec, monitor)):
         thread.start()
         try:
             yield
@@ -63,6 +69,8 @@ def live_progress_table(
 def describe_trial(trial: SearchTrial, monitor: Monitor) -> str:
     """The result of one trial, in one sentence."""
     values = describe_values(trial)
+    if trial.same_as:
+        return f"Trial {trial.name} trains the same as trial {trial.same_as} ({values})."
     if not trial.is_scored or trial.val_score is None:
         return f"Trial {trial.name} failed ({values}): {trial.cause.splitlines()[0]}"
     return (
@@ -72,14 +80,25 @@ def describe_trial(trial: SearchTrial, monitor: Monitor) -> str:
     )
 
 
+def describe_left(
+    new: Sequence[SearchTrial], plan: Plan, *, num_ended: int, num_workers: int
+) -> str:
+    """About how long the other trials will take, by those that have ended; '' if unknown.
+
+    Args:
+        new: those that have ended in this process, in order; the first also computes features.
+    """
+    timed = [trial.seconds for trial in new if not trial.same_as][1:]
+    if plan.num_trials is None or not timed or num_ended >= plan.num_trials:
+        return ""
+    left = plan.num_trials - num_ended
+    seconds = left * median(timed) / num_workers
+    return f" About {seconds:.0f} s for {counted(left, 'more trial', 'more trials')}."
+
+
 def describe_values(trial: SearchTrial) -> str:
     """The values of a trial, written as overrides."""
     return ", ".join(f"{name}={shown(value)}" for name, value in trial.values.items())
-
-
-def shown(value: Any) -> str:
-    """A value of the search space with three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def progress_table(

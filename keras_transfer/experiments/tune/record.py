@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.config import spec_to_dict
+from keras_transfer.errors import enumerated
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor
@@ -25,6 +26,8 @@ COMPLETED, FAILED = "completed", "failed"
 LINEAR, LOG, CHOICE = "linear", "log", "choice"
 _BEGUN, _RESULT, _PROGRESS = "begun.json", "result.json", "progress.txt"
 TRIALS: Final = "trials"
+_MOST_NAMED: Final = 5
+"""Trials with the score of the best one that are named."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class SearchTrial:
     the objective, None for a failed trial, whose `cause` says why. `epochs` counts all epochs
     trained; `share` is the part of a whole training that was planned, which Hyperband sets below 1
     for most trials. `started` is in seconds since 1970. `resident_mb` is the memory of the process
-    when the trial ended, 10^6 bytes.
+    when the trial ended, 10^6 bytes. `same_as` is the trial that trained the same before, whose
+    result this one has.
     """
 
     name: str
@@ -51,6 +55,7 @@ class SearchTrial:
     cause: str = ""
     share: float = 1.0
     resident_mb: float = 0.0
+    same_as: str = ""
 
     @property
     def ended(self) -> float:
@@ -123,13 +128,50 @@ def higher_is_better(objective: str, monitor: Monitor) -> bool:
 
 
 def ranked(trials: Sequence[SearchTrial], *, higher_is_better: bool) -> list[SearchTrial]:
-    """Trials with a score, the best first; equal ones by their loss, then the earlier first."""
+    """Trials with a score, the best first; equal ones by their loss, then the earlier first.
+
+    Those that trained longest come first: scores of shorter ones are not final.
+    """
     sign = -1 if higher_is_better else 1
     scored = [trial for trial in trials if trial.is_scored]
     return sorted(
         scored,
-        key=lambda t: (sign * t.result, t.val_loss or 0.0, t.started, t.name),
+        key=lambda t: (-t.share, sign * t.result, t.val_loss or 0.0, t.started, t.name),
     )
+
+
+def describe_rule(objective: str, monitor: Monitor) -> str:
+    """By what trials are ranked, after "its": the score, which end is better, and ties."""
+    ends = "higher" if higher_is_better(objective, monitor) else "lower"
+    if objective == "val_loss":
+        return f"loss ({ends} is better; ties: the earlier trial)"
+    name = monitor.metric.replace("_", " ")
+    return f"{name} ({ends} is better; ties: the lower loss, then the earlier trial)"
+
+
+def describe_choice(best: Sequence[SearchTrial], objective: str, monitor: Monitor) -> str:
+    """Which of the ranked trials is taken, and why it where others have the same score."""
+    first = best[0]
+    equal = [trial for trial in best if (trial.share, trial.score) == (first.share, first.score)]
+    text = f"Trial {first.name} is the best"
+    if len(equal) == 1:
+        return f"{text}."
+    names = enumerated([trial.name for trial in equal[1:]], _MOST_NAMED)
+    name = "loss" if objective == "val_loss" else monitor.metric.replace("_", " ")
+    text += (
+        f": trials {names} have the same {name}"
+        if len(equal) > 2
+        else (f": trial {names} has the same {name}")
+    )
+    losses = [trial.val_loss for trial in equal]
+    if losses.count(losses[0]) == 1:
+        return f"{text}, and it has the lowest loss, {first.val_loss:.3f}."
+    return f"{text}, and of those with the lowest loss, {first.val_loss:.3f}, it was the first."
+
+
+def shown(value: Any) -> str:
+    """A value of the search space with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def best_so_far(

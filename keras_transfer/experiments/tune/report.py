@@ -1,15 +1,23 @@
 """Writes search.json, search.html and TensorBoard's logs, and shows a search as a table."""
 
-from dataclasses import asdict
+import shlex
+from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
+from keras_transfer.config import spec_to_dict
 from keras_transfer.data.records import counted
 from keras_transfer.experiments.summary import describe_proof
-from keras_transfer.experiments.tune.best import BEST_SPEC, WINNER, Comparison, format_range
+from keras_transfer.experiments.tune.best import (
+    BEST_SPEC,
+    WINNER,
+    Comparison,
+    Winner,
+    format_range,
+)
 from keras_transfer.experiments.tune.page import write_page
 from keras_transfer.experiments.tune.progress_table import describe_values, progress_table
-from keras_transfer.experiments.tune.record import Search, higher_is_better, ranked
+from keras_transfer.experiments.tune.record import Search, describe_rule, higher_is_better
 from keras_transfer.experiments.tune.search import SearchResult
 from keras_transfer.experiments.tune.space import choices, scales
 from keras_transfer.experiments.tune.tensorboard import write_logs
@@ -39,7 +47,7 @@ def write_search(found: SearchResult, *, against_plain: dict[str, Any] | None = 
         monitor=found.task.monitor,
         winner=found.winner.trial.name,
     )
-    sentences = describe_winner(found)
+    sentences = [*describe_winner(found), f"Recommendation: {recommend(found).sentence}"]
     write_page(
         found.run, search, title=f"Search {spec.name}", sentences=sentences, run_facts=_facts(found)
     )
@@ -56,6 +64,7 @@ def _facts(found: SearchResult) -> list[tuple[str, str]]:
         ("backbone", f"{title(spec.model.backbone)} at {spec.data.image_size} px"),
         ("tuner", spec.search.tuner),
         ("trials", f"{len(found.trials)}"),
+        ("without effect", ", ".join(found.plan.left_out) or "–"),
         ("evaluated on", f"{spec.folds} folds" if spec.folds > 1 else "the validation split"),
     ]
 
@@ -69,6 +78,9 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
         "objective": search.objective,
         "metric": monitor.metric,
         "folds": found.spec.folds,
+        "space": spec_to_dict(search)["space"],
+        "without_effect": dict(found.plan.left_out),
+        "num_compared": found.plan.num_compared,
         "seconds": {
             "search": found.search_seconds,
             "total": found.seconds,
@@ -76,6 +88,7 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
         },
         "num_trials_before_resume": found.num_before,
         "is_better_than_default": winner.is_better_than_default,
+        "recommendation": asdict(recommend(found)),
         "num_failed": sum(not trial.is_scored for trial in found.trials),
         "winner": {
             "name": winner.trial.name,
@@ -88,7 +101,7 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
         },
         "default": winner.default.figures,
         "refits": None,
-        "trials": [asdict(trial) for trial in found.trials],
+        "trials": _ranked_rows(found),
     }
     if winner.comparison:
         content["refits"] = {
@@ -98,6 +111,14 @@ def describe_search(found: SearchResult, against_plain: dict[str, Any] | None) -
     if against_plain:
         content["against_plain"] = {**against_plain, **_ratios(found, against_plain)}
     return content
+
+
+def _ranked_rows(found: SearchResult) -> list[dict[str, Any]]:
+    """All trials, the best first and those without a score last, with `rank` None."""
+    best = found.ranked
+    others = [trial for trial in found.trials if not trial.is_scored]
+    rows = [{"rank": rank, **asdict(trial)} for rank, trial in enumerate(best, start=1)]
+    return [*rows, *({"rank": None, **asdict(trial)} for trial in others)]
 
 
 def _ratios(found: SearchResult, plain: dict[str, Any]) -> dict[str, float]:
@@ -123,25 +144,28 @@ def describe_against_plain(found: SearchResult, plain: dict[str, Any]) -> str:
 
 
 def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
-    """Print the best trials, the comparison of the best with the original spec, and all paths."""
-    monitor = found.task.monitor
-    is_upwards = higher_is_better(found.spec.search.objective, monitor)
-    best = ranked(found.trials, higher_is_better=is_upwards)
-    num_trials, num_failed = len(found.trials), len(found.trials) - len(best)
-    caption = f"the best of {num_trials} trials, {num_failed} of which failed"
-    names = list(found.spec.search.space)
+    """Print the best trials, the comparison with the original spec, and what to do next."""
+    search, monitor, best = found.spec.search, found.task.monitor, found.ranked
+    shown = best[:_NUM_SHOWN]
+    caption = f"Best first, by {describe_rule(search.objective, monitor)}."
+    if len(shown) < len(found.trials):
+        failed = len(found.trials) - len(best)
+        caption += f" {len(shown)} of {len(found.trials)} trials; {failed} failed."
     title = f"Search {found.run.path}"
-    terminal.show(progress_table(title, names, best[:_NUM_SHOWN], monitor=monitor, caption=caption))
+    terminal.show(
+        progress_table(title, list(search.space), shown, monitor=monitor, caption=caption)
+    )
     for sentence in describe_winner(found):
         terminal.info(sentence)
     if found.winner.result.proof:
         terminal.info(describe_proof(found.winner.result.proof))
-    path = found.run.path
     terminal.info(
-        f"Run of the best trial {path / WINNER}; train it again with python -m pipelines.train "
-        f"{path / BEST_SPEC}"
+        f"In {found.run.path}: {WINNER}/ (the run of the best trial), {BEST_SPEC} (its spec), "
+        "spec.json (the original spec), search.html (all trials as a page), search.json."
     )
-    terminal.info(f"Page {path / 'search.html'}, all figures {path / 'search.json'}")
+    advice = recommend(found)
+    terminal.info(f"Recommendation: {advice.sentence}")
+    terminal.info(f"Next: {advice.command}")
 
 
 def describe_winner(found: SearchResult) -> list[str]:
@@ -150,23 +174,23 @@ def describe_winner(found: SearchResult) -> list[str]:
     monitor, test = found.task.monitor, winner.result.test.headline
     name, show = monitor.metric.replace("_", " "), monitor.format
     low, high = map(show, test.interval)
+    default, training = winner.default, winner.training
     sentences = [
         f"The best trial is {winner.trial.name} ({describe_values(winner.trial)}): validation "
-        f"{name} {show(winner.training.val_score)}, with the original spec "
-        f"{show(winner.default.val_score)}.",
-        f"On the test split, which no trial used, its {name} is {show(test.value)} "
-        f"({low} to {high}).",
+        f"{name} {show(training.val_score)}, loss {training.val_loss:.3f}. The original spec: "
+        f"{show(default.val_score)}, loss {default.val_loss:.3f}.",
+        _describe_gain(winner, monitor),
     ]
-    if winner.comparison:
-        sentences.insert(1, _describe_comparison(winner.comparison, monitor))
     if winner.trial.share < 1:
         sentences.append(
             f"The search ended before any trial completed its training; the training of the best, "
             f"at {winner.trial.score:.3g} after "
             f"{counted(winner.trial.epochs, 'epoch', 'epochs')}, was then completed."
         )
-    if not winner.is_better_than_default:
-        sentences.insert(1, "No trial is better than the original spec: keep the original spec.")
+    sentences.append(
+        f"On the test split, which no trial used, the {name} of the best trial's run is "
+        f"{show(test.value)} (95% interval {low} to {high})."
+    )
     if not winner.keeps_weights:
         sentences.append(
             "Its model was trained again on a single split, because folds give several models."
@@ -178,9 +202,10 @@ def _describe_cost(found: SearchResult) -> str:
     """Seconds, and memory after the first trials and at the end, which shows memory leaks."""
     trials = found.trials
     text = (
-        f"{len(trials)} trials took {found.search_seconds:.0f} s, {found.seconds:.0f} s with the "
-        f"comparison and the run of the best"
+        f"All took {found.seconds:.0f} s: {found.search_seconds:.0f} s until the last of "
+        f"{counted(len(trials), 'trial', 'trials')} had ended"
         + (f", without {found.num_before} trials that had ended before" if found.num_before else "")
+        + ", the rest for the comparison and the run of the best"
     )
     for worker in sorted({trial.worker for trial in trials}):
         megabytes = [
@@ -196,15 +221,72 @@ def _describe_cost(found: SearchResult) -> str:
     return f"{text}."
 
 
-def _describe_comparison(comparison: Comparison, monitor: Monitor) -> str:
+def _describe_gain(winner: Winner, monitor: Monitor) -> str:
+    """The gain of the best trial over the original spec with its interval, or why there is none."""
+    comparison = winner.comparison
+    if winner.is_default:
+        return "The best trial trains the same as the original spec."
+    if comparison is None:
+        return "Its gain was not compared with noise (search.refits=0)."
+    on = f"on the {comparison.num_images:,} images that trials are compared on"
     gain, low, high = (
         percent(value, signed=True) if monitor.is_share else f"{value:+.3g}"
         for value in (comparison.difference, *comparison.interval)
     )
-    what = "points" if monitor.is_share else "mean score of an image"
-    verdict = "more than noise" if comparison.exceeds_noise else "within noise"
-    return (
-        f"Trained with {len(comparison.seeds)} other seeds it reaches "
-        f"{format_range(comparison.winner, monitor)}, the original spec "
-        f"{format_range(comparison.default, monitor)}: {gain} {what} ({low} to {high}), {verdict}."
-    )
+    unit = " points" if monitor.is_share else " in the mean score of an image"
+    text = f"Gain over the original spec {on}: {gain}{unit} (95% interval {low} to {high})"
+    if not any((comparison.difference, *comparison.interval)):
+        text = f"Gain over the original spec {on}: none, both have the same score for every image"
+    return f"{text}; {_describe_seeds(comparison, monitor)}."
+
+
+def _describe_seeds(comparison: Comparison, monitor: Monitor) -> str:
+    """With which seeds both were trained, and their scores."""
+    if len(comparison.solved) > 1:
+        return "both are solved exactly, so other seeds would give the same, and each counts once"
+    text = f"trained with {counted(len(comparison.seeds), 'other seed', 'other seeds')}"
+    scores = {"winner": comparison.winner, "default": comparison.default}
+    names = {"winner": "it", "default": "the original spec"}
+    parts = [
+        f"{names[side]} has {monitor.format(values[0])}, solved exactly, the same with every seed"
+        if side in comparison.solved
+        else f"{names[side]} reaches {format_range(values, monitor)}"
+        for side, values in scores.items()
+    ]
+    return f"{text} {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to take after a search: "winner" or "default", why, and the command for it."""
+
+    take: str
+    sentence: str
+    command: str
+
+
+def recommend(found: SearchResult) -> Recommendation:
+    """The best trial if its gain exceeds noise, or, where that was not measured, if it has one."""
+    winner, path = found.winner, found.run.path
+    objective, monitor = found.spec.search.objective, found.task.monitor
+    better = winner.is_better_than_default
+    name = "loss" if objective == "val_loss" else monitor.metric.replace("_", " ")
+    if better is None:
+        gain = winner.training.figures[objective] - winner.default.figures[objective]
+        takes = gain > 0 if higher_is_better(objective, monitor) else gain < 0
+        why = f"its {name} is {'' if takes else 'not '}better; whether that is more than noise "
+        why += "was not measured (search.refits=3 does)"
+    elif winner.is_default:
+        takes, why = False, "it trains the same"
+    elif winner.comparison and not any(winner.comparison.interval):
+        takes, why = False, "both have the same score for every image"
+    else:
+        takes = better
+        why = f"the interval of its gain is {'' if takes else 'not '}entirely above 0"
+    if takes:
+        sentence = f"take the best trial: {why}. It is trained and exported already."
+        command = f"python -m pipelines.predict {shlex.quote(str(path / WINNER))} PHOTO.jpg"
+        return Recommendation("winner", sentence, command)
+    sentence = f"keep the original spec. The best trial is not clearly better: {why}."
+    command = f"python -m pipelines.train {shlex.quote(str(path / 'spec.json'))}"
+    return Recommendation("default", sentence, command)

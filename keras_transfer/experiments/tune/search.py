@@ -13,17 +13,21 @@ from typing import Final
 from keras_transfer.data.records import Records
 from keras_transfer.devices.hosts import check_one_host
 from keras_transfer.errors import RunError, SpecError
-from keras_transfer.experiments.trial_runner import TrialRunner
 from keras_transfer.experiments.tune.best import Winner, select_best
+from keras_transfer.experiments.tune.plan import Plan, describe_plan
 from keras_transfer.experiments.tune.progress_table import live_progress_table
-from keras_transfer.experiments.tune.record import SearchTrial, TrialLog
+from keras_transfer.experiments.tune.record import (
+    SearchTrial,
+    TrialLog,
+    higher_is_better,
+    ranked,
+)
 from keras_transfer.experiments.tune.space import check_space
 from keras_transfer.experiments.tune.workers import (
     open_trial_runner,
     run_trials,
     run_workers,
 )
-from keras_transfer.features.phase_inputs import describe_too_few
 from keras_transfer.fields import parse_duration
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
@@ -42,7 +46,7 @@ class SearchResult:
     trial ended, `seconds` until the end. `num_before` trials had ended before.
     """
 
-    spec: RunSpec
+    plan: Plan
     run: RunFolder
     task: Task
     records: Records
@@ -51,6 +55,17 @@ class SearchResult:
     num_before: int
     search_seconds: float
     seconds: float
+
+    @property
+    def spec(self) -> RunSpec:
+        """That of the plan: its space has only fields with an effect."""
+        return self.plan.spec
+
+    @property
+    def ranked(self) -> list[SearchTrial]:
+        """Trials with a score, the best first."""
+        upwards = higher_is_better(self.spec.search.objective, self.task.monitor)
+        return ranked(self.trials, higher_is_better=upwards)
 
 
 def check_search(spec: RunSpec) -> None:
@@ -93,36 +108,27 @@ def run_search(
         held.enter_context(vacated_on_refusal(run))
         check_one_host(spec.devices, "a search")
         check_search(spec)
-        runner = held.enter_context(open_trial_runner(spec, run, reporter=reporter))
-        _tell_left_out(runner, reporter)
+        runner, plan = held.enter_context(open_trial_runner(spec, run, reporter=reporter))
+        monitor = runner.session.task.monitor
+        for sentence in describe_plan(plan, runner.session.spec, monitor):
+            reporter.info(sentence)
         trial_log = TrialLog(run)
         num_before = len(trial_log.ended())
-        with live_progress_table(trial_log, spec, runner.session.task.monitor, reporter):
+        with live_progress_table(trial_log, plan, monitor, reporter, num_workers=num_workers):
             if num_workers > 1:
                 run_workers(run, num_workers, reporter=reporter)
             else:
-                run_trials(runner, trial_log)
+                run_trials(runner, plan, trial_log)
         trials = trial_log.ended()
         _check_some_scored(trials)
         search_seconds = time.perf_counter() - started
-        winner = select_best(trials, runner, run, reporter=reporter)
+        winner = select_best(trials, runner, plan, run, reporter=reporter)
     shutil.rmtree(run.checkpoint_folder)
     seconds = time.perf_counter() - started
     task, records = runner.session.task, runner.session.data.records
     return SearchResult(
-        spec, run, task, records, tuple(trials), winner, num_before, search_seconds, seconds
+        plan, run, task, records, tuple(trials), winner, num_before, search_seconds, seconds
     )
-
-
-def _tell_left_out(runner: TrialRunner, reporter: Reporter) -> None:
-    """Say which phases no trial has, so that the values searched for them have no effect."""
-    num_train = min(len(splits.train) for splits in runner.splits)
-    for number, phase in enumerate(runner.spec.phases):
-        if num_train < phase.min_images:
-            reporter.info(
-                f"Phase {phase.name!r} is left out of the trials, and values for it have no "
-                f"effect: {describe_too_few(phase, number, num_train)}"
-            )
 
 
 def _check_some_scored(trials: Sequence[SearchTrial]) -> None:

@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
 from typing import Any, Final
 
 import keras_tuner
+import numpy as np
 
 from keras_transfer.config import override, spec_to_dict
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import SpecError, check_all
 from keras_transfer.experiments.tune.record import CHOICE
 from keras_transfer.specs import ParameterSpec, RunSpec
 
 _ROOTS: Final = ("model", "phases", "training", "views")
 _EXAMPLE: Final = "search.space.model.dropout={values=[0.1,0.3]}, or a table [search.space]"
+_IN_PYTHON: Final = 'space={"model.dropout": [0.1, 0.3]}, or {"lr": {"low": 1e-4, "high": 1e-2}}'
 _DIGITS: Final = 6
 """Significant digits of a value: workers get values in single precision."""
 
@@ -26,12 +30,67 @@ def check_space(spec: RunSpec) -> None:
             received="an empty search.space",
             fix="set the values of at least one field in [search.space]; the presets have examples",
         )
-    for name, parameter in spec.search.space.items():
-        _check_field(spec, name)
-        _check_form(name, parameter)
-        for value in _extremes(parameter):
-            override(spec, {name: value})
-        _check_step(spec, name, parameter)
+    space = spec.search.space
+    check_all(*(partial(_check_parameter, spec, name, own) for name, own in space.items()))
+
+
+def _check_parameter(spec: RunSpec, name: str, parameter: ParameterSpec) -> None:
+    _check_field(spec, name)
+    _check_form(name, parameter)
+    for value in extremes(parameter):
+        override(spec, {name: value})
+    _check_step(spec, name, parameter)
+
+
+def read_space(given: Any) -> dict[str, dict[str, Any]]:
+    """A space as it is written in Python, in the form of `override`.
+
+    Args:
+        given: by field, a list of values, or a `ParameterSpec` or a dict of its fields.
+
+    Raises:
+        SpecError: anything else; one error names all wrong entries.
+    """
+    if not isinstance(given, Mapping):
+        raise SpecError(
+            "space is no mapping from fields to values",
+            expected=_IN_PYTHON,
+            received=f"{given!r} ({type(given).__name__})",
+            fix=f"write {_IN_PYTHON}",
+        )
+    check_all(*(partial(_read_entry, name, entry) for name, entry in given.items()))
+    return {name: _read_entry(name, entry) for name, entry in given.items()}
+
+
+def _read_entry(name: Any, given: Any) -> dict[str, Any]:
+    entry = given
+    if isinstance(entry, ParameterSpec):
+        entry = {key: value for key, value in vars(entry).items() if value is not None}
+    if not isinstance(entry, Mapping):
+        entry = {"values": entry}
+    known = [field.name for field in fields(ParameterSpec)]
+    values = entry.get("values", ("none are given",))
+    is_list = isinstance(values, list | tuple | range | np.ndarray) and len(values) > 0
+    if not isinstance(name, str) or not set(entry) <= set(known) or not is_list:
+        nested = [key for key in entry if key not in known and isinstance(entry[key], Mapping)]
+        fix = f'write {{"{name}": [value, other]}} or {{"{name}": {{"low": …, "high": …}}}}'
+        if nested:
+            fix = (
+                f"write {name}.{nested[0]} as one name with dots, with a list or a dict of its own"
+            )
+        raise SpecError(
+            f"space has no valid entry for {name!r}",
+            expected="a list of values, or a dict of low, high, step and sampling",
+            received=f"{given!r}",
+            fix=fix,
+        )
+    plain = {key: _plain(value) for key, value in entry.items()}
+    return plain | ({"values": [_plain(value) for value in values]} if "values" in entry else {})
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy as one of Python, which JSON and TOML have."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_field(spec: RunSpec, name: str) -> None:
@@ -102,7 +161,8 @@ def _wrong(name: str, expected: str, received: str) -> SpecError:
     )
 
 
-def _extremes(parameter: ParameterSpec) -> tuple[Any, ...]:
+def extremes(parameter: ParameterSpec) -> tuple[Any, ...]:
+    """The values of a parameter, or both ends of its range."""
     return parameter.values or (parameter.low, parameter.high)
 
 
@@ -168,6 +228,23 @@ def _exact(parameter: ParameterSpec, value: Any) -> Any:
 def _alike(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Values of one type: whole numbers become floats where others are floats."""
     return tuple(map(float, values)) if any(isinstance(v, float) for v in values) else values
+
+
+def num_combinations(spec: RunSpec) -> float:
+    """How many different trials the space has; infinity if a parameter has any number of values."""
+    return math.prod(_num_values(spec, name) for name in spec.search.space)
+
+
+def _num_values(spec: RunSpec, name: str) -> float:
+    parameter = spec.search.space[name]
+    if parameter.values is not None:
+        return len(parameter.values)
+    low, high, step = parameter.low, parameter.high, parameter.step
+    is_whole = isinstance(_field(override(spec, {name: low}), name), int)
+    # KerasTuner's grid takes ten values of a range without steps; other tuners take any.
+    if parameter.sampling == "log" or (step is None and not is_whole):
+        return math.inf
+    return math.floor((high - low) / (step or 1) + 1e-9) + 1
 
 
 def scales(spec: RunSpec) -> dict[str, str]:

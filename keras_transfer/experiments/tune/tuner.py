@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import keras_tuner
@@ -18,6 +19,8 @@ from keras_transfer.devices import is_out_of_memory
 from keras_transfer.devices.memory import resident_mb
 from keras_transfer.errors import DivergedError, RunError
 from keras_transfer.experiments.trial_runner import TrialResult, TrialRunner
+from keras_transfer.experiments.tune.effects import fields_with_effect
+from keras_transfer.experiments.tune.plan import Plan
 from keras_transfer.experiments.tune.record import (
     COMPLETED,
     FAILED,
@@ -89,12 +92,15 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         self,
         oracle: keras_tuner.Oracle,
         runner: TrialRunner,
+        plan: Plan,
         trial_log: TrialLog,
         *,
         make_reporter: MakeReporter,
     ):
         """`make_reporter` returns the reporter of a started trial."""
-        self._runner, self._log, self._make_reporter = runner, trial_log, make_reporter
+        self._runner, self._plan = runner, plan
+        self._log, self._make_reporter = trial_log, make_reporter
+        self._effects: dict[str, Any] = {}
         with contextlib.redirect_stdout(io.StringIO()):
             super().__init__(oracle, directory=str(trial_log.folder.path), project_name="oracle")
 
@@ -108,14 +114,20 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def _run(self, trial: Any) -> SearchTrial:
         proposed = trial.hyperparameters.values
-        values = values_of(self._runner.session.spec, proposed)
+        values = values_of(self._plan.spec, proposed)
         spec = self._runner.vary(values)
         known = self._log.result(trial.trial_id)
         if known and known.values == values:
             return known
-        begun = self._log.begin(trial.trial_id, spec, values, worker=self.tuner_id)
         whole = spec.num_epochs
         num_epochs = proposed.get("tuner/epochs", whole)
+        same = self._trained_before(spec, num_epochs)
+        begun = self._log.begin(trial.trial_id, spec, values, worker=self.tuner_id)
+        if same:
+            ended = replace(same, name=begun.name, values=values, seconds=0.0, same_as=same.name)
+            ended = replace(ended, started=begun.started, worker=begun.worker)
+            self._log.end(ended)
+            return ended
         try:
             _check_attempts(begun)
             result = self._runner.train(
@@ -128,10 +140,24 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
                 raise
             ended = _ended(begun, num_epochs / whole, error=error)
         else:
-            objective = self._runner.session.spec.search.objective
+            objective = self._plan.spec.search.objective
             ended = _ended(begun, num_epochs / whole, result=result, objective=objective)
         self._log.end(ended)
         return ended
+
+    def _trained_before(self, spec: RunSpec, num_epochs: int) -> SearchTrial | None:
+        """A trial that trained the same to its end, with other values that have no effect."""
+        if num_epochs < spec.num_epochs:
+            return None
+        own = fields_with_effect(spec, self._plan.trained)
+        for trial in self._log.ended():
+            if trial.is_scored and trial.share == 1 and not trial.same_as:
+                if trial.name not in self._effects:
+                    other = self._runner.vary(trial.values)
+                    self._effects[trial.name] = fields_with_effect(other, self._plan.trained)
+                if self._effects[trial.name] == own:
+                    return trial
+        return None
 
 
 def _fails_its_trial(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from keras_transfer.config import load_spec, override
 from keras_transfer.devices.subprocess_call import SubprocessCall, end_with_parent, free_port
 from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.experiments.trial_runner import TrialRunner, search_splits
+from keras_transfer.experiments.tune.plan import Plan, plan_search
 from keras_transfer.experiments.tune.progress_table import TrialReporter
 from keras_transfer.experiments.tune.record import TrialLog
 from keras_transfer.experiments.tune.tuner import (
@@ -41,28 +42,30 @@ _MOST_RESTARTS: Final = 5
 
 def take_part(spec: RunSpec, run: RunFolder, *, reporter: Reporter) -> None:
     """Run trials as a worker of a search, or propose them as its chief, until all are done."""
-    with open_trial_runner(spec, run, reporter=reporter) as runner:
-        run_trials(runner, TrialLog(run))
+    with open_trial_runner(spec, run, reporter=reporter) as (runner, plan):
+        run_trials(runner, plan, TrialLog(run))
 
 
 @contextlib.contextmanager
 def open_trial_runner(
     spec: RunSpec, run: RunFolder, *, reporter: Reporter
-) -> Iterator[TrialRunner]:
-    """Open the session of a search, with all its models checked and its images split.
+) -> Iterator[tuple[TrialRunner, Plan]]:
+    """Open the session of a search, with all its models checked, its images split and its plan.
 
     Raises:
-        SpecError, WeightsError: a model of the space cannot be built.
+        SpecError, WeightsError: a model of the space cannot be built, or no field has an effect.
         DataError: the images cannot be used, or are too few for the folds.
     """
     reporter.info(f"Search folder: {run.path}")
     with open_session(spec, reporter=reporter, run=run) as session:
         _check_models(session)
         splits, states = search_splits(session), RunFolder(run.checkpoint_folder)
+        runner = TrialRunner(session, splits, states=states)
+        plan = plan_search(runner)
         if not (run.path / "splits.json").is_file():
             # Only now, so that a search with too many folds fails without writing any file.
             session.write_splits()
-        yield TrialRunner(session, splits, states=states)
+        yield runner, plan
 
 
 def _check_models(session: Session) -> None:
@@ -86,18 +89,20 @@ def _values(spec: RunSpec, field: str) -> Sequence[str]:
     return (parameter.values or ()) if parameter else ()
 
 
-def run_trials(runner: TrialRunner, trial_log: TrialLog) -> None:
+def run_trials(runner: TrialRunner, plan: Plan, trial_log: TrialLog) -> None:
     """Run KerasTuner's search in the role that its environment variables give this process."""
-    search = runner.session.spec.search
+    search = plan.spec.search
     if search.tuner == "grid" and not is_worker():
         # KerasTuner 1.4.8 cannot resume a grid (its issue 1055). Started again it proposes the
         # same trials in the same order, and results of ended trials are read from the log.
         shutil.rmtree(trial_log.folder.path / "oracle", ignore_errors=True)
-    oracle = make_oracle(
-        runner.session.spec, runner.session.task.monitor, num_epochs=runner.spec.num_epochs
-    )
+    oracle = make_oracle(plan.spec, runner.session.task.monitor, num_epochs=runner.spec.num_epochs)
     tuner = SearchTuner(
-        oracle, runner, trial_log, make_reporter=lambda begun: TrialReporter(trial_log, begun)
+        oracle,
+        runner,
+        plan,
+        trial_log,
+        make_reporter=lambda begun: TrialReporter(trial_log, begun),
     )
     if not is_worker():
         retry_unfinished(oracle)

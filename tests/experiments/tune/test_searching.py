@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from listener import Listener
 from searches import DROPOUT, RATE, SPACE, read_json, search
+from small_backbone import save_small
 
 from keras_transfer.config import load_spec, override
 from keras_transfer.errors import RunError, SpecError, WeightsError
@@ -18,7 +19,9 @@ from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.study.run import run_study
 from keras_transfer.experiments.tune import best
 from keras_transfer.experiments.tune.best import write_best_spec
-from keras_transfer.experiments.tune.report import describe_winner, write_search
+from keras_transfer.experiments.tune.effects import fields_with_effect
+from keras_transfer.experiments.tune.report import describe_winner, recommend, write_search
+from keras_transfer.experiments.tune.results import SearchResults
 from keras_transfer.experiments.tune.workers import open_trial_runner
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.storage.run_start import start_run
@@ -52,6 +55,23 @@ def test_values_arrive_in_the_spec_of_every_trial(found):
     assert len({trial.val_loss for trial in found.trials}) >= 2
 
 
+def test_trials_are_rows_with_the_best_first(found):
+    search = SearchResults(read_json(found.run.search_file))
+    assert [trial["rank"] for trial in search["trials"]] == [1, 2, 3, 4]
+    assert search["trials"][0]["name"] == search["winner"]["name"] == search.best["trial"]
+    rows = search.trials
+    assert list(rows[0]) == [
+        *("rank", "trial", "val_accuracy", "val_loss", RATE, DROPOUT),
+        *("epochs", "seconds", "status"),
+    ]
+    order = [(-row["val_accuracy"], row["val_loss"]) for row in rows]
+    assert order == sorted(order)
+    assert search.best == rows[0]
+    assert search.recommended in ("winner", "default")
+    assert search["recommendation"]["command"] in repr(search)
+    assert repr(search).count("\n| ") >= 4
+
+
 def test_search_json_says_what_was_found(found):
     content = read_json(found.run.search_file)
     scores = [trial["score"] for trial in content["trials"]]
@@ -68,7 +88,13 @@ def test_search_json_says_what_was_found(found):
     low, high = refits["interval"]
     assert low <= refits["difference"] <= high
     assert refits["exceeds_noise"] == (low > 0)
-    assert any("other seeds" in sentence for sentence in describe_winner(found))
+    assert content["is_better_than_default"] == refits["exceeds_noise"]
+    assert refits["solved"] == []
+    num_val = len(read_json(found.run.path / "splits.json")["rows"]["val"])
+    assert refits["num_images"] == content["num_compared"] == num_val
+    told = " ".join(describe_winner(found))
+    assert "95% interval" in told
+    assert "trained with 2 other seeds" in told
 
 
 def test_the_folder_holds_what_it_should_and_nothing_half_done(found):
@@ -135,13 +161,83 @@ def test_no_trial_can_see_the_test_split(small_spec, tmp_path):
     for folds in (1, 2):
         spec = override(small_spec, {"folds": folds})
         run = start_run(spec, output=tmp_path / f"{folds}", suffix="-search")
-        with open_trial_runner(spec, run, reporter=SilentReporter()) as runner:
+        with open_trial_runner(spec, run, reporter=SilentReporter()) as (runner, _):
             seen = [rows for s in runner.splits for rows in (s.train, s.val, s.test)]
             assert len(runner.session.data.splits.test) > 0
             assert not np.intersect1d(np.concatenate(seen), runner.session.data.splits.test).size
             if folds > 1:
                 held_out = np.concatenate([s.test for s in runner.splits])
                 assert len(held_out) == 300 - len(runner.session.data.splits.test)
+
+
+EXACT = {"phases.0.method": "exact", "model.weights": "file"}
+
+
+@pytest.fixture
+def exact_spec(small_spec, tmp_path):
+    """A solved head on a network with weights, so that no seed changes its result."""
+    file = save_small(tmp_path / "small.keras")
+    return override(
+        small_spec,
+        {**EXACT, "model.backbone": str(file), "model.last_stage": "", "search.refits": 2},
+    )
+
+
+@pytest.mark.usefixtures("_winner_of_another")
+def test_solved_heads_are_searched_without_rates_and_compared_without_seeds(exact_spec, tmp_path):
+    strength = "phases.0.method_options.strength"
+    space = {strength: {"values": [0.003, 3.0]}, RATE: {"values": [1e-3, 1e-2]}}
+    listener = Listener()
+    spec = override(exact_spec, {"search.space": space, "search.tuner": "bayesian"})
+    found = search(spec, tmp_path / "s", listener)
+    assert [trial.values for trial in found.trials] == [{strength: 0.003}, {strength: 3.0}]
+    told = " ".join(listener.said)
+    assert "change nothing: phases.0.learning_rate (phase 'frozen' is solved exactly" in told
+    assert "All 2 combinations are tried, so there is nothing for search.tuner=bayesian" in told
+    num_val = len(read_json(found.run.path / "splits.json")["rows"]["val"])
+    assert f"on {num_val} images of the validation split: one image is" in told
+    comparison = found.winner.comparison
+    assert comparison.seeds == ()
+    assert comparison.solved == ("winner", "default")
+    assert comparison.winner == (found.winner.trial.val_score,)
+    assert "both are solved exactly, so other seeds" in " ".join(describe_winner(found))
+
+
+@pytest.mark.usefixtures("_winner_of_another")
+def test_values_that_train_the_same_are_trained_once(exact_spec, tmp_path, monkeypatch):
+    real, calls = runner_module.fit_phases, []
+    monkeypatch.setattr(
+        runner_module, "fit_phases", lambda *args, **given: calls.append(1) or real(*args, **given)
+    )
+    listener = Listener()
+    found = search(override(exact_spec, {"search.refits": 0}), tmp_path / "s", listener)
+    assert len(found.trials) == 4
+    # A rate has an effect only where dropout makes the head train.
+    (copy,) = [trial for trial in found.trials if trial.same_as]
+    assert copy.values[DROPOUT] == 0.0
+    assert any(f"trains the same as trial {copy.same_as}" in line for line in listener.said)
+    assert len(calls) == 3 + 2
+    assert found.winner.is_better_than_default is (False if found.winner.is_default else None)
+
+
+def test_a_space_without_any_effect_is_refused_before_training(exact_spec, tmp_path):
+    space = {RATE: {"values": [1e-3, 1e-2]}, "training.batch_size": {"values": [8, 16]}}
+    with pytest.raises(
+        SpecError, match=r"no field of search.space(.|\n)*learning_rate(.|\n)*batch"
+    ):
+        search(override(exact_spec, {"search.space": space}), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_fields_without_effect_have_none(exact_spec, tmp_path):
+    run = start_run(exact_spec, output=tmp_path / "s", suffix="-search")
+    other = {RATE: 0.5, "phases.0.epochs": 7, "training.batch_size": 3, "seed": 5}
+    other |= {"training.label_smoothing": 0.3, "model.hidden_units": 2}
+    with open_trial_runner(exact_spec, run, reporter=SilentReporter()) as (runner, plan):
+        specs = [runner.spec, override(runner.spec, other)]
+        one, changed = (fields_with_effect(spec, plan.trained) for spec in specs)
+        assert one == changed
+        assert runner.train(specs[0]).val_loss == runner.train(specs[1]).val_loss
 
 
 @pytest.mark.slow
@@ -239,10 +335,11 @@ def test_a_time_budget_ends_the_search_with_the_best_so_far(small_spec, tmp_path
     spec = override(small_spec, {DROPOUT: 0.0, "search.time_budget": "0.001s"})
     found = search(spec, tmp_path / "s")
     assert 1 <= len(found.trials) < 4
-    told = " ".join(describe_winner(found))
     # The grid's first trial is the original spec.
-    assert not found.winner.is_better_than_default
-    assert "keep the original spec" in told
+    assert found.winner.is_default
+    assert found.winner.is_better_than_default is False
+    assert "trains the same as the original spec" in " ".join(describe_winner(found))
+    assert recommend(found).take == "default"
     assert found.winner.result.run.is_complete
 
 

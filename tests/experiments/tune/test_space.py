@@ -1,12 +1,21 @@
 """The space is data: wrong entries are told before anything is read, right ones reach the spec."""
 
 import keras_tuner
+import numpy as np
 import pytest
 
-from keras_transfer.config import override, spec_from_dict, spec_to_dict
+from keras_transfer.config import override, spec_from_dict, spec_to_dict, with_dotted_space
 from keras_transfer.errors import SpecError
-from keras_transfer.experiments.tune.space import check_space, choices, declare, scales, values_of
-from keras_transfer.specs import RunSpec
+from keras_transfer.experiments.tune.space import (
+    check_space,
+    choices,
+    declare,
+    num_combinations,
+    read_space,
+    scales,
+    values_of,
+)
+from keras_transfer.specs import ParameterSpec, RunSpec
 
 GOOD = {
     "phases.0.learning_rate": {"low": 1e-4, "high": 1e-2, "sampling": "log"},
@@ -143,3 +152,76 @@ def test_an_option_of_a_method_can_be_searched_before_the_spec_sets_it():
     trial = override(spec, values_of(spec, {name: 0.30000001}))
     assert 0.1 <= hp.values[name] <= 0.4
     assert trial.phases[1].method_options == {"alpha": 0.3}
+
+
+def test_all_wrong_entries_are_told_at_once():
+    space = {"model.dropuot": {"values": [0.1]}, "seed": {"values": [1]}, "model.dropout": {}}
+    with pytest.raises(SpecError, match="3 things cannot be used") as caught:
+        check_space(with_space(space))
+    for part in ("did you mean 'dropout'", "cannot vary seed", "either values"):
+        assert part in str(caught.value)
+
+
+def test_a_space_of_python_has_lists_dicts_and_numbers_of_numpy():
+    given = {
+        "lr": {"low": np.float64(1e-4), "high": 1e-2, "sampling": "log"},
+        "views.count": np.array([2, 4]),
+        "model.dropout": (0.0, 0.3),
+        "model.head": ParameterSpec(values=("linear", "mlp")),
+    }
+    read = read_space(given)
+    assert read["lr"] == {"low": 1e-4, "high": 1e-2, "sampling": "log"}
+    assert read["views.count"] == {"values": [2, 4]}
+    assert {type(value) for value in read["views.count"]["values"]} == {int}
+    assert read["model.head"] == {"values": ["linear", "mlp"], "sampling": "linear"}
+    assert with_space(read).search.space["model.dropout"].values == (0.0, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"phases.1.learning_rate": 0.1}, ["phases.1.learning_rate", "Received: 0.1", "a list"]),
+        ({"model.head": "mlp"}, ["model.head", "Received: 'mlp'"]),
+        ({"model.dropout": []}, ["model.dropout", "Received: []"]),
+        ({"phases": {"1": {"epochs": [1]}}}, ["write phases.1 as one name with dots"]),
+        ({"lr": {"min": 1e-4, "max": 0.1}}, ["'min'", 'write {"lr": [value, other]}']),
+        ({"lr": {"values": 0.1}}, ["Received: {'values': 0.1}"]),
+        ({7: [1, 2]}, ["no valid entry for 7"]),
+        (["lr"], ["no mapping", "Received: ['lr'] (list)"]),
+        ({"lr": 0.1, "model.head": "mlp"}, ["2 things cannot be used", "'lr'", "'model.head'"]),
+    ],
+)
+def test_a_malformed_space_of_python_is_refused_with_what_to_write(given, parts):
+    with pytest.raises(SpecError) as caught:
+        read_space(given)
+    for part in (*parts, "Expected", "Received", "To fix it"):
+        assert part in str(caught.value)
+
+
+def test_short_names_are_taken_for_fields_as_those_that_are_set():
+    said = []
+    space = {"lr": {"low": 1e-4, "high": 1e-2}, "dropout": {"values": [0.0, 0.3]}}
+    spec = with_dotted_space(with_space(space), said.append)
+    assert list(spec.search.space) == ["phases.1.learning_rate", "model.dropout"]
+    (sentence,) = said
+    assert sentence.startswith("lr is taken for phases.1.learning_rate")
+    check_space(spec)
+    both = {"lr": {"low": 1e-4, "high": 1e-2}, "phases.1.learning_rate": {"values": [0.1]}}
+    with pytest.raises(SpecError, match=r"phases.1.learning_rate twice"):
+        with_dotted_space(with_space(both), said.append)
+    wrong = {"dropuot": {"values": [0.1]}, "epoch": {"values": [1]}}
+    with pytest.raises(SpecError, match=r"2 things(.|\n)*dropout(.|\n)*epochs"):
+        with_dotted_space(with_space(wrong), said.append)
+
+
+@pytest.mark.parametrize(
+    ("space", "count"),
+    [
+        ({"model.dropout": {"values": [0.0, 0.3]}, "views.count": {"low": 1, "high": 4}}, 8),
+        ({"model.dropout": {"low": 0.0, "high": 0.3, "step": 0.1}}, 4),
+        ({"model.dropout": {"low": 0.0, "high": 0.3}}, float("inf")),
+        ({"training.batch_size": {"low": 8, "high": 64, "sampling": "log"}}, float("inf")),
+    ],
+)
+def test_combinations_are_counted(space, count):
+    assert num_combinations(with_space(space)) == count
