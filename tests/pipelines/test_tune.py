@@ -88,7 +88,7 @@ def test_a_search_is_told_trial_by_trial_and_closes_with_its_winner(
         "The score of a trial is its accuracy",
         "Trial 01: validation accuracy",
         "The best trial is",
-        "Gain over the original spec",
+        "Its gain was not compared with noise",
         "On the test split",
         "Recommendation:",
         "Next: python -m pipelines.",
