@@ -304,7 +304,7 @@ def _resolve_cache_mode(spec: RunSpec, num_images: int, reporter: Reporter) -> R
 class Dataset:
     """Images of a source in the form that Keras's `fit` and `evaluate` take.
 
-    `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, 3] in
+    `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, C] in
     0-255, targets float32 [B, K] (one-hot labels), sample weights float32 [B], which are 1 unless
     `training.class_weights` is set. Every pass over `train` is a new epoch: another order,
     and the next view of each image; call `fit(dataset.train, shuffle=False)`, or Keras warns that
@@ -318,7 +318,7 @@ class Dataset:
     data: Data
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Plain images uint8 [N, S, S, 3] of a split and their targets, see `Targets.values`."""
+        """Plain images uint8 [N, S, S, C] of a split and their targets, see `Targets.values`."""
         rows, examples = getattr(self.data.splits, split), self.data.examples
         return np.asarray(examples.pixels[rows]), examples.targets.values[rows]
 
@@ -364,12 +364,12 @@ def build_model(
     num_classes: int | None = None,
     **fields: Any,
 ) -> keras.Model:
-    """A pretrained trunk with a new head: images [B, S, S, 3] in 0-255 to logits [B, C].
+    """A pretrained trunk with a new head: images [B, S, S, C] in 0-255 to logits [B, K].
 
     Preprocessing is part of the model. All layers are trainable, and nothing is compiled.
 
     Args:
-        source: a backbone's name or path, or a spec whose `model` and `data.image_size` are used.
+        source: a backbone's name or path, or a spec whose `model` and sizes of images are used.
         class_names: names of the logits, in order.
         num_classes: the number of classes, where their names do not matter.
         fields: fields of the spec, see `make_spec`.
@@ -393,5 +393,7 @@ def build_model(
             fix="give class_names=dataset.class_names, or num_classes alone",
         )
     task = restore_task({"task": spec.task, "options": spec.task_options, "state": {}}, names)
-    size, seed = spec.data.image_size, spec.seed
-    return build_classifier(spec.model, image_size=size, task=task, seed=seed).model
+    size, channels = spec.data.image_size, spec.data.channels
+    return build_classifier(
+        spec.model, image_size=size, channels=channels, task=task, seed=spec.seed
+    ).model

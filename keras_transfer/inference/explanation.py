@@ -39,7 +39,7 @@ Explain = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 class Explanation:
     """The outputs for one image, and a heat map of one of them.
 
-    `pixels` is uint8 [S, S, 3], the network's square input; `outputs` float32 [K];
+    `pixels` is uint8 [S, S, C], the network's square input; `outputs` float32 [K];
     `class_index` is the explained column; `heat` float32 [h, w] in 0-1, one value for each position
     of the trunk's last features.
     """
@@ -145,7 +145,7 @@ def explain_files(
 
 
 def explainer(model: keras.Model, task: Task) -> Explain:
-    """A function of pixels uint8 [B, S, S, 3] and a column of the outputs, or `HIGHEST`.
+    """A function of pixels uint8 [B, S, S, C] and a column of the outputs, or `HIGHEST`.
 
     It returns outputs float32 [B, K] and Grad-CAM heat maps float32 [B, h, w] in 0-1. The trunk
     runs once per image; one trace is used for batches of any size.
