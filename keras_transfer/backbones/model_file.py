@@ -77,6 +77,7 @@ class ModelGraph:
             )
         try:
             calls = _trace(self.network, images, lambda layer: _copy(layer, layer.name))
+            _check_channels(calls)
         except ValueError as error:
             raise SpecError(
                 f"{self.name} cannot be built for images of {side} px and the given channels",
@@ -320,6 +321,18 @@ def _trace(graph: keras.Model, images: keras.KerasTensor, make: Callable[[Any], 
         graph, input_tensors=[images], clone_function=lambda one: one, call_function=call
     )
     return calls
+
+
+def _check_channels(calls: Sequence[Call]) -> None:
+    """Raise ValueError for a scaling of other channels, which Keras finds out only when it runs."""
+    for call in calls:
+        if isinstance(call.operation, keras.layers.Rescaling):
+            found = {np.size(call.operation.scale), np.size(call.operation.offset)}
+            channels = call.reads[0].shape[-1]
+            if not found <= {1, channels}:
+                raise ValueError(
+                    f"{call.operation.name} scales {max(found)} channels, and gets {channels}"
+                )
 
 
 def _find_feature_map(images: keras.KerasTensor, calls: Sequence[Call], name: str) -> int:
