@@ -28,6 +28,8 @@ class ArrayHeader(NamedTuple):
 
 def read_header(data: bytes) -> ArrayHeader | None:
     """The header of a .npy file; None for an array that cannot be an image."""
+    if not data.startswith(MAGIC):
+        return None
     size = int.from_bytes(data[8:PREFIX_BYTES], "little")
-    found = re.fullmatch(HEADER, data[PREFIX_BYTES:][:size].decode("latin-1"))
+    found = re.fullmatch(HEADER, data[PREFIX_BYTES : PREFIX_BYTES + size].decode("latin-1"))
     return found and ArrayHeader(int(found[2]), int(found[3]), found[1] == "<u2")
