@@ -77,6 +77,19 @@ def adapted_kernel(kernel: np.ndarray, mode: str, shares: np.ndarray) -> np.ndar
     return np.concatenate([alike, ones[:, :, np.newaxis]], axis=2).astype(kernel.dtype)
 
 
+def describe_weights(channels: int, weighting: str) -> str:
+    """A sentence for the user on the adapted convolution."""
+    text = f"The first convolution reads {channels} channel{'s' if channels > 1 else ''}"
+    if weighting == "rgb":
+        return f"{text}: three by the weights of red, green and blue, others by their mean."
+    if channels == 1:
+        return f"{text} by the sum of the weights of red, green and blue."
+    return (
+        f"{text} by the mean weights of red, green and blue: while it is frozen, it sees only the "
+        "mean of the channels; see model.channel_weights."
+    )
+
+
 def channels_in(file: Path) -> int | None:
     """Channels of the images that the model in a `.keras` file takes; None for other files."""
     if file.suffix != ".keras":

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_transfer.backbones.channels import carry_over, channels_in
+from keras_transfer.backbones.channels import carry_over, channels_in, describe_weights
 from keras_transfer.backbones.combination import check_combination, check_sides
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Stage, Trunk
@@ -84,7 +84,8 @@ def _build_adapted(
     original = build_trunk(backbone, images, **chosen)
     trunk = build_trunk(rebuilt, inputs, **{**chosen, "weights": "none"})
     carry_over(original, trunk, channels=channels, weighting=weighting)
-    return trunk
+    notes = (*backbone.notes, describe_weights(channels, weighting))
+    return replace(trunk, backbone=replace(trunk.backbone, notes=notes))
 
 
 def _build_combination(

@@ -96,8 +96,9 @@ def test_adapted_trunks_give_the_features_of_the_grey_image(name):
 def test_pretrained_weights_are_adapted(name, weighting):
     chosen = {"weights": "embedded", "last_stage": "stage3"}
     _, original = trunk_of(name, 3, **chosen)
-    _, network = trunk_of(name, 4, **chosen, channel_weights=weighting)
+    trunk, network = trunk_of(name, 4, **chosen, channel_weights=weighting)
     assert_same(network, original)
+    assert ("only the mean" in trunk.backbone.notes[-1]) == (weighting == "mean")
 
 
 def test_without_weights_nothing_is_adapted():
