@@ -28,7 +28,7 @@ from keras_transfer.devices.strategy import scope
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
 from keras_transfer.methods.method import MethodDefaults
-from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
+from keras_transfer.specs import COLOURS, HEAD, PhaseSpec, RunSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 
 _KINDS: Final = (
@@ -191,7 +191,7 @@ def prunable_kernels(model: keras.Model) -> list[keras.Variable]:
     layers = [layer for layer in model.layers if isinstance(layer, _KINDS)]
     # A convolution that reads at most so many planes is the first one.
     scalings = [layer for layer in model.layers if isinstance(layer, Preprocess)]
-    planes = max((layer.output.shape[-1] for layer in scalings), default=model.input_shape[-1])
+    planes = max((layer.output.shape[-1] for layer in scalings), default=COLOURS)
     dense = [layer for layer in layers if isinstance(layer, keras.layers.Dense)]
     return [
         layer.kernel
