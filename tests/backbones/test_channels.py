@@ -151,6 +151,17 @@ def test_own_networks_keep_their_channels(tmp_path):
         get_backbone(plain, preprocess="caffe")
 
 
+def test_a_model_with_a_plane_of_ones_is_a_backbone_again(tmp_path):
+    inputs = keras.Input((SIZE, SIZE, 4))
+    row = get_backbone("small", preprocess="caffe")
+    network = keras.Model(inputs, build_trunk(row, inputs, weights="none").output)
+    assert network.get_layer("small1_conv").kernel.shape[2] == 5
+    network.save(tmp_path / "model.keras")
+    _, again = trunk_of(str(tmp_path / "model.keras"), 4, weights=OWN_WEIGHTS)
+    pixels = DRAW.uniform(0, 255, (2, SIZE, SIZE, 4)).astype("float32")
+    np.testing.assert_allclose(np.asarray(again(pixels)), np.asarray(network(pixels)), rtol=1e-5)
+
+
 def test_own_networks_in_colours_are_adapted(tmp_path):
     name = str(save_small(tmp_path / "small.keras"))
     _, original = trunk_of(name, 3, weights=OWN_WEIGHTS)
