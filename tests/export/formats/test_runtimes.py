@@ -44,7 +44,7 @@ def test_every_file_remembers_its_classes_and_is_refused_beside_others(
     shuffled = Contract(
         name="tiny",
         class_names=contract.class_names[::-1],
-        input_shape=(32, 32, 3),
+        image_size=32,
         resize="crop",
         max_megapixels=1,
     )
