@@ -372,11 +372,12 @@ def _stored(
     """The CSV file of data in memory, which is stored first, and the other fields."""
     names = fields.pop("class_names", None)
     dotted = dotted_fields(fields, base)
-    paths, labels = (
+    paths, labels, channels = (
         dotted.get(f"data.{name}", getattr(base.data, name))
-        for name in ("path_column", "label_column")
+        for name in ("path_column", "label_column", "channels")
     )
     reporter.info("Storing the data as files, unless the same are stored already …")
-    path = store(source, class_names=names, path_column=paths, label_column=labels)
+    columns = {"path_column": paths, "label_column": labels}
+    path = store(source, class_names=names, **columns, channels=channels)
     reporter.info(f"They are in {path.parent}.")
     return path, fields

@@ -26,6 +26,7 @@ from keras_transfer.fields import (
     similar_path,
 )
 from keras_transfer.specs import (
+    COLOURS,
     DEFAULT_SPACE,
     HEAD,
     SOURCES,
@@ -344,6 +345,15 @@ def check_consistency(spec: RunSpec) -> None:
             fix="set views.count, or set cache.mode=auto to train on images",
         )
     _check_split_names(spec)
+    if spec.data.channels != COLOURS:
+        _check_channels(spec)
+    elif spec.model.channel_weights == "rgb":
+        raise SpecError(
+            "model.channel_weights=rgb is for images with more channels than red, green and blue",
+            expected="data.channels of 4 or more",
+            received="data.channels=3",
+            fix="leave out model.channel_weights, or set data.channels",
+        )
     _check_phases(spec)
 
 
@@ -367,6 +377,26 @@ def _is_share(value: Any) -> bool:
         return 0 < float(value) < 1
     except (TypeError, ValueError):
         return False
+
+
+def _check_channels(spec: RunSpec) -> None:
+    """Raise SpecError for fields that are about red, green and blue, where images have others."""
+    channels, views = spec.data.channels, spec.views
+    is_grey = spec.model.preprocess.startswith("grey")
+    has_rgb = spec.model.channel_weights == "rgb"
+    of_colours = {
+        "views.saturation": views.saturation,
+        "views.hue": views.hue,
+        "model.preprocess": spec.model.preprocess if is_grey else "",
+        "model.channel_weights": "rgb" if channels < COLOURS and has_rgb else "",
+    }
+    if given := {name: value for name, value in of_colours.items() if value}:
+        raise SpecError(
+            f"{' and '.join(given)} cannot be used with data.channels={channels}",
+            expected="images with red, green and blue",
+            received=", ".join(f"{name}={value}" for name, value in given.items()),
+            fix=f"leave out {' and '.join(given)}, or data.channels",
+        )
 
 
 def _check_phases(spec: RunSpec) -> None:

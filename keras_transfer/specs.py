@@ -35,6 +35,9 @@ class SourceRow(NamedTuple):
     suffixes: tuple[str, ...] = ()
 
 
+COLOURS: Final = 3
+"""Channels of images in red, green and blue, for which most pretrained weights are."""
+
 HEAD: Final = "head"
 """Name of the topmost stage of a model: everything above the trunk."""
 
@@ -228,6 +231,13 @@ class DataSpec:
         100.0, "larger images are reported as bad, not decoded", low=0.001
     )
     image_size: int = option(224, "side of the network's square input, px", low=8, high=2048)
+    channels: int = option(
+        3,
+        "values of a pixel: 3 are red, green and blue; 1 is grey, of colour files as well; other "
+        "numbers need arrays or .npy files [height, width, channels]",
+        low=1,
+        high=64,
+    )
     resize: Literal["crop", "pad", "squash"] = option(
         "crop", "how an image becomes square: centre crop, black bars, or stretched"
     )
@@ -236,8 +246,8 @@ class DataSpec:
     )
     bit_depth: int = option(
         16,
-        "bits in use of 16-bit PNG files, of which the highest 8 are kept: 10, 12 or 14 for most "
-        "cameras and scanners, else images are nearly black",
+        "bits in use of 16-bit PNG and .npy files, of which the highest 8 are kept: 10, 12 or 14 "
+        "for most cameras and scanners, else images are nearly black",
         low=8,
         high=16,
     )
@@ -302,6 +312,12 @@ class ModelSpec:
         "how pixels are scaled for the trunk, by a mode of `backbones.scaling.MODES` such as 'tf' "
         "or 'none' ('' = as for the backbone's own weights, or as the model file does; 'grey' = "
         "the same on images that are turned grey)",
+    )
+    channel_weights: Literal["mean", "rgb"] = option(
+        "mean",
+        "which pretrained weights of the first convolution read channels other than red, green "
+        "and blue: 'mean' = all channels their mean; 'rgb' = of 4 or more channels the first three "
+        "those of red, green and blue, the others the mean",
     )
     pooling: Literal["avg", "max", "flatten"] = option(
         "avg", "how the feature map becomes a vector"

@@ -28,7 +28,7 @@ def adapt_statistics(model: keras.Model, pixels: Any) -> None:
     mean of variances plus the variance of means.
 
     Args:
-        pixels: uint8 [M, S, S, 3], read batch by batch.
+        pixels: uint8 [M, S, S, C], read batch by batch.
     """
     measure = moments_model(model)
     found = []

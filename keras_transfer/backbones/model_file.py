@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from keras_transfer.backbones.graph import Call, bridges, only_draws, weights_of
-from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.backbones.preprocess import Preprocess, num_planes
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.backbones.resolution import find_stages
 from keras_transfer.backbones.scaling import MODES
@@ -62,7 +62,7 @@ class ModelGraph:
     image_size: int | None
 
     def __call__(self, images: keras.KerasTensor) -> keras.KerasTensor:
-        """Put the layers, with random weights, on scaled images `[B, S, S, 3]`: feature map.
+        """Put the layers, with random weights, on scaled images `[B, S, S, C]`: feature map.
 
         Raises SpecError for images of a size that the graph does not take.
         """
@@ -73,16 +73,17 @@ class ModelGraph:
                 expected=f"data.image_size={self.image_size}, as the file was saved",
                 received=f"data.image_size={side}",
                 fix=f"set data.image_size={self.image_size}, or save the model with an input of "
-                "shape (None, None, 3), if its layers take any size",
+                "shape (None, None, channels), if its layers take any size",
             )
         try:
             calls = _trace(self.network, images, lambda layer: _copy(layer, layer.name))
+            _check_channels(calls)
         except ValueError as error:
             raise SpecError(
-                f"{self.name} cannot be built for images of {side} px",
-                expected="a size that all of its layers take",
+                f"{self.name} cannot be built for images of {side} px and the given channels",
+                expected="a size and channels that all of its layers take",
                 received=_first_line(error),
-                fix="choose another data.image_size",
+                fix="choose another data.image_size, or data.channels as the file has them",
             ) from error
         return calls[-1].makes[0]
 
@@ -118,17 +119,16 @@ def read_backbone(file: Path, name: str, *, preprocess: str = "") -> Backbone:
     # Not on an accelerator: the copy in the trunk is there.
     with on_processor():
         model = _flatten(_load(file, name), name)
-        size = _input_size(model, name)
-        images = keras.Input((size or _ANY_SIZE, size or _ANY_SIZE, 3))
+        size, channels = _input_shape(model, name)
         left_out = [layer for layer in model.layers if _is_left_out(layer)]
+        own = [layer for layer in left_out if isinstance(layer, Preprocess)]
+        planes = num_planes(own[0].mode, channels) if own else channels
+        images = keras.Input((size or _ANY_SIZE, size or _ANY_SIZE, planes))
         calls = _trace(model, images, lambda layer: None if layer in left_out else layer)
         end = _find_feature_map(images, calls, name)
-        mode, scaled_by = _find_scaling(
-            [layer for layer in left_out if isinstance(layer, Preprocess)],
-            calls[: end + 1],
-            preprocess,
-            name,
-        )
+        mode, scaled_by = _find_scaling(own, calls[: end + 1], preprocess, name)
+        if num_planes(mode, channels) != planes:
+            raise _means_of_colours(name, mode, channels)
         trunk = keras.Model([images], calls[end].makes[0])
         network, copies = _copy_with_weights(trunk, name)
     top = _kinds(call.operation for call in calls[end + 1 :])
@@ -146,6 +146,7 @@ def read_backbone(file: Path, name: str, *, preprocess: str = "") -> Backbone:
         preprocessing=mode,
         image_size=size or _ANY_SIZE,
         minimal_size=1,
+        channels=channels,
         stages=find_stages(network.inputs[0], copies),
         weights={OWN_WEIGHTS: OwnWeights(file)},
         notes=tuple(filter(None, notes)),
@@ -163,8 +164,9 @@ def read_network(file: Path, name: str, *, image_size: int) -> keras.Model:
     """
     with on_processor():
         model = _flatten(_load(file, name), name)
-        side = _input_size(model, name) or image_size
-        images = keras.Input((side, side, 3))
+        size, channels = _input_shape(model, name)
+        side = size or image_size
+        images = keras.Input((side, side, channels))
 
         def kept(layer: Any) -> Any:
             idle = isinstance(layer, keras.layers.Layer) and only_draws(layer)
@@ -262,17 +264,31 @@ def _free_name(wanted: str, taken: Container[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _input_size(graph: keras.Model, name: str) -> int | None:
-    """The side of the square images that the graph takes, None for any; SpecError for others."""
+def _input_shape(graph: keras.Model, name: str) -> tuple[int | None, int]:
+    """The side of the square images that the graph takes, None for any, and their channels.
+
+    Raises SpecError for other inputs, and several outputs.
+    """
     shapes = [tuple(tensor.shape) for tensor in graph.inputs]
-    size, num_outputs = shapes[0][1] if len(shapes[0]) > 1 else None, len(graph.outputs)
-    if shapes == [(None, size, size, 3)] and num_outputs == 1:
-        return size
+    first, num_outputs = shapes[0], len(graph.outputs)
+    if len(shapes) == num_outputs == 1 and len(first) == 4 and first[1] == first[2] and first[3]:
+        return first[1], first[3]
     raise SpecError(
         f"{name} does not map square images to one output",
-        expected="one input of shape (None, S, S, 3) or (None, None, None, 3), and one output",
+        expected="one input of shape (None, S, S, 3) or (None, None, None, 3), or with other "
+        "channels, and one output",
         received=f"inputs {', '.join(map(str, shapes))}; {num_outputs} outputs",
         fix="save the part from the images to one feature map: keras.Model(image, features)",
+    )
+
+
+def _means_of_colours(name: str, mode: str, channels: int) -> SpecError:
+    alike = [key for key, row in MODES.items() if len(row.means) == 1 and not row.is_grey]
+    return SpecError(
+        f"model.preprocess={mode} scales red, green and blue, and {name} has {channels} channels",
+        expected=f"one of {', '.join(alike)}, which scale all channels alike",
+        received=f"model.preprocess={mode}",
+        fix="choose one of these, or save the model with its scaling inside",
     )
 
 
@@ -305,6 +321,18 @@ def _trace(graph: keras.Model, images: keras.KerasTensor, make: Callable[[Any], 
         graph, input_tensors=[images], clone_function=lambda one: one, call_function=call
     )
     return calls
+
+
+def _check_channels(calls: Sequence[Call]) -> None:
+    """Raise ValueError for a scaling of other channels, which Keras finds out only when it runs."""
+    for call in calls:
+        if isinstance(call.operation, keras.layers.Rescaling):
+            found = {np.size(call.operation.scale), np.size(call.operation.offset)}
+            channels = call.reads[0].shape[-1]
+            if not found <= {1, channels}:
+                raise ValueError(
+                    f"{call.operation.name} scales {max(found)} channels, and gets {channels}"
+                )
 
 
 def _find_feature_map(images: keras.KerasTensor, calls: Sequence[Call], name: str) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from keras_transfer.specs import COLOURS
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -52,7 +54,7 @@ class Backbone:
 
     name: str
     builder: Callable[[keras.KerasTensor], keras.KerasTensor]
-    """Puts all layers of the network, with random weights, on scaled images `[B, S, S, 3]` and
+    """Puts all layers of the network, with random weights, on scaled images `[B, S, S, C]` and
     returns their feature map. The layers are one flat graph, with no model inside another."""
     preprocessing: str
     """The mode of `Preprocess`, which scales raw pixels for the builder's layers: see `MODES`."""
@@ -60,6 +62,8 @@ class Backbone:
     """Side of the images it was trained on, px."""
     minimal_size: int = 32
     """Side of the smallest image it takes, px."""
+    channels: int = COLOURS
+    """Channels of the images it was trained on; see `channels` for images with others."""
     stages: tuple[Stage, ...]
     """From bottom to top; together they have every variable of the trunk once."""
     weights: Mapping[str, WeightSource] = field(default_factory=dict)

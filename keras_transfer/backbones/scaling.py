@@ -2,6 +2,8 @@
 
 from typing import Final, NamedTuple
 
+from keras_transfer.specs import COLOURS
+
 
 class Scaling(NamedTuple):
     """From pixels x in 0-255 to (x / divisor - mean) / deviation.
@@ -47,6 +49,15 @@ MODES: Final = _COLOUR | {
     f"{GREY}_{mode}": row._replace(text=f"turned grey, then {row.text}", is_grey=True)
     for mode, row in _COLOUR.items()
 }
+
+
+def describe_scaling(mode: str, channels: int) -> str:
+    """What completes "Pixels are …" for images with so many channels."""
+    row = MODES[mode]
+    if channels == COLOURS or len(row.means) == 1:
+        return row.text
+    mean, deviation = (sum(values) / len(values) for values in (row.means, row.deviations))
+    return f"scaled alike in all channels, to (x / {row.divisor:g} − {mean:.4g}) / {deviation:.4g}"
 
 
 def in_grey(mode: str) -> str:

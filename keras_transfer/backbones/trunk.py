@@ -1,9 +1,11 @@
 """A trunk: one backbone's layers, cut after a stage, in one flat graph on the caller's input."""
 
+from dataclasses import replace
 from typing import Any
 
 import keras
 
+from keras_transfer.backbones.channels import carry_over, channels_in, describe_weights
 from keras_transfer.backbones.combination import check_combination, check_sides
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.record import Backbone, Stage, Trunk
@@ -11,17 +13,25 @@ from keras_transfer.backbones.sources import find_source
 from keras_transfer.backbones.stages import kept_stages
 from keras_transfer.backbones.weights import load_network, load_trunk
 from keras_transfer.errors import SpecError
+from keras_transfer.specs import COLOURS
 
 __all__ = ["Trunk", "build_trunk", "copy_renamed", "last_tensor", "split_stages"]
 
 
 def build_trunk(
-    backbone: Backbone, inputs: keras.KerasTensor, *, last_stage: str = "", weights: str
+    backbone: Backbone,
+    inputs: keras.KerasTensor,
+    *,
+    last_stage: str = "",
+    weights: str,
+    channel_weights: str = "mean",
 ) -> Trunk:
-    """Put the trunk on `inputs`, a `keras.Input` of raw RGB pixels 0-255 `[B, S, S, 3]`.
+    """Put the trunk on `inputs`, a `keras.Input` of raw pixels 0-255 `[B, S, S, C]`, usually RGB.
 
     `last_stage` is the last stage kept, '' keeps all. `weights` is as in `sources.find_source`;
-    those of 'none' depend only on `keras.utils.set_random_seed`.
+    those of 'none' depend only on `keras.utils.set_random_seed`. Where the images have other
+    channels than those of the weights, the first convolution is adapted as `channel_weights`
+    says, see `channels`.
 
     Layers keep the names from the builder. The classes in `Backbone.leave_out` are left out: layers
     that scale the input, which `Preprocess` does, and the drop-connect of the EfficientNets,
@@ -33,7 +43,12 @@ def build_trunk(
     _check_size(backbone, inputs)
     if backbone.parts:
         check_combination(backbone, last_stage=last_stage, weights=weights)
-        return _build_combination(backbone, inputs, weights=weights)
+        return _build_combination(
+            backbone, inputs, weights=weights, channel_weights=channel_weights
+        )
+    if inputs.shape[-1] != backbone.channels:
+        chosen = {"last_stage": last_stage, "weights": weights}
+        return _build_adapted(backbone, inputs, channel_weights, **chosen)
     kept = kept_stages(backbone, last_stage)
     source = find_source(backbone, weights, last_stage=kept[-1].name)
     whole = len(kept) == len(backbone.stages) and not backbone.leave_out
@@ -47,13 +62,41 @@ def build_trunk(
     return trunk
 
 
-def _build_combination(backbone: Backbone, inputs: keras.KerasTensor, *, weights: str) -> Trunk:
+def _build_adapted(
+    backbone: Backbone, inputs: keras.KerasTensor, weighting: str, **chosen: str
+) -> Trunk:
+    """The trunk for images with other channels than those that its weights are for."""
+    channels = inputs.shape[-1]
+    rebuilt = replace(backbone, channels=channels)
+    last = kept_stages(backbone, chosen["last_stage"])[-1]
+    source = find_source(backbone, chosen["weights"], last_stage=last.name)
+    if not source or channels_in(source) == channels:
+        return build_trunk(rebuilt, inputs, **chosen)
+    if backbone.channels != COLOURS:
+        raise SpecError(
+            f"{backbone.name} takes images with other channels",
+            expected=f"data.channels={backbone.channels}; only weights for red, green and blue are "
+            "adapted to others",
+            received=f"data.channels={channels}",
+            fix=f"set data.channels={backbone.channels}, or choose another model.backbone",
+        )
+    images = keras.Input((*inputs.shape[1:3], COLOURS), dtype=inputs.dtype)
+    original = build_trunk(backbone, images, **chosen)
+    trunk = build_trunk(rebuilt, inputs, **{**chosen, "weights": "none"})
+    carry_over(original, trunk, channels=channels, weighting=weighting)
+    notes = (*backbone.notes, describe_weights(channels, weighting))
+    return replace(trunk, backbone=replace(trunk.backbone, notes=notes))
+
+
+def _build_combination(
+    backbone: Backbone, inputs: keras.KerasTensor, *, weights: str, channel_weights: str
+) -> Trunk:
     """The trunks of all parts on the same input, and their feature maps concatenated."""
     maps: list[keras.KerasTensor] = []
     levels: list[list[keras.layers.Layer]] = [[] for _ in backbone.stages]
     for part in backbone.parts:
         images = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
-        trunk = build_trunk(part, images, weights=weights)
+        trunk = build_trunk(part, images, weights=weights, channel_weights=channel_weights)
         copied = copy_renamed(keras.Model([images], trunk.output), inputs, prefix=f"{part.name}_")
         maps.append(copied.output)
         for level, layers in zip(levels[-len(trunk.stages) :], trunk.stages.values(), strict=True):

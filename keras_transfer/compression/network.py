@@ -61,7 +61,7 @@ class Network:
         """Compute the steps in order on images; a step runs when the next one is asked for.
 
         Args:
-            images: float32 [N, S, S, 3], scaled.
+            images: float32 [N, S, S, C], scaled.
         """
         values: dict[int, Any] = {id(self.model.inputs[0]): ops.convert_to_tensor(images)}
         left = Counter(id(tensor) for step in self.steps for tensor in step.reads)

@@ -27,7 +27,7 @@ def reconstruct(whole: Network, smaller: Network, targets: Targets, images: np.n
 
     Args:
         targets: of layers in the order of both networks; those without one keep their weights.
-        images: float32 [N, S, S, 3], scaled.
+        images: float32 [N, S, S, C], scaled.
     """
     generator = np.random.default_rng(0)
     others = whole.computing(images)

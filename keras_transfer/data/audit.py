@@ -27,7 +27,7 @@ from keras_transfer.data.records import BadFile, Record, Records, counted
 from keras_transfer.devices.hosts import gather, meet, share_from_first
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import DataSpec
+from keras_transfer.specs import COLOURS, DataSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.storage.entry import CacheKey, Entry
 from keras_transfer.storage.shards import SHARD_BYTES, Rows, explained, write_shard
@@ -102,14 +102,13 @@ class NumberedShards:
         self.written.append((number, list(keys)))
 
 
-_CHANNELS = 3
 _NAMED_IN_ERRORS = 10
 
 
 class Audited(NamedTuple):
     """The readable records, with digests, their pixels, and how many had to be decoded.
 
-    `pixels` is uint8 [N, S, S, 3], mapped from the cache: row i belongs to record i.
+    `pixels` is uint8 [N, S, S, C], mapped from the cache: row i belongs to record i.
     """
 
     records: Records
@@ -130,8 +129,10 @@ def pixels_key(spec: DataSpec) -> CacheKey:
             "bit_depth": spec.bit_depth,
             "decoder": DECODER_VERSION,
             "tensorflow": tf.__version__,
+            # The keys of RGB are those from before there were others.
+            **({} if spec.channels == COLOURS else {"channels": spec.channels}),
         },
-        shape=(size, size, _CHANNELS),
+        shape=(size, size, spec.channels),
         dtype="uint8",
     )
 
@@ -218,7 +219,7 @@ def _audit_together(
 class _Found:
     """The result of reading some rows of the records; `num_decoded` of them were new.
 
-    `deep` has the digests of PNG files with 16 bits.
+    `deep` has the digests of files with 16 bits.
     """
 
     results: dict[int, Record | BadFile]
@@ -251,7 +252,7 @@ def _audited(records: Records, parts: Sequence[_Found], spec: DataSpec, entry: E
 
 
 def cached_pixels(items: Sequence[Record], entry: Entry) -> Rows:
-    """Pixels of records that were read, uint8 [N, S, S, 3]; RunError if the cache lost some."""
+    """Pixels of records that were read, uint8 [N, S, S, C]; RunError if the cache lost some."""
     digests = [record.digest for record in items]
     if lost := entry.missing(digests):
         raise RunError(

@@ -35,8 +35,8 @@ def notes_on_ranges(
     """Sentences that name images of a single colour, and images of little contrast.
 
     Args:
-        pixels: uint8 [N, S, S, 3] of the items.
-        deep: digests of PNG files with 16 bits.
+        pixels: uint8 [N, S, S, C] of the items.
+        deep: digests of files with 16 bits.
     """
     figures = [
         _figures(np.asarray(pixels[start : start + _CHUNK]))
@@ -61,9 +61,9 @@ def notes_on_ranges(
 
 
 def _figures(images: np.ndarray) -> np.ndarray:
-    """The highest value, range and standard deviation of images [B, S, S, 3], float32 [3, B].
+    """The highest value, range and standard deviation of images [B, S, S, C], float32 [3, B].
 
-    Range and deviation are the largest of the three channels; black bars do not count.
+    Range and deviation are the largest of all channels; black bars do not count.
     """
     step = max(1, images.shape[1] // _SIDE)
     sample = images[:, ::step, ::step].astype(np.float32)

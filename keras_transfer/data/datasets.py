@@ -162,11 +162,11 @@ def _count_earlier(places: np.ndarray) -> np.ndarray:
 
 
 class Pixels(Protocol):
-    """Decoded images uint8 [N, S, S, 3], in memory or mapped from files."""
+    """Decoded images uint8 [N, S, S, C], in memory or mapped from files."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[N, S, S, 3]."""
+        """[N, S, S, C]."""
 
     def __len__(self) -> int:
         """N."""
@@ -179,7 +179,7 @@ class Pixels(Protocol):
 class Examples:
     """All decoded images of a source, row by row.
 
-    `pixels` uint8 [N, S, S, 3], usually memory-mapped; `example_ids` int64 [N],
+    `pixels` uint8 [N, S, S, C], usually memory-mapped; `example_ids` int64 [N],
     `Record.example_id` of each.
     """
 
@@ -208,11 +208,11 @@ class Views:
 
     def __init__(self, examples: Examples, spec: ViewSpec):
         self._examples = examples
-        self._strengths = strengths(spec)
+        self._strengths = strengths(spec, examples.pixels.shape[-1])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[S, S, 3] of one image."""
+        """[S, S, C] of one image."""
         return self._examples.pixels.shape[1:]
 
     @property
@@ -221,7 +221,7 @@ class Views:
         return np.dtype(np.uint8)
 
     def read(self, rows: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, 3]."""
+        """uint8 [B, S, S, C]."""
         pixels = np.asarray(self._examples.pixels[rows])
         for place in np.flatnonzero(view_indices):
             example_id = self._examples.example_ids[rows[place]]

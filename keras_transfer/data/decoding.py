@@ -14,7 +14,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.array_files import HEADER, MAGIC, PREFIX_BYTES
 from keras_transfer.data.parts import most_parts
+from keras_transfer.specs import COLOURS
 
 BACKGROUNDS: Final = {"white": 255, "grey": 128, "black": 0}
 """Grey levels by the values of `data.background`."""
@@ -38,8 +40,11 @@ MOST_TAGS: Final = 200
 _ORIENTATION_TAG: Final = 0x0112
 _SHORT: Final = 3
 
+_MOST_HEADER: Final = 256
+"""Bytes of the longest header of an array that is read; NumPy writes one of 118."""
+
 Read = tuple[tf.Tensor, tf.Tensor]
-"""Pixels uint8 [H, W, 3] as they are stored, and the position of the EXIF block."""
+"""Pixels uint8 [H, W, C] as they are stored, and the position of the EXIF block."""
 
 
 class _File(NamedTuple):
@@ -50,32 +55,36 @@ class _File(NamedTuple):
     max_megapixels: float
     background: str
     bit_depth: int
+    channels: int
 
 
 def decode(
-    encoded: tf.Tensor, *, max_megapixels: float, background: str, bit_depth: int
+    encoded: tf.Tensor, *, max_megapixels: float, background: str, bit_depth: int, channels: int = 3
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decode one image.
 
     Args:
         encoded: scalar string, the bytes of a JPEG, a PNG, a still and opaque GIF, a BMP of 24 or
-            32 bits or a still WebP.
+            32 bits, a still WebP, or a .npy file.
         max_megapixels: larger images are refused before they are decoded.
         background: what is shown where an image is transparent, a key of `BACKGROUNDS`.
-        bit_depth: 8-16, bits of 16-bit PNG files that are used; the highest 8 of them are kept.
+        bit_depth: 8-16, bits of 16-bit PNG and .npy files that are used; the highest 8 of them are
+            kept.
+        channels: values of each pixel in a .npy file. Files of other kinds are for 1 and 3 only.
 
     Returns:
-        The pixels as they are stored, uint8 [H, W, 3], RGB, and their EXIF orientation, int64 1-8.
+        The pixels as they are stored, uint8 [H, W, C], and their EXIF orientation, int64 1-8. C is
+        `channels`, but 3, RGB, for `channels` of 1: a grey image has the same value three times.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes are not such an image, or damaged.
     """
-    return _traced(max_megapixels, background, bit_depth)(encoded)
+    return _traced(max_megapixels, background, bit_depth, channels)(encoded)
 
 
 @functools.cache
 def _traced(
-    max_megapixels: float, background: str, bit_depth: int
+    max_megapixels: float, background: str, bit_depth: int, channels: int
 ) -> tf.types.experimental.PolymorphicFunction:
     """`decode` as a function that is traced once, which takes longer than most other graphs."""
 
@@ -83,7 +92,7 @@ def _traced(
     def read(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         raw = tf.io.decode_raw(encoded, tf.uint8)
         content = tf.concat([raw, tf.zeros([_PADDING], tf.uint8)], axis=0)
-        return _read(_File(encoded, content, max_megapixels, background, bit_depth))
+        return _read(_File(encoded, content, max_megapixels, background, bit_depth, channels))
 
     return read
 
@@ -91,7 +100,11 @@ def _traced(
 def _read(file: _File) -> tuple[tf.Tensor, tf.Tensor]:
     """What `decode` returns, of a file of any kind."""
     content = file.content
+    if file.channels not in (1, COLOURS):
+        pixels, _ = _read_array(file)
+        return tf.ensure_shape(pixels, [None, None, file.channels]), _int(1)
     readers = [
+        (_starts(content, [MAGIC]), functools.partial(_read_array, file)),
         (_starts(content, [b"\xff\xd8\xff"]), functools.partial(_read_jpeg, file)),
         (_starts(content, [b"\x89PNG\r\n\x1a\n"]), functools.partial(_read_png, file)),
         (_starts(content, [b"GIF87a", b"GIF89a"]), functools.partial(_read_gif, file)),
@@ -99,7 +112,7 @@ def _read(file: _File) -> tuple[tf.Tensor, tf.Tensor]:
     ]
     pixels, exif = tf.case(readers, default=functools.partial(_read_bmp, file))
     orientation = tf.cond(exif >= 0, lambda: _orientation(content, exif), lambda: _int(1))
-    return tf.ensure_shape(pixels, [None, None, 3]), orientation
+    return tf.ensure_shape(pixels, [None, None, COLOURS]), orientation
 
 
 def _read_jpeg(file: _File) -> Read:
@@ -318,6 +331,46 @@ def _read_bmp(file: _File) -> Read:
         (~is_plain, "BMP with a palette, 16 bits, compression or an old header"),
     )
     return _decode(encoded, channels=3), _int(-1)
+
+
+def _read_array(file: _File) -> Read:
+    """A .npy file: uint8 or uint16 [H, W, C], where C is `file.channels`; of one also [H, W]."""
+    (size,) = _numbers(file.content, 0, (8, 2), is_big=False)
+    is_array, is_deep, height, width, last = _array_header(file, size)
+    start = PREFIX_BYTES + size
+    num_values = height * width * file.channels
+    found = tf.size(file.content, tf.int64) - _PADDING - start
+    fits = (last == file.channels) | ((last == 0) & (file.channels == 1))
+    shape = " × ".join(["height", "width", *([str(file.channels)] if file.channels > 1 else [])])
+    encoded = _checked(
+        file,
+        height * width,
+        (~is_array | ~fits, f"not a .npy file of uint8 or uint16, {shape}, in C order"),
+        (found != num_values * tf.where(is_deep, _int(2), _int(1)), "too few or too many values"),
+        (num_values == 0, "no pixels"),
+    )
+    values = tf.strings.substr(encoded, tf.cast(start, tf.int32), -1)
+
+    def decode_deep() -> tf.Tensor:
+        deep = tf.cast(tf.io.decode_raw(values, tf.uint16, little_endian=True), tf.int32)
+        return tf.cast(tf.minimum(deep // 2 ** (file.bit_depth - 8), 255), tf.uint8)
+
+    pixels = tf.cond(is_deep, decode_deep, lambda: tf.io.decode_raw(values, tf.uint8))
+    pixels = tf.reshape(pixels, tf.stack([height, width, file.channels]))
+    return (tf.repeat(pixels, COLOURS, axis=2) if file.channels == 1 else pixels), _int(-1)
+
+
+def _array_header(file: _File, size: tf.Tensor) -> Sequence[tf.Tensor]:
+    """Whether there is a header as in `HEADER`, and 16 bits; height, width and channels, else 0."""
+    start = tf.minimum(PREFIX_BYTES, tf.strings.length(file.encoded))
+    text = tf.strings.substr(file.encoded, start, tf.cast(tf.minimum(size, _MOST_HEADER), tf.int32))
+    is_array = _starts(file.content, [MAGIC]) & tf.strings.regex_full_match(text, HEADER)
+    kind, *numbers = (
+        tf.where(is_array, tf.strings.regex_replace(text, HEADER, rf"\{group}"), "")
+        for group in (1, 2, 3, 4)
+    )
+    sides = [tf.strings.to_number(tf.strings.join(["0", one]), tf.int64) for one in numbers]
+    return is_array, kind == "<u2", *sides
 
 
 def _checked(file: _File, num_pixels: tf.Tensor, *refusals: tuple[tf.Tensor, str]) -> tf.Tensor:

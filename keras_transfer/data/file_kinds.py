@@ -9,8 +9,10 @@ import stat
 from pathlib import Path
 from typing import Final
 
-EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
-FORMATS: Final = "JPEG, PNG, GIF, BMP or WebP"
+from keras_transfer.data.array_files import MAGIC
+
+EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".npy"})
+FORMATS: Final = "JPEG, PNG, GIF, BMP, WebP or .npy"
 HEAD_BYTES: Final = 12
 """The first bytes of an image, by which `sniff` knows it."""
 
@@ -99,6 +101,8 @@ def sniff(head: bytes) -> str:
         return ".gif"
     if head.startswith(b"BM"):
         return ".bmp"
+    if head.startswith(MAGIC):
+        return ".npy"
     return ".webp" if head[:4] == b"RIFF" and head[8:HEAD_BYTES] == b"WEBP" else ""
 
 

@@ -17,8 +17,9 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NotRequired, Protocol, TypedDict, Unpack
+from typing import Final, NotRequired, Protocol, TypedDict, Unpack
 
+import numpy as np
 import tensorflow as tf
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -27,10 +28,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from keras_transfer.data.array_files import read_header
 from keras_transfer.data.decoding import MOST_TAGS, TOO_MANY_PARTS, decode
 from keras_transfer.data.file_kinds import EXTENSIONS, FORMATS, HEAD_BYTES, sniff
 from keras_transfer.data.parts import has_too_many_parts
 from keras_transfer.errors import DataError
+from keras_transfer.specs import COLOURS
 
 # Opened by class, not by `PIL.Image.open`, which has size limits of its own and tries dozens of
 # other formats.
@@ -63,6 +66,7 @@ class Decoding(TypedDict):
     max_megapixels: float
     background: NotRequired[str]
     bit_depth: NotRequired[int]
+    channels: NotRequired[int]
 
 
 class HasDecoding(Protocol):
@@ -78,6 +82,8 @@ class HasDecoding(Protocol):
     def background(self) -> str: ...
     @property
     def bit_depth(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
 
 
 def decoding_of(fields: HasDecoding) -> Decoding:
@@ -88,6 +94,7 @@ def decoding_of(fields: HasDecoding) -> Decoding:
         max_megapixels=fields.max_megapixels,
         background=fields.background,
         bit_depth=fields.bit_depth,
+        channels=fields.channels,
     )
 
 
@@ -96,7 +103,7 @@ class Encoded:
     """Bytes of an image that TensorFlow decodes correctly, and what is unusual about the file.
 
     `digest` is the SHA-256 of the file on disk, in hex. `converted_from` is the format before the
-    conversion to PNG, '' where nothing was converted. `is_deep`: it is a PNG of 16 bits.
+    conversion to PNG, '' where nothing was converted. `is_deep`: its values have 16 bits.
     """
 
     data: bytes
@@ -143,6 +150,20 @@ def count_pixels(data: bytes, *, max_megapixels: float) -> int:
     return width * height
 
 
+def encode_array(pixels: np.ndarray) -> bytes:
+    """Pixels uint8 or uint16 [H, W, C], or [H, W] of one channel, as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(pixels))
+    return buffer.getvalue()
+
+
+def shown(pixels: np.ndarray) -> np.ndarray:
+    """What is shown of pixels [.., C] in RGB: the first 3 channels, of fewer the first in grey."""
+    if pixels.shape[-1] < COLOURS:
+        return np.repeat(pixels[..., :1], COLOURS, axis=-1)
+    return pixels[..., :COLOURS]
+
+
 def refusal(error: tf.errors.InvalidArgumentError) -> str:
     """Why `decode_and_resize` refuses an image, in a few words."""
     reason = re.search(r"assertion failed: \[(.*?)\]", str(error))
@@ -155,6 +176,8 @@ def _open(data: bytes) -> ImageFile:
 
 
 def _header_size(data: bytes) -> tuple[int, int]:
+    if header := read_header(data):
+        return header.width, header.height
     width, height = _open(data).size
     return width, height
 
@@ -170,6 +193,9 @@ def _examined(data: bytes, max_megapixels: float) -> Encoded:
     Where Pillow cannot read the header the decoder decides, as it does in exported models.
     """
     plain = Encoded(data, hashlib.sha256(data).hexdigest())
+    if header := read_header(data):
+        _check_size(header.width, header.height, max_megapixels)
+        return replace(plain, is_deep=header.is_deep)
     try:
         image = _open(data)
         width, height = image.size
@@ -266,10 +292,15 @@ __all__ = [
     "decode_and_resize",
     "decoder",
     "decoding_of",
+    "encode_array",
     "load_encoded",
     "resize_pixels",
     "resizer",
+    "shown",
 ]
+
+LUMA: Final = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the grey level, of ITU-R BT.601."""
 
 DECODER_VERSION = 3
 """Increase it when the same file is decoded to other pixels: cached pixels are then not used."""
@@ -306,6 +337,7 @@ def decode_and_resize(
     max_megapixels: float = 100.0,
     background: str = "white",
     bit_depth: int = 16,
+    channels: int = COLOURS,
 ) -> tf.Tensor:
     """Decode one image and resize it to the network's square input.
 
@@ -313,11 +345,11 @@ def decode_and_resize(
         encoded: scalar string, the bytes of an image that `decoding.decode` accepts.
         image_size: side S of the square, px.
         resize: 'crop' (centre), 'pad' (black bars) or 'squash' (aspect ratio not kept).
-        max_megapixels, background, bit_depth: see `decoding.decode`.
+        max_megapixels, background, bit_depth, channels: see `decoding.decode`.
 
     Returns:
-        uint8 [S, S, 3], RGB, upright. Of 16-bit channels the highest 8 of `bit_depth` bits are
-        kept, of a GIF its first frame.
+        uint8 [S, S, C], upright, where C is `channels`: 3 are RGB, 1 is the grey level. Of values
+        with 16 bits the highest 8 of `bit_depth` bits are kept, of a GIF its first frame.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes are not such an image, or damaged; `refusal` has
@@ -326,7 +358,11 @@ def decode_and_resize(
     # Small integers are faster there than on an accelerator.
     with tf.device("/CPU:0"):
         image, orientation = decode(
-            encoded, max_megapixels=max_megapixels, background=background, bit_depth=bit_depth
+            encoded,
+            max_megapixels=max_megapixels,
+            background=background,
+            bit_depth=bit_depth,
+            channels=channels,
         )
         is_transposed = orientation > 4
         rows, columns = (
@@ -339,7 +375,14 @@ def decode_and_resize(
         square = tf.cond(is_transposed, lambda: tf.transpose(square, [1, 0, 2]), lambda: square)
         square = tf.cond(rows, lambda: square[::-1], lambda: square)
         square = tf.cond(columns, lambda: square[:, ::-1], lambda: square)
-        return tf.ensure_shape(square, [image_size, image_size, 3])
+        square = _grey(square) if channels == 1 else square
+        return tf.ensure_shape(square, [image_size, image_size, channels])
+
+
+def _grey(pixels: tf.Tensor) -> tf.Tensor:
+    """The grey level uint8 [H, W, 1] of RGB; a pixel of three equal values keeps them."""
+    level = tf.reduce_sum(tf.cast(pixels, tf.float32) * LUMA, axis=2, keepdims=True)
+    return tf.cast(level + 0.5, tf.uint8)
 
 
 def resize_pixels(
@@ -352,14 +395,14 @@ def resize_pixels(
     """Resize pixels to the network's square input, bilinear with antialiasing.
 
     Args:
-        image: [H, W, 3] or [B, H, W, 3] of any numeric type, clipped to 0-255; H, W >= 1.
+        image: [H, W, C] or [B, H, W, C] of any numeric type, clipped to 0-255; H, W >= 1.
         image_size: side S of the square, px.
         resize: 'crop', 'pad' or 'squash', as in `decode_and_resize`.
         mirrored: bool [2], whether rows and columns will be mirrored. The centre is then rounded
             to the other side, as if that had happened before.
 
     Returns:
-        uint8 of the same rank, [.., S, S, 3], rounded to the nearest value.
+        uint8 of the same rank, [.., S, S, C], rounded to the nearest value.
     """
     assert resize in ("crop", "pad", "squash"), resize
     batch = image if image.shape.rank == 4 else image[tf.newaxis]
@@ -391,7 +434,7 @@ def resize_pixels(
 
 
 @functools.cache
-def decoder(**decoding: Unpack[Decoding]) -> Callable[[tf.Tensor], tf.Tensor]:
+def decoder(**decoding: Unpack[Decoding]) -> tf.types.experimental.ConcreteFunction:
     """`decode_and_resize` as one traced function that runs on the CPU."""
     function = tf.function(functools.partial(decode_and_resize, **decoding), autograph=False)
     return function.get_concrete_function(tf.TensorSpec([], tf.string))
@@ -399,11 +442,11 @@ def decoder(**decoding: Unpack[Decoding]) -> Callable[[tf.Tensor], tf.Tensor]:
 
 @functools.cache
 def batch_decoder(**decoding: Unpack[Decoding]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`decoder` for a batch, string [B] to uint8 [B, S, S, 3]; one bad image fails the batch."""
-    decode, size = decoder(**decoding), decoding["image_size"]
+    """`decoder` for a batch, string [B] to uint8 [B, S, S, C]; one bad image fails the batch."""
+    decode = decoder(**decoding)
 
     def decode_all(encoded: tf.Tensor) -> tf.Tensor:
-        square = tf.TensorSpec([size, size, 3], tf.uint8)
+        square = tf.TensorSpec(decode.structured_outputs.shape, tf.uint8)
         with tf.device("/CPU:0"):
             return tf.map_fn(decode, encoded, fn_output_signature=square)
 
@@ -412,12 +455,12 @@ def batch_decoder(**decoding: Unpack[Decoding]) -> Callable[[tf.Tensor], tf.Tens
 
 
 @functools.cache
-def resizer(image_size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`resize_pixels` of one uint8 image [H, W, 3] as a traced function that runs on the CPU."""
+def resizer(image_size: int, resize: str, channels: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`resize_pixels` of one uint8 image [H, W, C] as a traced function that runs on the CPU."""
 
     def shrink(pixels: tf.Tensor) -> tf.Tensor:
         with tf.device("/CPU:0"):
             return resize_pixels(pixels, image_size=image_size, resize=resize)
 
-    specification = tf.TensorSpec([None, None, 3], tf.uint8)
+    specification = tf.TensorSpec([None, None, channels], tf.uint8)
     return tf.function(shrink, autograph=False).get_concrete_function(specification)

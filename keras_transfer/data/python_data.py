@@ -4,6 +4,8 @@
     tf.data.Dataset            of (image, label), or of batches of them
     pandas.DataFrame           with the columns of a CSV file; the paths, or the bytes of the files
 
+Where `data.channels` is not 3, arrays are uint8 or uint16 [N, H, W, C], also [N, H, W] for 1, and
+become .npy files.
 They are stored once, below `home()`/data in a folder named by their content, and read from there as
 any other CSV file: with the same splits, checks and resume. The order of a data set does not
 matter, so a shuffled one is the same data.
@@ -23,8 +25,9 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from keras_transfer.data.images import sniff
+from keras_transfer.data.images import encode_array, sniff
 from keras_transfer.errors import DataError
+from keras_transfer.specs import COLOURS
 from keras_transfer.storage.atomic import put_in_place, storage_error
 from keras_transfer.storage.cache import home
 
@@ -48,6 +51,7 @@ def store(
     class_names: Sequence[str] | None = None,
     path_column: str = "path",
     label_column: str = "label",
+    channels: int = COLOURS,
 ) -> Path:
     """Store data, unless the same is stored already; returns its CSV file.
 
@@ -57,6 +61,7 @@ def store(
             set that has them, as of `keras.utils.image_dataset_from_directory`, or the numbers.
         path_column: column of a table with the paths, or the bytes, of the images.
         label_column: column of the labels in the CSV file that is written for arrays.
+        channels: values of each pixel of arrays, as `data.channels`.
 
     Raises:
         DataError: the data have another form, or their values are not pixels.
@@ -66,17 +71,20 @@ def store(
         return _store_table(source, path_column)
     names = class_names or getattr(source, "class_names", None)
     pairs = _pairs_of(source) if _is_pair(source) else _pairs_in(source)
-    encoded = ((_png(image, number), label) for number, (image, label) in enumerate(pairs))
+    encoded = (
+        (_encoded(image, number, channels), label) for number, (image, label) in enumerate(pairs)
+    )
     return _store(
         ((data, {label_column: _named(label, names)}) for data, label in encoded), path_column
     )
 
 
-def path_of(images: Any, *, is_labelled: bool = True) -> str:
+def path_of(images: Any, *, is_labelled: bool = True, channels: int = COLOURS) -> str:
     """The path that was given, or that of data in memory, which are stored first.
 
     Args:
         is_labelled: whether labels are needed, as data in memory have.
+        channels: as for `store`.
 
     Raises:
         DataError: it is neither, or as `store`.
@@ -84,7 +92,7 @@ def path_of(images: Any, *, is_labelled: bool = True) -> str:
     if isinstance(images, str | os.PathLike):
         return os.fspath(images)
     if is_labelled and is_in_memory(images):
-        return str(store(images))
+        return str(store(images, channels=channels))
     data = ", (images, labels) as arrays, a tf.data.Dataset or a pandas.DataFrame"
     raise DataError(
         "these are no images that can be read here",
@@ -94,7 +102,9 @@ def path_of(images: Any, *, is_labelled: bool = True) -> str:
     )
 
 
-def write_images(source: Any, folder: Path, *, path_column: str = "path") -> Iterator[Path]:
+def write_images(
+    source: Any, folder: Path, *, path_column: str = "path", channels: int = COLOURS
+) -> Iterator[Path]:
     """The image files of data in memory, in their order; what is no file is written into `folder`.
 
     Raises:
@@ -105,7 +115,7 @@ def write_images(source: Any, folder: Path, *, path_column: str = "path") -> Ite
         images = _columns_of(source, path_column)[path_column]
     else:
         pairs = _pairs_of(source) if _is_pair(source) else _pairs_in(source)
-        images = (_png(image, number) for number, (image, _) in enumerate(pairs))
+        images = (_encoded(image, number, channels) for number, (image, _) in enumerate(pairs))
     for number, image in enumerate(images):
         file = folder / str(number) if isinstance(image, bytes) else Path(str(image))
         if isinstance(image, bytes):
@@ -189,20 +199,53 @@ def _named(label: Any, names: Sequence[str] | None) -> str:
     return str(names[label])
 
 
+def _encoded(image: np.ndarray, number: int, channels: int) -> bytes:
+    """An image as a file: a PNG of colours, else a .npy file; floats 0-255 are rounded."""
+    return _png(image, number) if channels == COLOURS else _array(image, number, channels)
+
+
+def _array(image: np.ndarray, number: int, channels: int) -> bytes:
+    """An image [H, W, C], of one channel also [H, W], as a .npy file."""
+    pixels = np.asarray(image)
+    fits = pixels.shape[2:] == (channels,) or (channels == 1 and pixels.ndim == 2)
+    if not fits or not (pixels.dtype == np.uint16 or _is_in_range(pixels)):
+        also = " or [H, W]" if channels == 1 else ""
+        raise DataError(
+            f"element {number} is not an image of {channels} channels",
+            expected=f"uint8, uint16 or floats from 0 to 255 [H, W, {channels}]{also}, as "
+            f"data.channels={channels} says",
+            received=_described(pixels),
+            fix="set data.channels to the length of the last axis, and scale floats: "
+            "(255 * images).round().astype('uint8')",
+        )
+    return encode_array(pixels if pixels.dtype == np.uint16 else np.rint(pixels).astype(np.uint8))
+
+
+def _is_in_range(pixels: np.ndarray) -> bool:
+    """Whether values are pixels 0-255, and not 0-1."""
+    if not pixels.size or not 0 <= pixels.min() <= pixels.max() <= 255:
+        return False
+    return pixels.dtype.kind != "f" or not 0 < pixels.max() <= 1
+
+
+def _described(pixels: np.ndarray) -> str:
+    values = f" with values from {pixels.min():g} to {pixels.max():g}" if pixels.size else ""
+    return f"{pixels.dtype} {list(pixels.shape)}{values}"
+
+
 def _png(image: np.ndarray, number: int) -> bytes:
-    """An image as a PNG file; floats 0-255 are rounded."""
+    """An image in grey or colours as a PNG file."""
     pixels = np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4))
-    low, high = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, -1.0)
-    is_float = pixels.dtype.kind == "f"
-    if not is_image or not 0 <= low <= high <= 255 or (is_float and 0 < high <= 1):
+    if not is_image or not _is_in_range(pixels):
         raise DataError(
             f"element {number} is not an image of pixels 0-255",
             expected="uint8 [H, W, 3], [H, W, 4] or [H, W, 1], or floats from 0 to 255",
-            received=f"{pixels.dtype} {list(pixels.shape)} with values from {low:g} to {high:g}",
-            fix="scale the values: (255 * images).round().astype('uint8')",
+            received=_described(pixels),
+            fix="scale the values: (255 * images).round().astype('uint8'); or set data.channels "
+            "where the last axis is not red, green and blue",
         )
     buffer = io.BytesIO()
     Image.fromarray(np.rint(pixels).astype(np.uint8)).save(buffer, "PNG", compress_level=1)

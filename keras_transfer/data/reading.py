@@ -27,7 +27,7 @@ _LOOK_AHEAD = 4 * _NUM_THREADS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """A decoded file: `pixels` is uint8 [S, S, 3], RGB; `encoded` has the facts about the file."""
+    """A decoded file: `pixels` is uint8 [S, S, C]; `encoded` has the facts about the file."""
 
     file: Path
     pixels: np.ndarray

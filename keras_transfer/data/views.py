@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from keras_transfer.specs import ViewSpec
+from keras_transfer.specs import COLOURS, ViewSpec
 
 _NUM_STARTS = 2**20
 """Places in the noise sequence at which a view may start."""
@@ -35,7 +35,6 @@ _SCALE_CHROMA, _TURN_CHROMA = (
 )
 """What a chroma of (1 + re) + i·im adds to the identity, for re and for im, as RGB matrices."""
 
-_IDENTITY = np.eye(3)
 _NEUTRAL_WARP = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 
 
@@ -60,32 +59,42 @@ class Plan:
 
 
 def apply(image: np.ndarray, plan: Plan) -> np.ndarray:
-    """Turn an image, uint8 [S, S, 3], into a view, a new array of the same kind."""
+    """Turn an image, uint8 [S, S, C], into a view, a new array of the same kind.
+
+    Where C is not 3, the plan's chroma must be 1.
+    """
     pixels = np.array(image)
     recolours = (plan.chroma, plan.contrast, plan.brightness) != (1, 1, 0)
     if recolours or plan.box:
-        mean = np.array(cv2.mean(pixels)[:3])
+        # OpenCV means no more than 4 channels; of 3, the views keep the bits of its sums.
+        is_rgb = pixels.shape[2] == COLOURS
+        mean = np.array(cv2.mean(pixels)[:3]) if is_rgb else pixels.mean(axis=(0, 1))
         colour = _colour_map(plan, mean)
     if recolours:
         pixels = cv2.transform(pixels, colour)
     if plan.warp != _NEUTRAL_WARP:
         pixels = _warp_pixels(pixels, *plan.warp)
+    pixels = pixels.reshape(image.shape)  # OpenCV leaves out an axis of one channel.
     if plan.noise:
         noise = _noise(plan.noise_start, pixels.shape)
         pixels = cv2.addWeighted(pixels, 1.0, noise, plan.noise, 0.0, dtype=cv2.CV_8U)
+        pixels = pixels.reshape(image.shape)
     if plan.box:
         # The mean of the image's colours as the view shows them.
-        _erase(pixels, plan.box, colour[:, :3] @ mean + colour[:, 3])
+        _erase(pixels, plan.box, colour[:, :-1] @ mean + colour[:, -1])
     return pixels
 
 
 def _colour_map(plan: Plan, mean: np.ndarray) -> np.ndarray:
-    """Saturation and hue, contrast and brightness as one affine map [3, 4] of RGB."""
-    scale, turn = plan.chroma.real - 1, plan.chroma.imag
-    mixing = _IDENTITY + scale * _SCALE_CHROMA + turn * _TURN_CHROMA
-    colour = np.empty((3, 4))
-    colour[:, :3] = plan.contrast * mixing
-    colour[:, 3] = (1 - plan.contrast) * (mixing @ mean) + plan.brightness
+    """Saturation and hue, contrast and brightness as one affine map [C, C + 1] of a pixel."""
+    channels = len(mean)
+    mixing = np.eye(channels)
+    if channels == COLOURS:
+        scale, turn = plan.chroma.real - 1, plan.chroma.imag
+        mixing = mixing + scale * _SCALE_CHROMA + turn * _TURN_CHROMA
+    colour = np.empty((channels, channels + 1))
+    colour[:, :-1] = plan.contrast * mixing
+    colour[:, -1] = (1 - plan.contrast) * (mixing @ mean) + plan.brightness
     return colour
 
 
@@ -127,7 +136,7 @@ def _noise(start: float, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _erase(pixels: np.ndarray, box: tuple[float, ...], colour: np.ndarray) -> None:
-    """Fill the pixels whose centre is in the box with a colour [3]."""
+    """Fill the pixels whose centre is in the box with a colour [C]."""
     left, top, right, bottom = (math.ceil(edge * len(pixels) - 0.5) for edge in box)
     pixels[top:bottom, left:right] = np.clip(np.rint(colour), 0, 255)
 
@@ -181,14 +190,17 @@ _SMALLEST_BOX = 0.02
 """Smallest share of the image an erased box covers; smaller ones hide nothing."""
 
 
-def strengths(spec: ViewSpec) -> ViewSpec:
+def strengths(spec: ViewSpec, channels: int = COLOURS) -> ViewSpec:
     """The same spec with every None replaced by its policy's value.
 
+    Saturation and hue are changes of red, green and blue: they are off for other channels.
     Warns about a strength that was set but has no effect because its part is off (not for a spec
     that this function returned, which sets all of them).
     """
     given = {name: value for name, value in dataclasses.asdict(spec).items() if value is not None}
     resolved = dataclasses.replace(spec, **{**POLICIES[spec.policy], **given})
+    if channels != COLOURS:
+        resolved = dataclasses.replace(resolved, saturation=0.0, hue=0.0)
     for name, owner, off in (("crop_aspect", "crop_area", 1), ("erasing_area", "erasing", 0)):
         if name in given and getattr(resolved, owner) == off and resolved != spec:
             warnings.warn(f"views.{name} has no effect while views.{owner} = {off:g}", stacklevel=2)
@@ -199,14 +211,14 @@ def view(image: np.ndarray, example_id: int, view_index: int, *, strengths: View
     """One view of one image: the plain image for view 0, an augmented one for any other.
 
     Args:
-        image: uint8 [S, S, 3].
+        image: uint8 [S, S, C].
         example_id: 63-bit number of the image (`Record.example_id`).
         view_index: 0 or more.
         strengths: a spec without None, as `strengths()` returns it. The view depends on its seed,
             but not on the policy's name or the number of views.
 
     Returns:
-        A new uint8 [S, S, 3]; the same bits for the same arguments in any process, thread, batch
+        A new uint8 [S, S, C]; the same bits for the same arguments in any process, thread, batch
         or order.
     """
     return apply(image, draw(example_id, view_index, strengths=strengths))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -47,7 +47,6 @@ from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import RunFolder
 
 Files = str | os.PathLike[str]
-_ARRAY_OF_IMAGES: Final = "uint8 of shape [N, H, W, 3], RGB"
 
 
 class DrawnExplanation(Explanation):
@@ -87,7 +86,7 @@ class Run:
 
     @property
     def model(self) -> keras.Model:
-        """The Keras model: float32 images [B, S, S, 3] in 0-255 to logits [B, K]."""
+        """The Keras model: float32 images [B, S, S, C] in 0-255 to logits [B, K]."""
         return self._loaded.model
 
     @cached_property
@@ -127,7 +126,7 @@ class Run:
         """
         return evaluate_run(
             self.path,
-            None if data is None else path_of(data),
+            None if data is None else path_of(data, channels=self.spec.data.channels),
             moved_to=None if moved_to is None else os.fspath(moved_to),
             include_training=include_training,
             reporter=reporter or TerminalReporter(),
@@ -150,8 +149,8 @@ class Run:
 
         Args:
             images: paths of files, or of folders with all images below them; uint8
-                [N, H, W, 3] in RGB, resized like the run's own images; or (images, labels), a
-                `tf.data.Dataset` or a `pandas.DataFrame`, whose labels are not used.
+                [N, H, W, C], usually in RGB, resized like the run's own images; or (images,
+                labels), a `tf.data.Dataset` or a `pandas.DataFrame`, whose labels are not used.
 
         Returns:
             an entry for each image, in order. A file that is not a usable image has a `BadFile`
@@ -174,7 +173,9 @@ class Run:
         if are_files or not is_in_memory(images):
             return list(predict_files(self._loaded, _files(images)))
         with tempfile.TemporaryDirectory() as folder:
-            found = predict_files(self._loaded, write_images(images, Path(folder)))
+            channels = self.spec.data.channels
+            files = write_images(images, Path(folder), channels=channels)
+            found = predict_files(self._loaded, files)
             # Files of a table keep their paths.
             return [
                 replace(one, path=Path(one.path).name)
@@ -334,7 +335,12 @@ class Run:
         reporter = reporter or TerminalReporter()
         place = None if output is None else os.fspath(output)
         found = extend_run(
-            self.path, path_of(images), fields, output=place, resume=resume, reporter=reporter
+            self.path,
+            path_of(images, channels=self.spec.data.channels),
+            fields,
+            output=place,
+            resume=resume,
+            reporter=reporter,
         )
         for sentence in found.describe():
             reporter.info(sentence)
@@ -375,7 +381,9 @@ class Run:
             self.path,
             path_of(folder, is_labelled=False),
             kind=kind,
-            labelled=None if labelled is None else path_of(labelled),
+            labelled=None
+            if labelled is None
+            else path_of(labelled, channels=self.spec.data.channels),
             moved_to=None if moved_to is None else os.fspath(moved_to),
             output=None if output is None else os.fspath(output),
             resume=resume,
@@ -390,16 +398,17 @@ class Run:
         return prediction.load_run(self.path)
 
     def _predict_array(self, images: np.ndarray) -> list[Prediction | BadFile]:
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        channels = self.spec.data.channels
+        if images.ndim != 4 or images.shape[-1] != channels or images.dtype != np.uint8:
             raise DataError(
                 "the array does not contain images",
-                expected=_ARRAY_OF_IMAGES,
+                expected=f"uint8 of shape [N, H, W, {channels}]{', RGB' if channels == 3 else ''}",
                 received=f"{images.dtype} of shape {list(images.shape)}",
                 fix="convert it: np.uint8(images) for numbers in 0-255, np.uint8(255 * images) for "
                 "numbers in 0-1, images[np.newaxis] for a single image",
             )
         run = self._loaded
-        resize = resizer(run.contract.image_size, run.contract.resize)
+        resize = resizer(run.contract.image_size, run.contract.resize, channels)
         found: list[Prediction | BadFile] = []
         for start in range(0, len(images), BATCH_SIZE):
             squares = [np.asarray(resize(image)) for image in images[start : start + BATCH_SIZE]]

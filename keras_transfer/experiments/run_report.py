@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.data.datasets import Examples, Views
+from keras_transfer.data.images import shown
 from keras_transfer.data.records import Records
 from keras_transfer.data.splits import Splits
 from keras_transfer.evaluation.plots import draw_learning_curves, draw_views
@@ -66,7 +67,7 @@ def draw_some_views(
         np.repeat(rows, len(numbers)), np.tile(numbers, len(rows))
     )
     views = views.reshape(len(rows), len(numbers), *views.shape[1:])
-    draw_views(views, [", ".join(records.items[row].target) for row in rows], file)
+    draw_views(shown(views), [", ".join(records.items[row].target) for row in rows], file)
 
 
 def write_test(
@@ -96,7 +97,7 @@ def write_test(
         values,
         outputs,
         test,
-        image=lambda place: examples.pixels[rows[place]],
+        image=lambda place: shown(examples.pixels[rows[place]]),
         files=[Path(records.items[row].path).name for row in rows],
     )
     for name, draw in figures.items():

@@ -304,7 +304,7 @@ def _resolve_cache_mode(spec: RunSpec, num_images: int, reporter: Reporter) -> R
 class Dataset:
     """Images of a source in the form that Keras's `fit` and `evaluate` take.
 
-    `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, 3] in
+    `train`, `val` and `test` are `tf.data.Dataset`s of batches: images float32 [B, S, S, C] in
     0-255, targets float32 [B, K] (one-hot labels), sample weights float32 [B], which are 1 unless
     `training.class_weights` is set.
     """
@@ -322,7 +322,7 @@ class Dataset:
     """Records of all images, rows of each split, decoded pixels."""
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Plain images uint8 [N, S, S, 3] of 'train', 'val' or 'test', and targets [N, K]."""
+        """Plain images uint8 [N, S, S, C] of 'train', 'val' or 'test', and targets [N, K]."""
         rows, examples = getattr(self.data.splits, split), self.data.examples
         return np.asarray(examples.pixels[rows]), examples.targets.values[rows]
 
@@ -368,12 +368,12 @@ def build_model(
     num_classes: int | None = None,
     **fields: Any,
 ) -> keras.Model:
-    """A pretrained backbone with a new head: images [B, S, S, 3] in 0-255 to logits [B, C].
+    """A pretrained backbone with a new head: images [B, S, S, C] in 0-255 to logits [B, K].
 
     Preprocessing is part of the model. All layers are trainable, and nothing is compiled.
 
     Args:
-        source: a backbone's name or path, or a spec whose `model` and `data.image_size` are used.
+        source: a backbone's name or path, or a spec whose `model` and sizes of images are used.
         class_names: names of the logits, in order.
         num_classes: the number of classes, where their names do not matter.
         fields: fields of the spec, as of `fine_tune`.
@@ -397,5 +397,7 @@ def build_model(
             fix="give class_names=dataset.class_names, or num_classes alone",
         )
     task = restore_task({"task": spec.task, "options": spec.task_options, "state": {}}, names)
-    size, seed = spec.data.image_size, spec.seed
-    return build_classifier(spec.model, image_size=size, task=task, seed=seed).model
+    size, channels = spec.data.image_size, spec.data.channels
+    return build_classifier(
+        spec.model, image_size=size, channels=channels, task=task, seed=spec.seed
+    ).model

@@ -11,7 +11,7 @@ from typing import Any, Final
 from keras_transfer.data.records import Records, counted
 from keras_transfer.data.splits import Splits
 from keras_transfer.data.targets import Targets
-from keras_transfer.data.views import strengths
+from keras_transfer.data.views import POLICIES, strengths
 from keras_transfer.devices.strategy import current
 from keras_transfer.errors import enumerated
 from keras_transfer.evaluation.results import Evaluation
@@ -28,7 +28,7 @@ from keras_transfer.export.saved_model.proof import (
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
-from keras_transfer.specs import HEAD, RunSpec
+from keras_transfer.specs import COLOURS, HEAD, RunSpec
 from keras_transfer.storage.model_files import OWN_WEIGHTS, find_file
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor
@@ -85,8 +85,9 @@ def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[s
         f"{len(splits.train):,} train, {len(splits.val):,} validation, {len(splits.test):,} test "
         f"({origin})."
     )
+    channels = {3: "", 1: " in grey"}.get(spec.data.channels, f" of {spec.data.channels} channels")
     yield (
-        f"Every image becomes {spec.data.image_size} × {spec.data.image_size} px by "
+        f"Every image becomes {spec.data.image_size} × {spec.data.image_size} px{channels} by "
         f"'{spec.data.resize}', here and in the exported model."
     )
     with warnings.catch_warnings(record=True) as ignored:
@@ -106,7 +107,7 @@ def plural_of(kind: str) -> str:
 
 
 def _describe_views(spec: RunSpec) -> str:
-    used = strengths(spec.views)
+    used = strengths(spec.views, spec.data.channels)
     parts = {
         "mirrored left to right": used.horizontal_flip,
         "mirrored top to bottom": used.vertical_flip,
@@ -128,7 +129,13 @@ def _describe_views(spec: RunSpec) -> str:
     if not active:
         return "Training images are not augmented."
     shown = f"{count} views of each, one of them plain" if count else "a new view in every epoch"
-    return f"Training images are augmented ('{spec.views.policy}', {shown}): {', '.join(active)}."
+    policy = POLICIES[spec.views.policy]
+    is_less = (policy["saturation"], policy["hue"]) != (used.saturation, used.hue)
+    is_less &= spec.data.channels != COLOURS
+    return (
+        f"Training images are augmented ('{spec.views.policy}', {shown}): {', '.join(active)}."
+        + (" Saturation and hue need red, green and blue, and are left out." if is_less else "")
+    )
 
 
 def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterator[str]:

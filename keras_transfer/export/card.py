@@ -18,10 +18,10 @@ import numpy as np
 from keras_transfer.backbones.graph import is_random_state
 from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.backbones.registry import Backbone, get_backbone, is_backbone
-from keras_transfer.backbones.scaling import MODES
+from keras_transfer.backbones.scaling import describe_scaling
 from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.export.contract import CARD_FILE
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import COLOURS, DataSpec, RunSpec
 from keras_transfer.storage.class_names import hash_class_names
 from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import describe_environment
@@ -29,10 +29,14 @@ from keras_transfer.tasks.task import Task
 
 _IMAGE_FILES: Final = (
     "Images are turned upright by their EXIF orientation, transparency is shown on {background}, "
-    "and only the first frame of an animation is used. serving_default reads JPEG, PNG, WebP, GIF "
-    "and BMP; it refuses animated WebP, GIF that is animated, transparent or not filled by its "
-    "first frame, BMP with a palette, 16 bits, compression or an old header, incomplete files, and "
-    "more than {max_megapixels:g} megapixels."
+    "and only the first frame of an animation is used. serving_default reads JPEG, PNG, WebP, GIF, "
+    "BMP and .npy; it refuses animated WebP, GIF that is animated, transparent or not filled by "
+    "its first frame, BMP with a palette, 16 bits, compression or an old header, incomplete files, "
+    "and more than {max_megapixels:g} megapixels."
+)
+_ARRAY_FILES: Final = (
+    "serving_default reads .npy files of uint8 or uint16 [height, width, {channels}] in C order, "
+    "of at most {max_megapixels:g} megapixels, and no other images."
 )
 
 
@@ -138,7 +142,9 @@ def make_card(
         weights_hash=hash_weights(model),
         image_size=spec.data.image_size,
         resize=spec.data.resize,
-        preprocessing="; for another part of the network ".join(MODES[mode].text for mode in modes),
+        preprocessing="; for another part of the network ".join(
+            describe_scaling(mode, spec.data.channels) for mode in modes
+        ),
         figures=text.figures,
         data={
             "source": spec.data.source,
@@ -149,11 +155,16 @@ def make_card(
         limits=[
             *text.limits,
             *limits,
-            _IMAGE_FILES.format(
-                background=spec.data.background, max_megapixels=spec.data.max_megapixels
-            ),
+            _image_files(spec.data),
         ],
         environment={name: environment[name] for name in ("python", "packages")},
+    )
+
+
+def _image_files(data: DataSpec) -> str:
+    text = _IMAGE_FILES if data.channels in (1, COLOURS) else _ARRAY_FILES
+    return text.format(
+        background=data.background, max_megapixels=data.max_megapixels, channels=data.channels
     )
 
 

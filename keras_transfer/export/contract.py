@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keras_transfer.errors import ExportError
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import COLOURS, RunSpec
 from keras_transfer.storage.class_names import hash_class_names, read_label_files, write_label_files
 from keras_transfer.tasks.registry import describe_task, restore_task
 from keras_transfer.tasks.task import Task
@@ -32,11 +32,10 @@ class Contract:
     """What one artefact takes and returns, the same for a SavedModel and for every other format.
 
     `name` is the model's name in URLs; `class_names` are in the order of the outputs; `image_size`
-    (px) and `resize` give the size and the resizing of the network's square input; images of more
-    than `max_megapixels` are refused; `background` and `bit_depth` are those of the run's data;
-    `precision` is that of the computation. `task` is
-    {"task": name, "options": {…}, "state": {…}}: what the outputs are, with the values fitted after
-    training.
+    (px), `channels` and `resize` give the size and the resizing of the network's square input;
+    images of more than `max_megapixels` are refused; `background` and `bit_depth` are those of the
+    run's data; `precision` is that of the computation. `task` is {"task": name, "options": {…},
+    "state": {…}}: what the outputs are, with the values fitted after training.
     """
 
     name: str
@@ -46,6 +45,7 @@ class Contract:
     max_megapixels: float
     background: str = "white"
     bit_depth: int = 16
+    channels: int = COLOURS
     precision: str = "float32"
     task: dict[str, Any] = field(
         default_factory=lambda: {"task": RunSpec().task, "options": {}, "state": {}}
@@ -60,6 +60,11 @@ class Contract:
         """
         return restore_task(self.task, self.class_names)
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """[S, S, C] of one image as the network takes it."""
+        return self.image_size, self.image_size, self.channels
+
     @classmethod
     def of(cls, spec: RunSpec, task: Task) -> "Contract":
         """The contract of a run's artefacts; `task` is the one after training."""
@@ -72,6 +77,7 @@ class Contract:
             max_megapixels=spec.data.max_megapixels,
             background=spec.data.background,
             bit_depth=spec.data.bit_depth,
+            channels=spec.data.channels,
         )
 
     @classmethod

@@ -36,7 +36,7 @@ MAX_TEST_IMAGES: Final = 1024
 
 @dataclass(frozen=True, eq=False)
 class SplitImages:
-    """Images of one split: pixels uint8 [N, S, S, 3], true values, digests of the files."""
+    """Images of one split: pixels uint8 [N, S, S, C], true values, digests of the files."""
 
     pixels: np.ndarray
     values: np.ndarray
@@ -183,7 +183,7 @@ def read_split(run: LoadedRun, name: str, limit: int, *, reporter: Reporter) -> 
     data = run.spec.data
     records, root = find_or_kept(listed, run, split=name, all_needed=False, reporter=reporter)
     images = read_pixels([root / record.path for record in records], **decoding_of(data))
-    pixels = np.empty((len(records), data.image_size, data.image_size, 3), np.uint8)
+    pixels = np.empty((len(records), *run.contract.input_shape), np.uint8)
     for row, image in enumerate(images):
         if not isinstance(image, DecodedImage):
             raise DataError(

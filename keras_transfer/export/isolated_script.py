@@ -7,11 +7,11 @@ result, both JSON objects. If a command fails, its result has the key "error" wi
     {"do": "open", "opener": o.py, "path": …, "num_threads": 2}
                                                         {"number": 0, "class_hash": …}
     {"do": "predict", "number": 0, "pixels": a.npy, "outputs": b.npy}                {}
-    {"do": "time", "number": 0, "image_size": 224, "batch_size": 8, "calls": 5}
+    {"do": "time", "number": 0, "shape": [8, 224, 224, 3], "calls": 5}
                                                         {"seconds": […]}
     {"do": "serve", "number": 0, "images": a.bin, "outputs": b.npz}                  {}
 
-`opener` is the file of a format with the function `open_artefact`. `pixels` are uint8 [N, S, S, 3].
+`opener` is the file of a format with the function `open_artefact`. `pixels` are uint8 [N, S, S, C].
 `images` holds encoded images and after each its conversion to PNG, which may be empty. All of them
 are preceded by their length as 8 bytes, big endian; a SavedModel runs them through all of its
 signatures.
@@ -67,16 +67,15 @@ class _Artefacts:
         np.save(outputs, np.concatenate(rows))
         return {}
 
-    def time(self, number: int, image_size: int, batch_size: int, calls: int) -> dict[str, Any]:
-        """Seconds of each call."""
+    def time(self, number: int, shape: list[int], calls: int) -> dict[str, Any]:
+        """Seconds of each call with a batch of this shape."""
         import numpy as np
 
         predict = self._opened[number].predict
-        shape = (batch_size, image_size, image_size, 3)
         batch = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        if self._warm.get(number) != batch_size:
+        if self._warm.get(number) != len(batch):
             predict(batch)  # The first batch of a size builds kernels or traces a graph.
-            self._warm[number] = batch_size
+            self._warm[number] = len(batch)
         seconds = []
         for _ in range(calls):
             started = time.perf_counter()

@@ -68,14 +68,14 @@ class IsolatedProcess:
         self,
         path: Path,
         *,
-        image_size: int,
+        input_shape: tuple[int, int, int],
         num_threads: int | None = None,
         precision: str = "float32",
     ) -> "IsolatedArtefact":
         """Open an artefact.
 
         Args:
-            image_size: side of the images it takes, px.
+            input_shape: [S, S, C] of the images that it takes.
             num_threads: threads of one call; None is the library's default.
             precision: 'bfloat16' lets OpenVINO compute in it.
 
@@ -91,7 +91,7 @@ class IsolatedProcess:
             num_threads=num_threads,
             **({} if precision == "float32" else {"precision": precision}),
         )
-        return IsolatedArtefact(self, path, reply["class_hash"], reply["number"], image_size)
+        return IsolatedArtefact(self, path, reply["class_hash"], reply["number"], input_shape)
 
     def order(self, artefact: Path, **order: Any) -> dict[str, Any]:
         """Send a command, see the docstring of the script, and return its result.
@@ -154,10 +154,10 @@ class IsolatedArtefact:
     path: Path
     class_hash: str
     _number: int
-    _image_size: int
+    _input_shape: tuple[int, int, int]
 
     def predict(self, pixels_file: Path) -> np.ndarray:
-        """Outputs float32 [N, K] of the images uint8 [N, S, S, 3] in a .npy file.
+        """Outputs float32 [N, K] of the images uint8 [N, S, S, C] in a .npy file.
 
         They run in batches of 32, the last one smaller; the first image runs once more in a batch
         of one.
@@ -194,8 +194,8 @@ class IsolatedArtefact:
         Raises:
             ExportError: it fails on a batch of this size.
         """
-        order = {"image_size": self._image_size, "batch_size": batch_size, "calls": calls}
-        return list(self._order("time", **order)["seconds"])
+        shape = (batch_size, *self._input_shape)
+        return list(self._order("time", shape=shape, calls=calls)["seconds"])
 
     def _order(self, name: str, **order: Any) -> dict[str, Any]:
         return self.process.order(self.path, do=name, number=self._number, **order)

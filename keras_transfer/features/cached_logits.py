@@ -60,9 +60,9 @@ def predict_cached(
     """Activated outputs float32 [N, K] of N images.
 
     Args:
-        model: from pixels float32 [B, S, S, 3] in 0-255 to logits.
+        model: from pixels float32 [B, S, S, C] in 0-255 to logits.
         digests: of the N images' files.
-        pixels: uint8 [M, S, S, 3], read only where logits are not cached.
+        pixels: uint8 [M, S, S, C], read only where logits are not cached.
         rows: indices of the N images in `pixels`; None means all, in order.
         pixels_key: cache key of the pixels.
 

@@ -94,7 +94,7 @@ class Prefix:
             self._run = compile_frozen(fold(model, dtype=precision))
 
     def __call__(self, pixels: np.ndarray, batch_size: int) -> list[np.ndarray]:
-        """Activations float32 [B, …] at each cut for uint8 pixels [B, S, S, 3], B ≤ batch_size."""
+        """Activations float32 [B, …] at each cut for uint8 pixels [B, S, S, C], B ≤ batch_size."""
         num_missing = batch_size - len(pixels)
         filling = np.zeros((num_missing, *pixels.shape[1:]), np.uint8)
         filled = np.concatenate([pixels, filling]) if num_missing else pixels
@@ -114,7 +114,7 @@ def choose(
     matter less than precision and are compared for thousands of views only.
 
     Args:
-        pixels: uint8 [N, S, S, 3], repeated where they do not fill a batch.
+        pixels: uint8 [N, S, S, C], repeated where they do not fill a batch.
         precision: as `cache.precision`; 'auto' measures.
         num_views: how many views are to be computed.
     """

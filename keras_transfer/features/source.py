@@ -37,7 +37,7 @@ class Source:
 
     def keys(self, wanted: np.ndarray) -> list[str]:
         """One key for each (row, view): plain images do not depend on the augmentation."""
-        described = dataclasses.asdict(strengths(self.views))
+        described = dataclasses.asdict(strengths(self.views, self.examples.pixels.shape[-1]))
         for name in ("policy", "count"):
             del described[name]
         text = json.dumps([VERSION, described], sort_keys=True)

@@ -50,7 +50,7 @@ class Explanation:
     heat: np.ndarray
     """float32 [h, w] in 0-1, one value for each position of the backbone's last features."""
     pixels: np.ndarray
-    """uint8 [S, S, 3], the network's square input."""
+    """uint8 [S, S, C], the network's square input."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def explain_files(
 
 
 def explainer(model: keras.Model, task: Task) -> Explain:
-    """A function of pixels uint8 [B, S, S, 3] and a column of the outputs, or `HIGHEST`.
+    """A function of pixels uint8 [B, S, S, C] and a column of the outputs, or `HIGHEST`.
 
     It returns outputs float32 [B, K] and Grad-CAM heat maps float32 [B, h, w] in 0-1. The trunk
     runs once per image; one trace is used for batches of any size.

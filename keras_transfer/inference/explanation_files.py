@@ -26,6 +26,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
+from keras_transfer.data.images import LUMA, shown
 from keras_transfer.data.records import BadFile
 from keras_transfer.inference.explanation import Explanation
 from keras_transfer.reporting.figures import FAINT, INK
@@ -47,7 +48,7 @@ SIDE: Final = 384
 """Side of each of the two panels, px."""
 
 _FEW_PIXELS: Final = 64
-_LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA: Final = np.array(LUMA, np.float32)
 _DARKER: Final = 0.65
 # With less, low heat would be darker than no heat on a white image.
 _LEAST, _MORE = 0.3, 0.45
@@ -221,7 +222,7 @@ def blend(pixels: np.ndarray, heat: np.ndarray, *, side: int = SIDE) -> np.ndarr
     """The image in dark grey, coloured by heat, uint8 [side, side, 3].
 
     Args:
-        pixels: uint8 [S, S, 3].
+        pixels: uint8 [S, S, C].
         heat: float32 [h, w] in 0-1, spread smoothly over the image.
     """
     grey = _DARKER * (_enlarged(pixels, side).astype(np.float32) @ _LUMA)[..., np.newaxis]
@@ -323,7 +324,7 @@ def _colours(heat: np.ndarray) -> np.ndarray:
 
 
 def _enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The square scaled to a panel; a few pixels stay visible as squares."""
+    """The square scaled to a panel, in RGB; a few pixels stay visible as squares."""
     few = len(pixels) < _FEW_PIXELS
     method = Image.Resampling.NEAREST if few else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize((side, side), method))
+    return np.asarray(Image.fromarray(shown(pixels)).resize((side, side), method))

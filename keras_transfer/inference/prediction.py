@@ -45,14 +45,14 @@ class Target(Protocol):
         """Image size, resizing, and the task of the outputs."""
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Outputs float32 [B, K] for pixels uint8 [B, S, S, 3], B of 1 or more."""
+        """Outputs float32 [B, K] for pixels uint8 [B, S, S, C], B of 1 or more."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
     """A run's model with everything needed to predict new images.
 
-    `model` maps float32 [B, S, S, 3] in 0-255 to logits in the order of `class_names`, which are
+    `model` maps float32 [B, S, S, C] in 0-255 to logits in the order of `class_names`, which are
     the names of the outputs of the `task`. `is_moved`: `spec.data.path` is another place than that
     of the training.
     """
@@ -81,7 +81,7 @@ class LoadedRun:
         return replace(self, spec=spec, is_moved=True)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Outputs float32 [B, K] for pixels uint8 [B, S, S, 3]."""
+        """Outputs float32 [B, K] for pixels uint8 [B, S, S, C]."""
         return predict_pixels(
             self.model,
             pixels,
@@ -160,11 +160,11 @@ def load_run(path: str | Path) -> LoadedRun:
     task = restore_task(folder.read_json(TASK_FILE), class_names)
     model = _load_model(folder)
     check_class_order(model.name, class_names, str(folder.path / "class_names.json"))
-    expected = (None, spec.data.image_size, spec.data.image_size, 3)
+    expected = (None, spec.data.image_size, spec.data.image_size, spec.data.channels)
     if model.input_shape != expected:
         raise RunError(
             f"{folder.model_file} does not fit {folder.spec_file}",
-            expected=f"an input of {expected}, the size in data.image_size",
+            expected=f"an input of {expected}, as data.image_size and data.channels say",
             received=f"an input of {model.input_shape}",
             fix="restore both files from the same run",
         )

@@ -147,8 +147,10 @@ class Distill(MethodDefaults):
             exact = Exact(ExactOptions(strength=self.options.strength))
             return (exact if solves else Supervised()).prepare(context, phase, part)
         self._check(context, phase)
-        size = context.spec.data.image_size
-        teachers = [load_teacher(path, size) for path in self.options.teachers]
+        data = context.spec.data
+        teachers = [
+            load_teacher(path, data.image_size, data.channels) for path in self.options.teachers
+        ]
         for teacher in teachers:
             teacher.check(context.task, context.images.test_digests)
             if not teacher.names:

@@ -23,11 +23,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.devices.strategy import scope
 from keras_transfer.errors import SpecError
 from keras_transfer.fields import option
 from keras_transfer.methods.method import MethodDefaults
-from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
+from keras_transfer.specs import COLOURS, HEAD, PhaseSpec, RunSpec
 from keras_transfer.training.objective import Objective, PhaseContext
 
 _KINDS: Final = (
@@ -36,8 +37,6 @@ _KINDS: Final = (
     keras.layers.Conv2DTranspose,
     keras.layers.Dense,
 )
-_IMAGE_CHANNELS: Final = 3
-"""A convolution that reads at most so many channels is the first one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +189,14 @@ def largest(sizes: np.ndarray, sparsity: float) -> np.ndarray:
 def prunable_kernels(model: keras.Model) -> list[keras.Variable]:
     """The kernels of layers that train, but for the first convolution and the layer of logits."""
     layers = [layer for layer in model.layers if isinstance(layer, _KINDS)]
+    # A convolution that reads at most so many planes is the first one.
+    scalings = [layer for layer in model.layers if isinstance(layer, Preprocess)]
+    planes = max((layer.output.shape[-1] for layer in scalings), default=COLOURS)
     dense = [layer for layer in layers if isinstance(layer, keras.layers.Dense)]
     return [
         layer.kernel
         for layer in layers
         if layer.trainable
         and layer not in dense[-1:]
-        and (layer in dense or layer.kernel.shape[-2] > _IMAGE_CHANNELS)
+        and (layer in dense or layer.kernel.shape[-2] > planes)
     ]

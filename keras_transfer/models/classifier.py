@@ -1,6 +1,6 @@
 """The classifier: one flat functional graph from raw pixels to logits, in named stages.
 
-    image [B, S, S, 3] 0-255 → Preprocess → trunk → pooling → (hidden) → dropout → logits [B, K]
+    image [B, S, S, C] 0-255 → Preprocess → trunk → pooling → (hidden) → dropout → logits [B, K]
 
 The graph is flat, so that cutting at a stage, exporting and explaining all use the same one. The
 task makes the head. `Rebuilder` builds many classifiers on one trunk, whose weights it restores.
@@ -20,7 +20,7 @@ from keras_transfer.backbones.registry import get_backbone
 from keras_transfer.backbones.stages import stages_from
 from keras_transfer.backbones.trunk import build_trunk
 from keras_transfer.devices.strategy import on_one_device, scope, undistributed
-from keras_transfer.specs import HEAD, ModelSpec
+from keras_transfer.specs import COLOURS, HEAD, ModelSpec
 from keras_transfer.storage.class_names import model_name
 from keras_transfer.storage.model_files import resolve_model
 from keras_transfer.tasks.task import Task
@@ -30,7 +30,7 @@ from keras_transfer.tasks.task import Task
 class Classifier:
     """A Keras model together with the stage every one of its layers belongs to.
 
-    `model` maps float32 [B, S, S, 3] in 0-255 to float32 logits [B, K] of the `task`. `stages` runs
+    `model` maps float32 [B, S, S, C] in 0-255 to float32 logits [B, K] of the `task`. `stages` runs
     from the bottom to 'head'; every variable of the model belongs to exactly one stage.
     """
 
@@ -73,11 +73,14 @@ def save_model(model: keras.Model, path: Path) -> None:
         keras.Model(model.input, model.output, name=model.name).save(path)
 
 
-def build_classifier(spec: ModelSpec, *, image_size: int, task: Task, seed: int) -> Classifier:
+def build_classifier(
+    spec: ModelSpec, *, image_size: int, channels: int = COLOURS, task: Task, seed: int
+) -> Classifier:
     """Build the graph and load the trunk's weights.
 
     Args:
         image_size: side of the square input, px.
+        channels: values of each pixel, usually red, green and blue.
         task: makes the head; its names give the model its name (`class_names.model_name`).
         seed: of initial weights and of dropout.
 
@@ -85,18 +88,26 @@ def build_classifier(spec: ModelSpec, *, image_size: int, task: Task, seed: int)
         SpecError: unknown backbone or stage, or an image too small for the trunk.
         WeightsError: the trunk's weights are missing or do not fit.
     """
-    inputs, trunk = put_trunk(spec, image_size=image_size, seed=seed)
+    inputs, trunk = put_trunk(spec, image_size=image_size, channels=channels, seed=seed)
     return put_head(spec, inputs, trunk, task=task, seed=seed)
 
 
-def put_trunk(spec: ModelSpec, *, image_size: int, seed: int) -> tuple[keras.KerasTensor, Trunk]:
+def put_trunk(
+    spec: ModelSpec, *, image_size: int, channels: int, seed: int
+) -> tuple[keras.KerasTensor, Trunk]:
     """Input and trunk of a classifier; see `build_classifier`."""
     spec = resolve_model(spec)
     backbone = get_backbone(spec.backbone, preprocess=spec.preprocess)
     keras.utils.set_random_seed(seed)
-    inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
+    inputs = keras.Input((image_size, image_size, channels), name="image", dtype="float32")
     with scope():
-        trunk = build_trunk(backbone, inputs, last_stage=spec.last_stage, weights=spec.weights)
+        trunk = build_trunk(
+            backbone,
+            inputs,
+            last_stage=spec.last_stage,
+            weights=spec.weights,
+            channel_weights=spec.channel_weights,
+        )
     return inputs, trunk
 
 
@@ -128,8 +139,8 @@ class _Kept:
     random_states: tuple[Any, Any]
 
     @classmethod
-    def built(cls, spec: ModelSpec, *, image_size: int, seed: int) -> "_Kept":
-        inputs, trunk = put_trunk(spec, image_size=image_size, seed=seed)
+    def built(cls, spec: ModelSpec, *, image_size: int, channels: int, seed: int) -> "_Kept":
+        inputs, trunk = put_trunk(spec, image_size=image_size, channels=channels, seed=seed)
         states = random.getstate(), np.random.get_state()
         return cls(inputs, trunk, [np.array(v) for v in _variables(trunk)], states)
 
@@ -158,15 +169,17 @@ class Rebuilder:
         self._key: Hashable = None
         self._kept: _Kept | None = None
 
-    def __call__(self, spec: ModelSpec, *, image_size: int, task: Task, seed: int) -> Classifier:
+    def __call__(
+        self, spec: ModelSpec, *, image_size: int, channels: int = COLOURS, task: Task, seed: int
+    ) -> Classifier:
         """See `build_classifier`."""
         policy = keras.config.dtype_policy().name
         # Also the seed: random trunks depend on it, and so do heads, which are drawn after them.
         trunk = (spec.backbone, spec.last_stage, spec.weights, spec.preprocess)
-        key = (*trunk, image_size, seed, policy)
+        key = (*trunk, spec.channel_weights, image_size, channels, seed, policy)
         if self._kept is None or self._key != key:
             self._kept = None  # Free the old trunk first: two may not fit into memory.
-            self._kept = _Kept.built(spec, image_size=image_size, seed=seed)
+            self._kept = _Kept.built(spec, image_size=image_size, channels=channels, seed=seed)
             self._key = key
         self._kept.restore()
         return put_head(spec, self._kept.inputs, self._kept.trunk, task=task, seed=seed)

@@ -44,7 +44,7 @@ def forward_pixels(
     """The model's outputs, float32 [N, …], in full float32 precision on every device.
 
     Args:
-        pixels: uint8 [M, S, S, 3], in memory or mapped from a file; read batch by batch.
+        pixels: uint8 [M, S, S, C], in memory or mapped from a file; read batch by batch.
         rows: indices of N of the M images, in order; None means all.
         on_progress: called with the number of images done and N.
         run: computes a batch; by default the model's `predict_on_batch`.

@@ -68,19 +68,20 @@ class ImageRows:
             return check_encoded(data, max_megapixels=self.max_megapixels)
 
     def resized(self, value: Any) -> np.ndarray:
-        """Pixels uint8 [S, S, 3] of nested lists [H, W, 3] of integers 0-255."""
-        pixels = _pixels(value)
+        """Pixels uint8 [S, S, C] of nested lists [H, W, C] of integers 0-255."""
+        pixels = _pixels(value, self.contract.channels)
         height, width, _ = pixels.shape
         if height * width > self.max_megapixels * 1e6:
             raise RowError(
                 f"{width} × {height} px is more than {self.max_megapixels:g} megapixels", status=422
             )
-        return _run(resizer(self.contract.image_size, self.contract.resize), tf.constant(pixels))
+        resize = resizer(self.contract.image_size, self.contract.resize, self.contract.channels)
+        return _run(resize, tf.constant(pixels))
 
     def unchanged(self, value: Any) -> np.ndarray:
-        """Pixels uint8 [S, S, 3] of nested lists [S, S, 3] of integers 0-255."""
-        pixels = _pixels(value)
-        expected = (self.contract.image_size, self.contract.image_size, 3)
+        """Pixels uint8 [S, S, C] of nested lists [S, S, C] of integers 0-255."""
+        pixels = _pixels(value, self.contract.channels)
+        expected = self.contract.input_shape
         if pixels.shape != expected:
             raise RowError(f"must have the shape {expected}, received {pixels.shape}")
         return pixels
@@ -93,12 +94,12 @@ class ImageRows:
         return value
 
     def decode(self, encoded: bytes) -> np.ndarray:
-        """Pixels uint8 [S, S, 3] of an image from `encoded`."""
+        """Pixels uint8 [S, S, C] of an image from `encoded`."""
         decode = decoder(**decoding_of(self.contract))
         return _run(decode, tf.constant(encoded))
 
     def decode_all(self, read: Sequence[Callable[[], Input]]) -> list[np.ndarray | Exception]:
-        """Pixels uint8 [S, S, 3] of the images that the calls return, or the error of each call.
+        """Pixels uint8 [S, S, C] of the images that the calls return, or the error of each call.
 
         Encoded images are decoded in one call, which is much faster than one call each.
         """
@@ -138,14 +139,14 @@ def _run(function: Callable[[tf.Tensor], tf.Tensor], argument: tf.Tensor) -> np.
     return pixels
 
 
-def _pixels(value: Any) -> np.ndarray:
-    """Nested lists [H, W, 3] as uint8; floats are refused, since their range is unknown."""
-    expected = "must be nested lists [height, width, 3] of integers 0-255"
+def _pixels(value: Any, channels: int) -> np.ndarray:
+    """Nested lists [H, W, C] as uint8; floats are refused, since their range is unknown."""
+    expected = f"must be nested lists [height, width, {channels}] of integers 0-255"
     try:
         pixels = np.array(value)
     except (ValueError, TypeError, OverflowError) as error:
         raise RowError(f"{expected}, received lists of unequal lengths") from error
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+    if pixels.ndim != 3 or pixels.shape[2] != channels or pixels.size == 0:
         raise RowError(f"{expected}, received the shape {pixels.shape}")
     # NumPy would convert true and false to 1 and 0.
     chain = itertools.chain.from_iterable

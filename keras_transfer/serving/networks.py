@@ -29,7 +29,7 @@ from keras_transfer.reporting.numbers import percent
 from keras_transfer.serving.settings import AUTO, SAVED_MODEL, SERVED_FORMATS
 
 Classify = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-"""Outputs of `serving_resized` by name, [B, …], for pixels uint8 [B, S, S, 3]."""
+"""Outputs of `serving_resized` by name, [B, …], for pixels uint8 [B, S, S, C]."""
 
 _BATCH_SIZES: Final = (1, 8)
 _ENOUGH_SECONDS: Final = 5.0
@@ -79,7 +79,7 @@ def choose_network(
     if len(networks) == 1:
         words = "; ".join(unusable) or "no other format was verified: pipelines.export --formats"
         return ServedNetwork(SAVED_MODEL, words, saved_model)
-    seconds = _time_in_turns(networks, contract.image_size)
+    seconds = _time_in_turns(networks, contract.input_shape)
     best, second, *_ = sorted(networks, key=lambda name: math.prod(seconds[name]))
     reasons = [_compare(seconds, best, SAVED_MODEL if best != SAVED_MODEL else second)]
     if best in rows:
@@ -126,11 +126,11 @@ def _classify(
     return {name: tensor.numpy() for name, tensor in served.items()}
 
 
-def _time_in_turns(networks: Mapping[str, Classify], image_size: int) -> dict[str, list[float]]:
+def _time_in_turns(
+    networks: Mapping[str, Classify], input_shape: tuple[int, int, int]
+) -> dict[str, list[float]]:
     """Median seconds of a call for each of the batch sizes, by name."""
-    images = np.random.default_rng(0).integers(
-        0, 256, (max(_BATCH_SIZES), image_size, image_size, 3), np.uint8
-    )
+    images = np.random.default_rng(0).integers(0, 256, (max(_BATCH_SIZES), *input_shape), np.uint8)
     enough = _ENOUGH_SECONDS / len(networks)
     medians: dict[str, list[float]] = {name: [] for name in networks}
     for size in _BATCH_SIZES:

@@ -21,10 +21,11 @@ import tensorflow as tf
 from google.protobuf.json_format import MessageToDict
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
+from keras_transfer.data.images import encode_array
 from keras_transfer.devices.processors import num_processors
 from keras_transfer.errors import ExportError, KerasTransferError
 from keras_transfer.export.contract import CARD_FILE, Contract
-from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED
+from keras_transfer.export.saved_model.signatures import BYTES, EXPLAIN, PIXELS, RESIZED, SQUARE
 from keras_transfer.export.saved_model.writer import MODEL_FILE
 from keras_transfer.serving.batching import Batcher, batch_sizes
 from keras_transfer.serving.images import ImageRows, Input
@@ -36,6 +37,7 @@ from keras_transfer.serving.protocol import (
     version_status,
 )
 from keras_transfer.serving.settings import Settings
+from keras_transfer.specs import COLOURS
 from keras_transfer.storage.checksums import verify_checksums
 from keras_transfer.storage.run_folder import version_folders
 
@@ -127,7 +129,8 @@ class Version:
                     class_index=tf.constant(class_index[rows], tf.int32),
                 )
             for name, tensor in served.items():
-                columns.setdefault(name, []).extend(_as_lists(name, tensor))
+                if name != SQUARE:  # `square_bytes` shows it, in a fraction of the bytes.
+                    columns.setdefault(name, []).extend(_as_lists(name, tensor))
         return columns
 
     def named(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -163,8 +166,8 @@ class Version:
         return {name: tensor.numpy() for name, tensor in served.items()}
 
     def _check(self, folder: Path) -> None:
-        size, num_classes = self.contract.image_size, len(self.contract.class_names)
-        expected: dict[str, tuple[int | None, ...]] = {"pixels": (None, size, size, 3)}
+        num_classes = len(self.contract.class_names)
+        expected: dict[str, tuple[int | None, ...]] = {"pixels": (None, *self.contract.input_shape)}
         found = {}
         if RESIZED in self._loaded.signatures:
             signature = self._loaded.signatures[RESIZED]
@@ -182,12 +185,14 @@ class Version:
 
     def _warm_up(self, sizes: Sequence[int]) -> None:
         """Make TensorFlow build its kernels, so that no request waits for them."""
-        size = self.contract.image_size
-        png = tf.io.encode_png(np.zeros((size, size, 3), np.uint8)).numpy()
+        shape = self.contract.input_shape
+        is_rgb = shape[-1] == COLOURS
+        blank = np.zeros(shape, np.uint8)
+        image = tf.io.encode_png(blank).numpy() if is_rgb else encode_array(blank)
         for batch_size in sizes:
-            self._run([lambda: png] * batch_size)
+            self._run([lambda: image] * batch_size)
         if EXPLAIN in self.inputs:
-            self.explain([png], [-1])
+            self.explain([image], [-1])
 
 
 def _rows(columns: Mapping[str, np.ndarray]) -> list[Outputs]:

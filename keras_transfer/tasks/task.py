@@ -265,7 +265,7 @@ class Task(Protocol):
     ) -> dict[str, Draw]:
         """Figures of predictions by file name.
 
-        `image` gives uint8 [S, S, 3] of a row, `files` the names of the files.
+        `image` gives uint8 [S, S, C] of a row, `files` the names of the files.
         """
 
     def card(self, evaluation: Any) -> CardText:

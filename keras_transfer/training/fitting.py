@@ -87,7 +87,8 @@ def prepare_classifier(
         SpecError: an unknown backbone or stage, in the model or in a phase, or too small images.
         WeightsError: the trunk's weights are missing or do not fit.
     """
-    classifier = build(spec.model, image_size=spec.data.image_size, task=task, seed=spec.seed)
+    size, channels = spec.data.image_size, spec.data.channels
+    classifier = build(spec.model, image_size=size, channels=channels, task=task, seed=spec.seed)
     for number, phase in enumerate(spec.phases):
         classifier.from_stage(phase.unfreeze, field=f"phases.{number}.unfreeze")
     return classifier

@@ -335,10 +335,6 @@ def with_shared_layer() -> keras.Model:
     return keras.Model(image := image_of(), shared(shared(image)))
 
 
-def of_gray() -> keras.Model:
-    return keras.Model(image := image_of(SIZE, SIZE, 1), features_of(image))
-
-
 def of_wide() -> keras.Model:
     return keras.Model(image := image_of(SIZE, 2 * SIZE, 3), features_of(image))
 
@@ -368,7 +364,6 @@ def with_scaled_positions() -> keras.Model:
         (without_map, "has no feature map"),
         (with_attention, "more than classification layers"),
         (with_shared_layer, "calls the layer both more than once"),
-        (of_gray, "square images to one output"),
         (of_wide, "square images to one output"),
         (of_vectors, "square images to one output"),
         (with_two_outputs, "square images to one output"),

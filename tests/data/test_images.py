@@ -328,7 +328,7 @@ def test_read_pixels_reads_only_a_little_ahead_when_the_files_never_end(tmp_path
 
 
 def test_extensions_are_lower_case_and_cover_the_promised_formats():
-    assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"} == EXTENSIONS
+    assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".npy"} == EXTENSIONS
 
 
 def test_a_file_that_is_too_long_is_refused_unread(tmp_path):

@@ -17,7 +17,7 @@ def test_killed_process_is_not_blamed_on_the_artefact(number: signal.Signals, tm
         os.kill(process._process.pid, number)
         process._process.wait()
         with pytest.raises(ExportError, match="ended from outside") as failure:
-            process.open(tmp_path / "model", image_size=8)
+            process.open(tmp_path / "model", input_shape=(8, 8, 3))
     assert number.name in failure.value.received
     assert "layers" not in str(failure.value)
     assert "memory" in failure.value.fix
@@ -28,7 +28,7 @@ def test_crashed_process_names_its_signal(tmp_path: Path):
         os.kill(process._process.pid, signal.SIGABRT)
         process._process.wait()
         with pytest.raises(ExportError, match="crashed") as failure:
-            process.open(tmp_path / "model", image_size=8)
+            process.open(tmp_path / "model", input_shape=(8, 8, 3))
     assert "SIGABRT" in failure.value.received
 
 
@@ -37,4 +37,4 @@ def test_artefact_that_fails_is_named(tmp_path: Path):
         IsolatedProcess(SAVED_MODEL) as process,
         pytest.raises(ExportError, match="cannot be run by tensorflow alone"),
     ):
-        process.order(tmp_path / "model", do="time", number=7, image_size=8, batch_size=1, calls=1)
+        process.order(tmp_path / "model", do="time", number=7, shape=(1, 8, 8, 3), calls=1)

@@ -34,7 +34,7 @@ class Featured(Protocol):
 
     @property
     def pixels(self) -> Pixels:
-        """uint8 [N, S, S, 3]."""
+        """uint8 [N, S, S, C]."""
 
     @property
     def labels(self) -> np.ndarray:

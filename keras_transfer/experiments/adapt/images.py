@@ -46,7 +46,7 @@ class Images:
 
     @property
     def pixels(self) -> Pixels:
-        """uint8 [N, S, S, 3]."""
+        """uint8 [N, S, S, C]."""
         return self.source.examples.pixels
 
     @property

@@ -203,8 +203,8 @@ def _forms_of(run: LoadedRun, reporter: Reporter) -> Iterator[tuple[str, Runtime
 
 
 def _call(runtime: Runtime, size: int) -> functools.partial[np.ndarray]:
-    side = runtime.contract.image_size
-    pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
+    shape = (size, *runtime.contract.input_shape)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return functools.partial(runtime, pixels)
 
 

@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_transfer.backbones.combination import SEPARATOR
 from keras_transfer.backbones.model_file import ModelGraph, read_backbone
-from keras_transfer.backbones.preprocess import Preprocess
+from keras_transfer.backbones.preprocess import Preprocess, num_planes
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.compression.registry import STEPS, Chain, compress
 from keras_transfer.compression.sample import Sample
@@ -107,9 +107,10 @@ def _backbone_of(run: LoadedRun) -> Backbone:
 def _network(backbone: Backbone, run: LoadedRun) -> keras.Model:
     """The trunk from scaled images to its feature map, with the run's weights."""
     assert isinstance(backbone.builder, ModelGraph)
-    size = run.spec.data.image_size
+    data = run.spec.data
+    planes = num_planes(backbone.preprocessing, data.channels)
     # Automatic names count, so that they would change with what the process has built before.
-    images = keras.Input((size, size, 3), name="scaled_images")
+    images = keras.Input((data.image_size, data.image_size, planes), name="scaled_images")
     network = keras.Model(images, backbone.builder(images), name="trunk")
     backbone.builder.copy_weights(network)
     return network

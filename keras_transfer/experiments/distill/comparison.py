@@ -106,7 +106,8 @@ def compare(
     runs = [load_run(path) for path in run_paths]
     run, paths = runs[-1], _teachers_of(runs[0].spec)
     with open_session(run.spec, reporter=SilentReporter(), run=run.folder) as session:
-        teachers = [load_teacher(path, run.spec.data.image_size) for path in paths]
+        images = run.spec.data
+        teachers = [load_teacher(path, images.image_size, images.channels) for path in paths]
         data, spec = session.data, session.spec
         values = data.examples.targets.values[data.splits.test]
         seeds = tuple(range(spec.seed, spec.seed + num_seeds))

@@ -30,7 +30,7 @@ MOST_IMAGES: Final = 200
 _TINY: Final = 1e-12
 
 Network = Callable[[Any], Any]
-"""From pixels float32 [B, S, S, 3], 0-255, to logits [B, K], as tensors, in inference mode."""
+"""From pixels float32 [B, S, S, C], 0-255, to logits [B, K], as tensors, in inference mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Attack:
         """The network's probabilities for its own attacked images, float32 [M, K].
 
         Args:
-            pixels: uint8 [M, S, S, 3], those of the images.
+            pixels: uint8 [M, S, S, C], those of the images.
         """
 
         def loss(images: Any, targets: Any) -> Any:

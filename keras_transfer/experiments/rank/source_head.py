@@ -15,7 +15,7 @@ from keras_transfer.backbones.applications import Application
 from keras_transfer.backbones.record import Backbone
 from keras_transfer.errors import SpecError, WeightsError
 from keras_transfer.models.classifier import Classifier
-from keras_transfer.specs import ModelSpec
+from keras_transfer.specs import COLOURS, ModelSpec
 
 _BATCH_SIZE = 256
 
@@ -78,13 +78,15 @@ def _whole_network(backbone: Backbone) -> keras.Model:
 def _check_features(classifier: Classifier, spec: ModelSpec) -> None:
     backbone = classifier.trunk.backbone
     whole = classifier.trunk.last_stage == backbone.stage_names[-1]
-    if whole and spec.pooling == "avg":
+    channels = classifier.model.input_shape[-1]
+    if whole and spec.pooling == "avg" and channels == COLOURS:
         return
     raise SpecError(
         f"source_weights of {backbone.name} do not fit these features",
         expected="the mean of the whole trunk's output, which its top was trained on "
-        "(model.pooling=avg, no last_stage)",
-        received=f"model.pooling={spec.pooling}, last_stage={classifier.trunk.last_stage}",
+        "(model.pooling=avg, no last_stage, data.channels=3)",
+        received=f"model.pooling={spec.pooling}, last_stage={classifier.trunk.last_stage}, "
+        f"data.channels={channels}",
         fix="leave source_weights out to do without LEEP and NCE, or last_stage to keep the trunk "
         "whole",
     )

@@ -36,7 +36,7 @@ from keras_transfer.training.fitting import prepare_classifier
 class TransferHyperModel(keras_tuner.HyperModel):
     """Builds and trains the classifiers of a tuner's values for the fields in `spec.search.space`.
 
-    `build` gives the whole classifier, float32 pixels [B, S, S, 3] in 0-255 to logits, before any
+    `build` gives the whole classifier, float32 pixels [B, S, S, C] in 0-255 to logits, before any
     training. `fit` trains it through the spec's phases and returns `val_loss` and the task's
     metric, such as `val_accuracy`, either of which can be the tuner's objective. Epochs that the
     tuner sets (Hyperband's `epochs` and `initial_epoch`) count over all phases; a continued trial

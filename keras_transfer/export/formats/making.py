@@ -34,7 +34,7 @@ KERAS_EXPORT_FOLDER: Final = "keras_export"
 class Job:
     """The `formats` to write of the model in `model_file`, next to the contract in `folder`.
 
-    `images` is a .npy file, uint8 [N, S, S, 3] of the training split, for ranges; `validation` a
+    `images` is a .npy file, uint8 [N, S, S, C] of the training split, for ranges; `validation` a
     .npz file with `pixels` and `values`, for formats of mixed precision. `scratch` is a folder for
     intermediate files, and for Keras's own export of the model with `keras_export`.
     """

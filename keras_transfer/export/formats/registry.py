@@ -1,6 +1,6 @@
 """The table of formats that a run's network can be written in. Imports only the standard library.
 
-All but the .keras file map pixels uint8 [B, S, S, 3] 0-255 to outputs float32 [B, K]: preprocessing
+All but the .keras file map pixels uint8 [B, S, S, C] 0-255 to outputs float32 [B, K]: preprocessing
 and the activation of the logits are included.
 """
 
@@ -28,7 +28,7 @@ class Kind:
     """A kind of artefact: the file of this folder that writes and opens it, and what it needs.
 
     `module` has the functions `write(source, target, *, precision)` and
-    `open_artefact(path, *, num_threads)`, whose result has `predict`, from uint8 [B, S, S, 3] to
+    `open_artefact(path, *, num_threads)`, whose result has `predict`, from uint8 [B, S, S, C] to
     float32 [B, K], and `class_hash` ("" if the file has none). It is also loaded by path where
     this package cannot be imported. `runtime` is the library that opens it, `libraries` are the
     libraries needed besides TensorFlow. `blocked` are packages that cannot be imported while it is

@@ -24,7 +24,7 @@ from keras_transfer.storage.checksums import verify_checksums
 @final
 @dataclass(frozen=True, eq=False)
 class Runtime:
-    """An open artefact: `runtime(pixels)` maps uint8 [B, S, S, 3] to float32 [B, K].
+    """An open artefact: `runtime(pixels)` maps uint8 [B, S, S, C] to float32 [B, K].
 
     Can be called from several threads; calls of LiteRT and OpenVINO run one after another.
     """
@@ -38,16 +38,17 @@ class Runtime:
         """Outputs float32 [B, K] in the order of `contract.class_names`.
 
         Args:
-            pixels: uint8 [B, S, S, 3], RGB 0-255, of the contract's size; B ≥ 1.
+            pixels: uint8 [B, S, S, C], 0-255, of the contract's size and channels, usually RGB;
+                B ≥ 1.
 
         Raises:
             ExportError: the pixels have another dtype or shape.
         """
-        size = self.contract.image_size
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or not len(pixels):
+        shape = self.contract.input_shape
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
             raise ExportError(
                 f"{self.path} cannot be run on these pixels",
-                expected=f"uint8 [B, {size}, {size}, 3], RGB 0-255, B ≥ 1",
+                expected=f"uint8 [B, {', '.join(map(str, shape))}], 0-255, B ≥ 1",
                 received=f"{pixels.dtype} {list(pixels.shape)}",
                 fix="resize images with `data.images.resize_pixels` to the size in the contract",
             )

@@ -21,7 +21,7 @@ _NUM_FEW: Final = 4
 
 @dataclass(frozen=True, eq=False)
 class OpenedSavedModel:
-    """`predict` maps uint8 [B, S, S, 3] to float32 [B, K]: outputs, or logits of Keras's export."""
+    """`predict` maps uint8 [B, S, S, C] to float32 [B, K]: outputs, or logits of Keras's export."""
 
     predict: Callable[[np.ndarray], np.ndarray]
     signatures: Any
@@ -71,7 +71,9 @@ class OpenedSavedModel:
             image_bytes=tf.constant(few), class_index=tf.fill([len(few)], -1)
         )
         parts["heat_map"].append(explained["heat_map"].numpy())
-        squares = tf.stack([tf.io.decode_png(png) for png in explained["square_bytes"]])
+        squares = explained.get("square")
+        if squares is None:
+            squares = tf.stack([tf.io.decode_png(png) for png in explained["square_bytes"]])
         served = self.signatures["serving_pixels"](pixels=squares)
         parts["pixel_outputs"].append(served[self.output_name].numpy())
         parts["square_outputs"].append(self.predict(squares))

@@ -22,7 +22,7 @@ from keras_transfer.tasks.task import Task
 class Source:
     """A model with everything that the formats are written from.
 
-    `images` are uint8 [N, S, S, 3] of the training split, for the ranges of activations;
+    `images` are uint8 [N, S, S, C] of the training split, for the ranges of activations;
     `validation` are images of the run with their target values, for choices; `scratch` is a folder
     for files that several formats need. `say` is called with a sentence on what was chosen.
     """
@@ -52,15 +52,15 @@ class Source:
 def inference_graph(model: keras.Model, task: Task) -> Any:
     """The model as one concrete function of constants, in the form that converters support best.
 
-    It maps uint8 [B, S, S, 3] to activated outputs float32 [B, K], for any B. Batch normalisation
+    It maps uint8 [B, S, S, C] to activated outputs float32 [B, K], for any B. Batch normalisation
     is folded into convolutions, and each `Preprocess` becomes one 1 × 1 convolution: slices and
     concatenations of channels would take longer than this convolution.
     """
     folded = fold(model)
     scaling = [layer for layer in folded.layers if isinstance(layer, Preprocess)]
     network = keras.Model([layer.output for layer in scaling], folded.output)
-    convolutions = [_as_convolution(layer) for layer in scaling]
-    size = model.input.shape[1]
+    *_, size, channels = model.input.shape
+    convolutions = [_as_convolution(layer, channels) for layer in scaling]
 
     def predict(pixels: tf.Tensor) -> tf.Tensor:
         images = tf.cast(pixels, tf.float32)
@@ -68,15 +68,15 @@ def inference_graph(model: keras.Model, task: Task) -> Any:
         logits = tf.cast(network(scaled, training=False), tf.float32)
         return tf.identity(activate_in_graph(logits, task.activation), name=task.output_name)
 
-    signature = tf.TensorSpec([None, size, size, 3], tf.uint8, name="pixels")
+    signature = tf.TensorSpec([None, size, size, channels], tf.uint8, name="pixels")
     traced = tf.function(predict, autograph=False).get_concrete_function(signature)
     return convert_variables_to_constants_v2(traced)
 
 
-def _as_convolution(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel [1, 1, 3, 3] and bias [3], both float32, with the effect of `Preprocess`."""
-    corners = np.concatenate([np.zeros((1, 3)), 255 * np.eye(3)]).astype(np.float32)
-    scaled = keras.ops.convert_to_numpy(preprocess(corners.reshape(4, 1, 1, 3))).reshape(4, 3)
-    bias = scaled[0].astype(np.float64)
-    kernel = (scaled[1:] - bias) / 255
-    return kernel.reshape(1, 1, 3, 3).astype(np.float32), bias.astype(np.float32)
+def _as_convolution(preprocess: Preprocess, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel [1, 1, C, P] and bias [P], both float32, with the effect of `Preprocess`."""
+    corners = np.concatenate([np.zeros((1, channels)), 255 * np.eye(channels)]).astype(np.float32)
+    scaled = keras.ops.convert_to_numpy(preprocess(corners[:, np.newaxis, np.newaxis]))
+    bias = scaled[0, 0, 0].astype(np.float64)
+    kernel = (scaled[1:, 0, 0] - bias) / 255
+    return kernel[np.newaxis, np.newaxis].astype(np.float32), bias.astype(np.float32)

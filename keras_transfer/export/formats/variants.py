@@ -131,7 +131,7 @@ def compare(
                 IsolatedProcess(variant.kind, environment=variant.environment)
             )
             try:
-                artefact = _open(process, variant, reference.contract.image_size)
+                artefact = _open(process, variant, reference.contract.input_shape)
                 found = _agreement(variant, artefact, reference)
             except ExportError as error:
                 rows[variant.name] = _row(variant, None, str(error))
@@ -179,9 +179,11 @@ def has_bfloat16() -> bool:
     return any(flag in flags for flag in _BFLOAT16_FLAGS)
 
 
-def _open(process: IsolatedProcess, variant: Variant, image_size: int) -> IsolatedArtefact:
+def _open(
+    process: IsolatedProcess, variant: Variant, input_shape: tuple[int, int, int]
+) -> IsolatedArtefact:
     return process.open(
-        variant.path, image_size=image_size, num_threads=num_processors(), precision=variant.hint
+        variant.path, input_shape=input_shape, num_threads=num_processors(), precision=variant.hint
     )
 
 

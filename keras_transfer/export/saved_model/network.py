@@ -23,7 +23,7 @@ POOLING: Final = "pooling"
 class Network:
     """A classifier in two graph functions, the gradient of one, and the variables they read.
 
-    `trunk` maps float32 [B, S, S, 3] in 0-255 to features [B, h, w, K], `head` those to float32
+    `trunk` maps float32 [B, S, S, C] in 0-255 to features [B, h, w, K], `head` those to float32
     logits [B, C]. `gradient` maps features and weights of the logits, float32 [B, C], to the
     gradient of their weighted sum, float32 [B, h, w, K].
     """
@@ -34,7 +34,7 @@ class Network:
     variables: list[tf.Variable]
 
     def logits(self, pixels: tf.Tensor) -> tf.Tensor:
-        """Float32 logits [B, C] of pixels [B, S, S, 3] of any numeric type, 0-255."""
+        """Float32 logits [B, C] of pixels [B, S, S, C] of any numeric type, 0-255."""
         return self.head(self.trunk(tf.cast(pixels, tf.float32)))
 
 
@@ -81,7 +81,6 @@ def frozen(model: keras.Model, *, precision: str) -> Network:
     trunk, head = fold(trunk, dtype=precision), fold(head)
     if _on_jax():
         return _compiled(trunk, head)
-    size = model.input.shape[1]
 
     def run(pixels: tf.Tensor) -> tf.Tensor:
         return tf.cast(trunk(pixels, training=False), tf.float32)
@@ -89,7 +88,7 @@ def frozen(model: keras.Model, *, precision: str) -> Network:
     def logits(features: tf.Tensor) -> tf.Tensor:
         return head(features, training=False)
 
-    signature = tf.TensorSpec([None, size, size, 3], tf.float32)
+    signature = tf.TensorSpec([None, *model.input.shape[1:]], tf.float32)
     traced = tf.function(run, autograph=False).get_concrete_function(signature)
     constants = convert_variables_to_constants_v2(traced)
     return Network(

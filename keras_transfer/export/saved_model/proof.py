@@ -191,7 +191,7 @@ def check_parity(
         images = Path(scratch, "images.bin")
         write_images(files, images, max_megapixels=max_megapixels)
         _check_class_names(export_folder, contract, reference)
-        served = process.open(export_folder, image_size=contract.image_size).serve(images)
+        served = process.open(export_folder, input_shape=contract.input_shape).serve(images)
     return _compare(contract.restored_task, served, reference, tolerance=tolerance)
 
 
@@ -321,7 +321,7 @@ def _try(
                 count(len(parities), len(candidates))
                 tolerance = max(TOLERANCES[policy], TOLERANCES[candidate.precision])
                 try:
-                    artefact = process.open(at, image_size=contract.image_size)
+                    artefact = process.open(at, input_shape=contract.input_shape)
                     served = artefact.serve(images)
                     timed[at.name] = artefact
                     parities.append(

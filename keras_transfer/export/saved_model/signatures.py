@@ -1,9 +1,12 @@
 """The signatures of an exported model, which need TensorFlow only.
 
     serving_default    image_bytes: string [B]         encoded images, any mix of JPEG, PNG …
-    serving_pixels     pixels:      uint8 [B, H, W, 3] RGB 0-255 of any size, one size per batch
-    serving_resized    pixels:      uint8 [B, S, S, 3] the network's square input
+    serving_pixels     pixels:      uint8 [B, H, W, C] 0-255 of any size, one size per batch
+    serving_resized    pixels:      uint8 [B, S, S, C] the network's square input
     serving_explain    image_bytes: string [B], class_index: int32 [B], -1 for the highest output
+
+C is 3, RGB, unless the contract has other `channels`. Encoded images with other channels than 1 and
+3 are .npy files.
 
 For single labels the first two return one row per image, as in TensorFlow Serving's row format:
 
@@ -16,7 +19,8 @@ For single labels the first two return one row per image, as in TensorFlow Servi
 `serving_resized` is for accelerators: it has no strings, and only the batch size varies. It returns
 probabilities, top_class_indices int32 [B, K] and top_probabilities. `serving_explain` returns
 label, probabilities, heat_map float32 [B, h, w] in 0-1 (Grad-CAM) and square_bytes string [B], the
-network's square input as a PNG.
+network's square input as a PNG. Where C is not 1 or 3, the PNG shows the first three channels, or
+the first, and `square` uint8 [B, S, S, C] has all.
 
 Pixels are uint8 because the range of integers is unambiguous: floats of 0-1, the most common
 mistake of clients, are refused instead of giving wrong predictions. One image that cannot be
@@ -33,6 +37,7 @@ import tensorflow as tf
 from keras_transfer.data.images import decode_and_resize, decoding_of, resize_pixels
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import Network, activate_in_graph, grad_cam, heat_map
+from keras_transfer.specs import COLOURS
 
 Served = dict[str, tf.Tensor]
 
@@ -40,6 +45,8 @@ BYTES: Final = "serving_default"
 PIXELS: Final = "serving_pixels"
 RESIZED: Final = "serving_resized"
 EXPLAIN: Final = "serving_explain"
+SQUARE: Final = "square"
+"""Output of `serving_explain` for channels that no PNG shows."""
 ACCELERATOR_ALIAS: Final = "classify_on_accelerator"
 """Alias of the function inside `serving_resized`, which converters for TPUs need."""
 
@@ -47,7 +54,7 @@ ACCELERATOR_ALIAS: Final = "classify_on_accelerator"
 class Signatures(tf.Module):
     """The signatures of a network with its contract, for saving.
 
-    `classify` maps uint8 [B, S, S, 3] to numbers only, no strings.
+    `classify` maps uint8 [B, S, S, C] to numbers only, no strings.
     """
 
     def __init__(self, network: Network, contract: Contract):
@@ -58,15 +65,14 @@ class Signatures(tf.Module):
 
     def concrete(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """By name, as in the arguments of `tf.saved_model.save`."""
-        size = self._contract.image_size
+        shape = self._contract.input_shape
+        any_size = tf.TensorSpec([None, None, None, shape[-1]], tf.uint8, name="pixels")
         strings = tf.TensorSpec([None], tf.string, name="image_bytes")
         return {
             BYTES: _traced(self._serve_bytes, strings),
-            PIXELS: _traced(
-                self._serve_pixels, tf.TensorSpec([None, None, None, 3], tf.uint8, name="pixels")
-            ),
+            PIXELS: _traced(self._serve_pixels, any_size),
             RESIZED: self.classify.get_concrete_function(
-                tf.TensorSpec([None, size, size, 3], tf.uint8, name="pixels")
+                tf.TensorSpec([None, *shape], tf.uint8, name="pixels")
             ),
             EXPLAIN: _traced(
                 self._serve_explain, strings, tf.TensorSpec([None], tf.int32, name="class_index")
@@ -96,13 +102,19 @@ class Signatures(tf.Module):
             "label": self._task.decision(outputs),
             self._task.output_name: outputs,
             "heat_map": heat_map(signed),
-            "square_bytes": tf.map_fn(tf.io.encode_png, squares, fn_output_signature=tf.string),
+            **self._shown(squares),
         }
 
+    def _shown(self, squares: tf.Tensor) -> Served:
+        channels = self._contract.channels
+        is_shown_whole = channels in (1, COLOURS)
+        shown = squares if is_shown_whole else squares[..., : 1 if channels < COLOURS else COLOURS]
+        png = tf.map_fn(tf.io.encode_png, shown, fn_output_signature=tf.string)
+        return {"square_bytes": png} | ({} if is_shown_whole else {SQUARE: squares})
+
     def _squares(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        size = self._contract.image_size
         decode = functools.partial(decode_and_resize, **decoding_of(self._contract))
-        square = tf.TensorSpec([size, size, 3], tf.uint8)
+        square = tf.TensorSpec(self._contract.input_shape, tf.uint8)
         return tf.map_fn(decode, image_bytes, fn_output_signature=square)
 
 

@@ -46,7 +46,7 @@ class Adversarial(KindDefaults):
     needs_images: ClassVar[bool] = True
 
     def attacked(self, network: Callable[[Any], Any], images: Any, batch: Batch) -> Any:
-        """Images [B, S, S, 3], each changed within its bounds to increase the student's loss.
+        """Images [B, S, S, C], each changed within its bounds to increase the student's loss.
 
         Args:
             network: from images to logits, in inference mode.

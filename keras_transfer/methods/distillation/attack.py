@@ -12,7 +12,7 @@ from keras import ops
 def projected_gradients(
     gradient: Callable[[Any], Any], images: Any, *, epsilon: float, step: float, steps: int
 ) -> Any:
-    """Images [B, S, S, 3], each changed within its bounds to increase a loss.
+    """Images [B, S, S, C], each changed within its bounds to increase a loss.
 
     There is no random start, so the same pixels are attacked in a repeated or resumed computation.
 

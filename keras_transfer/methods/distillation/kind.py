@@ -104,7 +104,7 @@ class Kind(Protocol):
         """
 
     def attacked(self, network: Callable[[Any], Any], images: Any, batch: Batch) -> Any:
-        """Other images [B, S, S, 3] that the student learns from, where it needs images."""
+        """Other images [B, S, S, C] that the student learns from, where it needs images."""
 
     def weights(self, teacher: np.ndarray) -> np.ndarray:
         """Factors of the loss, [N, V], for a teacher's probabilities [N, V, K] at T = 1."""

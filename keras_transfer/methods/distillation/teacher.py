@@ -19,6 +19,7 @@ from keras_transfer.data.splits import read_manifest
 from keras_transfer.errors import DataError, SpecError, enumerated
 from keras_transfer.models.activations import Activation
 from keras_transfer.models.cuts import Cut
+from keras_transfer.specs import COLOURS
 from keras_transfer.storage.class_names import verify_class_names
 from keras_transfer.storage.model_files import check_digest, check_teachers, title
 from keras_transfer.tasks.registry import register_layers
@@ -111,21 +112,29 @@ class Teacher:
 
 
 @functools.lru_cache(maxsize=4)
-def load_teacher(path: str, image_size: int) -> Teacher:
+def load_teacher(path: str, image_size: int, channels: int = COLOURS) -> Teacher:
     """Load the teacher in a run folder or Keras model file; kept, because trials ask for it again.
 
     Args:
         path: with or without a digest, see `storage.model_files`.
         image_size: side of the images where the network takes any, px.
+        channels: of the images, which the network must take.
 
     Raises:
-        SpecError: there is no file, or no network from images to one row of outputs.
+        SpecError: there is no file, or no network from such images to one row of outputs.
         WeightsError: the file is damaged, or changed since its digest was taken.
     """
     check_teachers([path])
     file, name = check_digest(path), title(path)
     register_layers()
     network = read_network(file, name, image_size=image_size)
+    if network.input_shape[-1] != channels:
+        raise SpecError(
+            f"the teacher {name} takes images with other channels than the student",
+            expected=f"data.channels={channels}",
+            received=f"an input of shape {network.input_shape}",
+            fix=f"set data.channels={network.input_shape[-1]}, or give another teacher",
+        )
     if len(network.output_shape) != 2:
         raise SpecError(
             f"the teacher {name} does not end with one row of outputs for an image",

@@ -17,7 +17,7 @@ from keras_transfer.config import check_single_training, override, spec_to_dict
 from keras_transfer.devices.subprocess_call import call_in_subprocess
 from keras_transfer.errors import SpecError
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import COLOURS, RunSpec
 from pipelines.benchmarks.race.contestants import CONTESTANTS, Contestant, Runner, plain_spec
 from pipelines.benchmarks.race.plain_recipe import left_out
 from pipelines.benchmarks.race.runners import run_ours, run_plain, survey
@@ -106,6 +106,13 @@ def _raceable(spec: RunSpec) -> RunSpec:
         fix="leave these fields out",
         hint="; --seeds is the number of runs of each",
     )
+    if spec.data.channels != COLOURS:
+        raise SpecError(
+            "the plain recipe reads images in red, green and blue",
+            expected="data.channels=3",
+            received=f"data.channels={spec.data.channels}",
+            fix="leave out data.channels",
+        )
     if spec.training.sampling != "natural":
         raise SpecError(
             "the plain recipe cannot sample classes equally often",

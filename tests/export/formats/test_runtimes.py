@@ -112,7 +112,7 @@ def test_files_run_where_keras_tensorflow_and_this_package_cannot_be_imported(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
     np.save(tmp_path / "pixels.npy", pixels)
     with IsolatedProcess(kind_of(made / file)) as process:
-        artefact = process.open(made / file, image_size=32, num_threads=2)
+        artefact = process.open(made / file, input_shape=(32, 32, 3), num_threads=2)
         assert artefact.class_hash == contract.class_hash
         outputs = artefact.predict(tmp_path / "pixels.npy")
         assert len(artefact.seconds(8, 3)) == 3
@@ -122,7 +122,7 @@ def test_files_run_where_keras_tensorflow_and_this_package_cannot_be_imported(
 def test_keras_own_export_can_be_run_for_comparison(made, pixels, expected, tmp_path: Path):
     np.save(tmp_path / "pixels.npy", pixels)
     with IsolatedProcess(KERAS_EXPORT) as process:
-        artefact = process.open(made.parent / "scratch" / "keras_export", image_size=32)
+        artefact = process.open(made.parent / "scratch" / "keras_export", input_shape=(32, 32, 3))
         outputs = softmax(artefact.predict(tmp_path / "pixels.npy"), axis=-1)
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)
 
@@ -135,5 +135,5 @@ def test_a_damaged_file_ends_in_an_error_with_the_reason(made, tmp_path: Path):
             ExportError, match=r"model\.tflite cannot be run by ai_edge_litert"
         ) as failure,
     ):
-        process.open(tmp_path / "model.tflite", image_size=32)
+        process.open(tmp_path / "model.tflite", input_shape=(32, 32, 3))
     assert "ValueError" in failure.value.received or "Error" in failure.value.received
