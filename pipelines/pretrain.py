@@ -91,7 +91,8 @@ def read_words(source: str, words: Sequence[str]) -> RunSpec:
     check_kind(kind)
     spec = read_source(source, changes, base=_BASE)
     given = dotted_fields(changes, _BASE)
-    spec = choose_backbone(spec, given, say)
+    if names_images(source):
+        spec = choose_backbone(spec, given, say)
     if spec.model.weights == "none":
         spec = _from_scratch(spec, given)
     check_single_training(
@@ -121,20 +122,16 @@ def _from_scratch(spec: RunSpec, given: dict[str, object]) -> RunSpec:
 def _pretrain_on_images(arguments: argparse.Namespace) -> None:
     spec = read_words(arguments.preset, arguments.overrides)
     check_early(spec, arguments.output)
-    run = start_run(
-        spec,
-        output=arguments.output,
-        resume=arguments.resume,
-        suffix="",
-        last="pretraining.json",
-    )
+    run = start_run(spec, output=arguments.output, resume=arguments.resume, suffix="")
     with native_log_to(run.log_file):
         from keras_transfer.experiments.self_supervision import run_pretraining
         from keras_transfer.reporting.reporter import TerminalReporter
 
         terminal = TerminalReporter()
         run_pretraining(spec, run, reporter=terminal)
-        terminal.info(f"Pretrained trunk: model.backbone={run.path}")
+        # A path with a separator, because a name without one is that of a backbone.
+        path = run.path if len(run.path.parts) > 1 else f"./{run.path}"
+        terminal.info(f"Pretrained trunk: model.backbone={path}")
 
 
 def _pretrain_on_letters(arguments: argparse.Namespace) -> None:

@@ -35,8 +35,6 @@ from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.phases import PhaseResult, is_batchnorm, train_phase
 from keras_transfer.training.progress import Checkpoint
 
-REPORT_FILE: Final = "pretraining.json"
-"""Written last: it marks a pretraining as complete."""
 IMAGES_FILE: Final = "images.json"
 _TASK: Final = SingleLabel(("image",))
 """Stands for the task, which images without labels do not have."""
@@ -203,7 +201,9 @@ def _write(
     with run.replacing("model.keras") as path:
         save_model(trunk, path)
     write_checksums(run.path, [run.model_file.name])
-    run.write_json(REPORT_FILE, _report(run, spec, pretext, division, result, measured))
+    run.write_json(
+        run.pretraining_file.name, _report(run, spec, pretext, division, result, measured)
+    )
     shutil.rmtree(run.checkpoint_folder)
 
 

@@ -5,7 +5,6 @@ are supervised pretrainings, and of archives. A draw of labelled images is the s
 them, so that differences are paired.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_transfer.backbones.archives import read_record
 from keras_transfer.errors import DataError, SpecError
-from keras_transfer.experiments.self_supervision import IMAGES_FILE, REPORT_FILE
+from keras_transfer.experiments.self_supervision import IMAGES_FILE
 from keras_transfer.experiments.session import open_session
 from keras_transfer.reporting.numbers import percent, three_digits
 from keras_transfer.reporting.reporter import Reporter
@@ -53,12 +53,12 @@ def read_weights(path: str, base: ModelSpec) -> Weights:
 
     Raises:
         SpecError: the path is none of these, or has another trunk.
-        RunError: files of the folder cannot be read.
+        RunError, WeightsError: its files cannot be read, or were changed.
     """
     folder, name = Path(path), title(path.rstrip("/"))
     if folder.suffix == ".npz" and folder.is_file():
-        record = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
-        source = f"{record['source_task']}\n{percent(record['source_accuracy'])} %"
+        record = read_record(folder)
+        source = f"{record['source_task']}\naccuracy {record['source_accuracy']:.3f}"
         return Weights(name, replace(base, weights=path), source, record["seconds"])
     if not (folder / "model.keras").is_file():
         raise SpecError(
@@ -67,7 +67,8 @@ def read_weights(path: str, base: ModelSpec) -> Weights:
             received="a folder without model.keras" if folder.is_dir() else "no such folder",
             fix="correct the path, or finish the pretraining with --resume",
         )
-    plain = ModelSpec(backbone=path, pooling=base.pooling, head=base.head)
+    # A path with a separator, because a name without one is that of a backbone.
+    plain = ModelSpec(backbone=str(folder.absolute()), pooling=base.pooling, head=base.head)
     model = resolve_model(plain)
     _check_same_trunk(path, model, resolve_model(base))
     return _of_folder(RunFolder(folder), name, model)
@@ -86,16 +87,18 @@ def _check_same_trunk(path: str, model: ModelSpec, base: ModelSpec) -> None:
 
 
 def _of_folder(run: RunFolder, name: str, model: ModelSpec) -> Weights:
-    if (run.path / REPORT_FILE).is_file():
-        report, images = run.read_json(REPORT_FILE), run.read_json(IMAGES_FILE)
-        figures = ", ".join(f"{key} {value:.2f}" for key, value in report["figures"].items())
+    if run.pretraining_file.is_file():
+        report = run.read_json(run.pretraining_file.name)
+        images = run.read_json(IMAGES_FILE)
+        figures = ", ".join(f"{key} {value:.3f}" for key, value in report["figures"].items())
         seen = frozenset((*images["trained"], *images["measured"]))
         return Weights(name, model, f"{report['kind']}\n{figures}", report["seconds"], seen)
     metrics, splits = run.read_json("metrics.json"), run.read_json("splits.json")
     metric, value = next((k, v) for k, v in metrics["test"].items() if isinstance(v, float))
     seconds = sum(phase["seconds"] for phase in metrics["phases"])
     seen = frozenset(entry["digest"] for rows in splits["rows"].values() for entry in rows)
-    return Weights(name, model, f"{metric.replace('_', ' ')}\n{value:.3f}", seconds, seen)
+    source = f"run\n{metric.replace('_', ' ')} {value:.3f}"
+    return Weights(name, model, source, seconds, seen)
 
 
 def measure_transfer(

@@ -182,14 +182,14 @@ def test_a_run_on_other_images_is_a_supervised_pretraining(finished, digits_fold
     (run / "metrics.json").write_text(json.dumps(figures))
     (run / "splits.json").write_text(json.dumps({"rows": {"train": [{"digest": "a"}], "val": []}}))
     found = read_weights(str(run), spec.model)
-    assert (found.source, found.seconds, found.seen) == ("accuracy\n0.500", 3.0, {"a"})
+    assert (found.source, found.seconds, found.seen) == ("run\naccuracy 0.500", 3.0, {"a"})
     target = override(spec, {"data.path": str(digits_folder)})
     rows = measure_transfer(target, [str(run)], [50], num_draws=2, reporter=SilentReporter())
     header, cells = tabulate(rows)
     assert header == ["weights", "source task", "time", "50 labels", "gain"]
     assert cells[0][0] == "none"
     assert cells[0][-1] == ""
-    assert cells[1][:3] == ["run", "accuracy\n0.500", "3 s"]
+    assert cells[1][:3] == ["run", "run\naccuracy 0.500", "3 s"]
     one, other = (row.accuracies[50] for row in rows)
     gains = np.subtract(other, one)
     half = 12.706 * np.std(gains, ddof=1) / 2**0.5
