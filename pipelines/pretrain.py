@@ -1,13 +1,13 @@
 """Pretrain: train a trunk on images without labels, or from scratch on rendered letters.
 
     python -m pipelines.pretrain my_photos model.backbone=mobilenet
-    python -m pipelines.pretrain my_photos kind=simsiam phases.0.epochs=20
+    python -m pipelines.pretrain my_photos kind=rotation phases.0.epochs=20
     python -m pipelines.pretrain my_photos model.weights=none
     python -m pipelines.pretrain letters_resnet50
     python -m pipelines.pretrain letters_vgg16 phase.epochs=12 --output my_weights
 
 Of a folder, all images at any depth are used without their labels, from the weights in
-model.weights on; the result is a folder that model.backbone takes: saved_models/my_photos-rotation.
+model.weights on; the result is a folder that model.backbone takes: saved_models/my_photos-simsiam.
 Rendered letters give <backbone>_<last stage>.npz (float16) and its record; by default in the
 package, where model.weights=embedded reads them. An interrupted pretraining continues with
 --resume.
@@ -43,7 +43,7 @@ from pipelines.arguments import RESUMABLE, main_of, make_parser, read_source, sa
 
 _BASE: Final = RunSpec(
     views=ViewSpec(policy="strong", count=None),
-    phases=(PhaseSpec(epochs=10, unfreeze="last_two", learning_rate=1e-3, layer_decay=0.7),),
+    phases=(PhaseSpec(epochs=10, unfreeze="last_two", learning_rate=1e-4, layer_decay=0.7),),
 )
 """What a pretraining on a folder differs in from a run."""
 
@@ -112,7 +112,7 @@ def _from_scratch(spec: RunSpec, given: dict[str, object]) -> RunSpec:
             received=f"model.weights=none model.backbone={spec.model.backbone}",
             fix="set phases.0.unfreeze, such as to stem",
         )
-    fields: dict[str, object] = {"train_batchnorm": True, "layer_decay": 1.0}
+    fields: dict[str, object] = {"train_batchnorm": True, "layer_decay": 1.0, "learning_rate": 1e-3}
     if "phases.0.unfreeze" not in given:
         fields["unfreeze"] = BACKBONES[spec.model.backbone].stage_names[0]
     changes = {f"phases.0.{name}": value for name, value in fields.items()}

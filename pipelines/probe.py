@@ -2,7 +2,7 @@
 
     python -m pipelines.probe quickstart
     python -m pipelines.probe my_photos --labels 50,100,200
-    python -m pipelines.probe my_photos --pretrained saved_models/my_photos-rotation,saved_models/a
+    python -m pipelines.probe my_photos --pretrained saved_models/my_photos-simsiam,saved_models/a
 
 Prints minimum, median and maximum accuracy over the seeds of a logistic regression on the trunk's
 features, on those of a random trunk, and on raw pixels. With --pretrained it prints the gain of
