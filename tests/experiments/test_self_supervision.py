@@ -159,6 +159,7 @@ def test_other_images_do_not_continue_a_pretraining(photos, tmp_path):
         run_pretraining(spec, run, reporter=SilentReporter())
 
 
+@pytest.mark.parametrize("finished", ["rotation"], indirect=True)
 def test_the_same_weights_have_no_gain_and_seen_images_are_not_evaluated(
     finished, digits_folder, capsys
 ):
@@ -172,6 +173,7 @@ def test_the_same_weights_have_no_gain_and_seen_images_are_not_evaluated(
     assert "Transfer to" in shown
 
 
+@pytest.mark.parametrize("finished", ["rotation"], indirect=True)
 def test_a_run_on_other_images_is_a_supervised_pretraining(finished, digits_folder, tmp_path):
     spec, folder = finished
     run = tmp_path / "run"
