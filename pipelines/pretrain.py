@@ -47,7 +47,7 @@ _BASE: Final = RunSpec(
 )
 """What a pretraining on a folder differs in from a run.
 
-With a higher `layer_decay` pretrained stages changed so much that accuracies fell by 5 to 30 points
+With a higher `layer_decay` pretrained stages changed so much that accuracies fell by 4 to 38 points
 (`docs/guides/pretraining.md`).
 """
 
