@@ -32,7 +32,7 @@ VERBS = {
     "domain_shifts": "measure what adaptation gains on shifted images",
     "rates": "measure how fast the frozen layers of backbones run here",
     "race": "measure how much time stored features save on these images",
-    "pretrain": "train the embedded weights of a trunk",
+    "pretrain": "train a trunk on images without labels, or on rendered letters",
 }
 
 

@@ -1,36 +1,144 @@
-"""Pretrain: train the embedded weights of a trunk from scratch, on rendered letters.
+"""Pretrain: train a trunk on images without labels, or from scratch on rendered letters.
 
+    python -m pipelines.pretrain my_photos model.backbone=mobilenet
+    python -m pipelines.pretrain my_photos kind=rotation phases.0.epochs=20
+    python -m pipelines.pretrain my_photos model.weights=none
     python -m pipelines.pretrain letters_resnet50
     python -m pipelines.pretrain letters_vgg16 phase.epochs=12 --output my_weights
 
-Writes <backbone>_<last stage>.npz (float16) and its record; by default into the package, where
-model.weights=embedded reads them. An interrupted pretraining continues with --resume.
+Of a folder, all images at any depth are used without their labels, from the weights in
+model.weights on; the result is a folder that model.backbone takes: saved_models/my_photos-simsiam.
+Rendered letters give <backbone>_<last stage>.npz (float16) and its record; by default in the
+package, where model.weights=embedded reads them. An interrupted pretraining continues with
+--resume.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from keras_transfer.config import PRESETS, load, override, parse_assignments, spec_to_dict
+from keras_transfer.backbones.choice import choose_backbone
+from keras_transfer.backbones.early_checks import check_early
+from keras_transfer.backbones.registry import BACKBONES
+from keras_transfer.config import (
+    PRESETS,
+    check_single_training,
+    dotted_fields,
+    is_images,
+    load,
+    override,
+    parse_assignments,
+    spec_to_dict,
+)
 from keras_transfer.devices import native_log_to
-from keras_transfer.specs import PretrainSpec
+from keras_transfer.errors import SpecError
+from keras_transfer.pretext.registry import DEFAULT, KINDS, check_kind
+from keras_transfer.specs import PhaseSpec, PretrainSpec, RunSpec, ViewSpec
 from keras_transfer.storage.run_folder import RunFolder, latest, next_free
-from keras_transfer.storage.run_start import DEFAULT_PARENT, check_same_spec
-from pipelines.arguments import RESUMABLE, main_of, make_parser
+from keras_transfer.storage.run_start import DEFAULT_PARENT, check_same_spec, start_run
+from pipelines.arguments import RESUMABLE, main_of, make_parser, read_source, say
+
+_BASE: Final = RunSpec(
+    views=ViewSpec(policy="strong", count=None),
+    phases=(PhaseSpec(epochs=20, unfreeze="last_two", learning_rate=1e-3, layer_decay=0.03),),
+)
+"""What a pretraining on a folder differs in from a run.
+
+With a higher `layer_decay` pretrained stages changed so much that accuracies fell by 4 to 38 points
+(`docs/guides/pretraining.md`).
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("pretrain", str(__doc__))
-    parser.add_argument("preset", help="letters_resnet50, letters_vgg16 or a .toml file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
-    parser.add_argument("--output", metavar="DIR", help="folder for the weights")
+    parser = make_parser("pretrain", str(__doc__), fields=True)
+    parser.add_argument(
+        "preset",
+        metavar="source",
+        help="a folder of images; or letters_resnet50, letters_vgg16 or a .toml file",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help=f"for a folder kind={' or '.join(KINDS)} (default: {DEFAULT}) and fields of a run; "
+        "for letters fields of their pretraining",
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder for the result")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted pretraining")
     return parser
 
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
+    if names_images(arguments.preset):
+        _pretrain_on_images(arguments)
+    else:
+        _pretrain_on_letters(arguments)
+
+
+def names_images(source: str) -> bool:
+    """Whether a source is a folder of images, and not a pretraining of letters."""
+    return Path(source).is_dir() and is_images(Path(source))
+
+
+def read_words(source: str, words: Sequence[str]) -> RunSpec:
+    """The spec of a pretraining on a folder, whose only phase is called like its kind.
+
+    Raises:
+        SpecError: the kind is unknown, or a field is wrong.
+    """
+    changes = parse_assignments(words)
+    kind = str(changes.pop("kind", DEFAULT))
+    check_kind(kind)
+    spec = read_source(source, changes, base=_BASE)
+    given = dotted_fields(changes, _BASE)
+    if names_images(source):
+        spec = choose_backbone(spec, given, say)
+    if spec.model.weights == "none":
+        spec = _from_scratch(spec, given)
+    check_single_training(
+        spec, "a pretraining is a single training", fix="leave folds, seeds and halvings out"
+    )
+    phases = (replace(spec.phases[0], name=kind), *spec.phases[1:])
+    name = spec.name if "name" in given else f"{spec.name}-{kind}"
+    return override(replace(spec, phases=phases), {"name": name})
+
+
+def _from_scratch(spec: RunSpec, given: dict[str, object]) -> RunSpec:
+    """The spec for random weights: all stages train alike, and so does BatchNormalization."""
+    if "phases.0.unfreeze" not in given and spec.model.backbone not in BACKBONES:
+        raise SpecError(
+            "the lowest stage of this backbone is not known before it is read",
+            expected="phases.0.unfreeze=… with the stage from which on random weights train",
+            received=f"model.weights=none model.backbone={spec.model.backbone}",
+            fix="set phases.0.unfreeze, such as to stem",
+        )
+    fields: dict[str, object] = {"train_batchnorm": True, "layer_decay": 1.0}
+    if "phases.0.unfreeze" not in given:
+        fields["unfreeze"] = BACKBONES[spec.model.backbone].stage_names[0]
+    changes = {f"phases.0.{name}": value for name, value in fields.items()}
+    return override(spec, {name: x for name, x in changes.items() if name not in given})
+
+
+def _pretrain_on_images(arguments: argparse.Namespace) -> None:
+    spec = read_words(arguments.preset, arguments.overrides)
+    check_early(spec, arguments.output)
+    run = start_run(spec, output=arguments.output, resume=arguments.resume, suffix="")
+    with native_log_to(run.log_file):
+        from keras_transfer.experiments.self_supervision import run_pretraining
+        from keras_transfer.reporting.reporter import TerminalReporter
+
+        terminal = TerminalReporter()
+        run_pretraining(spec, run, reporter=terminal)
+        # A path with a separator, because a name without one is that of a backbone.
+        path = run.path if len(run.path.parts) > 1 else f"./{run.path}"
+        terminal.info(f"Pretrained trunk: model.backbone={path}")
+
+
+def _pretrain_on_letters(arguments: argparse.Namespace) -> None:
     presets = PRESETS / "pretraining"
     spec = load(PretrainSpec, arguments.preset, presets=presets)
     spec = override(spec, parse_assignments(arguments.overrides))

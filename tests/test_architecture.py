@@ -29,6 +29,7 @@ LEVELS = {
     "keras_transfer.features": 4,
     "keras_transfer.training": 4,
     "keras_transfer.methods": 5,
+    "keras_transfer.pretext": 5,
     "keras_transfer.export": 6,
     "keras_transfer.inference": 6,
     "keras_transfer.experiments": 7,

@@ -78,7 +78,7 @@ def load_embedded(trunk: Trunk, file: Path) -> dict[str, Any]:
 
     Raises WeightsError if the archive differs from its record, or does not fit.
     """
-    record = _read_record(file)
+    record = read_record(file)
     variables = _named_variables(trunk)
     with np.load(file, allow_pickle=False) as archive:
         shapes = {key: archive[key].shape for key in archive.files}
@@ -97,7 +97,7 @@ def load_embedded(trunk: Trunk, file: Path) -> dict[str, Any]:
     return record
 
 
-def _read_record(file: Path) -> dict[str, Any]:
+def read_record(file: Path) -> dict[str, Any]:
     """The record of an archive; WeightsError unless it has this archive's digest."""
     beside = file.with_suffix(".json")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -148,6 +148,13 @@ def load_run(path: str | Path) -> LoadedRun:
             received=f"{folder.study_file.name}",
             fix="train without folds, seeds and halvings",
         )
+    if folder.pretraining_file.is_file():
+        raise RunError(
+            f"{folder.path} is a pretrained trunk, which predicts nothing",
+            expected="the folder of a run",
+            received=f"{folder.pretraining_file.name}",
+            fix=f"train on labelled images with model.backbone={folder.path}",
+        )
     class_names = folder.read_class_names()
     spec = load_spec(folder.path)
     check_spec_hash(spec, folder)

@@ -8,7 +8,8 @@
     export/1/          the SavedModel            checkpoint/       only during training
 
 A folder with spec.json is a run; it is complete when it has metrics.json. Folders of studies and
-searches also have spec.json; they are complete when they have study.json or search.json.
+searches also have spec.json; they are complete when they have study.json or search.json, and those
+of pretrainings when they have pretraining.json.
 """
 
 import csv
@@ -190,6 +191,10 @@ class RunFolder:
         return self.path / "search.json"
 
     @property
+    def pretraining_file(self) -> Path:
+        return self.path / "pretraining.json"
+
+    @property
     def history_file(self) -> Path:
         return self.path / "history.csv"
 
@@ -219,10 +224,9 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run, study or search has finished."""
-        return any(
-            file.is_file() for file in (self.metrics_file, self.study_file, self.search_file)
-        )
+        """Whether the run, study, search or pretraining has finished."""
+        last = (self.metrics_file, self.study_file, self.search_file, self.pretraining_file)
+        return any(file.is_file() for file in last)
 
     def replacing(self, name: str) -> AbstractContextManager[Path]:
         """Write one file or folder atomically: `with run.replacing("model.keras") as path: …`.

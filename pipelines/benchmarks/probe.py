@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from keras_transfer.config import override
 from keras_transfer.data.datasets import Pixels
+from keras_transfer.errors import DataError
 from keras_transfer.experiments.session import open_session
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.models.forward import forward_pixels
@@ -43,8 +44,8 @@ def probe(
     A seed draws the labelled images, stratified, and the random trunk's weights.
 
     Raises:
-        DataError, SpecError, WeightsError: as in a run.
-        ValueError: there are fewer labels than classes, or no image is left to evaluate on.
+        DataError: there are fewer labels than classes, or no image is left to evaluate on.
+        SpecError, WeightsError: as in a run.
     """
     with open_session(spec, reporter=reporter) as session:
         records, pixels, _ = session.read_images()
@@ -59,7 +60,8 @@ def probe(
             random = pooled_features(override(random_spec, {"seed": seed}), session.task, pixels)
             for name, features in {**fixed, "random weights": random}.items():
                 for num_labels in label_counts:
-                    accuracy = _accuracy(features, labels, num_labels, seed)
+                    train, others = draw_labelled(labels, num_labels, seed)
+                    accuracy = score(features, labels, train, others)
                     result.setdefault((name, num_labels), []).append(accuracy)
             reporter.info(f"Seed {seed} of {num_seeds} is done.")
     return [Probe(name, number, tuple(values)) for (name, number), values in result.items()]
@@ -74,10 +76,28 @@ def pooled_features(spec: RunSpec, task: Task, pixels: Pixels) -> np.ndarray:
     return forward_pixels(trunk, pixels)
 
 
-def _accuracy(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) -> float:
-    train, test = train_test_split(
-        np.arange(len(labels)), train_size=num_labels, stratify=labels, random_state=seed
+def draw_labelled(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `count` labelled images, stratified, and of all others.
+
+    Raises:
+        DataError: there are fewer labels than classes, or no other image is left.
+    """
+    num_classes = len(np.unique(labels))
+    if not num_classes <= count <= len(labels) - num_classes:
+        raise DataError(
+            f"{count} images cannot be drawn as labelled ones",
+            expected=f"from {num_classes}, the number of classes, to {len(labels) - num_classes}",
+            received=f"{count} of {len(labels)} images",
+            fix="change --labels",
+        )
+    train, others = train_test_split(
+        np.arange(len(labels)), train_size=count, stratify=labels, random_state=seed
     )
+    return train, others
+
+
+def score(features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
+    """The accuracy on the rows `test` of a logistic regression that was fitted on `train`."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     probe.fit(features[train], labels[train])
     return float(probe.score(features[test], labels[test]))

@@ -1,0 +1,1 @@
+"""Pretext tasks: what a trunk learns from images without labels."""
