@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import keras
+
 from keras_transfer.backbones.record import Trunk
 from keras_transfer.data.records import Records, counted
 from keras_transfer.data.splits import Splits
@@ -165,11 +167,11 @@ def describe_model(spec: RunSpec, classifier: Classifier) -> str:
 
 
 def _describe_adapters(trunk: Trunk) -> str:
-    sizes = {layer.name: layer.count_params() for layer in trunk.layers if layer.name in trunk.added}
-    size = sum(sizes.values())
-    num_adapters = sum(1 for name in sizes if name.endswith("_sum"))
+    added = [layer for layer in trunk.layers if layer.name in trunk.added]
+    size = sum(layer.count_params() for layer in added)
     share = size / (trunk.num_parameters - size)
-    return f"{num_adapters} adapters have {size:,} weights, {100 * share:.1f} % of the trunk's."
+    num_sums = sum(isinstance(layer, keras.layers.Add) for layer in added)
+    return f"{num_sums} adapters have {size:,} weights, {100 * share:.1f} % of the trunk's."
 
 
 def _describe_batchnorm(spec: RunSpec) -> str:

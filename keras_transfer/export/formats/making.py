@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from keras_transfer.config import load_spec
 from keras_transfer.devices import speed_up_imports
 from keras_transfer.devices.subprocess_call import describe_status
 from keras_transfer.errors import ExportError
@@ -32,7 +33,7 @@ KERAS_EXPORT_FOLDER: Final = "keras_export"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The `formats` to write of the model in `model_file`, next to the contract in `folder`.
+    """The `formats` to write of the model in a run's `model_file`, beside the contract in `folder`.
 
     `images` is a .npy file, uint8 [N, S, S, 3] of the training split, for ranges; `validation` a
     .npz file with `pixels` and `values`, for formats of mixed precision. `scratch` is a folder for
@@ -117,6 +118,7 @@ def _make(job: Job) -> None:
         np.load(job.images),
         job.scratch,
         _read_validation(job.validation),
+        load_spec(job.model_file.parent),
         lambda text: _report(info=text),
     )
     for name in job.formats:

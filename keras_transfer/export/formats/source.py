@@ -15,6 +15,7 @@ from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import activate_in_graph
 from keras_transfer.models.folding import fold
+from keras_transfer.specs import RunSpec
 from keras_transfer.tasks.task import Task
 
 
@@ -24,7 +25,8 @@ class Source:
 
     `images` are uint8 [N, S, S, 3] of the training split, for the ranges of activations;
     `validation` are images of the run with their target values, for choices; `scratch` is a folder
-    for files that several formats need. `say` is called with a sentence on what was chosen.
+    for files that several formats need. `spec` is that of the run. `say` is called with a
+    sentence on what was chosen.
     """
 
     model: keras.Model
@@ -32,6 +34,7 @@ class Source:
     images: np.ndarray
     scratch: Path
     validation: tuple[np.ndarray, np.ndarray]
+    spec: RunSpec
     say: Callable[[str], None]
 
     @property
