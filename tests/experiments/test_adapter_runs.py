@@ -44,9 +44,9 @@ def write_difference(loaded, folder):
     """The difference file of a loaded run, in a folder with its contract."""
     folder.mkdir()
     loaded.contract.write(folder)
-    nothing = np.empty(0)
+    nothing, run_folder = np.empty(0), loaded.folder.path
     source = Source(
-        loaded.model, loaded.contract, nothing, folder, (nothing, nothing), loaded.spec, print
+        loaded.model, loaded.contract, nothing, folder, (nothing, nothing), run_folder, print
     )
     difference_format.write(source, folder / "model.difference", precision="float32")
     return folder / "model.difference"
@@ -160,6 +160,6 @@ def test_scales_and_offsets_alone_are_a_difference(run, tmp_path):
     file = write_difference(replace(loaded, model=model), tmp_path / "affine")
     with np.load(file) as content:
         kept = {name[1:] for name in content.files if name != "header"}
-    assert kept == {"small2_bn/gamma", "logits/kernel"}
+    assert kept == {"small2_bn/gamma", "logits/kernel", "logits/bias"}
     expected = replace(loaded, model=model)(pixels_of())
     np.testing.assert_array_equal(open_runtime(file)(pixels_of()), expected)

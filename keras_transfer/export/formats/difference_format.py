@@ -32,7 +32,9 @@ def write(source: "Source", target: Path, *, precision: str) -> None:  # noqa: A
     """
     import dataclasses
 
-    spec = source.spec
+    from keras_transfer.config import load_spec
+
+    spec = load_spec(source.run)
     trunk = _trunk_arrays(spec.model, image_size=spec.data.image_size, seed=spec.seed)
     place_of = {_key(array): place for place, array in enumerate(trunk)}
     values = {variable.path: np.array(variable) for variable in source.model.variables}

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_transfer.config import load_spec
 from keras_transfer.devices import speed_up_imports
 from keras_transfer.devices.subprocess_call import describe_status
 from keras_transfer.errors import ExportError
@@ -118,7 +117,7 @@ def _make(job: Job) -> None:
         np.load(job.images),
         job.scratch,
         _read_validation(job.validation),
-        load_spec(job.model_file.parent),
+        job.model_file.parent,
         lambda text: _report(info=text),
     )
     for name in job.formats:

@@ -15,7 +15,6 @@ from keras_transfer.backbones.preprocess import Preprocess
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.saved_model.network import activate_in_graph
 from keras_transfer.models.folding import fold
-from keras_transfer.specs import RunSpec
 from keras_transfer.tasks.task import Task
 
 
@@ -25,7 +24,7 @@ class Source:
 
     `images` are uint8 [N, S, S, 3] of the training split, for the ranges of activations;
     `validation` are images of the run with their target values, for choices; `scratch` is a folder
-    for files that several formats need. `spec` is that of the run. `say` is called with a
+    for files that several formats need. `run` is the run's folder. `say` is called with a
     sentence on what was chosen.
     """
 
@@ -34,7 +33,7 @@ class Source:
     images: np.ndarray
     scratch: Path
     validation: tuple[np.ndarray, np.ndarray]
-    spec: RunSpec
+    run: Path
     say: Callable[[str], None]
 
     @property
