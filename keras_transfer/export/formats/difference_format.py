@@ -32,12 +32,15 @@ def write(source: "Source", target: Path, *, precision: str) -> None:  # noqa: A
     """
     import dataclasses
 
+    from keras_transfer.backbones.graph import is_random_state
     from keras_transfer.config import load_spec
 
     spec = load_spec(source.run)
     trunk = _trunk_arrays(spec.model, image_size=spec.data.image_size, seed=spec.seed)
     place_of = {_key(array): place for place, array in enumerate(trunk)}
-    values = {variable.path: np.array(variable) for variable in source.model.variables}
+    # The state of dropout has another name in every build, and predictions do not depend on it.
+    variables = [one for one in source.model.variables if not is_random_state(one)]
+    values = {variable.path: np.array(variable) for variable in variables}
     shared = {
         path: place
         for path, value in values.items()
@@ -81,6 +84,7 @@ def _restore(path: Path) -> "keras.Model":
     import keras
 
     import keras_transfer.backbones.preprocess  # noqa: F401  registers the layer
+    from keras_transfer.backbones.graph import is_random_state
     from keras_transfer.specs import ModelSpec
     from keras_transfer.tasks.registry import register_layers
 
@@ -95,6 +99,8 @@ def _restore(path: Path) -> "keras.Model":
         raise _other_trunk(path, spec, header["digest"], received)
     model = keras.models.model_from_json(header["graph"])
     for variable in model.variables:
+        if is_random_state(variable):
+            continue
         place = shared.get(variable.path)
         variable.assign(arrays[variable.path] if place is None else trunk[place])
     return model
