@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="run folder, SavedModel folder, or .onnx, .tflite, .xml, .keras file",
+        help="run folder, SavedModel folder, or .onnx, .tflite, .xml, .keras, .difference file",
     )
     parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder or - for stdin")
     parser.add_argument(

@@ -56,7 +56,7 @@ def command(*fits: Fit, audit: dict[str, str] | None = None) -> list[str]:
     return [sys.executable, __file__, *map(json.dumps, jobs)]
 
 
-def fit(job: Fit) -> dict:
+def fit(job: Fit) -> dict:  # noqa: PLR0915
     """Train; figures of every epoch."""
     import keras
     import tensorflow as tf
@@ -68,6 +68,7 @@ def fit(job: Fit) -> dict:
     from keras_transfer.data.splits import Splits
     from keras_transfer.devices import set_up
     from keras_transfer.features.phase_inputs import PhaseInputs
+    from keras_transfer.methods.networks import prepare_classifier
     from keras_transfer.methods.registry import make_methods
     from keras_transfer.reporting.reporter import SilentReporter
     from keras_transfer.specs import (
@@ -82,7 +83,7 @@ def fit(job: Fit) -> dict:
     from keras_transfer.storage.cache import Cache
     from keras_transfer.storage.run_folder import RunFolder
     from keras_transfer.tasks.single_label import SingleLabel
-    from keras_transfer.training.fitting import fit_phases, prepare_classifier
+    from keras_transfer.training.fitting import fit_phases
 
     keras.utils.clear_session()  # Weights are compared by their names.
     BACKBONES[SMALL.name] = SMALL

@@ -87,12 +87,14 @@ class Trunk:
 
     `output` is the feature map `[B, side, side, channels]` of the last kept stage. `stages` maps
     each kept stage, from bottom to top, to its layers in the order of the graph; the input and
-    `Preprocess` have no variables and belong to none.
+    `Preprocess` have no variables and belong to none. `added` are the names of layers among them
+    that a method added: see `backbones.adapters`.
     """
 
     backbone: Backbone
     output: keras.KerasTensor
     stages: Mapping[str, tuple[keras.layers.Layer, ...]]
+    added: tuple[str, ...] = ()
 
     @property
     def last_stage(self) -> str:

@@ -50,6 +50,7 @@ from keras_transfer.features.extraction import WorkerPool, this_process
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
 from keras_transfer.features.source import Source
 from keras_transfer.methods.method import Method
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.classifier import Classifier, build_classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
@@ -60,7 +61,6 @@ from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.storage.shards import Rows
 from keras_transfer.tasks.registry import make_task, read_task, restore_task
 from keras_transfer.tasks.task import Task
-from keras_transfer.training.fitting import prepare_classifier
 
 _PIXELS_SHARE: Final = 0.5
 """Largest share of the cache that decoded images may use: features need space as well."""

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import keras
+
+from keras_transfer.backbones.record import Trunk
 from keras_transfer.data.records import Records, counted
 from keras_transfer.data.splits import Splits
 from keras_transfer.data.targets import Targets
@@ -153,7 +156,7 @@ def _describe_balance(spec: RunSpec, records: Records, splits: Splits) -> Iterat
 
 
 def describe_model(spec: RunSpec, classifier: Classifier) -> str:
-    """Trunk, weights, stages and BatchNormalization, and how a model file was read."""
+    """Trunk, weights, stages, BatchNormalization, adapters, and how a model file was read."""
     stages = [stage for stage in classifier.stages if stage != HEAD]
     weights = {
         "imagenet": "ImageNet weights",
@@ -163,11 +166,22 @@ def describe_model(spec: RunSpec, classifier: Classifier) -> str:
         OWN_WEIGHTS: "its own weights",
     }.get(spec.model.weights, f"weights from {find_file(spec.model.weights)}")
     backbone = classifier.trunk.backbone
+    sentences = [f"BatchNormalization {_describe_batchnorm(spec)}."]
+    if classifier.trunk.added:
+        sentences.append(_describe_adapters(classifier.trunk))
     return (
         f"{backbone.name} with {weights}, stages {', '.join(stages)}, and a "
         f"{spec.model.head} head: {classifier.model.count_params():,} parameters; "
-        + " ".join([f"BatchNormalization {_describe_batchnorm(spec)}.", *backbone.notes])
+        + " ".join([*sentences, *backbone.notes])
     )
+
+
+def _describe_adapters(trunk: Trunk) -> str:
+    added = [layer for layer in trunk.layers if layer.name in trunk.added]
+    size = sum(layer.count_params() for layer in added)
+    share = size / (trunk.num_parameters - size)
+    num_sums = sum(isinstance(layer, keras.layers.Add) for layer in added)
+    return f"{num_sums} adapters have {size:,} weights, {100 * share:.1f} % of the trunk's."
 
 
 def _describe_batchnorm(spec: RunSpec) -> str:

@@ -22,12 +22,13 @@ from keras_transfer.errors import DivergedError
 from keras_transfer.experiments.session import Session
 from keras_transfer.experiments.summary import describe_cache
 from keras_transfer.features.phase_inputs import PhaseInputs, Pool, refits
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.methods.registry import check_repeatable, make_methods
 from keras_transfer.models.classifier import Classifier, Rebuilder
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec, SearchSpec
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
+from keras_transfer.training.fitting import Outcome, fit_phases
 from keras_transfer.training.refitting import Refit, initial_weights, refit
 
 SINGLE: Final = {"folds": 1, "seeds": 1, "halvings": 0}

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import keras
 
+from keras_transfer.backbones.adapters import Adapters
 from keras_transfer.specs import PhaseSpec, RunSpec
 from keras_transfer.training.objective import PhaseMethod
 
@@ -66,6 +67,10 @@ class MethodDefaults:
     def num_views(self, phase: PhaseSpec, available: int) -> int:
         """One view in each epoch."""
         return min(available, phase.epochs)
+
+    def adapters(self, phase: PhaseSpec, number: int) -> Adapters | None:  # noqa: ARG002
+        """None: it trains the network as it is."""
+        return None
 
     def finish(self, model: keras.Model) -> None:
         """Change nothing."""

@@ -15,6 +15,7 @@ METHODS: Final = {
     "distill": "keras_transfer.methods.distill:Distill",
     "l2_sp": "keras_transfer.methods.l2_sp:L2SP",
     "affine": "keras_transfer.methods.affine:Affine",
+    "adapters": "keras_transfer.methods.adapters:AdapterTraining",
     "mixup": "keras_transfer.methods.mixup:Mixup",
     "prune": "keras_transfer.methods.prune:Prune",
     "private": "keras_transfer.methods.private:Private",

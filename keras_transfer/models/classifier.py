@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_transfer.backbones.adapters import Adapters, insert_adapters
 from keras_transfer.backbones.record import Trunk
 from keras_transfer.backbones.registry import get_backbone
 from keras_transfer.backbones.stages import stages_from
@@ -74,7 +75,13 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def build_classifier(
-    spec: ModelSpec, *, image_size: int, channels: int = COLOURS, task: Task, seed: int
+    spec: ModelSpec,
+    *,
+    image_size: int,
+    channels: int = COLOURS,
+    task: Task,
+    seed: int,
+    adapters: Adapters | None = None,
 ) -> Classifier:
     """Build the graph and load the trunk's weights.
 
@@ -83,31 +90,44 @@ def build_classifier(
         channels: values of each pixel, usually red, green and blue.
         task: makes the head; its names give the model its name (`class_names.model_name`).
         seed: of initial weights and of dropout.
+        adapters: layers to add to the trunk; None for none.
 
     Raises:
-        SpecError: unknown backbone or stage, or an image too small for the trunk.
+        SpecError: unknown backbone or stage, adapters that do not fit, or an image too small for
+            the trunk.
         WeightsError: the trunk's weights are missing or do not fit.
     """
-    inputs, trunk = put_trunk(spec, image_size=image_size, channels=channels, seed=seed)
+    inputs, trunk = put_trunk(
+        spec, image_size=image_size, channels=channels, seed=seed, adapters=adapters
+    )
     return put_head(spec, inputs, trunk, task=task, seed=seed)
 
 
 def put_trunk(
-    spec: ModelSpec, *, image_size: int, channels: int, seed: int
+    spec: ModelSpec,
+    *,
+    image_size: int,
+    channels: int,
+    seed: int,
+    adapters: Adapters | None = None,
 ) -> tuple[keras.KerasTensor, Trunk]:
     """Input and trunk of a classifier; see `build_classifier`."""
     spec = resolve_model(spec)
     backbone = get_backbone(spec.backbone, preprocess=spec.preprocess)
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((image_size, image_size, channels), name="image", dtype="float32")
+    # A trunk that is copied is on an input of its own: it would stay in memory with the other one.
+    images = keras.Input(inputs.shape[1:], dtype=inputs.dtype) if adapters else inputs
     with scope():
         trunk = build_trunk(
             backbone,
-            inputs,
+            images,
             last_stage=spec.last_stage,
             weights=spec.weights,
             channel_weights=spec.channel_weights,
         )
+        if adapters:
+            trunk = insert_adapters(trunk, images, inputs, adapters)
     return inputs, trunk
 
 
@@ -139,8 +159,18 @@ class _Kept:
     random_states: tuple[Any, Any]
 
     @classmethod
-    def built(cls, spec: ModelSpec, *, image_size: int, channels: int, seed: int) -> "_Kept":
-        inputs, trunk = put_trunk(spec, image_size=image_size, channels=channels, seed=seed)
+    def built(
+        cls,
+        spec: ModelSpec,
+        *,
+        image_size: int,
+        channels: int,
+        seed: int,
+        adapters: Adapters | None,
+    ) -> "_Kept":
+        inputs, trunk = put_trunk(
+            spec, image_size=image_size, channels=channels, seed=seed, adapters=adapters
+        )
         states = random.getstate(), np.random.get_state()
         return cls(inputs, trunk, [np.array(v) for v in _variables(trunk)], states)
 
@@ -161,8 +191,9 @@ class Rebuilder:
     """Builds one classifier after another, each equal to what `build_classifier` returns.
 
     Building a trunk and loading its weights takes seconds. While backbone, last stage, weights,
-    preprocessing, size and seed stay the same, only the head is new, and the trunk's weights are
-    restored. Use one classifier at a time: the next call reuses the layers of the one before.
+    preprocessing, size, seed and adapters stay the same, only the head is new, and the trunk's
+    weights are restored. Use one classifier at a time: the next call reuses the layers of the one
+    before.
     """
 
     def __init__(self) -> None:
@@ -170,16 +201,25 @@ class Rebuilder:
         self._kept: _Kept | None = None
 
     def __call__(
-        self, spec: ModelSpec, *, image_size: int, channels: int = COLOURS, task: Task, seed: int
+        self,
+        spec: ModelSpec,
+        *,
+        image_size: int,
+        channels: int = COLOURS,
+        task: Task,
+        seed: int,
+        adapters: Adapters | None = None,
     ) -> Classifier:
         """See `build_classifier`."""
         policy = keras.config.dtype_policy().name
         # Also the seed: random trunks depend on it, and so do heads, which are drawn after them.
         trunk = (spec.backbone, spec.last_stage, spec.weights, spec.preprocess)
-        key = (*trunk, spec.channel_weights, image_size, channels, seed, policy)
+        key = (*trunk, spec.channel_weights, image_size, channels, seed, policy, adapters)
         if self._kept is None or self._key != key:
             self._kept = None  # Free the old trunk first: two may not fit into memory.
-            self._kept = _Kept.built(spec, image_size=image_size, channels=channels, seed=seed)
+            self._kept = _Kept.built(
+                spec, image_size=image_size, channels=channels, seed=seed, adapters=adapters
+            )
             self._key = key
         self._kept.restore()
         return put_head(spec, self._kept.inputs, self._kept.trunk, task=task, seed=seed)

@@ -75,7 +75,11 @@ class Rotation:
         """A classifier of four turns; see `Kind.prepare`."""
         task = SingleLabel(NAMES)
         classifier = build_classifier(
-            spec.model, image_size=spec.data.image_size, task=task, seed=spec.seed
+            spec.model,
+            image_size=spec.data.image_size,
+            channels=spec.data.channels,
+            task=task,
+            seed=spec.seed,
         )
         plain = images.examples
         rows = np.arange(len(NAMES) * len(plain.example_ids))

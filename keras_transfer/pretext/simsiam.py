@@ -125,8 +125,12 @@ class SimSiam:
 
     def prepare(self, images: UnlabelledImages, spec: RunSpec) -> Pretext:
         """The Siamese network; see `Kind.prepare`."""
-        size = spec.data.image_size
-        inputs, trunk = put_trunk(spec.model, image_size=size, seed=spec.seed)
+        inputs, trunk = put_trunk(
+            spec.model,
+            image_size=spec.data.image_size,
+            channels=spec.data.channels,
+            seed=spec.seed,
+        )
         with scope():
             projector = _projector()
             outputs = trunk.output
@@ -136,7 +140,7 @@ class SimSiam:
             stages = {**trunk.stages, HEAD: tuple(projector)}
             # There are no classes: the name stands for the target that is not used.
             classifier = Classifier(branch, trunk, stages, SingleLabel(("image",)))
-            model = _siamese(branch, size)
+            model = _siamese(branch)
         data = PretextData(
             spec,
             images.examples,
@@ -174,8 +178,8 @@ def _projector() -> list[layers.Layer]:
     ]
 
 
-def _siamese(branch: keras.Model, image_size: int) -> Siamese:
-    pairs = keras.Input((2, image_size, image_size, 3), name="pairs")
+def _siamese(branch: keras.Model) -> Siamese:
+    pairs = keras.Input((2, *branch.input_shape[1:]), name="pairs")
     predictor = [
         layers.Dense(HIDDEN, use_bias=False, name="predictor_1"),
         layers.BatchNormalization(name="predictor_1_bn"),

@@ -56,7 +56,7 @@ class Extractor:
         from keras_transfer.features.chunks import FeatureWriter
         from keras_transfer.features.phase_inputs import find_cuts
         from keras_transfer.features.source import features_key
-        from keras_transfer.training.fitting import prepare_classifier
+        from keras_transfer.methods.networks import prepare_classifier
 
         spec = self._spec
         if source.pixels.digest != pixels_key(spec.data).digest:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from keras_transfer.errors import ExportError, SpecError
-from keras_transfer.export.formats.registry import FORMATS, KERAS
+from keras_transfer.export.formats.registry import DIFFERENCE, FORMATS, KERAS
 from keras_transfer.fields import nearest, option
 from keras_transfer.storage.run_folder import version_folders
 
@@ -19,7 +19,9 @@ _BFLOAT16: Final = dataclasses.replace(
     FORMATS["openvino"], name="openvino_bfloat16", precision="bfloat16"
 )
 SERVED_FORMATS: Final = {
-    entry.name: entry for entry in (*FORMATS.values(), _BFLOAT16) if entry.kind is not KERAS
+    entry.name: entry
+    for entry in (*FORMATS.values(), _BFLOAT16)
+    if entry.kind not in (KERAS, DIFFERENCE)
 }
 """Formats that can compute in place of the SavedModel; OpenVINO's file also in bfloat16."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")

@@ -23,6 +23,9 @@ OWN_WEIGHTS: Final = "file"
 TEACHER: Final = "teacher"
 """The option of a phase's method that names model files, several separated by commas."""
 
+ADDING: Final = ("adapters",)
+"""Methods of a phase that add layers to the trunk."""
+
 SUFFIXES: Final = (".keras", ".h5", ".hdf5")
 
 _DEFAULTS: Final = ("", ModelSpec().weights, OWN_WEIGHTS)
@@ -124,9 +127,11 @@ def resolve_model(model: ModelSpec) -> ModelSpec:
         verify_checksums(
             file.parent, [_MODEL], error=WeightsError, fix="restore the file, or train again"
         )
-        source = load_spec(file.parent).model
-        if not names_file(source.backbone):
-            return _of_run(model, source, pinned)
+        spec = load_spec(file.parent)
+        # With layers that a phase added, the trunk is the one in the file.
+        is_plain = not any(phase.method in ADDING for phase in spec.phases)
+        if is_plain and not names_file(spec.model.backbone):
+            return _of_run(model, spec.model, pinned)
     return dataclasses.replace(model, backbone=pinned, weights=weights)
 
 

@@ -3,7 +3,6 @@
 After such a phase the weights with the lowest validation loss are chosen: see `selection`.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from keras_transfer.devices.profiling import Profiler
 from keras_transfer.evaluation.results import Gain, paired_gain
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
-from keras_transfer.models.classifier import Classifier, build_classifier
+from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -71,27 +70,6 @@ class Outcome:
     kept: bool
     history: list[dict[str, float]] = field(default_factory=list)
     privacy: dict[str, Any] | None = None
-
-
-def prepare_classifier(
-    spec: RunSpec,
-    task: Task,
-    *,
-    build: Callable[..., Classifier] = build_classifier,
-) -> Classifier:
-    """Build the spec's classifier, untrained.
-
-    `build` is `build_classifier`, or a `Rebuilder` where many are trained.
-
-    Raises:
-        SpecError: an unknown backbone or stage, in the model or in a phase, or too small images.
-        WeightsError: the trunk's weights are missing or do not fit.
-    """
-    size, channels = spec.data.image_size, spec.data.channels
-    classifier = build(spec.model, image_size=size, channels=channels, task=task, seed=spec.seed)
-    for number, phase in enumerate(spec.phases):
-        classifier.from_stage(phase.unfreeze, field=f"phases.{number}.unfreeze")
-    return classifier
 
 
 def fit_phases(
@@ -187,8 +165,8 @@ def run_phase(
     phase, method = phase_inputs.spec.phases[number], phase_inputs.methods[number]
     data, part = phase_inputs.for_phase(classifier, number)
     on_features, images = part is not classifier.model, phase_inputs.images(data)
-    head = classifier.stages[HEAD]
-    context = PhaseContext(data.spec, classifier.task, on_features, reporter, images, head)
+    head, added = classifier.stages[HEAD], classifier.trunk.added
+    context = PhaseContext(data.spec, classifier.task, on_features, reporter, images, head, added)
     objective = method.prepare(context, phase, part)
     predictor = keras.Model(part.input, part.output)
     result = None

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_transfer.backbones.adapters import Adapters
 from keras_transfer.data.datasets import Inputs, Transform
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import Reporter
@@ -93,7 +94,7 @@ class PhaseContext:
     """What a method may know of the run when a phase starts.
 
     `on_features` says whether the phase reads stored features, and not images. `head` has the
-    layers above the trunk.
+    layers above the trunk, `added` the names of those that methods added to it.
     """
 
     spec: RunSpec
@@ -102,6 +103,7 @@ class PhaseContext:
     reporter: Reporter
     images: PhaseImages
     head: Sequence[keras.layers.Layer] = ()
+    added: Sequence[str] = ()
 
 
 class PhaseMethod(Protocol):
@@ -124,6 +126,12 @@ class PhaseMethod(Protocol):
 
     def num_views(self, phase: PhaseSpec, available: int) -> int:
         """How many of the `available` views of a training image the phase reads."""
+
+    def adapters(self, phase: PhaseSpec, number: int) -> Adapters | None:
+        """The layers that phase `number` of a spec adds to the trunk.
+
+        The network has them before the first phase starts, with the outputs that it has without.
+        """
 
     def prepare(self, context: PhaseContext, phase: PhaseSpec, part: keras.Model) -> Objective:
         """What to train; `part` of the classifier maps the phase's inputs to logits.

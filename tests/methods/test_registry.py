@@ -11,7 +11,8 @@ from keras_transfer.errors import SpecError
 from keras_transfer.methods.method import Method
 from keras_transfer.methods.registry import METHODS, make_methods
 from keras_transfer.reporting.reporter import SilentReporter
-from keras_transfer.specs import RunSpec
+from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.storage.model_files import ADDING
 from keras_transfer.tasks.single_label import SingleLabel
 from keras_transfer.training.objective import Objective, PhaseContext
 
@@ -44,7 +45,7 @@ def method(request, teacher) -> Method:
     phase = {"name": "last", "method": request.param}
     if request.param == "distill":
         phase["method_options"] = {"teacher": teacher, "solve": False}
-    if request.param == "affine":
+    if request.param in ("affine", "adapters"):
         phase["unfreeze"] = "last"
     changes = {"phases": [phase], "training.refit": False}
     methods = make_methods(override(RunSpec(), changes))
@@ -68,6 +69,11 @@ def test_every_row_names_a_class_that_carries_the_row_s_name():
     for name, place in METHODS.items():
         module, _, attribute = place.partition(":")
         assert getattr(importlib.import_module(module), attribute).name == name
+
+
+def test_methods_that_add_layers_are_known_where_a_run_becomes_a_backbone(method):
+    adapters = method.adapters(PhaseSpec(unfreeze="last"), 0)
+    assert (adapters is not None) == (method.name in ADDING)
 
 
 def test_a_method_prepares_a_finite_loss_from_the_inputs_to_logits(method):

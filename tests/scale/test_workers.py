@@ -16,6 +16,7 @@ from keras_transfer.experiments.session import open_session
 from keras_transfer.features import chunks as chunks
 from keras_transfer.inference.prediction import identify, load_run, predict_files
 from keras_transfer.inference.writers import write_predictions
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.scale.environment import Environment
 from keras_transfer.scale.extraction import store_features
@@ -25,7 +26,7 @@ from keras_transfer.specs import CacheSpec, DataSpec, ModelSpec, PhaseSpec, RunS
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.registry import describe_task, read_task
 from keras_transfer.tasks.single_label import SingleLabel
-from keras_transfer.training.fitting import fit_phases, prepare_classifier
+from keras_transfer.training.fitting import fit_phases
 
 # Workers optimize their graphs, and the same bits are wanted.
 pytestmark = pytest.mark.graph_optimizer

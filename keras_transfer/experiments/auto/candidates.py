@@ -21,9 +21,9 @@ from keras_transfer.experiments.rank.latency import latencies_ms
 from keras_transfer.features.phase_inputs import HEAD_ONLY, find_head_cut
 from keras_transfer.features.prefix import COMPARED, Prefix
 from keras_transfer.fields import nearest
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.specs import AutoSpec, RunSpec
 from keras_transfer.tasks.task import Task
-from keras_transfer.training.fitting import prepare_classifier
 
 _SHARE: Final = 0.1
 _MOST_SECONDS: Final = 30.0

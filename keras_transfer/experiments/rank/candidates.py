@@ -10,6 +10,7 @@ from keras_transfer.errors import SpecError
 from keras_transfer.experiments.rank.source_head import SourceHead, load_source_head
 from keras_transfer.features.phase_inputs import HEAD_ONLY, find_head_cut
 from keras_transfer.fields import nearest
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.specs import CandidateSpec, RankSpec, RunSpec
@@ -21,7 +22,6 @@ from keras_transfer.storage.model_files import (
     title,
 )
 from keras_transfer.tasks.task import Task
-from keras_transfer.training.fitting import prepare_classifier
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from keras_transfer.errors import DivergedError
 from keras_transfer.experiments.session import open_session
 from keras_transfer.experiments.trial_runner import TrialRunner, without_test
 from keras_transfer.experiments.tune.space import check_space, declare, values_of
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.registry import make_task
-from keras_transfer.training.fitting import prepare_classifier
 
 
 class TransferHyperModel(keras_tuner.HyperModel):

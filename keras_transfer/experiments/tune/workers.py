@@ -29,11 +29,11 @@ from keras_transfer.experiments.tune.tuner import (
 )
 from keras_transfer.experiments.tune.worker_roles import is_worker
 from keras_transfer.fields import parse_duration
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.models.classifier import Rebuilder
 from keras_transfer.reporting.reporter import Reporter, SilentReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.training.fitting import prepare_classifier
 
 _POLL_SECONDS: Final = 0.5
 _MOST_RESTARTS: Final = 5

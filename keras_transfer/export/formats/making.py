@@ -32,7 +32,7 @@ KERAS_EXPORT_FOLDER: Final = "keras_export"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The `formats` to write of the model in `model_file`, next to the contract in `folder`.
+    """The `formats` to write of the model in a run's `model_file`, beside the contract in `folder`.
 
     `images` is a .npy file, uint8 [N, S, S, C] of the training split, for ranges; `validation` a
     .npz file with `pixels` and `values`, for formats of mixed precision. `scratch` is a folder for
@@ -117,6 +117,7 @@ def _make(job: Job) -> None:
         np.load(job.images),
         job.scratch,
         _read_validation(job.validation),
+        job.model_file.parent,
         lambda text: _report(info=text),
     )
     for name in job.formats:

@@ -1,7 +1,7 @@
 """The table of formats that a run's network can be written in. Imports only the standard library.
 
-All but the .keras file map pixels uint8 [B, S, S, C] 0-255 to outputs float32 [B, K]: preprocessing
-and the activation of the logits are included.
+They map pixels uint8 [B, S, S, C] 0-255 to outputs float32 [B, K]: preprocessing and the activation
+of the logits are included. The .keras and the .difference file give logits of float32 pixels.
 """
 
 import importlib.util
@@ -51,6 +51,7 @@ OPENVINO: Final = Kind(
     module="openvino_format", runtime="openvino", libraries=(*_ONNX_LIBRARIES, "openvino")
 )
 KERAS: Final = Kind(module="keras_format", runtime="keras", blocked=(), gives_logits=True)
+DIFFERENCE: Final = Kind(module="difference_format", runtime="keras", blocked=(), gives_logits=True)
 SAVED_MODEL: Final = Kind(module="saved_model_format", runtime="tensorflow", blocked=_ISOLATED)
 KERAS_EXPORT: Final = Kind(
     module="saved_model_format", runtime="tensorflow", blocked=_ISOLATED, gives_logits=True
@@ -86,6 +87,7 @@ FORMATS: Final = {
         Format("openvino_int8", "model_int8.xml", "int8", OPENVINO),
         Format("openvino_mixed", "model_mixed.xml", MIXED, OPENVINO),
         Format("keras", "model.keras", "float32", KERAS),
+        Format("difference", "model.difference", "float32", DIFFERENCE),
     )
 }
 """By name, in the order in which they are written and shown."""

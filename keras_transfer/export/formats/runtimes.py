@@ -1,4 +1,4 @@
-"""Opens any artefact in this process: a SavedModel folder, .onnx, .tflite, .xml or .keras."""
+"""Opens any artefact in this process: the folder of a SavedModel, or a file of another format."""
 
 import importlib
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
-from keras_transfer.errors import ExportError
+from keras_transfer.errors import ExportError, KerasTransferError
 from keras_transfer.export.contract import FILE_NAME as CONTRACT_FILE
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import (
@@ -68,6 +68,7 @@ def open_runtime(
         precision: 'bfloat16' lets OpenVINO compute in it.
 
     Raises:
+        WeightsError, SpecError: the trunk of a difference file is missing, or another one.
         ExportError: it is not an artefact, its contract is missing or damaged, its library is not
             installed, it cannot be opened, it was changed, or it was written for other classes.
     """
@@ -91,6 +92,8 @@ def open_runtime(
         opened = module.open_artefact(path, num_threads=num_threads, **hint)
     except ImportError as error:
         raise missing_library([kind.runtime], what=f"{path} cannot be opened") from error
+    except KerasTransferError:  # Such as a trunk with other weights.
+        raise
     except Exception as error:  # Each library raises its own types of errors.
         raise ExportError(
             f"{path} cannot be opened by {kind.runtime}",

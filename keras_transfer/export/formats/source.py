@@ -24,7 +24,8 @@ class Source:
 
     `images` are uint8 [N, S, S, C] of the training split, for the ranges of activations;
     `validation` are images of the run with their target values, for choices; `scratch` is a folder
-    for files that several formats need. `say` is called with a sentence on what was chosen.
+    for files that several formats need. `run` is the run's folder. `say` is called with a
+    sentence on what was chosen.
     """
 
     model: keras.Model
@@ -32,6 +33,7 @@ class Source:
     images: np.ndarray
     scratch: Path
     validation: tuple[np.ndarray, np.ndarray]
+    run: Path
     say: Callable[[str], None]
 
     @property

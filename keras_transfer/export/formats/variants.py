@@ -150,8 +150,8 @@ def notes(names: Iterable[str], *, timed: bool) -> list[str]:
     """How the figures of a table were obtained; `names` are those of its rows."""
     sentences = [
         "Every format ran the test images in a separate process, without this package and, "
-        "except for the keras file, without Keras; agreement and |Δp| are with the model's own "
-        "outputs."
+        "except for the keras and difference files, without Keras; agreement and |Δp| are with the "
+        "model's own outputs."
     ]
     if timed:
         sentences.append(

@@ -28,11 +28,12 @@ from keras_transfer.experiments.session import open_session
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.features.phase_inputs import find_cuts
 from keras_transfer.features.prefix import choose
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.single_label import SingleLabel
-from keras_transfer.training.fitting import Outcome, fit_phases, prepare_classifier
+from keras_transfer.training.fitting import Outcome, fit_phases
 from keras_transfer.training.refitting import initial_weights, refit
 from pipelines.benchmarks.race.plain_recipe import (
     PlainRecipe,

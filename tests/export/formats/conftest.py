@@ -1,10 +1,12 @@
 """What the tests of formats share: one small classifier in every format, and its test images."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from keras_transfer.config import spec_to_dict
 from keras_transfer.data.reading import read_pixels
 from keras_transfer.errors import ExportError
 from keras_transfer.export.contract import Contract
@@ -12,6 +14,7 @@ from keras_transfer.export.formats.making import Job, make_formats
 from keras_transfer.export.formats.registry import FORMATS, check_libraries
 from keras_transfer.models.forward import predict_pixels
 from keras_transfer.reporting.reporter import SilentReporter
+from keras_transfer.specs import DataSpec, ModelSpec, RunSpec
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +53,9 @@ def made(
     (folder / "scratch").mkdir()
     contract.write(folder / "formats")
     classifier.save(folder / "model.keras")
+    model = ModelSpec(backbone="mobilenet_0.25", weights="none", last_stage="stage1")
+    spec = RunSpec(data=DataSpec(image_size=32), model=model)
+    (folder / "spec.json").write_text(json.dumps(spec_to_dict(spec)))
     np.save(folder / "train.npy", pixels)
     np.savez(folder / "validation.npz", pixels=pixels, values=expected.argmax(axis=1))
     job = Job(

@@ -56,7 +56,7 @@ def source(class_names, contract, pixels, tmp_path_factory):
     values = predict_pixels(model, pixels, activation="softmax").argmax(axis=1)
     assert len(np.unique(values)) > 1
     folder = tmp_path_factory.mktemp("mixed")
-    return Source(model, contract, pixels, folder, (pixels, values), lambda text: None)
+    return Source(model, contract, pixels, folder, (pixels, values), folder, lambda text: None)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_numbers_of_a_network_in_float32_are_not_rounded(contract, pixels, tmp_p
     task = Regression(("height", "width"), means=(10, 3000), deviations=(2, 500))
     numbers = dataclasses.replace(contract, class_names=task.names, task=describe_task(task))
     model, none = keras.Model(inputs, x), (np.empty(0), np.empty(0))
-    found = quantise(Source(model, numbers, pixels, tmp_path, none, lambda text: None))
+    found = quantise(Source(model, numbers, pixels, tmp_path, none, tmp_path, lambda text: None))
     (output,) = found.model.graph.output
     assert any(
         node.op_type == "DequantizeLinear" and output.name in node.output
