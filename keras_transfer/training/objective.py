@@ -3,8 +3,8 @@
 Methods are in `keras_transfer.methods`, above this package: phases get them ready made.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import keras
@@ -13,7 +13,7 @@ import numpy as np
 from keras_transfer.data.datasets import Inputs, Transform
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
 from keras_transfer.tasks.task import Task
 
@@ -22,6 +22,12 @@ Solve = Callable[[HeadFeatures, np.ndarray], LinearHead | None]
 
 Trains = Callable[[keras.layers.Layer], bool]
 """Whether a layer of an unfrozen stage trains."""
+
+
+Shares = Callable[[keras.Model, Iterable[Any]], Mapping[str, float]]
+"""From the model to fit and batches (inputs, encoded targets, weights) to the learning rate of each
+stage that trains, as a share of the phase's. Called before the first epoch, with the same weights
+where a phase is resumed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +52,9 @@ class Objective:
         trains: of each layer of the trunk's unfrozen stages whether it trains; None for the rule of
             `apply_phase`.
         decays: whether the phase's weight decay applies; False where `model` penalises weights.
+        shares: of the learning rate for each stage, in place of the phase's `layer_decay`.
+        average_epochs: epochs that a moving average of the weights covers, which stands in place of
+            them after each epoch; 0 for none.
     """
 
     model: keras.Model
@@ -59,6 +68,8 @@ class Objective:
     privacy: dict[str, Any] | None = None
     trains: Trains | None = None
     decays: bool = True
+    shares: Shares | None = None
+    average_epochs: float = 0.0
 
 
 class PhaseImages(Protocol):
@@ -92,8 +103,8 @@ class PhaseImages(Protocol):
 class PhaseContext:
     """What a method may know of the run when a phase starts.
 
-    `on_features` says whether the phase reads stored features, and not images. `head` has the
-    layers above the trunk.
+    `on_features` says whether the phase reads stored features, and not images. `stages` has the
+    classifier's layers by stage, from the bottom to 'head'.
     """
 
     spec: RunSpec
@@ -101,7 +112,12 @@ class PhaseContext:
     on_features: bool
     reporter: Reporter
     images: PhaseImages
-    head: Sequence[keras.layers.Layer] = ()
+    stages: Mapping[str, Sequence[keras.layers.Layer]] = field(default_factory=dict)
+
+    @property
+    def head(self) -> Sequence[keras.layers.Layer]:
+        """The layers above the trunk."""
+        return self.stages.get(HEAD, ())
 
 
 class PhaseMethod(Protocol):

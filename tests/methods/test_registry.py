@@ -1,5 +1,6 @@
 """What holds for every method of the registry, and how specs name them."""
 
+import dataclasses
 import importlib
 
 import keras
@@ -44,7 +45,7 @@ def method(request, teacher) -> Method:
     phase = {"name": "last", "method": request.param}
     if request.param == "distill":
         phase["method_options"] = {"teacher": teacher, "solve": False}
-    if request.param == "affine":
+    if request.param in ("affine", "bss", "surgical", "auto_rgn"):
         phase["unfreeze"] = "last"
     changes = {"phases": [phase], "training.refit": False}
     methods = make_methods(override(RunSpec(), changes))
@@ -54,8 +55,11 @@ def method(request, teacher) -> Method:
 
 def prepare(method: Method, part: keras.Model, *, on_features: bool = False) -> Objective:
     spec = RunSpec()
-    context = PhaseContext(spec, TASK, on_features, SilentReporter(), Images())
-    return method.prepare(context, spec.phases[-1], part)
+    _, *trunk, dense = part.layers
+    stages = {"stage1": trunk, "head": [dense]}
+    context = PhaseContext(spec, TASK, on_features, SilentReporter(), Images(), stages)
+    phase = dataclasses.replace(spec.phases[-1], train_batchnorm=True)
+    return method.prepare(context, phase, part)
 
 
 def make_part() -> keras.Model:
