@@ -93,6 +93,7 @@ class _OneBatch:
     """The batch as `PhaseImages` of a method; other networks do not run on it."""
 
     train_rows: np.ndarray
+    train_values: np.ndarray
     num_views: int | None
     test_digests: tuple[str, ...] = ()
 
@@ -108,7 +109,8 @@ def _try_phases(
     session: Session, classifier: Classifier, examples: Examples
 ) -> Iterator[tuple[str, ...]]:
     spec = session.spec
-    images = _OneBatch(np.arange(len(examples.targets)), spec.views.count)
+    values = examples.targets.values
+    images = _OneBatch(np.arange(len(values)), values, spec.views.count)
     stages = classifier.stages
     context = PhaseContext(spec, classifier.task, False, session.reporter, images, stages)
     num_devices = session.devices.num_devices

@@ -72,7 +72,7 @@ class BSS(MethodDefaults):
         """The task's loss and the penalty."""
         options = self.options
 
-        def term(features: Any, targets: Any) -> Any:  # noqa: ARG001
+        def term(features: Any, targets: Any, weights: Any) -> Any:  # noqa: ARG001
             return options.strength * smallest_squares(features, options.k)
 
         model = with_term(part, context.head, term)

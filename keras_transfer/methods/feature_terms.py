@@ -9,8 +9,9 @@ import keras
 from keras_transfer.backbones.graph import traced
 from keras_transfer.devices.strategy import current
 
-Term = Callable[[Any, Any], Any]
-"""From features [B, D] and encoded targets [B, K] of a batch to a scalar."""
+Term = Callable[[Any, Any, Any], Any]
+"""From features [B, D], encoded targets [B, K] and weights [B] of a batch to a scalar; copies that
+fill a batch weigh 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class TermModel(keras.Model):
         devices = current()
         # Keras adds up the gradients of the replicas.
         num_replicas = devices.num_devices if devices.strategy == "mirrored" else 1
-        return loss + self.feature_term.term(self._features, y) / num_replicas
+        return loss + self.feature_term.term(self._features, y, sample_weight) / num_replicas
 
 
 def with_term(part: keras.Model, head: Sequence[keras.layers.Layer], term: Term) -> TermModel:

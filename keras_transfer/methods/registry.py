@@ -15,6 +15,7 @@ METHODS: Final = {
     "distill": "keras_transfer.methods.distill:Distill",
     "l2_sp": "keras_transfer.methods.l2_sp:L2SP",
     "bss": "keras_transfer.methods.bss:BSS",
+    "co_tuning": "keras_transfer.methods.co_tuning:CoTuning",
     "affine": "keras_transfer.methods.affine:Affine",
     "surgical": "keras_transfer.methods.surgical:Surgical",
     "auto_rgn": "keras_transfer.methods.auto_rgn:AutoRGN",

@@ -80,6 +80,10 @@ class PhaseImages(Protocol):
         """Rows of the source that train, int64 [N]; those without labels come last."""
 
     @property
+    def train_values(self) -> np.ndarray:
+        """Target values [N, …] of the training rows that have labels."""
+
+    @property
     def num_labelled(self) -> int:
         """How many of the training rows have labels."""
 

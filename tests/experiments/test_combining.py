@@ -200,7 +200,6 @@ def test_changes_are_added_to_the_trunk_and_removed_from_it(runs, tmp_path):
     for of_head, model in ((True, tuned), (False, head)):
         own = weights_by_layer(rest, of_head=of_head)
         assert_close(own, weights_by_layer(model, of_head=of_head))
-    assert np.abs(weights_by_layer(tuned, of_head=False)[-2]).max() > 0
     assert any(
         np.abs(one - other).max() > 1e-3
         for one, other in zip(
@@ -258,5 +257,5 @@ def test_runs_that_do_not_fit_together_are_refused(runs, tmp_path):
             combine(*names, how=how, scale=scale)
     with pytest.raises(DataError, match="of the first"):
         combine("head", "split", how="add")
-    assert main([str(runs / "head"), str(runs / "tuned"), "how=add", "scale=much"]) == 1
+    assert main([str(runs / "head"), str(runs / "tuned"), "how=add", "scale=much"]) == 2
     assert not (tmp_path / "refused").exists()

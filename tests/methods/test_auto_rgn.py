@@ -69,7 +69,7 @@ def test_frozen_stages_have_no_share():
 
 def test_shares_are_those_of_the_phase_and_a_resumed_phase_has_the_same(tmp_path):
     classifier, _, reporter = train(tmp_path)
-    (sentence,) = [text for text in reporter.lines if "Learning rates of phase" in text]
+    (sentence,) = [text for text in reporter.said if "Learning rates of phase" in text]
     assert "1.0e-02" in sentence
     assert all(name in sentence for name in ("stage1", "stage2", "head"))
     expected = weights_by_stage(classifier)
@@ -77,7 +77,7 @@ def test_shares_are_those_of_the_phase_and_a_resumed_phase_has_the_same(tmp_path
     run.checkpoint_folder.mkdir()
     train(tmp_path, run=run, num_epochs=2)
     resumed, _, again = train(tmp_path, run=run)
-    assert sentence in again.lines
+    assert sentence in again.said
     for stage, values in expected.items():
         for one, other in zip(values, weights_by_stage(resumed)[stage], strict=True):
             np.testing.assert_array_equal(one, other)

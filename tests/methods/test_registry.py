@@ -23,6 +23,7 @@ class Images:
     """Three images whose stored features are zeros."""
 
     train_rows, num_labelled, num_views, test_digests = np.arange(3), 3, 1, ()
+    train_values = np.arange(3)
     dtype = np.dtype(np.float32)
 
     def read_frozen(self, cuts, image_size):
@@ -45,7 +46,9 @@ def method(request, teacher) -> Method:
     phase = {"name": "last", "method": request.param}
     if request.param == "distill":
         phase["method_options"] = {"teacher": teacher, "solve": False}
-    if request.param in ("affine", "bss", "surgical", "auto_rgn"):
+    if request.param == "co_tuning":
+        phase["method_options"] = {"source": teacher}
+    if request.param in ("co_tuning", "affine", "bss", "surgical", "auto_rgn"):
         phase["unfreeze"] = "last"
     changes = {"phases": [phase], "training.refit": False}
     methods = make_methods(override(RunSpec(), changes))
