@@ -176,7 +176,6 @@ def train_phase(
     progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)
     progress.num_parts, progress.least_epochs = num_parts, least_epochs
     progress.load()
-    batches = data.training(range(1), progress.num_parts)
     compiling = partial(
         compile_phase,
         classifier,
@@ -184,7 +183,7 @@ def train_phase(
         part=model,
         steps_per_epoch=data.steps_per_epoch,
         loss=loss,
-        shares=shares(model, batches) if shares else None,
+        shares=shares(model, data.training(range(1), progress.num_parts)) if shares else None,
         average_epochs=average_epochs,
     )
     watching = [*([Averages()] if average_epochs else []), progress, *callbacks]
