@@ -309,27 +309,32 @@ def combine(
     runs: Sequence[Run | str | os.PathLike[str]],
     *,
     how: str = "ensemble",
+    scale: float | None = None,
     output: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Combine finished runs on the same splits into one run, and compare it with each of them.
+    """Combine finished runs into one run, and compare it with each of them.
 
     The run's folder also has combination.json and combination.md.
 
     Args:
         runs: two or more runs or their folders.
-        how: 'ensemble' for the mean of probabilities, or 'soup' for the mean of the weights of
-            runs of one network. Runs are taken while the loss on validation falls.
+        how: 'ensemble' for the mean of probabilities, 'soup' for the mean of the weights of runs
+            of one network, 'line' for the best network between two; these have the same splits, and
+            runs are taken while the loss on validation falls. 'add' and 'negate' move the weights
+            of the first run by what the others changed of the same pretrained backbone.
+        scale: of 'add' and 'negate', what these changes are multiplied by, above 0 and at most 10;
+            None for the best of 0, 0.1, … 1 on validation.
         output: its folder; by default the next free one below saved_models/.
 
     Raises:
-        SpecError: `how` is unknown, or the runs do not fit together.
+        SpecError: `how` or `scale` cannot be used, or the runs do not fit together.
         DataError: the runs have other splits, or their images are missing or have changed.
         RunError, ExportError: as for `fine_tune`.
     """
     reporter = reporter or TerminalReporter()
     paths = [one.path if isinstance(one, Run) else os.fspath(one) for one in runs]
-    found = combine_runs(paths, how=how, output=output, reporter=reporter)
+    found = combine_runs(paths, how=how, scale=scale, output=output, reporter=reporter)
     if isinstance(reporter, TerminalReporter):
         show_combination(found, reporter)
     return Run(found.run.path)

@@ -17,7 +17,14 @@ from keras_transfer.backbones.stages import kept_stages, stages_from
 from keras_transfer.errors import DataError, KerasTransferError, RunError, check_all
 from keras_transfer.fields import similar_path
 from keras_transfer.specs import HEAD, ModelSpec, RunSpec
-from keras_transfer.storage.model_files import check_teachers, find_file, names_file, teachers_of
+from keras_transfer.storage.model_files import (
+    check_sources,
+    check_teachers,
+    find_file,
+    names_file,
+    sources_of,
+    teachers_of,
+)
 
 _COPIES: Final = 3
 _WITH_FILES: Final = ("folder", "csv")
@@ -33,8 +40,13 @@ def check_early(spec: RunSpec, output: str | None = None) -> None:
     Raises:
         KerasTransferError: one error for all that is wrong.
     """
-    teachers = [path for phase in spec.phases for path in teachers_of(phase.method_options)]
-    checks: list[Callable[[], object]] = [partial(check_teachers, [*dict.fromkeys(teachers)])]
+    options = [phase.method_options for phase in spec.phases]
+    teachers = [path for one in options for path in teachers_of(one)]
+    sources = [path for one in options for path in sources_of(one)]
+    checks: list[Callable[[], object]] = [
+        partial(check_teachers, [*dict.fromkeys(teachers)]),
+        partial(check_sources, [*dict.fromkeys(sources)]),
+    ]
     if spec.data.source in _WITH_FILES:
         checks.append(partial(check_images, spec.data.path, "data.path"))
     if spec.data.unlabelled:

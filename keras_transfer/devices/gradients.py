@@ -1,6 +1,6 @@
-"""Gradients by inputs, and compiled functions of tensors, which Keras has no function for."""
+"""Gradients by inputs and variables, and compiled functions of tensors, which Keras has not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,27 @@ def input_gradient(function: Callable[[Any], Any], inputs: Any) -> Any:
         tape.watch(inputs)
         total = ops.sum(function(inputs))
     return tape.gradient(total, inputs)
+
+
+def variable_gradients(
+    function: Callable[[], Any], variables: Sequence[keras.Variable]
+) -> list[Any]:
+    """The gradients of a scalar function of no arguments by variables that train."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        def of(values: list[Any]) -> Any:
+            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+                return function()
+
+        gradients: list[Any] = jax.grad(of)([variable.value for variable in variables])
+        return gradients
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        value = function()
+    tensors = [variable.value for variable in variables]
+    return list(tape.gradient(value, tensors, unconnected_gradients="zero"))
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from keras_transfer.experiments.session import Session, open_session
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import TerminalReporter
-from keras_transfer.specs import HEAD, RunSpec
+from keras_transfer.specs import RunSpec
 from keras_transfer.training.objective import PhaseContext
 from keras_transfer.training.optimizers import stage_rates
 from keras_transfer.training.phases import apply_phase, compile_phase
@@ -98,6 +98,7 @@ class _OneBatch:
     """The batch as `PhaseImages` of a method; other networks do not run on it."""
 
     train_rows: np.ndarray
+    train_values: np.ndarray
     num_views: int | None
     test_digests: tuple[str, ...] = ()
 
@@ -113,9 +114,10 @@ def _try_phases(
     session: Session, classifier: Classifier, examples: Examples
 ) -> Iterator[tuple[str, ...]]:
     spec = session.spec
-    images = _OneBatch(np.arange(len(examples.targets)), spec.views.count)
-    head = classifier.stages[HEAD]
-    context = PhaseContext(spec, classifier.task, False, session.reporter, images, head)
+    values = examples.targets.values
+    images = _OneBatch(np.arange(len(values)), values, spec.views.count)
+    stages = classifier.stages
+    context = PhaseContext(spec, classifier.task, False, session.reporter, images, stages)
     num_devices = session.devices.num_devices
     for phase, method in zip(spec.phases, session.methods, strict=True):
         objective = method.prepare(context, phase, classifier.model)
@@ -133,9 +135,10 @@ def _try_phases(
         )
         num_trainable = apply_phase(classifier, phase, trains=objective.trains)
         model, loss = objective.model, objective.loss
-        compile_phase(classifier, phase, part=model, steps_per_epoch=1, loss=loss)
+        shares = objective.shares(model, batch) if objective.shares else None
+        compile_phase(classifier, phase, part=model, steps_per_epoch=1, loss=loss, shares=shares)
         (value,) = model.fit(batch, shuffle=False, verbose=0).history["loss"]
-        rates = stage_rates(phase, classifier)
+        rates = stage_rates(phase, classifier, shares)
         unfrozen = "\n".join(rates)
         speed, epochs = "\n".join(f"{rate:.1e}" for rate in rates.values()), str(phase.epochs)
         if objective.solve and not objective.fits:

@@ -336,6 +336,11 @@ class TrainedImages:
         return self.data.train_rows
 
     @property
+    def train_values(self) -> np.ndarray:
+        """Those of the training split."""
+        return self.data.train_values
+
+    @property
     def num_labelled(self) -> int:
         """The size of the training split."""
         return len(self.data.splits.train)

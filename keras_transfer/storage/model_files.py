@@ -23,6 +23,9 @@ OWN_WEIGHTS: Final = "file"
 TEACHER: Final = "teacher"
 """The option of a phase's method that names model files, several separated by commas."""
 
+SOURCE: Final = "source"
+"""The option of a phase's method that names the file of the pretrained network's classifier."""
+
 ADDING: Final = ("adapters",)
 """Methods of a phase that add layers to the trunk."""
 
@@ -69,14 +72,20 @@ def check_digest(text: str) -> Path:
 
 
 def resolve(spec: RunSpec) -> RunSpec:
-    """The spec as a run keeps it: see `resolve_model`; also the teachers of phases get digests."""
+    """The spec as a run keeps it: see `resolve_model`; also files of methods get digests."""
     phases = tuple(
-        dataclasses.replace(phase, method_options={**phase.method_options, TEACHER: pinned})
-        if (pinned := ",".join(map(_pinned, teachers_of(phase.method_options))))
+        dataclasses.replace(phase, method_options={**phase.method_options, **pinned})
+        if (pinned := _pinned_options(phase.method_options))
         else phase
         for phase in spec.phases
     )
     return dataclasses.replace(spec, model=resolve_model(spec.model), phases=phases)
+
+
+def _pinned_options(options: Mapping[str, Any]) -> dict[str, str]:
+    """The options of a method that name files, with digests."""
+    named = {TEACHER: teachers_of(options), SOURCE: sources_of(options)}
+    return {name: ",".join(map(_pinned, paths)) for name, paths in named.items() if paths}
 
 
 def _pinned(path: str) -> str:
@@ -100,6 +109,23 @@ def teachers_of(options: Mapping[str, Any]) -> list[str]:
     """The paths of teachers in the options of a phase's method."""
     text = options.get(TEACHER)
     return [part.strip() for part in text.split(",")] if isinstance(text, str) and text else []
+
+
+def sources_of(options: Mapping[str, Any]) -> list[str]:
+    """The path of the source's classifier in the options of a phase's method, if there is one."""
+    text = options.get(SOURCE)
+    return [text] if isinstance(text, str) and text else []
+
+
+def check_sources(paths: Sequence[str]) -> None:
+    """Raise SpecError for paths of sources where no file is."""
+    if missing := [path for path in paths if not find_file(path).is_file()]:
+        raise SpecError(
+            "the file with the pretrained network's classifier does not exist",
+            expected="a run folder, a Keras model file, or a weights file (.h5) with its top",
+            received=", ".join(missing),
+            fix="correct the path in source",
+        )
 
 
 def _pin(file: Path) -> str:

@@ -14,7 +14,13 @@ from typing import Any
 from keras_transfer.config import load_spec, spec_to_dict
 from keras_transfer.errors import KerasTransferError, RunError
 from keras_transfer.specs import PretrainSpec, RunSpec
-from keras_transfer.storage.model_files import check_teachers, resolve, teachers_of
+from keras_transfer.storage.model_files import (
+    check_sources,
+    check_teachers,
+    resolve,
+    sources_of,
+    teachers_of,
+)
 from keras_transfer.storage.run_folder import RunFolder, describe_environment, latest, next_free
 
 DEFAULT_PARENT = Path("saved_models")
@@ -129,6 +135,7 @@ def _settled(spec: RunSpec) -> RunSpec:
     data = dataclasses.replace(spec.data, path=path, unlabelled=unlabelled)
     for phase in spec.phases:
         check_teachers(teachers_of(phase.method_options))
+        check_sources(sources_of(phase.method_options))
     return dataclasses.replace(resolve(spec), data=data)
 
 

@@ -14,7 +14,7 @@ from keras_transfer.evaluation.results import Gain, paired_gain
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import HEAD, RunSpec
+from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor, Task
 from keras_transfer.training.head_solution import solve_head
@@ -165,8 +165,8 @@ def run_phase(
     phase, method = phase_inputs.spec.phases[number], phase_inputs.methods[number]
     data, part = phase_inputs.for_phase(classifier, number)
     on_features, images = part is not classifier.model, phase_inputs.images(data)
-    head, added = classifier.stages[HEAD], classifier.trunk.added
-    context = PhaseContext(data.spec, classifier.task, on_features, reporter, images, head, added)
+    stages, added = classifier.stages, classifier.trunk.added
+    context = PhaseContext(data.spec, classifier.task, on_features, reporter, images, stages, added)
     objective = method.prepare(context, phase, part)
     predictor = keras.Model(part.input, part.output)
     result = None
@@ -195,6 +195,8 @@ def run_phase(
                 callbacks=[*objective.callbacks, *shown, *([profiler] if profiler else [])],
                 least_epochs=objective.least_epochs,
                 trains=objective.trains,
+                shares=objective.shares,
+                average_epochs=objective.average_epochs,
                 say=reporter.info,
             )
     method.finish(classifier.model)

@@ -3,8 +3,8 @@
 Methods are in `keras_transfer.methods`, above this package: phases get them ready made.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import keras
@@ -14,7 +14,7 @@ from keras_transfer.backbones.adapters import Adapters
 from keras_transfer.data.datasets import Inputs, Transform
 from keras_transfer.models.cuts import Cut
 from keras_transfer.reporting.reporter import Reporter
-from keras_transfer.specs import PhaseSpec, RunSpec
+from keras_transfer.specs import HEAD, PhaseSpec, RunSpec
 from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
 from keras_transfer.tasks.task import Task
 
@@ -23,6 +23,12 @@ Solve = Callable[[HeadFeatures, np.ndarray], LinearHead | None]
 
 Trains = Callable[[keras.layers.Layer], bool]
 """Whether a layer of an unfrozen stage trains."""
+
+
+Shares = Callable[[keras.Model, Iterable[Any]], Mapping[str, float]]
+"""From the model to fit and batches (inputs, encoded targets, weights) to the learning rate of each
+stage that trains, as a share of the phase's. Called before the first epoch, with the same weights
+where a phase is resumed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,9 @@ class Objective:
         trains: of each layer of the trunk's unfrozen stages whether it trains; None for the rule of
             `apply_phase`.
         decays: whether the phase's weight decay applies; False where `model` penalises weights.
+        shares: of the learning rate for each stage, in place of the phase's `layer_decay`.
+        average_epochs: epochs that a moving average of the weights covers, which stands in place of
+            them after each epoch; 0 for none.
     """
 
     model: keras.Model
@@ -60,6 +69,8 @@ class Objective:
     privacy: dict[str, Any] | None = None
     trains: Trains | None = None
     decays: bool = True
+    shares: Shares | None = None
+    average_epochs: float = 0.0
 
 
 class PhaseImages(Protocol):
@@ -68,6 +79,10 @@ class PhaseImages(Protocol):
     @property
     def train_rows(self) -> np.ndarray:
         """Rows of the source that train, int64 [N]; those without labels come last."""
+
+    @property
+    def train_values(self) -> np.ndarray:
+        """Target values [N, …] of the training rows that have labels."""
 
     @property
     def num_labelled(self) -> int:
@@ -93,8 +108,9 @@ class PhaseImages(Protocol):
 class PhaseContext:
     """What a method may know of the run when a phase starts.
 
-    `on_features` says whether the phase reads stored features, and not images. `head` has the
-    layers above the trunk, `added` the names of those that methods added to it.
+    `on_features` says whether the phase reads stored features, and not images. `stages` has the
+    classifier's layers by stage, from the bottom to 'head', `added` the names of those that
+    methods added to the trunk.
     """
 
     spec: RunSpec
@@ -102,8 +118,13 @@ class PhaseContext:
     on_features: bool
     reporter: Reporter
     images: PhaseImages
-    head: Sequence[keras.layers.Layer] = ()
+    stages: Mapping[str, Sequence[keras.layers.Layer]] = field(default_factory=dict)
     added: Sequence[str] = ()
+
+    @property
+    def head(self) -> Sequence[keras.layers.Layer]:
+        """The layers above the trunk."""
+        return self.stages.get(HEAD, ())
 
 
 class PhaseMethod(Protocol):

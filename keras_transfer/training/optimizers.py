@@ -1,5 +1,7 @@
 """Optimizers of a phase: schedule, weight decay and one learning rate per stage."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -11,11 +13,16 @@ UNDECAYED = ("bias", "gamma", "beta")
 """Variables without weight decay: shrinking a scale or an offset does not regularise."""
 
 
-def stage_rates(phase: PhaseSpec, classifier: Classifier) -> dict[str, float]:
+def stage_rates(
+    phase: PhaseSpec, classifier: Classifier, shares: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Peak learning rate of every stage that trains, bottom to top.
 
-    The head trains at `learning_rate`, each stage below at `layer_decay` times the one above.
+    The head trains at `learning_rate`, each stage below at `layer_decay` times the one above; with
+    `shares` each stage at its share of `learning_rate`.
     """
+    if shares is not None:
+        return {name: phase.learning_rate * share for name, share in shares.items()}
     names = classifier.from_stage(phase.unfreeze)
     depth = {name: len(names) - 1 - number for number, name in enumerate(names)}
     return {name: phase.learning_rate * phase.layer_decay ** depth[name] for name in names}
@@ -57,22 +64,34 @@ class PerStep(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_optimizer(
-    phase: PhaseSpec, classifier: Classifier, *, steps_per_epoch: int, num_parts: int = 1
+    phase: PhaseSpec,
+    classifier: Classifier,
+    *,
+    steps_per_epoch: int,
+    num_parts: int = 1,
+    shares: Mapping[str, float] | None = None,
+    average_epochs: float = 0.0,
 ) -> keras.optimizers.Optimizer:
     """An optimizer for the variables that are trainable now; call it after `apply_phase`.
 
     A step accumulates the gradients of `num_parts` equal parts of a batch; their mean is the
     gradient of the batch.
 
-    With `layer_decay` below 1 it is a `MultiOptimizer` with one optimizer per stage. It maps exact
-    variable paths, because its patterns must not overlap.
+    With `layer_decay` below 1 or `shares` it is a `MultiOptimizer` with one optimizer per stage. It
+    maps exact variable paths, because its patterns must not overlap. With `average_epochs` it keeps
+    a moving average of the weights over so many epochs.
     """
-    rates = stage_rates(phase, classifier)
-    if phase.layer_decay == 1.0 or len(rates) == 1:
-        return _single(phase, phase.learning_rate, steps_per_epoch, num_parts)
-    optimizers = {
-        stage: _single(phase, rate, steps_per_epoch, num_parts) for stage, rate in rates.items()
-    }
+    rates = stage_rates(phase, classifier, shares)
+    # Keras updates averages after each part of a batch.
+    num_batches = average_epochs * steps_per_epoch * num_parts
+    momentum = math.exp(-1 / num_batches) if num_batches else None
+
+    def single(rate: float) -> keras.optimizers.Optimizer:
+        return _single(phase, rate, steps_per_epoch, num_parts, momentum)
+
+    if shares is None and (phase.layer_decay == 1.0 or len(rates) == 1):
+        return single(phase.learning_rate)
+    optimizers = {stage: single(rate) for stage, rate in rates.items()}
     by_path = {
         variable.path: optimizers[stage]
         for stage in rates
@@ -85,7 +104,7 @@ def make_optimizer(
 
 
 def _single(
-    phase: PhaseSpec, rate: float, steps_per_epoch: int, num_parts: int
+    phase: PhaseSpec, rate: float, steps_per_epoch: int, num_parts: int, momentum: float | None
 ) -> keras.optimizers.Optimizer:
     schedule = make_schedule(rate, phase, steps_per_epoch=steps_per_epoch)
     decay = phase.weight_decay or None
@@ -93,6 +112,8 @@ def _single(
     if num_parts > 1:
         settings["learning_rate"] = PerStep(schedule, num_parts)
         settings["gradient_accumulation_steps"] = num_parts
+    if momentum is not None:
+        settings |= {"use_ema": True, "ema_momentum": momentum}
     if phase.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(momentum=0.9, **settings)
     elif phase.optimizer == "adam":

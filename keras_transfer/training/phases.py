@@ -6,8 +6,9 @@ finished epoch with the same order, views, dropout, optimizer state and learning
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import keras
@@ -17,7 +18,8 @@ from keras_transfer.devices.strategy import current, largest_part, scope
 from keras_transfer.errors import OutOfMemoryError
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.specs import HEAD, PhaseSpec, TrainingSpec
-from keras_transfer.training.objective import Trains
+from keras_transfer.training.averages import Averages
+from keras_transfer.training.objective import Shares, Trains
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.progress import Progress, Saver
 
@@ -96,18 +98,25 @@ def compile_phase(
     loss: keras.losses.Loss,
     part: keras.Model | None = None,
     num_parts: int = 1,
+    shares: Mapping[str, float] | None = None,
+    average_epochs: float = 0.0,
 ) -> None:
     """Compile for one phase with a new optimizer, because an old one cannot change its variables.
 
     `loss` is a function of encoded targets and logits. `part` is compiled instead of the classifier
     where the phase trains only that part of the graph. A step accumulates the gradients of
-    `num_parts` parts of a batch.
+    `num_parts` parts of a batch. `shares` and `average_epochs` are as for `make_optimizer`.
     """
     model = part or classifier.model
     with scope():
         model.compile(
             optimizer=make_optimizer(
-                phase, classifier, steps_per_epoch=steps_per_epoch, num_parts=num_parts
+                phase,
+                classifier,
+                steps_per_epoch=steps_per_epoch,
+                num_parts=num_parts,
+                shares=shares,
+                average_epochs=average_epochs,
             ),
             loss=loss,
             weighted_metrics=classifier.task.metrics(),
@@ -132,6 +141,8 @@ def train_phase(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     least_epochs: int = 0,
     trains: Trains | None = None,
+    shares: Shares | None = None,
+    average_epochs: float = 0.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> PhaseResult:
     """Train one phase and leave the classifier at the phase's best validation epoch.
@@ -151,6 +162,7 @@ def train_phase(
         callbacks: of the method and for display; they count epochs from 0 within the phase.
         least_epochs: no epoch before this many is the best one.
         trains: as for `apply_phase`.
+        shares, average_epochs: as for `Objective`.
         say: called with a message when memory runs out.
 
     Raises:
@@ -164,17 +176,21 @@ def train_phase(
     progress = Progress(classifier, phase, model, saver=saver, save_seconds=save_seconds)
     progress.num_parts, progress.least_epochs = num_parts, least_epochs
     progress.load()
+    compiling = partial(
+        compile_phase,
+        classifier,
+        phase,
+        part=model,
+        steps_per_epoch=data.steps_per_epoch,
+        loss=loss,
+        shares=shares(model, data.training(range(1), progress.num_parts)) if shares else None,
+        average_epochs=average_epochs,
+    )
+    watching = [*([Averages()] if average_epochs else []), progress, *callbacks]
     last = min(phase.epochs, num_epochs or phase.epochs)
 
     def fit() -> None:
-        compile_phase(
-            classifier,
-            phase,
-            part=model,
-            steps_per_epoch=data.steps_per_epoch,
-            loss=loss,
-            num_parts=progress.num_parts,
-        )
+        compiling(num_parts=progress.num_parts)
         first = progress.resume()
         if not progress.stopped and first < last:
             model.fit(
@@ -183,7 +199,7 @@ def train_phase(
                 steps_per_epoch=data.steps_per_epoch * progress.num_parts,
                 initial_epoch=first,
                 epochs=last,
-                callbacks=[progress, *callbacks],
+                callbacks=watching,
                 shuffle=False,
                 verbose=0,
             )

@@ -31,11 +31,12 @@ TAIL = {"name": "tail", "unfreeze": "stage3", "epochs": 2, "learning_rate": 1e-2
 
 @pytest.fixture(scope="module")
 def runs(digits_folder, tmp_path_factory):
-    """Two runs of one network on the same splits, and two with a refit on others."""
+    """Two runs of one network on the same splits, one on others, and two with a refit on others."""
     folder = tmp_path_factory.mktemp("runs")
     for name, changes in {
         "head": {"phases": [HEAD]},
         "tuned": {"phases": [HEAD, TAIL], "training.rollback": False},
+        "split": {"phases": [HEAD, TAIL], "training.rollback": False, "data.test_fraction": 0.3},
         "other": {"phases": [HEAD], "training.refit": True, "seed": 1},
         "firm": {"phases": [FIRM], "training.refit": True, "seed": 1},
     }.items():
@@ -145,11 +146,90 @@ def test_a_soup_of_copies_is_the_member(runs, tmp_path):
     assert sorted(row["is_taken"] for row in rows) == [False, True, True]
 
 
+def weights_by_layer(model, *, of_head):
+    return [
+        np.array(variable)
+        for layer in model.layers
+        if (layer.name == "logits") == of_head
+        for variable in layer.weights
+    ]
+
+
+def assert_close(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_line_has_the_lowest_loss_between_two_runs_and_begins_and_ends_at_them(runs, tmp_path):
+    words = [str(runs / "tuned"), "how=line", str(runs / "head")]
+    assert main([*words, "--output", str(tmp_path / "line")]) == 0
+    found = kt.load_run(tmp_path / "line")
+    report = json.loads((found.path / "combination.json").read_text())
+    points, rows = report["points"], report["rows"]
+    assert [point["position"] for point in points] == [n / 10 for n in range(11)]
+    losses = [point["val_loss"] for point in points]
+    assert losses[0] == pytest.approx(rows[0]["val_loss"])
+    assert losses[-1] == pytest.approx(rows[1]["val_loss"])
+    assert rows[2]["val_loss"] == pytest.approx(min(losses))
+    share = points[int(np.argmin(losses))]["position"]
+    better, other = (load_run(runs / row["name"]).model.get_weights() for row in rows[:2])
+    between = [(1 - share) * a + share * b for a, b in zip(better, other, strict=True)]
+    assert_close(found.model.get_weights(), between)
+    metrics = json.loads((found.path / "metrics.json").read_text())
+    assert metrics["export"]["label_agreement"] == 1
+    assert "share of the other run" in (found.path / "combination.md").read_text()
+
+
+def test_changes_are_added_to_the_trunk_and_removed_from_it(runs, tmp_path):
+    """Of a whole change: added it is the other trunk, removed from itself the pretrained one."""
+    shutil.copytree(runs / "tuned", tmp_path / "copy")
+    head, tuned = (load_run(runs / name).model for name in ("head", "tuned"))
+    found = kt.combine(
+        [runs / "head", runs / "tuned"],
+        how="add",
+        scale=1.0,
+        output=tmp_path / "sum",
+        reporter=SilentReporter(),
+    )
+    for of_head, model in ((True, head), (False, tuned)):
+        own = weights_by_layer(found.model, of_head=of_head)
+        assert_close(own, weights_by_layer(model, of_head=of_head))
+    words = [str(runs / "tuned"), str(tmp_path / "copy"), "how=negate", "scale=1"]
+    assert main([*words, "--output", str(tmp_path / "rest")]) == 0
+    rest = kt.load_run(tmp_path / "rest").model
+    for of_head, model in ((True, tuned), (False, head)):
+        own = weights_by_layer(rest, of_head=of_head)
+        assert_close(own, weights_by_layer(model, of_head=of_head))
+    assert any(
+        np.abs(one - other).max() > 1e-3
+        for one, other in zip(
+            weights_by_layer(head, of_head=False),
+            weights_by_layer(tuned, of_head=False),
+            strict=True,
+        )
+    )
+
+
+def test_the_scale_of_changes_is_chosen_on_validation(runs, tmp_path):
+    found = combine_runs(
+        [runs / "head", runs / "tuned"],
+        how="add",
+        output=tmp_path / "sum",
+        reporter=SilentReporter(),
+    )
+    losses = {point.position: point.val_loss for point in found.choice.points}
+    assert list(losses) == [n / 10 for n in range(11)]
+    assert losses[0.0] == pytest.approx(found.members.best.val_loss)
+    assert found.choice.val_loss == min(losses.values())
+    assert found.choice.title.startswith("head plus ")
+
+
 def test_runs_that_do_not_fit_together_are_refused(runs, tmp_path):
-    def combine(*names, how="ensemble"):
+    def combine(*names, how="ensemble", scale=None):
         combine_runs(
             [runs / name for name in names],
             how=how,
+            scale=scale,
             output=tmp_path / "refused",
             reporter=SilentReporter(),
         )
@@ -163,4 +243,19 @@ def test_runs_that_do_not_fit_together_are_refused(runs, tmp_path):
     shutil.copytree(runs / "other", tmp_path / "copy")
     with pytest.raises(SpecError, match="trained on"):
         combine("other", tmp_path / "copy", how="soup")
+    for names, how, scale, text in (
+        (("head", "tuned", "split"), "line", None, "between two runs"),
+        (("other", tmp_path / "copy"), "line", None, "trained on"),
+        (("head", "tuned"), "soup", 0.5, "has no scale"),
+        (("head", "tuned"), "add", -1.0, "out of range"),
+        (("tuned",), "add", None, "no changes"),
+        (("tuned", "head"), "add", None, "changed nothing"),
+        (("tuned", "other"), "negate", None, "other networks"),
+        (("other", tmp_path / "copy"), "add", None, "the first run was trained on"),
+    ):
+        with pytest.raises(SpecError, match=text):
+            combine(*names, how=how, scale=scale)
+    with pytest.raises(DataError, match="of the first"):
+        combine("head", "split", how="add")
+    assert main([str(runs / "head"), str(runs / "tuned"), "how=add", "scale=much"]) == 2
     assert not (tmp_path / "refused").exists()

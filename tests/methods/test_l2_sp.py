@@ -11,7 +11,6 @@ from small_models import make_classifier, weights_by_stage
 from keras_transfer.config import override
 from keras_transfer.errors import SpecError
 from keras_transfer.methods.l2_sp import L2SP, L2SPOptions, PenalisedModel, Penalty
-from keras_transfer.models.classifier import HEAD
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import CacheSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.storage.run_folder import RunFolder
@@ -36,8 +35,8 @@ SPEC = RunSpec(
 
 def prepare(classifier, **options):
     """The model of a phase that trains stage2 and the head."""
-    head = classifier.stages[HEAD]
-    context = PhaseContext(SPEC, classifier.task, False, SilentReporter(), None, head)
+    stages = classifier.stages
+    context = PhaseContext(SPEC, classifier.task, False, SilentReporter(), None, stages)
     objective = L2SP(L2SPOptions(**options)).prepare(context, HELD, classifier.model)
     apply_phase(classifier, HELD)
     return objective.model

@@ -1,5 +1,6 @@
 """What holds for every method of the registry, and how specs name them."""
 
+import dataclasses
 import importlib
 
 import keras
@@ -23,6 +24,7 @@ class Images:
     """Three images whose stored features are zeros."""
 
     train_rows, num_labelled, num_views, test_digests = np.arange(3), 3, 1, ()
+    train_values = np.arange(3)
     dtype = np.dtype(np.float32)
 
     def read_frozen(self, cuts, image_size):
@@ -45,7 +47,9 @@ def method(request, teacher) -> Method:
     phase = {"name": "last", "method": request.param}
     if request.param == "distill":
         phase["method_options"] = {"teacher": teacher, "solve": False}
-    if request.param in ("affine", "adapters"):
+    if request.param == "co_tuning":
+        phase["method_options"] = {"source": teacher}
+    if request.param in ("co_tuning", "affine", "adapters", "bss", "surgical", "auto_rgn"):
         phase["unfreeze"] = "last"
     changes = {"phases": [phase], "training.refit": False}
     methods = make_methods(override(RunSpec(), changes))
@@ -55,8 +59,11 @@ def method(request, teacher) -> Method:
 
 def prepare(method: Method, part: keras.Model, *, on_features: bool = False) -> Objective:
     spec = RunSpec()
-    context = PhaseContext(spec, TASK, on_features, SilentReporter(), Images())
-    return method.prepare(context, spec.phases[-1], part)
+    _, *trunk, dense = part.layers
+    stages = {"stage1": trunk, "head": [dense]}
+    context = PhaseContext(spec, TASK, on_features, SilentReporter(), Images(), stages)
+    phase = dataclasses.replace(spec.phases[-1], train_batchnorm=True)
+    return method.prepare(context, phase, part)
 
 
 def make_part() -> keras.Model:

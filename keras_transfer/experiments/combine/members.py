@@ -20,6 +20,9 @@ from keras_transfer.reporting.reporter import Reporter
 _STARTS = ("backbone", "last_stage", "weights", "preprocess", "pooling", "head", "hidden_units")
 """Fields of `model` that runs whose weights can be averaged have in common."""
 
+_OF_WEIGHTS = ("soup", "line")
+"""Kinds that average weights."""
+
 
 @dataclass(frozen=True, eq=False)
 class Member:
@@ -55,6 +58,10 @@ class Members:
         """The first."""
         return self.items[0]
 
+    def val_loss(self, outputs: np.ndarray) -> float:
+        """The task's mean loss of outputs [N, K] on the validation split."""
+        return float(self.best.run.task.example_losses(self.val_values, outputs).mean())
+
     @property
     def can_choose(self) -> bool:
         """Whether there are validation images that no member was trained on."""
@@ -76,9 +83,7 @@ def load_members(paths: Sequence[str | Path], *, how: str, reporter: Reporter) -
             received=", ".join(map(str, paths)) or "none",
             fix="give several run folders",
         )
-    runs = [load_run(path) for path in paths]
-    for run in runs:
-        check_repeatable(make_methods(run.spec))
+    runs = load_repeatable(paths)
     _check_same(runs, how)
     _check_splits(runs)
     chooses = _can_choose(runs, how)
@@ -96,16 +101,38 @@ def load_members(paths: Sequence[str | Path], *, how: str, reporter: Reporter) -
     return Members(tuple(found), val_values, tested[0][1])
 
 
+def load_repeatable(paths: Sequence[str | Path]) -> list[LoadedRun]:
+    """Load runs whose methods may be combined: RunError, or SpecError for private ones."""
+    runs = [load_run(path) for path in paths]
+    for run in runs:
+        check_repeatable(make_methods(run.spec))
+    return runs
+
+
+def load_member(run: LoadedRun, reporter: Reporter, *, chooses: bool) -> Members:
+    """One run alone, with outputs on validation if it `chooses` there.
+
+    Raises:
+        DataError: its images are missing.
+    """
+    _, test_values, test = predict_split(run, "test", reporter)
+    if not chooses:
+        return Members((Member(run, test, None, None),), test_values[:0], test_values)
+    _, values, val = predict_split(run, "val", reporter)
+    loss = float(run.task.example_losses(values, val).mean())
+    return Members((Member(run, test, val, loss),), values, test_values)
+
+
 def _can_choose(runs: Sequence[LoadedRun], how: str) -> bool:
-    """Whether none of the runs was trained on its validation images; raises SpecError for a soup,
-    which cannot do without them.
+    """Whether none of the runs was trained on its validation images; raises SpecError for kinds
+    of weights, which cannot do without them.
     """
     refitted = [
         run.folder.path.name for run in runs if run.folder.read_json("metrics.json").get("refit")
     ]
-    if how == "soup" and refitted:
+    if how in _OF_WEIGHTS and refitted:
         raise SpecError(
-            "the weights of a soup are chosen on validation images, which these runs trained on",
+            f"the weights of a {how} are chosen on validation images, which these runs trained on",
             expected="runs with training.refit=false",
             received=", ".join(refitted),
             fix="train them with training.refit=false, or combine them by how=ensemble",
@@ -120,7 +147,7 @@ def _check_same(runs: Sequence[LoadedRun], how: str) -> None:
         "classes": lambda run: run.task.names,
         "images": lambda run: pixels_key(run.spec.data).content,
     }
-    if how == "soup":
+    if how in _OF_WEIGHTS:
         compared["networks"] = lambda run: [getattr(run.spec.model, name) for name in _STARTS]
         compared["weights"] = lambda run: [tuple(v.shape) for v in run.model.weights]
     for what, of in compared.items():

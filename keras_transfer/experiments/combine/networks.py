@@ -16,8 +16,12 @@ _POOLING = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D
 _ACTIVATIONS = ("softmax", "sigmoid")
 
 
-def mean_weights(models: Sequence[keras.Model]) -> list[np.ndarray]:
+def mean_weights(
+    models: Sequence[keras.Model], *, shares: Sequence[float] | None = None
+) -> list[np.ndarray]:
     """The mean of each weight over networks of one architecture, in the order of `weights`.
+
+    `shares` are the networks' shares of the mean; None is the same for all.
 
     Source: M. Wortsman et al., "Model soups", ICML 2022.
     """
@@ -27,7 +31,7 @@ def mean_weights(models: Sequence[keras.Model]) -> list[np.ndarray]:
             means.append(np.array(weights[0]))
             continue
         values = [np.asarray(weight, np.float64) for weight in weights]
-        means.append(np.mean(values, axis=0).astype(np.float32))
+        means.append(np.average(values, axis=0, weights=shares).astype(np.float32))
     return means
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from keras_transfer.evaluation.intervals import Z95
 from keras_transfer.evaluation.results import Evaluation, Gain
-from keras_transfer.experiments.combine.members import Member, Members
+from keras_transfer.experiments.combine.choice import Choice
+from keras_transfer.experiments.combine.members import Members
 from keras_transfer.export.saved_model.proof import Proof
 from keras_transfer.reporting.numbers import fixed
 from keras_transfer.reporting.reporter import TerminalReporter
@@ -18,8 +19,8 @@ from keras_transfer.storage.run_folder import RunFolder
 REPORT_FILE: Final = "combination.json"
 MARKDOWN_FILE: Final = "combination.md"
 _NOTE: Final = (
-    "The test split decides nothing: runs are taken by their loss on validation. The best run is "
-    "the first one."
+    "The test split decides nothing: runs, shares and scales are chosen by the loss on validation. "
+    "The best run is the first one."
 )
 
 
@@ -27,20 +28,22 @@ _NOTE: Final = (
 class Combination:
     """What was combined, and what came of it.
 
-    `chosen` are the members that were taken, and `val_loss` the loss of their combination on
-    validation, None where nothing was chosen there. `outputs` are those of the test split, of
-    which `test` is the evaluation. `gain` is the paired difference there to the first member.
+    `outputs` are those of the test split, of which `test` is the evaluation. `gain` is the paired
+    difference there to the first member.
     """
 
     how: str
     run: RunFolder
-    members: Members
-    chosen: tuple[Member, ...]
-    val_loss: float | None
+    choice: Choice
     outputs: np.ndarray
     test: Evaluation
     gain: Gain
     proof: Proof
+
+    @property
+    def members(self) -> Members:
+        """The runs that were combined."""
+        return self.choice.members
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def write_combination(found: Combination) -> None:
         RunError: the disk is full, or the folder cannot be written.
     """
     folder = found.run
-    lines = [f"# {folder.path.name}", describe(found), tabulate(found).markdown(), _NOTE]
+    tables = [table.markdown() for table in _tables(found)]
+    lines = [f"# {folder.path.name}", describe(found), *tables, _NOTE]
     folder.write_text(MARKDOWN_FILE, "\n\n".join(lines) + "\n")
     error = Z95 * found.gain.standard_error
     content: dict[str, Any] = {
@@ -73,14 +77,15 @@ def write_combination(found: Combination) -> None:
         "gain_interval": [found.gain.difference - error, found.gain.difference + error],
         "sentence": describe(found),
         "rows": [dataclasses.asdict(row) for row in _rows(found)],
+        "points": [dataclasses.asdict(point) for point in found.choice.points],
     }
     folder.write_json(REPORT_FILE, content)
 
 
 def show_combination(found: Combination, terminal: TerminalReporter) -> None:
     """Print the table, its note and the sentence on what was gained."""
-    table = tabulate(found)
-    terminal.table(table.title, table.header, table.rows)
+    for table in _tables(found):
+        terminal.table(table.title, table.header, table.rows)
     terminal.info(_NOTE)
     terminal.info(describe(found))
     terminal.info(f"Run folder: {found.run.path}")
@@ -91,8 +96,8 @@ def describe(found: Combination) -> str:
     monitor = found.members.best.run.task.monitor
     gain = monitor.format_gain(found.gain.difference, Z95 * found.gain.standard_error)
     return (
-        f"The {found.how} of {len(found.chosen)} of {len(found.members.items)} runs changes "
-        f"{monitor.metric.replace('_', ' ')} of the best run, {found.members.best.name}, by {gain} "
+        f"{found.choice.title} changes {monitor.metric.replace('_', ' ')} of "
+        f"{found.members.best.name} by {gain} "
         f"(95 % interval, {len(found.outputs):,} test images)."
     )
 
@@ -114,10 +119,20 @@ def tabulate(found: Combination) -> Table:
     return Table("Combination", header, rows)
 
 
+def _tables(found: Combination) -> list[Table]:
+    """The runs, and the candidates on a line of weights where there are some."""
+    points = found.choice.points
+    if not points:
+        return [tabulate(found)]
+    rows = [[f"{point.position:g}", fixed(point.val_loss, 4)] for point in points]
+    title = "Share of the other run" if found.how == "line" else "Scale of the changes"
+    return [tabulate(found), Table(title, [title.lower(), "validation loss"], rows)]
+
+
 def _rows(found: Combination) -> list[_Row]:
-    own = (found.how, True, found.val_loss, found.outputs)
+    own = (found.how, True, found.choice.val_loss, found.outputs)
     members = [
-        (member.name, member in found.chosen, member.val_loss, member.test)
+        (member.name, member in found.choice.chosen, member.val_loss, member.test)
         for member in found.members.items
     ]
     task, values = found.members.best.run.task, found.members.test_values
