@@ -19,6 +19,22 @@ def calls_of(model: keras.Model) -> list[Call]:
     return [Call(op, *map(keras.tree.flatten, (op.input, op.output))) for op in model.operations]
 
 
+def traced(part: keras.Model) -> tuple[keras.Model, list[Call]]:
+    """A new graph of the same layers, and their calls in it."""
+    calls: list[Call] = []
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        result = layer(*args, **kwargs)
+        calls.append(Call(layer, *map(keras.tree.flatten, (args, result))))
+        return result
+
+    # A part that starts inside the classifier has tensors of its own, unlike `layer.input`. Of a
+    # compiled model Keras would copy the metrics as well, which need not be registered.
+    plain = keras.Model(part.input, part.output)
+    graph = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
+    return graph, calls
+
+
 def find_bridges(calls: Sequence[Call]) -> list[bool]:
     """Whether all later calls depend on the earlier ones through the tensor of this call alone.
 

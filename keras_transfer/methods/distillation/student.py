@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_transfer.backbones.graph import Call
+from keras_transfer.backbones.graph import traced
 from keras_transfer.methods.distillation.kind import Batch, Kind
 from keras_transfer.methods.distillation.soft_targets import NUM_WEIGHTS
 from keras_transfer.models.cuts import Cut
@@ -107,26 +107,10 @@ def make_student(part: keras.Model, loss: DistillationLoss, teacher: Cut) -> Stu
     """
     inputs, outputs, kind = part.input, part.output, loss.kind
     if kind.reads_features:
-        graph, calls = _traced(part)
+        graph, calls = traced(part)
         features = kind.student_features(calls, teacher)
         joined = keras.layers.Concatenate(name="logits_and_features", dtype="float32")
         inputs, outputs = graph.inputs[0], joined([graph.outputs[0], features])
     student = Student(inputs, outputs, name=part.name)
     student.distillation = loss
     return student
-
-
-def _traced(part: keras.Model) -> tuple[keras.Model, list[Call]]:
-    """A new graph of the same layers, and their calls in it."""
-    calls = []
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        result = layer(*args, **kwargs)
-        calls.append(Call(layer, *map(keras.tree.flatten, (args, result))))
-        return result
-
-    # A part that starts inside the classifier has tensors of its own, unlike `layer.input`. Of a
-    # compiled model Keras would copy the metrics as well, which need not be registered.
-    plain = keras.Model(part.input, part.output)
-    graph = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
-    return graph, calls
