@@ -46,6 +46,8 @@ class Objective:
         trains: of each layer of the trunk's unfrozen stages whether it trains; None for the rule of
             `apply_phase`.
         decays: whether the phase's weight decay applies; False where `model` penalises weights.
+        pairs: whether an image without a label follows each image with one in the batches that are
+            trained on, of which `model` then gets twice as many, and trains on no other way.
     """
 
     model: keras.Model
@@ -59,6 +61,7 @@ class Objective:
     privacy: dict[str, Any] | None = None
     trains: Trains | None = None
     decays: bool = True
+    pairs: bool = False
 
 
 class PhaseImages(Protocol):
