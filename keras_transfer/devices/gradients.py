@@ -1,6 +1,6 @@
 """Gradients by inputs, and compiled functions of tensors, which Keras has no function for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,28 @@ def input_gradient(function: Callable[[Any], Any], inputs: Any) -> Any:
         tape.watch(inputs)
         total = ops.sum(function(inputs))
     return tape.gradient(total, inputs)
+
+
+def separate_gradients(
+    losses: Callable[[], Sequence[Any]], variables: Sequence[keras.Variable]
+) -> list[list[Any]]:
+    """Of each scalar loss its gradients by the variables, zeros where it does not depend on one.
+
+    TensorFlow only: on JAX Keras computes losses and gradients in one function of its own.
+    """
+    import tensorflow as tf
+
+    values = [variable.value for variable in variables]
+    with tf.GradientTape(persistent=True) as tape:
+        found = losses()
+    return [tape.gradient(loss, values, unconnected_gradients="zero") for loss in found]
+
+
+def shuffled(count: int, key: Any) -> Any:
+    """The numbers below `count` in an order that depends on the key, int32 [2], alone."""
+    import tensorflow as tf
+
+    return tf.random.experimental.stateless_shuffle(tf.range(count), seed=key)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
