@@ -164,10 +164,10 @@ def _train(
     trainer: Trainer, target: Pictures, division: Division, aligned: Sequence[str]
 ) -> dict[str, float]:
     """Accuracies of training on the source alone and by each distance; none without one."""
-    options = {f"align {name}": {"distance": name} for name in aligned}
+    distances = {PLAIN: "", **{f"align {name}": name for name in aligned}} if aligned else {}
     test, accuracies = target.part(division.test), {}
-    for name, chosen in ({PLAIN: None} | options).items() if aligned else ():
-        outputs = trainer.outputs(chosen, division.splits, division.target, test.pixels)
+    for name, distance in distances.items():
+        outputs = trainer.outputs(distance, division.splits, division.target, test.pixels)
         accuracies[name] = float(np.mean(outputs.argmax(axis=1) == test.labels))
     return accuracies
 

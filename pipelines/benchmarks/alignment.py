@@ -54,18 +54,18 @@ class Trainer:
         return cls(spec, task, cache, Source(examples, digests, spec.views, pixels_key(spec.data)))
 
     def outputs(
-        self, options: dict[str, object] | None, splits: Splits, target: np.ndarray, test: Pixels
+        self, distance: str, splits: Splits, target: np.ndarray, test: Pixels
     ) -> np.ndarray:
         """Outputs [N, K] of the `test` images.
 
         Args:
-            options: of alignment; None trains on the source alone.
+            distance: of alignment; none, '', trains on the source alone.
             splits: of the source, whose test images validate.
             target: rows of the target to align with.
         """
-        spec = self._spec(options)
+        spec = self._spec(distance)
         splits = replace(splits, val=splits.test, test=NO_ROWS)
-        unlabelled = NO_ROWS if options is None else target + len(self.source.digests) // 2
+        unlabelled = target + len(self.source.digests) // 2 if distance else NO_ROWS
         inputs = PhaseInputs(
             spec,
             self.source,
@@ -79,16 +79,16 @@ class Trainer:
         fit_phases(classifier, inputs, reporter=SilentReporter())
         return forward_pixels(classifier.model, test)
 
-    def _spec(self, options: dict[str, object] | None) -> RunSpec:
+    def _spec(self, distance: str) -> RunSpec:
         last = f"phases.{len(self.spec.phases) - 1}"
-        if options is None:
+        if not distance:
             return override(self.spec, {f"{last}.min_images": 0, "data.unlabelled": ""})
         return override(
             self.spec,
             {
                 f"{last}.min_images": 0,
                 f"{last}.method": "align",
-                f"{last}.method_options": options,
+                f"{last}.method_options": {"distance": distance},
                 "data.unlabelled": "target",
             },
         )
