@@ -307,13 +307,9 @@ def training_dataset(
         )
         filled = batching.fill(places, own=partners is None)
         real = shares(filled.shape, len(places), by_batch=True)
-        weighed = weights[places[filled]] * real
-        columns = rows[places[filled]], view_indices[filled], weighed
+        columns = rows[places[filled]], view_indices[filled], weights[places[filled]] * real
         if partners is not None:
-            others, other_views = partner_order(
-                len(partners), filled.size, int(epoch), seed=seed, num_views=num_views
-            )
-            columns = _in_turn(columns, partners[others], other_views)
+            columns = _in_turn(columns, partners, int(epoch), seed=seed, num_views=num_views)
         return tuple(batching.share(column) for column in columns)  # type: ignore[return-value]
 
     def dataset_of(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -340,12 +336,16 @@ def training_dataset(
     return _load(dataset, inputs, read_targets, transform and transform_numbered)
 
 
-def _in_turn(columns: Columns, rows: np.ndarray, view_indices: np.ndarray) -> Columns:
+def _in_turn(
+    columns: Columns, partners: np.ndarray, epoch: int, *, seed: int, num_views: int | None
+) -> Columns:
     """Rows, views and weights [steps, B], each followed by a partner: [steps, 2 B]."""
-    partners = rows, view_indices, np.zeros(len(rows), np.float32)
+    count = columns[0].size
+    places, views = partner_order(len(partners), count, epoch, seed=seed, num_views=num_views)
+    others = partners[places], views, np.zeros(count, np.float32)
     pairs = [
         np.stack([own, other.reshape(own.shape)], axis=-1).reshape(len(own), -1)
-        for own, other in zip(columns, partners, strict=True)
+        for own, other in zip(columns, others, strict=True)
     ]
     return pairs[0], pairs[1], pairs[2]
 
