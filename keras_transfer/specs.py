@@ -198,7 +198,9 @@ class DataSpec:
     path: str = option("", "folder of class sub-folders, CSV file, or TFDS data folder")
     name: str = option("", "TFDS name, used by source = 'tfds' ('digits' is built in)")
     unlabelled: str = option(
-        "", "folder of images without labels, at any depth, for phases whose method is 'distill'"
+        "",
+        "folder of images without labels, at any depth, for phases whose method is 'align' or "
+        "'distill'",
     )
     path_column: str = option("path", "CSV column of image paths (relative to the CSV)")
     label_column: str = option(

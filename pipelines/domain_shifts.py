@@ -2,9 +2,11 @@
 
     python -m pipelines.domain_shifts quickstart --shifts contrast,noise,blur,rendered
     python -m pipelines.domain_shifts my_photos --shifts edges,colours,low_resolution
+    python -m pipelines.domain_shifts my_photos --shifts edges --aligned coral,mmd,adversarial
 
 A head is solved on 40 % of the images as they are. 30 % are shifted and used without labels, as by
-`adapt`; the accuracy is that on the other 30 %, shifted as well. Nothing is trained by gradients.
+`adapt`; the accuracy is that on the other 30 %, shifted as well. Nothing is trained by gradients,
+but with `--aligned` the phases of the spec: on the source alone, and by method 'align'.
 """
 
 import sys
@@ -34,6 +36,7 @@ def _run(argv: Sequence[str] | None) -> None:
     add_spec_arguments(parser)
     parser.add_argument("--shifts", default="contrast,noise,blur", help="(default: %(default)s)")
     parser.add_argument("--seeds", type=positive, default=5, help="how many divisions")
+    parser.add_argument("--aligned", default="", help="distances of method 'align' to train by")
     arguments = parser.parse_intermixed_args(argv)
     spec = read_spec(arguments)
     with native_log_to(scratch_log()):
@@ -42,7 +45,11 @@ def _run(argv: Sequence[str] | None) -> None:
 
         terminal = TerminalReporter()
         outcomes = measure_adaptation(
-            spec, arguments.shifts.split(","), seeds=range(arguments.seeds), reporter=terminal
+            spec,
+            arguments.shifts.split(","),
+            seeds=range(arguments.seeds),
+            reporter=terminal,
+            aligned=[name for name in arguments.aligned.split(",") if name],
         )
         for shift, group in groupby(outcomes, key=lambda one: one.shift):
             _show(shift, list(group), terminal)

@@ -21,7 +21,7 @@ def calls_of(model: keras.Model) -> list[Call]:
 
 def traced(part: keras.Model) -> tuple[keras.Model, list[Call]]:
     """A new graph of the same layers, and their calls in it."""
-    calls = []
+    calls: list[Call] = []
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         result = layer(*args, **kwargs)

@@ -58,15 +58,16 @@ class Batching:
         unit = self.num_devices * self.num_parts
         return replace(self, size=unit * math.ceil(num_rows / unit))
 
-    def fill(self, rows: np.ndarray) -> np.ndarray:
+    def fill(self, rows: np.ndarray, *, own: bool = True) -> np.ndarray:
         """Indices into `rows` [N, …], N > 0, that make whole batches: int64 [steps, size].
 
-        All indices in order; the last batch is filled by repeating its own.
+        All indices in order; the last batch is filled by repeating its own, or the first ones.
         """
         num_left = len(rows) % self.size
         places = np.arange(len(rows))
         if num_left:
-            places = np.append(places, np.resize(places[-num_left:], self.size - num_left))
+            repeated = places[-num_left:] if own else places
+            places = np.append(places, np.resize(repeated, self.size - num_left))
         return places.reshape(-1, self.size)
 
     def share(self, batches: np.ndarray) -> np.ndarray:
@@ -104,6 +105,9 @@ def shares(shape: tuple[int, ...], num_rows: int, *, by_batch: bool) -> np.ndarr
 _OCCURRENCE_STRIDE = 2**32
 """Distance in view numbers of two occurrences in one epoch; larger than any number of epochs."""
 
+_PARTNERS = int.from_bytes(b"pair")
+"""Makes the order of partners differ from that of the examples of the same epoch."""
+
 
 def epoch_order(
     strata: np.ndarray,
@@ -129,9 +133,29 @@ def epoch_order(
         occurrences = np.zeros(len(strata), np.int64)
     else:
         places, occurrences = _balanced_order(strata, generator)
+    return places, _number_views(epoch, occurrences, num_views)
+
+
+def partner_order(
+    num_partners: int, count: int, epoch: int, *, seed: int, num_views: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` of the partners in random order, which repeats where they are fewer.
+
+    Each time all have their turn before one has the next. Views are those of `epoch_order`.
+
+    Returns:
+        Places below `num_partners` and view numbers, int64 [count] each.
+    """
+    generator = np.random.default_rng([seed, epoch, _PARTNERS])
+    rounds = [generator.permutation(num_partners) for _ in range(math.ceil(count / num_partners))]
+    occurrences = np.arange(count) // num_partners
+    return np.concatenate(rounds)[:count], _number_views(epoch, occurrences, num_views)
+
+
+def _number_views(epoch: int, occurrences: np.ndarray, num_views: int | None) -> np.ndarray:
     if num_views is None:
-        return places, epoch + 1 + _OCCURRENCE_STRIDE * occurrences
-    return places, (epoch + occurrences) % num_views
+        return epoch + 1 + _OCCURRENCE_STRIDE * occurrences
+    return (epoch + occurrences) % num_views
 
 
 def _balanced_order(
@@ -245,6 +269,7 @@ def training_dataset(
     example_weights: np.ndarray | None = None,
     columns: Inputs | None = None,
     transform: Transform | None = None,
+    partners: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Batches of some epochs, one epoch after another.
 
@@ -257,11 +282,14 @@ def training_dataset(
         transform: changes every batch as this host reads it: a part of the whole batch where
             hosts share it, or where it is read in parts. `step` in its key counts these within
             the epoch, over all hosts, so that each has a key of its own. Inputs are then float32.
+        partners: further rows, one of which follows each example, in `partner_order`; None for
+            none. The last batch is then filled by the first examples of the epoch.
 
     Yields:
         inputs [B, *inputs.shape], encoded targets float32 [B, K], with `columns` [B, K + E],
         weights float32 [B]. In an epoch's last batch the weights of the n real examples are B / n
-        times as large, and copies have weight 0.
+        times as large, and copies have weight 0. With partners there are 2 B of all, in turn an
+        example and a partner, which has weight 0.
 
     Raises:
         DataError: there are no rows, or sampling is balanced and a stratum has none.
@@ -277,17 +305,19 @@ def training_dataset(
         places, view_indices = epoch_order(
             strata, int(epoch), seed=seed, sampling=sampling, num_views=num_views
         )
-        filled = batching.fill(places)
+        filled = batching.fill(places, own=partners is None)
         real = shares(filled.shape, len(places), by_batch=True)
-        weighed = weights[places[filled]] * real
-        columns = rows[places[filled]], view_indices[filled], weighed
+        columns = rows[places[filled]], view_indices[filled], weights[places[filled]] * real
+        if partners is not None:
+            columns = _in_turn(columns, partners, int(epoch), seed=seed, num_views=num_views)
         return tuple(batching.share(column) for column in columns)  # type: ignore[return-value]
 
     def dataset_of(epoch: tf.Tensor) -> tf.data.Dataset:
         columns = tf.numpy_function(batches_of, [epoch], [tf.int64, tf.int64, tf.float32])
         columns = tuple(tf.ensure_shape(column, [None]) for column in columns)
         slices = tf.data.Dataset.from_tensor_slices(columns)
-        batches = slices.batch(batching.local_size, drop_remainder=True)
+        num_each = 1 if partners is None else 2
+        batches = slices.batch(num_each * batching.local_size, drop_remainder=True)
         if transform is None:
             return batches
         return batches.enumerate().map(lambda number, columns: (*columns, epoch, number))
@@ -304,6 +334,20 @@ def training_dataset(
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
     read_targets = _reader_of_targets(examples, encode, columns)
     return _load(dataset, inputs, read_targets, transform and transform_numbered)
+
+
+def _in_turn(
+    columns: Columns, partners: np.ndarray, epoch: int, *, seed: int, num_views: int | None
+) -> Columns:
+    """Rows, views and weights [steps, B], each followed by a partner: [steps, 2 B]."""
+    count = columns[0].size
+    places, views = partner_order(len(partners), count, epoch, seed=seed, num_views=num_views)
+    others = partners[places], views, np.zeros(count, np.float32)
+    pairs = [
+        np.stack([own, other.reshape(own.shape)], axis=-1).reshape(len(own), -1)
+        for own, other in zip(columns, others, strict=True)
+    ]
+    return pairs[0], pairs[1], pairs[2]
 
 
 def evaluation_dataset(

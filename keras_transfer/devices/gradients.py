@@ -42,6 +42,28 @@ def variable_gradients(
     return list(tape.gradient(value, tensors, unconnected_gradients="zero"))
 
 
+def separate_gradients(
+    losses: Callable[[], Sequence[Any]], variables: Sequence[keras.Variable]
+) -> list[list[Any]]:
+    """Of each scalar loss its gradients by the variables, zeros where it does not depend on one.
+
+    TensorFlow only: on JAX Keras computes losses and gradients in one function of its own.
+    """
+    import tensorflow as tf
+
+    values = [variable.value for variable in variables]
+    with tf.GradientTape(persistent=True) as tape:
+        found = losses()
+    return [tape.gradient(loss, values, unconnected_gradients="zero") for loss in found]
+
+
+def shuffled(count: int, key: Any) -> Any:
+    """The numbers below `count` in an order that depends on the key, int32 [2], alone."""
+    import tensorflow as tf
+
+    return tf.random.experimental.stateless_shuffle(tf.range(count), seed=key)
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of tensors as a graph, for each shape of them.
 

@@ -39,6 +39,11 @@ class Devices:
     host: int = 0
     num_hosts: int = 1
 
+    @property
+    def num_replicas(self) -> int:
+        """How many losses a step has, one of each replica, whose gradients Keras adds up."""
+        return self.num_devices if self.strategy == "mirrored" else 1
+
     def describe(self, batch_size: int) -> str:
         """One sentence for the terminal."""
         engine = {"tensorflow": "TensorFlow", "jax": "JAX"}.get(self.backend, self.backend)

@@ -132,6 +132,7 @@ def _try_phases(
             epochs=range(1),
             columns=objective.columns,
             transform=objective.batch_transform,
+            partners=images.train_rows if objective.pairs else None,
         )
         num_trainable = apply_phase(classifier, phase, trains=objective.trains)
         model, loss = objective.model, objective.loss

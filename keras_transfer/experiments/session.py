@@ -44,7 +44,7 @@ from keras_transfer.data.unlabelled import (
     placeholders,
 )
 from keras_transfer.devices import Devices, set_up
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import DataError, SpecError
 from keras_transfer.experiments.summary import describe_data, describe_model
 from keras_transfer.features.extraction import WorkerPool, this_process
 from keras_transfer.features.phase_inputs import PhaseInputs, SplitData
@@ -165,6 +165,13 @@ class Session:
         read = audit(listed, data, cache=self.cache, reporter=self.reporter)
         kept, sentence = keep_unseen(read.records, evaluated)
         self.reporter.info(sentence)
+        if not kept:
+            raise DataError(
+                "no image without a label is left to train on",
+                expected="readable images that are not in the validation or test split",
+                received=f"only others below {data.unlabelled}",
+                fix="give other images in data.unlabelled, or leave it out",
+            )
         if self.listed_splits and self.run:
             check_same_unlabelled(kept, self.run.read_json("splits.json"))
         return kept, read.num_decoded

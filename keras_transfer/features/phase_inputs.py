@@ -196,7 +196,8 @@ class SplitData:
     `inputs` are images or features; epoch e shows view e mod `num_views`. `tensor` is the tensor of
     the classifier's graph whose values they are, None where nothing is trained. `unlabelled` are
     rows that are trained on besides the training split; their targets are placeholders. `columns`
-    are put behind the targets that are trained on, and `transform` changes those batches.
+    are put behind the targets that are trained on, and `transform` changes those batches. With
+    `pairs` one of `unlabelled` follows each row of the training split in a batch.
     """
 
     spec: RunSpec
@@ -209,6 +210,7 @@ class SplitData:
     unlabelled: np.ndarray = field(default_factory=lambda: NO_ROWS)
     columns: Inputs | None = None
     transform: Transform | None = None
+    pairs: bool = False
 
     @classmethod
     def of_images(
@@ -232,7 +234,8 @@ class SplitData:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        return steps_per_epoch(len(self.train_rows), self.spec.training.batch_size)
+        rows = self.splits.train if self.pairs else self.train_rows
+        return steps_per_epoch(len(rows), self.spec.training.batch_size)
 
     def batching(self, num_parts: int) -> Batching:
         """Batches of the spec's size, shared among the devices."""
@@ -259,9 +262,10 @@ class SplitData:
         """Batches of these epochs, each in so many parts."""
         training = self.spec.training
         weights = self.task.example_weights(self.train_values, training)
+        ones = np.ones(len(self.unlabelled), np.float32)
         return training_dataset(
             self.examples,
-            self.train_rows,
+            self.splits.train if self.pairs else self.train_rows,
             self.inputs,
             num_views=self.num_views,
             batching=self.batching(num_parts),
@@ -269,9 +273,10 @@ class SplitData:
             epochs=epochs,
             encode=self.task.encode,
             sampling=training.sampling,
-            example_weights=np.append(weights, np.ones(len(self.unlabelled), np.float32)),
+            example_weights=weights if self.pairs else np.append(weights, ones),
             columns=self.columns,
             transform=self.transform,
+            partners=self.unlabelled if self.pairs else None,
         )
 
     def validation(self, num_parts: int = 1) -> Any:

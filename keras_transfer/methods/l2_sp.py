@@ -126,7 +126,4 @@ class PenalisedModel(keras.Model):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             return loss
-        devices = current()
-        # Keras adds up the gradients of the replicas.
-        num_replicas = devices.num_devices if devices.strategy == "mirrored" else 1
-        return loss + self.penalty(self.trainable_variables) / num_replicas
+        return loss + self.penalty(self.trainable_variables) / current().num_replicas

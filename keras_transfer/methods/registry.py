@@ -13,6 +13,7 @@ METHODS: Final = {
     "exact": "keras_transfer.methods.exact:Exact",
     "supervised": "keras_transfer.methods.supervised:Supervised",
     "distill": "keras_transfer.methods.distill:Distill",
+    "align": "keras_transfer.methods.align:Align",
     "l2_sp": "keras_transfer.methods.l2_sp:L2SP",
     "bss": "keras_transfer.methods.bss:BSS",
     "co_tuning": "keras_transfer.methods.co_tuning:CoTuning",
@@ -40,9 +41,9 @@ def make_methods(spec: RunSpec) -> tuple[Method, ...]:
     if spec.data.unlabelled and not any(method.uses_unlabelled for method in methods):
         raise SpecError(
             "no phase uses the images without labels",
-            expected="a phase by method 'distill' with hard_weight below 1",
+            expected="a phase by method 'align', or by 'distill' with hard_weight below 1",
             received=f"data.unlabelled={spec.data.unlabelled}",
-            fix="leave data.unlabelled out, or set phases.0.method=distill",
+            fix="leave data.unlabelled out, or set the method of a phase",
         )
     for number, method in enumerate(methods):
         method.check(spec, number)

@@ -58,21 +58,35 @@ class LossPart:
 class MultiTaskLoss(keras.losses.Loss):
     """The sum of the targets' losses, each averaged over the images with a known value.
 
-    With a `layer` of logarithms s it is sum_t exp(-s_t) L_t + s_t, least for s_t = log L_t.
+    With a `layer` of logarithms s it is sum_t exp(-s_t) L_t + s_t, least for s_t = log L_t. With
+    `projects` gradients of targets that are in conflict are projected; see `training.projection`.
     """
 
-    def __init__(self, parts: Sequence[LossPart], layer: LossWeights | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[LossPart],
+        layer: LossWeights | None = None,
+        *,
+        projects: bool = False,
+    ) -> None:
         super().__init__(name="multi_task")
-        self.parts, self.layer = parts, layer
+        self.parts, self.layer, self.projects = parts, layer, projects
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Losses [B] of encoded targets, NaN where unknown, and logits [B, K]."""
+        summands = self.separate(y_true, y_pred)
+        if self.layer is None:
+            return sum(summands[1:], summands[0])
+        return ops.sum(ops.stack(summands, axis=-1), axis=-1)
+
+    def separate(self, y_true: Any, y_pred: Any) -> list[Any]:
+        """The summand of each target, [B]."""
         losses = [part.losses(y_true, y_pred)[0] for part in self.parts]
         if self.layer is None:
-            return sum(losses[1:], losses[0])
+            return losses
         logarithms = self.layer.logarithms
         weighed = ops.stack(losses, axis=-1) * ops.exp(-logarithms) + logarithms
-        return ops.sum(weighed, axis=-1)
+        return list(ops.unstack(weighed, axis=-1))
 
 
 class SummedLoss(keras.metrics.Metric):

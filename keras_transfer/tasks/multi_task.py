@@ -35,6 +35,7 @@ from keras_transfer.tasks.linear_head import HeadFeatures, LinearHead
 from keras_transfer.tasks.target_plans import (
     Target,
     cells_of,
+    check_projection,
     check_training,
     for_kind,
     plans_of,
@@ -103,6 +104,10 @@ class MultiTaskOptions:
     )
     weighting: Literal["equal", "uncertainty"] = option(
         "uncertainty", "weights of the targets' losses in training; 'uncertainty' learns them"
+    )
+    project_gradients: bool = option(
+        False,
+        "fine-tuning projects the gradients of targets that are in conflict on each other (PCGrad)",
     )
 
 
@@ -174,6 +179,8 @@ class MultiTask(TaskDefaults):
         """
         plans = plans_of(options.targets)
         check_training(spec.training, plans)
+        if options.project_gradients:
+            check_projection(spec)
         parts, errors = [], []
         for plan in plans:
             try:
@@ -347,10 +354,11 @@ class MultiTask(TaskDefaults):
             )
             for part, columns in self._columns()
         ]
+        projects = self.options.project_gradients
         if self.options.weighting == "equal":
-            return MultiTaskLoss(parts)
+            return MultiTaskLoss(parts, projects=projects)
         with scope():
-            return MultiTaskLoss(parts, LossWeights(len(parts)))
+            return MultiTaskLoss(parts, LossWeights(len(parts)), projects=projects)
 
     def metrics(self) -> list[keras.metrics.Metric]:
         """The summed loss without label smoothing, and the metrics of every target."""

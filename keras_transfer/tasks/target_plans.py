@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
+import keras
 import numpy as np
 
 from keras_transfer.data.records import Record
@@ -24,6 +25,9 @@ from keras_transfer.tasks.task import Task
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+_PLAIN_METHODS: Final = ("exact", "supervised", "affine", "mixup")
+"""Methods that train a plain network on the task's loss."""
 
 _KINDS: Final = {task: row for task, row in TASKS.items() if task != "multi_task"}
 """Tasks of a single target."""
@@ -154,6 +158,29 @@ def check_training(training: TrainingSpec, plans: Sequence[Plan]) -> None:
             expected="its default",
             received=f"{getattr(training, set_ones[0])}",
             fix="remove it",
+        )
+
+
+def check_projection(spec: RunSpec) -> None:
+    """Check that the gradients of targets can be projected on each other.
+
+    Raises:
+        SpecError: Keras computes on another backend, or a phase has a loss of its own.
+    """
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise SpecError(
+            "gradients of several targets are projected on TensorFlow only",
+            expected="KERAS_BACKEND=tensorflow",
+            received=backend,
+            fix="leave task_options.project_gradients out",
+        )
+    others = {p.name: p.method for p in spec.phases if p.method not in _PLAIN_METHODS}
+    if others:
+        raise SpecError(
+            "gradients of several targets are projected in phases on the targets' losses alone",
+            expected=f"phases by {', '.join(_PLAIN_METHODS)}",
+            received=", ".join(f"phase {name!r} by {method}" for name, method in others.items()),
+            fix="leave task_options.project_gradients out, or change the methods",
         )
 
 

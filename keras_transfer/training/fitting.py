@@ -18,7 +18,7 @@ from keras_transfer.specs import RunSpec
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor, Task
 from keras_transfer.training.head_solution import solve_head
-from keras_transfer.training.objective import PhaseContext
+from keras_transfer.training.objective import Objective, PhaseContext
 from keras_transfer.training.phases import PhaseResult, train_phase
 from keras_transfer.training.progress import (
     Arrays,
@@ -181,11 +181,12 @@ def run_phase(
             reporter=reporter,
         )
     if result is None or objective.fits:
-        with reporter.training_progress(phase.name, phase.epochs, data.steps_per_epoch) as shown:
+        trained = _as_trained(data, objective)
+        with reporter.training_progress(phase.name, phase.epochs, trained.steps_per_epoch) as shown:
             result = train_phase(
                 classifier,
                 phase if objective.decays else replace(phase, weight_decay=0.0),
-                replace(data, columns=objective.columns, transform=objective.batch_transform),
+                trained,
                 part=objective.model,
                 loss=objective.loss,
                 num_epochs=num_epochs,
@@ -202,6 +203,16 @@ def run_phase(
     method.finish(classifier.model)
     is_final = objective.least_epochs > 0
     return TrainedPhase(result, data, predictor, is_final, objective.privacy)
+
+
+def _as_trained(data: SplitData, objective: Objective) -> SplitData:
+    """The data with what the objective trains on besides."""
+    return replace(
+        data,
+        columns=objective.columns,
+        transform=objective.batch_transform,
+        pairs=objective.pairs,
+    )
 
 
 def _conclude(

@@ -56,6 +56,8 @@ class Objective:
         shares: of the learning rate for each stage, in place of the phase's `layer_decay`.
         average_epochs: epochs that a moving average of the weights covers, which stands in place of
             them after each epoch; 0 for none.
+        pairs: whether an image without a label follows each image with one in the batches that are
+            trained on, of which `model` then gets twice as many, and trains on no other way.
     """
 
     model: keras.Model
@@ -71,6 +73,7 @@ class Objective:
     decays: bool = True
     shares: Shares | None = None
     average_epochs: float = 0.0
+    pairs: bool = False
 
 
 class PhaseImages(Protocol):

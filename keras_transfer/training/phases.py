@@ -22,6 +22,7 @@ from keras_transfer.training.averages import Averages
 from keras_transfer.training.objective import Shares, Trains
 from keras_transfer.training.optimizers import make_optimizer
 from keras_transfer.training.progress import Progress, Saver
+from keras_transfer.training.projection import ProjectedModel
 
 
 class PhaseData(Protocol):
@@ -216,9 +217,13 @@ def _with_variables(
 ) -> keras.Model:
     """A model whose variables include those of the loss, if it has a `layer` that trains.
 
-    The classifier's own model must not contain them: it is saved.
+    The classifier's own model must not contain them: it is saved. For a loss that `projects` it is
+    one with a training step for that.
     """
     layer = getattr(loss, "layer", None)
+    if getattr(loss, "projects", False):
+        model = ProjectedModel(model.input, model.output, name=model.name)
+        model.separate, model.own = loss.separate, classifier.last_dense
     if layer is None:
         return model
     if model is classifier.model:

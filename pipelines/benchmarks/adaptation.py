@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import keras
 import numpy as np
@@ -20,7 +22,9 @@ from keras_transfer.models.classifier import build_classifier
 from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.cache import Cache
 from keras_transfer.tasks.task import Task
+from pipelines.benchmarks.alignment import PLAIN, Trainer
 from pipelines.benchmarks.shifts import SHIFTS, shifted
 
 RENDERED = "rendered"
@@ -93,13 +97,19 @@ class Pictures:
 
 
 def measure_adaptation(
-    spec: RunSpec, shifts: Sequence[str], *, seeds: Sequence[int], reporter: Reporter
+    spec: RunSpec,
+    shifts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    reporter: Reporter,
+    aligned: Sequence[str] = (),
 ) -> Iterator[Outcome]:
     """Accuracies on shifted images, one shift and seed after the other.
 
     A seed divides the images into labelled source images (40 %), unlabelled target images (30 %)
     and target images for the accuracy (30 %). A head is solved on the source images; the target's
-    are shifted. With `RENDERED` the source is as many rendered digits.
+    are shifted. With `RENDERED` the source is as many rendered digits. `aligned` are distances of
+    method 'align', by which the phases of the spec are trained as well, and on the source alone.
 
     Raises:
         DataError, SpecError, WeightsError: as in a run; also for a shift that does not exist.
@@ -114,7 +124,8 @@ def measure_adaptation(
     with open_session(spec, reporter=reporter) as session:
         records, rows, _ = session.read_images()
         pixels, labels = np.asarray(rows[:]), np.asarray(records.targets.values)
-    networks = Networks(spec, session.task)
+    task = session.task
+    networks = Networks(spec, task)
     plain = Pictures.of(pixels, labels, networks)
     for name in shifts:
         source, target = plain, plain
@@ -122,20 +133,50 @@ def measure_adaptation(
             source = Pictures.of(*_rendered(spec, len(labels), records.class_names), networks)
         else:
             target = Pictures.of(shifted(pixels, name, seed=0), labels, networks)
-        for seed in seeds:
-            accuracies, chosen = _adapt(source, target, networks, seed)
-            yield Outcome(name, seed, accuracies, chosen)
+        with TemporaryDirectory(prefix="features-") as folder:
+            domains = source.pixels, target.pixels
+            trainer = Trainer.of(spec, task, Cache(Path(folder)), source.labels, domains)
+            for seed in seeds:
+                division = Division.of(len(labels), seed)
+                accuracies, chosen = _adapt(source, target, networks, division)
+                accuracies |= _train(trainer, target, division, aligned)
+                yield Outcome(name, seed, accuracies, chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """Splits of the source, and rows of the target without labels and for the accuracy."""
+
+    splits: Splits
+    target: np.ndarray
+    test: np.ndarray
+
+    @classmethod
+    def of(cls, count: int, seed: int) -> "Division":
+        """At random."""
+        order = np.random.default_rng(seed).permutation(count)
+        ends = np.cumsum([_SOURCE_SHARE, _TARGET_SHARE]) * count
+        own_rows, target_rows, test_rows = np.split(order, ends.astype(int))
+        return cls(_splits(own_rows, seed), target_rows, test_rows)
+
+
+def _train(
+    trainer: Trainer, target: Pictures, division: Division, aligned: Sequence[str]
+) -> dict[str, float]:
+    """Accuracies of training on the source alone and by each distance; none without one."""
+    distances = {PLAIN: "", **{f"align {name}": name for name in aligned}} if aligned else {}
+    test, accuracies = target.part(division.test), {}
+    for name, distance in distances.items():
+        outputs = trainer.outputs(distance, division.splits, division.target, test.pixels)
+        accuracies[name] = float(np.mean(outputs.argmax(axis=1) == test.labels))
+    return accuracies
 
 
 def _adapt(
-    source: Pictures, target: Pictures, networks: Networks, seed: int
+    source: Pictures, target: Pictures, networks: Networks, division: Division
 ) -> tuple[dict[str, float], str]:
     """Accuracies by chain, and the chosen chain."""
-    order = np.random.default_rng(seed).permutation(len(target.labels))
-    ends = np.cumsum([_SOURCE_SHARE, _TARGET_SHARE]) * len(order)
-    own_rows, target_rows, test_rows = np.split(order, ends.astype(int))
-    splits = _splits(own_rows, seed)
-    base = networks.base
+    splits, base = division.splits, networks.base
     _solve(base, source.known[splits.train], source.labels[splits.train])
     comparer = Comparer(
         base,
@@ -143,13 +184,13 @@ def _adapt(
         weights=lambda labels: np.ones(len(labels)),
         own=source,
         splits=splits,
-        target=target.part(target_rows),
+        target=target.part(division.target),
     )
     names = CHAINS if norms_of(base) else [name for name in CHAINS if "adabn" not in name]
     found = comparer.compare(names, is_forced=False)
-    test = target.part(test_rows)
+    test = target.part(division.test)
     models = {one.model for one in found.candidates}
-    features = {model: test.features(model, np.arange(len(test_rows))) for model in models}
+    features = {model: test.features(model, np.arange(len(test.labels))) for model in models}
     accuracies = {}
     for one in found.candidates:
         predicted = (features[one.model] @ one.kernel + one.bias).argmax(axis=1)

@@ -22,9 +22,10 @@ def test_a_shift_changes_pixels_alike_each_time(name):
 
 
 def test_the_verb_shows_all_kinds_and_counts_wrong_choices(digits_folder, capsys):
-    assert main([str(digits_folder), *FIELDS, "--shifts", "contrast", "--seeds", "1"]) == 0
+    short = ("phases.1.epochs=1", "views.count=1", "--seeds", "1", "--aligned", "mmd")
+    assert main([str(digits_folder), *FIELDS, *short, "--shifts", "contrast"]) == 0
     said = capsys.readouterr().out
-    assert all(f"{name} " in said for name in (*CHAINS, "auto"))
+    assert all(f"{name} " in said for name in (*CHAINS, "auto", "fine-tuned", "align mmd"))
     assert "of 1" in said
 
 

@@ -21,9 +21,9 @@ TASK = SingleLabel(("a", "b", "c"))
 
 
 class Images:
-    """Three images whose stored features are zeros."""
+    """Three images, one without a label, whose stored features are zeros."""
 
-    train_rows, num_labelled, num_views, test_digests = np.arange(3), 3, 1, ()
+    train_rows, num_labelled, num_views, test_digests = np.arange(3), 2, 1, ()
     train_values = np.arange(3)
     dtype = np.dtype(np.float32)
 
@@ -52,6 +52,9 @@ def method(request, teacher) -> Method:
     if request.param in ("co_tuning", "affine", "adapters", "bss", "surgical", "auto_rgn"):
         phase["unfreeze"] = "last"
     changes = {"phases": [phase], "training.refit": False}
+    if request.param == "align":
+        phase["unfreeze"] = "last"
+        changes["data.unlabelled"] = "target"
     methods = make_methods(override(RunSpec(), changes))
     assert [one.name for one in methods] == [request.param]
     return methods[0]

@@ -10,7 +10,7 @@ from keras_transfer.config import make_spec, override
 from keras_transfer.data.records import Record
 from keras_transfer.errors import DataError, SpecError
 from keras_transfer.models.activations import activate
-from keras_transfer.specs import ModelSpec, RunSpec, TrainingSpec
+from keras_transfer.specs import ModelSpec, PhaseSpec, RunSpec, TrainingSpec
 from keras_transfer.tasks.joint_losses import RATE
 from keras_transfer.tasks.linear_head import HeadFeatures
 from keras_transfer.tasks.multi_task import MultiTask
@@ -279,6 +279,20 @@ def test_settings_that_contradict_several_targets_are_refused(change, complaint)
     read = make_task if "training.sampling" in change else lambda spec, _: source_of(spec)
     with pytest.raises(SpecError, match=complaint):
         read(spec, items())
+
+
+@pytest.mark.parametrize(
+    ("backend", "method", "complaint"),
+    [("jax", "supervised", "on TensorFlow only"), ("tensorflow", "l2_sp", "'frozen' by l2_sp")],
+)
+def test_gradients_are_projected_on_tensorflow_in_phases_without_a_loss_of_their_own(
+    backend, method, complaint, monkeypatch
+):
+    options = {"targets": TARGETS, "project_gradients": True}
+    spec = RunSpec(task="multi_task", task_options=options, phases=(PhaseSpec(method=method),))
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    with pytest.raises(SpecError, match=complaint):
+        make_task(spec, items())
 
 
 @pytest.mark.parametrize("name", ["kind_confidence", "kind_probability_a", "true_kind"])

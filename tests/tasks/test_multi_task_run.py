@@ -143,7 +143,7 @@ def test_an_explanation_compares_outputs_of_one_target(run):
     assert (number.labels, number.label, number.confidence) == ((), "ink", number.outputs[10])
 
 
-def made_data(weighting: str):
+def made_data(weighting: str, *, projects: bool = False):
     """Targets of 160 digits on the small classifier, and their data."""
     source = make_source(views=ViewSpec(count=2))
     labels, pixels = source.examples.targets.values, source.examples.pixels
@@ -151,7 +151,8 @@ def made_data(weighting: str):
         Record(f"{n}.png", ("" if n % 3 == 0 else str(label), f"{image.mean():.4f}"))
         for n, (label, image) in enumerate(zip(labels, pixels, strict=True))
     ]
-    options = {"targets": {"digit": "single_label", "ink": "regression"}, "weighting": weighting}
+    targets = {"digit": "single_label", "ink": "regression"}
+    options = {"targets": targets, "weighting": weighting, "project_gradients": projects}
     spec = RunSpec(task="multi_task", task_options=options, training=TrainingSpec(batch_size=40))
     task, splits = make_task(spec, items), make_splits()
     targets = task.targets(items)
@@ -174,9 +175,11 @@ class StopAt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("decay", [1.0, 0.5])
-def test_a_stopped_phase_with_learned_weights_ends_bit_identical_when_taken_up(decay, tmp_path):
-    task, data = made_data("uncertainty")
+@pytest.mark.parametrize(("decay", "projects"), [(1.0, False), (0.5, False), (0.5, True)])
+def test_a_stopped_phase_with_learned_weights_ends_bit_identical_when_taken_up(
+    decay, projects, tmp_path
+):
+    task, data = made_data("uncertainty", projects=projects)
     phase = PhaseSpec(epochs=3, unfreeze="stage2", learning_rate=1e-3, layer_decay=decay)
     whole, loss = classifier_of(task), task.loss(TrainingSpec())
     expected = train_phase(whole, phase, data, loss=loss)

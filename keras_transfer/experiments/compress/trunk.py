@@ -25,6 +25,7 @@ from keras_transfer.config import override
 from keras_transfer.errors import SpecError
 from keras_transfer.export.conversion import read_split
 from keras_transfer.inference.prediction import LoadedRun
+from keras_transfer.methods.registry import make_method
 from keras_transfer.reporting.reporter import Reporter
 from keras_transfer.specs import HEAD, RunSpec
 from keras_transfer.storage.atomic import replacing
@@ -88,7 +89,10 @@ def _with_heads_only(spec: RunSpec, step: str, reporter: Reporter) -> RunSpec:
     left_out = [phase.name for phase in spec.phases if phase not in kept]
     if left_out:
         reporter.info(f"Left out because {step} would be undone: phase {', '.join(left_out)}.")
-    return dataclasses.replace(spec, phases=kept)
+    spec = dataclasses.replace(spec, phases=kept)
+    if any(make_method(phase, number).uses_unlabelled for number, phase in enumerate(kept)):
+        return spec
+    return override(spec, {"data.unlabelled": ""})
 
 
 def _backbone_of(run: LoadedRun) -> Backbone:
