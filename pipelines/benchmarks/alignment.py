@@ -15,13 +15,14 @@ from keras_transfer.data.targets import Targets
 from keras_transfer.data.unlabelled import placeholders
 from keras_transfer.features.phase_inputs import NO_ROWS, PhaseInputs
 from keras_transfer.features.source import Source
+from keras_transfer.methods.networks import prepare_classifier
 from keras_transfer.methods.registry import make_methods
 from keras_transfer.models.forward import forward_pixels
 from keras_transfer.reporting.reporter import SilentReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.cache import Cache
 from keras_transfer.tasks.task import Task
-from keras_transfer.training.fitting import fit_phases, prepare_classifier
+from keras_transfer.training.fitting import fit_phases
 
 PLAIN: Final = "fine-tuned"
 """The same phases on the source alone."""
