@@ -154,7 +154,7 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], file: Path
     names_inches = min(24, max(len(name) for name in class_names)) * _CHARACTER_INCHES
     side = num_classes * cell + names_inches + 0.6
     pairs = _worst_pairs(confusion, class_names)
-    figure = new_figure(side + 1.2, side + 0.4 + 0.17 * len(pairs))
+    figure = new_figure(side + 1.2, side + 0.5 + 0.25 * len(pairs))
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

@@ -150,14 +150,14 @@ def load_run(path: str | Path) -> LoadedRun:
         )
     if folder.pretraining_file.is_file():
         raise RunError(
-            f"{folder.path} is a pretrained trunk, which predicts nothing",
+            f"{folder.path} is a pretrained backbone, which predicts nothing",
             expected="the folder of a run",
             received=f"{folder.pretraining_file.name}",
             fix=f"train on labelled images with model.backbone={folder.path}",
         )
     class_names = folder.read_class_names()
     spec = load_spec(folder.path)
-    check_spec_hash(spec, folder)
+    check_spec_hash(folder)
     verify_checksums(
         folder.path,
         error=RunError,

@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from keras_transfer.storage.run_folder import RunFolder, describe_environment, l
 
 DEFAULT_PARENT = Path("saved_models")
 SPEC_HASH = "spec_hash"
-"""In environment.json: `hash_spec` of the spec in spec.json."""
+"""In environment.json: `hash_spec` of spec.json."""
 _PLACE = ("data.path",)
 """Fields that may change after the start of a run: images are found by their content."""
 _HOSTS_WAIT_SECONDS = 300.0
@@ -62,7 +62,7 @@ def start_run(
     if resume:
         run = RunFolder.create(output or latest(DEFAULT_PARENT, name), resume=True)
         saved = load_spec(run.spec_file)
-        check_spec_hash(saved, run)
+        check_spec_hash(run)
         check_same_spec(saved, spec, run)
         if (run.path / last).is_file() if last else run.is_complete:
             raise RunError(
@@ -72,7 +72,7 @@ def start_run(
                 fix="use its results, or leave out --resume to train again in another folder",
             )
         if saved != spec:
-            run.write_json("spec.json", spec_to_dict(spec))
+            _write_place(run, spec)
         return run
     folder = Path(output or next_free(DEFAULT_PARENT, name))
     _check_outside_images(folder, spec)
@@ -99,24 +99,32 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 def write_spec(run: RunFolder, spec: RunSpec) -> None:
     """Write environment.json, with the hash of the spec, and then spec.json."""
-    run.write_json("environment.json", describe_environment() | {SPEC_HASH: hash_spec(spec)})
-    run.write_json("spec.json", spec_to_dict(spec))
+    values = spec_to_dict(spec)
+    run.write_json("environment.json", describe_environment() | {SPEC_HASH: hash_spec(values)})
+    run.write_json("spec.json", values)
 
 
-def hash_spec(spec: RunSpec) -> str:
-    """The SHA-256 of a spec in hex, whatever the place of its images is."""
-    values = {name: value for name, value in _flat(spec_to_dict(spec)) if name not in _PLACE}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _write_place(run: RunFolder, spec: RunSpec) -> None:
+    """Write where the images are now; all other fields stay as they were written."""
+    values = run.read_json("spec.json")
+    run.write_json("spec.json", values | {"data": values["data"] | {"path": spec.data.path}})
 
 
-def check_spec_hash(spec: RunSpec, run: RunFolder) -> None:
+def hash_spec(values: Mapping[str, Any]) -> str:
+    """The SHA-256 in hex of the content of spec.json, whatever the place of its images is."""
+    fields = {name: value for name, value in _flat(values) if name not in _PLACE}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def check_spec_hash(run: RunFolder) -> None:
     """Raise RunError if spec.json was changed since the run was started.
 
-    Runs of earlier versions have no hash, and are not checked.
+    The file itself is compared: fields that a later version adds are not in it. Runs of earlier
+    versions have no hash, and are not checked.
     """
     name = "environment.json"
     recorded = run.read_json(name).get(SPEC_HASH) if (run.path / name).is_file() else None
-    if recorded not in (None, received := hash_spec(spec)):
+    if recorded not in (None, received := hash_spec(run.read_json("spec.json"))):
         raise RunError(
             f"{run.spec_file} was changed since the run was started",
             expected=f"the spec with the SHA-256 {recorded}; only data.path may be changed",

@@ -201,8 +201,7 @@ def run_phase(
                 say=reporter.info,
             )
     method.finish(classifier.model)
-    is_final = objective.least_epochs > 0
-    return TrainedPhase(result, data, predictor, is_final, objective.privacy)
+    return TrainedPhase(result, data, predictor, objective.least_epochs > 0, objective.privacy)
 
 
 def _as_trained(data: SplitData, objective: Objective) -> SplitData:

@@ -14,7 +14,7 @@ from keras_transfer.config import load_spec, override
 from keras_transfer.errors import DataError, RunError
 from keras_transfer.specs import DataSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder
-from keras_transfer.storage.run_start import start_run, vacated_on_refusal
+from keras_transfer.storage.run_start import SPEC_HASH, hash_spec, start_run, vacated_on_refusal
 
 SPEC = RunSpec(data=DataSpec(path="photos"))
 
@@ -83,6 +83,19 @@ def test_resume_accepts_another_place_and_another_layout_of_the_file(tmp_path: P
     start_run(moved, output=run.path, resume=True)
     assert load_spec(run.path).data.path == str(tmp_path / "elsewhere" / "photos")
     start_run(load_spec(run.path), output=run.path, resume=True)
+
+
+def test_runs_of_a_version_with_fewer_fields_are_resumed_and_moved(tmp_path: Path):
+    run = start_run(SPEC, output=tmp_path / "run")
+    values = json.loads(run.spec_file.read_text())
+    del values["data"]["channels"]
+    run.spec_file.write_text(json.dumps(values))
+    run.write_json("environment.json", {SPEC_HASH: hash_spec(values)})
+    for place in ("photos", "elsewhere"):
+        moved = override(load_spec(run.path), {"data.path": str(tmp_path / place)})
+        start_run(moved, output=run.path, resume=True)
+        assert "channels" not in json.loads(run.spec_file.read_text())["data"]
+    assert load_spec(run.path).data.path == str(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
