@@ -134,7 +134,7 @@ class RankSpec:
         None, "most milliseconds for one image through the frozen layers on this machine", low=0.001
     )
     max_size_mb: float | None = option(
-        None, "most 10^6 bytes of the trunk's weights in float32", low=0.001
+        None, "most 10^6 bytes of the backbone's weights in float32", low=0.001
     )
     race: bool = option(False, "fine-tune the best ones; the worse half is stopped early")
     finalists: int = option(3, "how many candidates race=true fine-tunes", low=2)
@@ -153,16 +153,16 @@ class AutoSpec:
         None, "most milliseconds for one image through the frozen layers on this machine", low=0.001
     )
     max_size_mb: float | None = option(
-        None, "most 10^6 bytes of the trunk's weights in float32", low=0.001
+        None, "most 10^6 bytes of the backbone's weights in float32", low=0.001
     )
     backbones: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "names of the trunks to try (empty = all whose weights are on this machine; "
+            "help": "names of the backbones to try (empty = all whose weights are on this machine; "
             "with model.weights other than 'imagenet' and 'package', that of the run's model)"
         },
     )
-    folds: int = option(5, "folds of the cross-validation that compares trunks and views", low=2)
+    folds: int = option(5, "folds of the cross-validation that compares backbones and views", low=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +303,7 @@ class ModelSpec:
         "name in the table of backbones, several names with + in between to combine them, or the "
         "path of a Keras model (.keras, .h5) or of a run",
     )
-    last_stage: str = option("", "cut the trunk after this stage, such as 'stage3' ('' = whole)")
+    last_stage: str = option("", "cut the backbone after this stage, such as 'stage3' ('' = whole)")
     weights: str = option(
         "imagenet",
         "'imagenet', 'package', 'embedded', 'none' or the path of a local weights file; with a "
@@ -311,9 +311,9 @@ class ModelSpec:
     )
     preprocess: str = option(
         "",
-        "how pixels are scaled for the trunk, by a mode of `backbones.scaling.MODES` such as 'tf' "
-        "or 'none' ('' = as for the backbone's own weights, or as the model file does; 'grey' = "
-        "the same on images that are turned grey)",
+        "how pixels are scaled for the backbone, by a mode of `backbones.scaling.MODES` such as "
+        "'tf' or 'none' ('' = as for the backbone's own weights, or as the model file does; "
+        "'grey' = the same on images that are turned grey)",
     )
     channel_weights: Literal["mean", "rgb"] = option(
         "mean",
@@ -337,7 +337,7 @@ class PhaseSpec:
     epochs: int = option(10, "passes over the training split", low=1)
     unfreeze: str = option(
         "head",
-        "lowest stage that trains, together with all above it: 'head', 'last' (the trunk's "
+        "lowest stage that trains, together with all above it: 'head', 'last' (the backbone's "
         "highest), 'last_two' (its two highest), 'stage5' … 'stem'",
     )
     learning_rate: float = option(1e-3, "peak learning rate of the head", low=0)
@@ -448,7 +448,7 @@ class ExportSpec:
 
     precision: Literal["float32", "bfloat16"] = option(
         "float32",
-        "precision of the exported trunk; bfloat16 is used only if it agrees with the model and "
+        "precision of the exported backbone; bfloat16 is used only if it agrees with the model and "
         "is faster",
     )
 

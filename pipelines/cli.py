@@ -27,12 +27,12 @@ VERBS = {
     "serve": "serve predictions over HTTP, with TensorFlow Serving's protocol",
     "probe": "measure what pretrained weights gain with few labels",
     "cache": "list, check or remove the features that earlier runs stored",
-    "rank": "rank pretrained trunks for these images",
+    "rank": "rank pretrained backbones for these images",
     "label_efficiency": "measure what suggested labels gain over random ones",
     "domain_shifts": "measure what adaptation gains on shifted images",
     "rates": "measure how fast the frozen layers of backbones run here",
     "race": "measure how much time stored features save on these images",
-    "pretrain": "train a trunk on images without labels, or on rendered letters",
+    "pretrain": "train a backbone on images without labels, or on rendered letters",
 }
 
 

@@ -135,7 +135,7 @@ def _pretrain_on_images(arguments: argparse.Namespace) -> None:
         run_pretraining(spec, run, reporter=terminal)
         # A path with a separator, because a name without one is that of a backbone.
         path = run.path if len(run.path.parts) > 1 else f"./{run.path}"
-        terminal.info(f"Pretrained trunk: model.backbone={path}")
+        terminal.info(f"Pretrained backbone: model.backbone={path}")
 
 
 def _pretrain_on_letters(arguments: argparse.Namespace) -> None:

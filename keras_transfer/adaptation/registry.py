@@ -105,7 +105,7 @@ def parse_chain(text: str) -> tuple[Kind, ...]:
     if late or len(set(names)) < len(names):
         raise SpecError(
             "the steps of an adaptation cannot follow one another",
-            expected="each step once, and one that changes the trunk first",
+            expected="each step once, and one that changes the backbone first",
             received=text,
             fix="give one of " + ", ".join(CHAINS),
         )

@@ -168,7 +168,7 @@ def _widths(channels: Sequence[int], num_trunk: int, adapters: Adapters) -> list
         least = num_weights(channels, proportional(1))
         raise SpecError(
             "the narrowest adapters have more weights than their share allows",
-            expected=f"a share of at least {least / num_trunk:.3f} of the trunk's {num_trunk:,} "
+            expected=f"a share of at least {least / num_trunk:.3f} of the backbone's {num_trunk:,} "
             f"weights for {len(channels)} adapters",
             received=f"{adapters.share:g}",
             fix=f"raise share, or set {adapters.field} to a higher stage",

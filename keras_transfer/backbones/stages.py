@@ -23,7 +23,7 @@ def kept_stages(backbone: Backbone, last_stage: str) -> tuple[Stage, ...]:
         return backbone.stages
     raise SpecError(
         f"model.last_stage is not a stage of {backbone.name}",
-        expected=f"one of {', '.join(names)}, or nothing for the whole trunk",
+        expected=f"one of {', '.join(names)}, or nothing for the whole backbone",
         received=repr(last_stage),
         fix=nearest(last_stage, names),
     )

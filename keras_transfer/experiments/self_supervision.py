@@ -92,7 +92,7 @@ def _check(spec: RunSpec, kind: Kind) -> None:
     phase = spec.phases[0]
     if len(spec.phases) > 1 or phase.method != "supervised" or phase.unfreeze == HEAD:
         raise SpecError(
-            "a pretraining has one phase, which trains stages of the trunk",
+            "a pretraining has one phase, which trains stages of the backbone",
             expected="fields of phases.0 only, without a method, and an unfreeze such as last",
             received=f"{counted(len(spec.phases), 'phase', 'phases')}, the first of method "
             f"{phase.method!r} with unfreeze={phase.unfreeze}",

@@ -181,7 +181,7 @@ def _describe_adapters(trunk: Trunk) -> str:
     size = sum(layer.count_params() for layer in added)
     share = size / (trunk.num_parameters - size)
     num_sums = sum(isinstance(layer, keras.layers.Add) for layer in added)
-    return f"{num_sums} adapters have {size:,} weights, {100 * share:.1f} % of the trunk's."
+    return f"{num_sums} adapters have {size:,} weights, {100 * share:.1f} % of the backbone's."
 
 
 def _describe_batchnorm(spec: RunSpec) -> str:

@@ -24,7 +24,7 @@ class AdapterOptions:
     """Options of adapters."""
 
     share: float = option(
-        0.04, "most weights of all adapters, as a share of the trunk's", low=1e-4, high=1
+        0.04, "most weights of all adapters, as a share of the backbone's", low=1e-4, high=1
     )
 
 

@@ -36,7 +36,7 @@ class L2SPOptions:
     """Options of L2-SP."""
 
     strength: float = option(
-        0.01, "of the penalty on how far the trunk's weights move", low=0, high=1e6
+        0.01, "of the penalty on how far the backbone's weights move", low=0, high=1e6
     )
     head_strength: float = option(
         0.01, "of the penalty on the size of the head's kernels", low=0, high=1e6

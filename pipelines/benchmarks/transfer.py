@@ -79,7 +79,7 @@ def _check_same_trunk(path: str, model: ModelSpec, base: ModelSpec) -> None:
     own, other = ((one.backbone, one.last_stage) for one in (model, base))
     if own != other and not (names_file(own[0]) or names_file(other[0])):
         raise SpecError(
-            f"{path} has another trunk, so that a gain would not be that of the pretraining",
+            f"{path} has another backbone, so that a gain would not be that of the pretraining",
             expected=f"model.backbone={other[0]} model.last_stage={other[1]}",
             received=f"model.backbone={own[0]} model.last_stage={own[1]}",
             fix="set these fields to those of the pretraining",

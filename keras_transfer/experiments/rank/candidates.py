@@ -59,7 +59,7 @@ def make_candidates(spec: RunSpec, ranking: RankSpec) -> tuple[Candidate, ...]:
     """
     if len(ranking.backbones) < 2:
         raise SpecError(
-            "a ranking needs several trunks",
+            "a ranking needs several backbones",
             expected='backbones with two entries or more, such as ["resnet50", "mobilenet_v2"]',
             received=f"{len(ranking.backbones)}",
             fix="add the backbones to compare",

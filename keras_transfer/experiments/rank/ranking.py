@@ -151,7 +151,7 @@ def rank(spec: RunSpec, ranking: RankSpec, *, reporter: Reporter) -> Ranking:
 def _check_task(spec: RunSpec) -> None:
     if spec.task != "single_label":
         raise SpecError(
-            "a ranking compares trunks for single-label classification",
+            "a ranking compares backbones for single-label classification",
             expected="task=single_label: the linear probe and the other metrics need classes",
             received=f"task={spec.task}",
             fix="search over model.backbone with `python -m pipelines.tune` instead",

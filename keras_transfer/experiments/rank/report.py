@@ -23,7 +23,7 @@ _LEGEND = (
     "Linear probe and k-NN: cross-validated accuracy in %, with 95 % intervals; LogME, H-score, "
     "LEEP and NCE: higher is better, comparable within a column only. ms: one image through the "
     "frozen layers, images/s: batches of images, measured before features were computed. MB: the "
-    "trunk's weights in float32. The control is noise, which should be last in every column."
+    "backbone's weights in float32. The control is noise, which should be last in every column."
 )
 
 

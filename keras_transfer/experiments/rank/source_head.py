@@ -83,12 +83,12 @@ def _check_features(classifier: Classifier, spec: ModelSpec) -> None:
         return
     raise SpecError(
         f"source_weights of {backbone.name} do not fit these features",
-        expected="the mean of the whole trunk's output, which its top was trained on "
+        expected="the mean of the whole backbone's output, which its top was trained on "
         "(model.pooling=avg, no last_stage, data.channels=3)",
         received=f"model.pooling={spec.pooling}, last_stage={classifier.trunk.last_stage}, "
         f"data.channels={channels}",
-        fix="leave source_weights out to do without LEEP and NCE, or last_stage to keep the trunk "
-        "whole",
+        fix="leave source_weights out to do without LEEP and NCE, or last_stage to keep the "
+        "backbone whole",
     )
 
 
@@ -135,7 +135,7 @@ def _check_same_trunk(below: keras.Model, classifier: Classifier, file: Path) ->
     if not same:
         raise WeightsError(
             f"{file} was not trained with the weights of this {backbone.name}",
-            expected="a file whose trunk has the candidate's weights",
-            received="a trunk with other weights, whose top was trained on other features",
+            expected="a file whose backbone has the candidate's weights",
+            received="a backbone with other weights, whose top was trained on other features",
             fix="give the files with and without the top that were published together",
         )

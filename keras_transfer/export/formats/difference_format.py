@@ -114,7 +114,7 @@ def _other_trunk(path: Path, spec: "ModelSpec", expected: str, received: str) ->
     from keras_transfer.errors import WeightsError
 
     return WeightsError(
-        f"{path} was written for a trunk with other weights",
+        f"{path} was written for a backbone with other weights",
         expected=f"{spec.backbone} with the weights {spec.weights} of SHA-256 {expected[:16]}…",
         received=f"{received[:16]}…",
         fix=f"restore them, or put the file that it was trained with next to {path.name}",

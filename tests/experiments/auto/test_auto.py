@@ -78,7 +78,7 @@ def found(spec, tmp_path_factory) -> AutoResult:
 @pytest.mark.slow
 def test_everything_is_tried_where_there_is_time(found):
     steps = [attempt.step for attempt in found.attempts]
-    assert steps == ["trunk", "trunk", "trunk", "views", *["fine-tuning"] * 3]
+    assert steps == ["backbone", "backbone", "backbone", "views", *["fine-tuning"] * 3]
     first, second, both, views, *_ = found.attempts
     assert both.name in ("small+shallow", "shallow+small")
     assert "MB are above max_size_mb" in both.reason
@@ -112,7 +112,7 @@ def test_the_two_best_trunks_are_tried_side_by_side(spec, found, tmp_path, monke
     assert both.interval[0] <= both.difference <= both.interval[1]
     if both.is_chosen:
         assert combined.spec.model.backbone == both.name.partition(",")[0]
-        assert last.reason == "not tried: trunks that are combined stay frozen"
+        assert last.reason == "not tried: backbones that are combined stay frozen"
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_a_fine_tuning_that_promises_much_is_trained_at_once(spec, tmp_path, mon
     monkeypatch.setattr(search, "PROMISING_LOSS", 100)
     result = find(spec, tmp_path / "run")
     trunk, alone, begun, whole, *others = result.attempts
-    assert [one.step for one in result.attempts[:4]] == ["trunk", *["fine-tuning"] * 3]
+    assert [one.step for one in result.attempts[:4]] == ["backbone", *["fine-tuning"] * 3]
     assert begun.reason == "promises much"
     assert begun.name == "fine-tune stage2, learning rate 1e-3, one epoch"
     assert whole.name == "fine-tune stage2, learning rate 1e-3, 10 epochs"
@@ -142,7 +142,7 @@ def test_a_fine_tuning_that_promises_little_is_left(spec, found, tmp_path, monke
     monkeypatch.setattr(search.Search, "_fine_tune", lambda self: None)
     names = [(one.step, one.reason) for one in find(spec, tmp_path / "run").attempts]
     assert names[2] == ("fine-tuning", "promises little")
-    assert [step for step, _ in names].count("trunk") > 1
+    assert [step for step, _ in names].count("backbone") > 1
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_an_interrupt_before_any_model_ends_the_search(spec, tmp_path, monkeypat
 @pytest.mark.parametrize("limits", [{"max_size_mb": 0.001}, {"max_latency_ms": 0.001}])
 def test_limits_that_exclude_everything_name_all_trunks(spec, tmp_path, limits):
     auto = AutoSpec(backbones=TRUNKS, **limits)
-    with pytest.raises(SpecError, match="no trunk can be used") as error:
+    with pytest.raises(SpecError, match="no backbone can be used") as error:
         run_auto(spec, auto, RunFolder.create(tmp_path / "run"), reporter=QUIET)
     for name in (*TRUNKS, *limits):
         assert name in error.value.received
@@ -280,7 +280,7 @@ def test_no_trunk_on_this_machine_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     only = {"vgg16": BACKBONES["vgg16"]}
     monkeypatch.setattr("keras_transfer.experiments.auto.candidates.BACKBONES", only)
-    with pytest.raises(SpecError, match="no trunk has its weights"):
+    with pytest.raises(SpecError, match="no backbone has its weights"):
         find_backbones(RunSpec(), AutoSpec())
 
 
