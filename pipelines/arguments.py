@@ -9,9 +9,11 @@ import importlib.metadata
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import typing
@@ -231,7 +233,7 @@ def read_spec(arguments: argparse.Namespace) -> RunSpec:
     changes = parse_assignments(arguments.overrides)
     spec = read_source(arguments.source, changes)
     if _names_images(arguments.source):
-        return choose_backbone(spec, dotted_fields(changes), say)
+        return choose_backbone(spec, dotted_fields(changes), _say_in_lines)
     return spec
 
 
@@ -260,6 +262,11 @@ def say(text: str) -> None:
     """Print a sentence on standard error."""
     # What is printed to standard output may be read by another program.
     print(text, file=sys.stderr)  # noqa: T201
+
+
+def _say_in_lines(text: str) -> None:
+    """Print sentences on standard error, in lines of the terminal's width."""
+    say(textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False))
 
 
 def refuse(error: KerasTransferError) -> int:

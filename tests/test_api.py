@@ -199,7 +199,8 @@ def test_the_guide_predicts_explains_and_evaluates(run, images, tmp_path, monkey
     assert "new_photos/tulips.jpg digit_" in text
     assert "new_photos/broken.jpg " in text
     assert "support" in text
-    assert Image.open("tulips_explained.png").height > 0
+    with Image.open("tulips_explained.png") as drawn:
+        assert drawn.height > 0
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ class Extension:
             low, high = map(monitor.format, headline.interval)
             return f"{monitor.format(headline.value)} ({low} to {high})"
 
+        forgotten = "something" if self.gain_among_old.difference < 0 else "nothing"
         sentences = [
             f"Accuracy on the {self.num_old:,} old test images: "
             f"{monitor.format(self.before.value)} before, {monitor.format(self.after.value)} now "
@@ -91,8 +92,8 @@ class Extension:
             sentences.insert(
                 1,
                 "Among the old classes alone the accuracy on old test images changes by "
-                f"{changed(self.gain_among_old)}: that was forgotten. The rest of the change are "
-                "old images that are now taken for a new class.",
+                f"{changed(self.gain_among_old)}, so {forgotten} was forgotten. "
+                "The rest of the change is due to images that are now taken for a new class.",
             )
         return [*sentences, "Numbers in brackets and after ± are 95 % intervals."]
 

@@ -3,7 +3,7 @@
 import shlex
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,7 @@ from keras_transfer.export.saved_model.proof import (
 from keras_transfer.features.extraction import ExtractionStats
 from keras_transfer.models.classifier import Classifier
 from keras_transfer.reporting.reporter import TerminalReporter
-from keras_transfer.specs import COLOURS, HEAD, RunSpec
+from keras_transfer.specs import COLOURS, HEAD, DataSpec, RunSpec
 from keras_transfer.storage.model_files import OWN_WEIGHTS, find_file
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor
@@ -88,6 +88,7 @@ def describe_data(spec: RunSpec, records: Records, splits: Splits) -> Iterator[s
         f"{len(splits.train):,} train, {len(splits.val):,} validation, {len(splits.test):,} test "
         f"({origin})."
     )
+    yield from _shares_without_effect(spec, given)
     channels = {3: "", 1: " in grey"}.get(spec.data.channels, f" of {spec.data.channels} channels")
     yield (
         f"Every image becomes {spec.data.image_size} × {spec.data.image_size} px{channels} by "
@@ -227,6 +228,17 @@ def describe_teachers(teacher_stats: Sequence[ExtractionStats]) -> dict[str, int
     }
 
 
+def _shares_without_effect(spec: RunSpec, given: Collection[str | None]) -> Iterator[str]:
+    """A sentence for each share of a split that was set, where the source has that split."""
+    for name, words in (("val", "validation"), ("test", "test")):
+        share = getattr(spec.data, f"{name}_fraction")
+        if name in given and share != getattr(DataSpec(), f"{name}_fraction"):
+            yield (
+                f"data.{name}_fraction={share:g} has no effect: the source has {words} images of "
+                "its own. Point data.path at a folder or file without them to have them split off."
+            )
+
+
 def describe_saving(cache: dict[str, Any]) -> str:
     """How many views the frozen layers ran on, and on how many without the cache."""
     if not cache["passes"]:
@@ -234,11 +246,14 @@ def describe_saving(cache: dict[str, Any]) -> str:
     computed, trained_on = cache["views_computed"], cache["views_trained_on"]
     if trained_on <= computed:
         return f"Frozen layers ran on {computed:,} views."
-    text = f"Frozen layers ran on {computed:,} views instead of {trained_on:,} in all epochs"
+    text = (
+        f"The cache of features: training used {trained_on:,} views, and the frozen layers "
+        f"computed {computed:,} of them"
+    )
     if computed < _FEW_VIEWS:
         return f"{text}."
     rate = cache["passes"][0]["views_per_second"]
-    return f"{text}: {(trained_on - computed) / rate:.1f} s saved at {rate:,.0f} views/s."
+    return f"{text}, which saved {(trained_on - computed) / rate:.1f} s at {rate:,.0f} views/s."
 
 
 def show_result(
@@ -267,10 +282,10 @@ def show_result(
     if result.refit:
         terminal.info(
             f"The model was trained once more, on all {result.refit.num_images:,} training and "
-            "validation images. What follows is about that model, what is above about the one "
-            "before."
+            "validation images. The table is about the one before, all that follows about this "
+            "one, which is delivered."
         )
-    terminal.info(result.test.describe())
+    terminal.info(f"Delivered model: {result.test.describe()}")
     if result.proof:
         terminal.info(describe_proof(result.proof))
     if result.sparsity:

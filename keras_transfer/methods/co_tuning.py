@@ -118,7 +118,7 @@ class CoTuning(MethodDefaults):
 
 
 def relation_of(source: SourceClassifier, images: PhaseImages, *, num_classes: int) -> np.ndarray:
-    """p(source class | class), float32 [K, S]; its rows have the sum 1.
+    """p(source class | class), float32 [K, S]; rows have the sum 1, or 0 without images.
 
     The mean of the source's probabilities over the training images of each class in all views.
 
@@ -133,4 +133,5 @@ def relation_of(source: SourceClassifier, images: PhaseImages, *, num_classes: i
     for view in range(images.num_views):
         read = features.read(rows, np.full(len(rows), view)).astype(np.float32)
         np.add.at(sums, values, probabilities(read @ source.kernel + source.bias))
-    return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
+    totals = np.maximum(sums.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    return (sums / totals).astype(np.float32)

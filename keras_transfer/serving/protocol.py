@@ -71,8 +71,12 @@ def parse_request(body: bytes, inputs: Mapping[str, Sequence[str]]) -> Request:
         )
     given = content.keys() & {"instances", "inputs"}
     if len(given) != 1:
-        problem = "Only one of" if given else "Missing"
-        raise RefusedError(400, f"{problem} 'inputs' or 'instances' must be given")
+        number = "only one of" if given else "one of"
+        raise RefusedError(
+            400,
+            f"The body must have {number} 'instances' and 'inputs', such as "
+            '{"instances": [{"b64": "…"}]} with the bytes of an image in base64',
+        )
     in_rows = "instances" in given
     columns = (_from_rows if in_rows else _from_columns)(content[given.pop()], inputs[signature])
     return Request(signature, columns, in_rows)

@@ -39,6 +39,7 @@ def serve(settings: Settings, *, report: Callable[[str], None]) -> None:
     clients = settings.folder / "clients"
     programs = f"; programs that send images are in {clients}" if clients.is_dir() else ""
     report(f"Open this address in a browser to try it{programs}. Ctrl-C stops the server.")
+    report("The model is loading: until it is served, requests get the status 503.")
     config = uvicorn.Config(
         build_app(Service(settings, report=report)),
         loop="uvloop",

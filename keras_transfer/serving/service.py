@@ -23,7 +23,7 @@ from keras_transfer.serving.protocol import (
 )
 from keras_transfer.serving.protocol import Request as PredictRequest
 from keras_transfer.serving.settings import Settings
-from keras_transfer.serving.versions import BULK_PIXELS, Version, Versions
+from keras_transfer.serving.versions import BULK_PIXELS, NOT_LOADED, RETRY, Version, Versions
 
 _log = logging.getLogger(__name__)
 
@@ -82,11 +82,17 @@ class Service:
         """The states of all versions, or of one.
 
         Raises:
-            RefusedError: 404 for another name or number.
+            RefusedError: 404 for another name or number, 503 if no version is known yet.
         """
         states = self.versions.states()
-        if name != self.versions.name or not states:
-            raise RefusedError(404, f"Could not find any versions of model {name}")
+        if name != self.versions.name:
+            raise RefusedError(
+                404,
+                f"Could not find any versions of model {name}; this server has the model "
+                f"{self.versions.name}",
+            )
+        if not states:
+            raise RefusedError(503, NOT_LOADED, headers=RETRY)
         if version is not None and version not in states:
             raise RefusedError(404, f"Could not find version {version} of model {name}")
         chosen = states if version is None else {version: states[version]}

@@ -48,6 +48,10 @@ Outputs = dict[str, np.ndarray]
 
 _EXPLAIN_BATCH: Final = 8
 """Images in one call of `serving_explain`, whose gradients need memory."""
+NOT_LOADED: Final = "No version is loaded yet"
+RETRY: Final = {"Retry-After": "1"}
+"""Of responses with the status 503, in seconds."""
+
 BULK_PIXELS: Final = 4_000_000
 """Requests with more pixels take turns on a part of the processor, so that others do not wait."""
 _BATCH_PIXELS: Final = 4 * BULK_PIXELS
@@ -317,11 +321,14 @@ class Versions:
             current = self._current
             if current is None:
                 found = [f"version {key}: {state['state']}" for key, state in self.states().items()]
-                words = "; ".join(["No version is loaded yet", *found])
-                raise RefusedError(503, words, headers={"Retry-After": "1"})
+                raise RefusedError(503, "; ".join([NOT_LOADED, *found]), headers=RETRY)
             if name != self.name or number not in (None, current.number):
                 wanted = f"Latest({name})" if number is None else f"Specific({name}, {number})"
-                raise RefusedError(404, f"Servable not found for request: {wanted}")
+                raise RefusedError(
+                    404,
+                    f"Servable not found for request: {wanted}; this server has version "
+                    f"{current.number} of the model {self.name}",
+                )
             current.num_requests += 1
         try:
             yield current

@@ -429,9 +429,8 @@ def test_files_that_are_no_model_are_refused(tmp_path, model):
 def test_missing_files_are_named_with_the_nearest_backbones(tmp_path, monkeypatch, name, advice):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SpecError, match=advice) as caught:
+    with pytest.raises(SpecError, match=advice):
         get_backbone(name)
-    assert "model.backbone" in str(caught.value)
 
 
 def test_spec_with_a_file_is_resolved_without_keras(file):

@@ -67,7 +67,7 @@ def arrays_of(layers):
 
 def test_the_trunk_of_the_saved_model_has_the_bits_that_it_began_with(run):
     spec = load_run(run.path).spec
-    _, trunk = put_trunk(spec.model, image_size=16, seed=spec.seed)
+    _, trunk = put_trunk(spec.model, image_size=16, channels=3, seed=spec.seed)
     layers = [run.model.get_layer(layer.name) for layer in trunk.layers]
     for one, other in zip(arrays_of(layers), arrays_of(trunk.layers), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -92,7 +92,8 @@ def test_a_difference_file_is_refused_with_another_trunk(difference, tmp_path):
     with np.load(difference) as file:
         arrays = {name: file[name] for name in file.files}
     header = json.loads(str(arrays["header"]))
-    arrays["header"] = np.array(json.dumps({**header, "seed": header["seed"] + 1}))
+    other = {**header["trunk"], "seed": header["trunk"]["seed"] + 1}
+    arrays["header"] = np.array(json.dumps({**header, "trunk": other}))
     with copy.open("wb") as file:
         np.savez(file, **arrays)
     with pytest.raises(WeightsError, match="a backbone with other weights"):

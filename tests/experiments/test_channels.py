@@ -98,7 +98,8 @@ def test_arrays_data_sets_and_files_get_the_same_predictions(four, tmp_path):
 
 def test_a_photo_is_no_image_of_four_channels(four, tmp_path):
     Image.fromarray(FOUR[0, ..., :3]).save(tmp_path / "photo.png")
-    (found,) = four.predict(tmp_path / "photo.png")
+    with pytest.warns(UserWarning, match="1 image was not predicted"):
+        (found,) = four.predict(tmp_path / "photo.png")
     assert isinstance(found, BadFile)
     assert "height × width × 4" in found.reason
 

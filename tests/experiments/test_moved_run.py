@@ -175,7 +175,7 @@ def test_images_of_one_class_are_evaluated(run: RunFolder, photos: Path, tmp_pat
     found = evaluate_run(run.path, str(tmp_path / "one"), reporter=SilentReporter())
     assert found.num_examples == len(same)
     (tmp_path / "one" / first["label"]).rename(tmp_path / "one" / "strangers")
-    with pytest.raises(DataError, match="is not one of the classes") as failure:
+    with pytest.raises(DataError, match="not among the model's 2 classes") as failure:
         evaluate_run(run.path, str(tmp_path / "one"), reporter=SilentReporter())
     assert "strangers" in failure.value.received
 

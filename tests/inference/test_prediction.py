@@ -188,7 +188,7 @@ def test_targets_go_by_the_name_of_the_class(run: LoadedRun, photos: Path):
 def test_targets_refuse_classes_the_run_does_not_know(run: LoadedRun, photos: Path):
     items = (Record(path="00.jpg", target=("temples",)), Record(path="01.png", target=("path",)))
     records = records_of(items, photos)
-    with pytest.raises(DataError, match="not one of the classes") as failure:
+    with pytest.raises(DataError, match="not among the model's 3 classes") as failure:
         run.task.targets(records.items)
     assert "'temples'" in str(failure.value)
     assert "did you mean 'temple'" in str(failure.value)

@@ -185,7 +185,9 @@ def test_unknown_models_and_versions_are_404(client, path, words):
 def test_unknown_models_have_no_status(client):
     response = client.get("/v1/models/half")
     assert response.status_code == 404
-    assert response.json() == {"error": "Could not find any versions of model half"}
+    assert response.json() == {
+        "error": "Could not find any versions of model half; this server has the model temples"
+    }
     response = client.get("/v1/models/temples/versions/7")
     assert response.json() == {"error": "Could not find version 7 of model temples"}
     assert client.get("/v1/models/half/metadata").status_code == 404
@@ -222,8 +224,8 @@ PIXEL = {"signature_name": "serving_pixels"}
         (b'{"a":' * 50_000, "nested too deeply"),
         (b'{"instances": [' + b"9" * 5000 + b"]}", "Parse error"),
         ([], "must be a JSON object, received a list"),
-        ({}, "Missing"),
-        ({"instances": [1], "inputs": [1]}, "Only one of"),
+        ({}, "must have one of 'instances'"),
+        ({"instances": [1], "inputs": [1]}, "only one of"),
         ({"instances": []}, "No values"),
         ({"instances": {}}, "must be a list"),
         ({"inputs": []}, "one or more rows"),
@@ -306,7 +308,8 @@ def test_requests_get_503_before_a_version_is_loaded(tmp_path: Path):
             assert client.get(path).status_code == 503
         assert client.get("/healthz").json() == {"status": "alive"}
         assert refusal(client, {"instances": [1]}, status=503) == "No version is loaded yet"
-        assert client.get("/v1/models/temples").status_code == 404
+        assert client.get("/v1/models/temples").status_code == 503
+        assert client.get("/v1/models/half").status_code == 404
 
 
 def test_a_server_without_a_version_that_loads_is_alive_and_not_ready(run_folder, tmp_path):

@@ -279,7 +279,7 @@ def test_a_top_without_a_global_mean_is_refused(source_file):
 @pytest.mark.parametrize(
     ("backbones", "part"),
     [
-        (("vgg16",), "several trunks"),
+        (("vgg16",), "several backbones"),
         (("vgg16", "resnet5"), "backbones.1 is not in the table"),
         (("vgg16", "vgg16"), "'vgg16 to stage1, random' twice"),
     ],
@@ -396,7 +396,7 @@ def test_words_belong_to_the_ranking_or_to_the_run():
         ("backbones=vgg16", "a list"),
         ('backbones=["vgg16", {bakbone="x"}]', "bakbone"),
         ("folds=1", "2 or more"),
-        ('backbones=["vgg16"]', "several trunks"),
+        ('backbones=["vgg16"]', "several backbones"),
     ],
 )
 def test_wrong_words_end_with_status_2_and_leave_no_folder(word, part, capsys, tmp_path):
@@ -418,5 +418,5 @@ def test_a_table_in_a_union_is_built_and_checked():
     values = {"backbones": ["vgg16", {"backbone": "vgg19", "weights": "none"}]}
     ranking = build(RankSpec, values, "", "the ranking")
     assert ranking.backbones[1] == CandidateSpec(backbone="vgg19", weights="none")
-    with pytest.raises(SpecError, match=r"backbones\.0\.last_stage is not a text"):
+    with pytest.raises(SpecError, match=r"backbones\.0\.last_stage in the ranking is not a text"):
         build(RankSpec, {"backbones": [{"last_stage": 3}]}, "", "the ranking")

@@ -36,7 +36,7 @@ def test_the_default_space_has_only_fields_with_an_effect():
     assert without_effect(spec, MANY) == {}
     left_out = without_effect(spec, FEW)
     assert set(left_out) == set(DEFAULT_SPACE) - {STRENGTH}
-    assert "277 training images are fewer than its min_images, 1,000" in left_out[RATE]
+    assert "there are 277 training images, and it needs 1,000" in left_out[RATE]
     assert "solved exactly" in left_out[SMOOTHING]
 
 
