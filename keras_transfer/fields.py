@@ -190,8 +190,10 @@ def _convert(value: Any, hint: Any, place: _Place) -> Any:
     if isinstance(value, Typed):
         value = _read_typed(value, hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        fields = [field.name for field in dataclasses.fields(hint)]
+        if isinstance(value, list | tuple) and "values" in fields:
+            value = {"values": value}
         if not isinstance(value, Mapping):
-            fields = [field.name for field in dataclasses.fields(hint)]
             _raise_type(place, f"a table of {enumerated(fields, _MOST_NAMED)}", value)
         return build(hint, value, f"{place.name}.", place.where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

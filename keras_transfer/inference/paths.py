@@ -21,9 +21,10 @@ def check_target(path: str | Path) -> Path:
     """The path of a run folder, or of an artefact with its contract next to it or in its folder.
 
     Raises:
-        RunError: it is neither.
+        RunError: it is neither, or it is the folder of a search.
     """
     path = Path(path)
+    refuse_search(path)
     if (path / "spec.json").is_file():
         return path
     if not path.exists() or not kind_of(path):
@@ -43,6 +44,17 @@ def check_target(path: str | Path) -> Path:
             fix=f"give {path.parent}",
         )
     return path
+
+
+def refuse_search(path: Path) -> None:
+    """Raise RunError if a path is the folder of a finished search, whose run is below it."""
+    if (path / "search.json").is_file():
+        raise RunError(
+            f"{path} is a search folder; its run is {path / 'winner'}",
+            expected="the folder of a single run",
+            received="search.json",
+            fix=f"give {path / 'winner'}, the run of the best trial",
+        )
 
 
 def check_table(output: Path) -> None:

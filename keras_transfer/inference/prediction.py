@@ -23,7 +23,7 @@ from keras_transfer.errors import RunError
 from keras_transfer.export.contract import Contract
 from keras_transfer.export.formats.registry import files_of
 from keras_transfer.export.formats.runtimes import Runtime, open_runtime
-from keras_transfer.inference.paths import check_target
+from keras_transfer.inference.paths import check_target, refuse_search
 from keras_transfer.models.forward import BATCH_SIZE, predict_pixels
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.checksums import verify_checksums
@@ -141,6 +141,7 @@ def load_run(path: str | Path) -> LoadedRun:
         SpecError: its spec.json is not valid.
     """
     folder = RunFolder.open(path)
+    refuse_search(folder.path)
     if folder.study_file.is_file():
         raise RunError(
             f"{folder.path} is a study, which saves no model",

@@ -220,3 +220,11 @@ def test_many_predictions_and_those_to_be_resumed_need_a_file(folder, photos, ca
     assert "--output predictions.csv" in capsys.readouterr().err
     assert predict.main([str(folder), str(photos), "--resume"]) == arguments.USER_ERROR
     assert "--output predictions.csv" in capsys.readouterr().err
+
+
+def test_a_search_folder_is_refused_with_its_run(tmp_path):
+    for name in ("spec.json", "search.json"):
+        (tmp_path / name).write_text("{}")
+    for opened in (prediction.load_run, prediction.open_target):
+        with pytest.raises(RunError, match=r"is a search folder; its run is .*winner"):
+            opened(tmp_path)

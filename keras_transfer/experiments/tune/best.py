@@ -8,14 +8,13 @@ once, by the best trial only.
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
 
 import keras
 import numpy as np
 import tomli_w
 
 from keras_transfer.config import changed_fields, override
-from keras_transfer.data.records import counted
 from keras_transfer.evaluation.intervals import Z95, Interval
 from keras_transfer.experiments.run import run_transfer
 from keras_transfer.experiments.summary import Result
@@ -109,10 +108,7 @@ def select_best(
     trial = best[0]
     spec = runner.vary(trial.values)
     reporter.info(describe_choice(best, search.objective, monitor))
-    reporter.info(
-        "It is compared with the original spec, then evaluated and exported, which can take a "
-        "minute …"
-    )
+    reporter.info(_describe_comparison(trials))
     aside = PrefixedReporter(reporter, f"trial {trial.name}")
     training = runner.train(spec, reporter=aside, predict=True)
     default = runner.train(
@@ -138,6 +134,15 @@ def select_best(
     )
 
 
+def _describe_comparison(trials: Sequence[SearchTrial]) -> str:
+    """What follows the trials, and what one training takes by those that were trained."""
+    seconds = median(trial.seconds for trial in trials if trial.is_scored and not trial.same_as)
+    return (
+        "It is compared with the original spec, then evaluated and exported. A trial took "
+        f"{seconds:.0f} s (median); each further training takes about as long."
+    )
+
+
 def _compare(
     spec: RunSpec,
     runner: TrialRunner,
@@ -156,8 +161,10 @@ def _compare(
         if side in solved:
             results.append([once])
             continue
-        reporter.info(f"Training {name} with {counted(len(seeds), 'other seed', 'other seeds')}.")
-        results.append([_train_again(of, name, seed, runner, reporter) for seed in seeds])
+        results.append([])
+        for number, seed in enumerate(seeds, start=1):
+            reporter.info(f"Comparison: {name}, training {number} of {len(seeds)} …")
+            results[-1].append(_train_again(of, name, seed, runner, reporter))
     best, default = results
     gains = _mean_scores(best) - _mean_scores(default)
     half = Z95 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5

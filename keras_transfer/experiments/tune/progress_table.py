@@ -88,12 +88,13 @@ def describe_left(
     Args:
         new: those that have ended in this process, in order; the first also computes features.
     """
-    timed = [trial.seconds for trial in new if not trial.same_as][1:]
+    timed = [trial.seconds for trial in new if not trial.same_as]
     if plan.num_trials is None or not timed or num_ended >= plan.num_trials:
         return ""
     left = plan.num_trials - num_ended
-    seconds = left * median(timed) / num_workers
-    return f" About {seconds:.0f} s for {counted(left, 'more trial', 'more trials')}."
+    seconds = left * median(timed[1:] or timed) / num_workers
+    about = "About" if timed[1:] else "By this trial, which also computed features, about"
+    return f" {about} {seconds:.0f} s for {counted(left, 'more trial', 'more trials')}."
 
 
 def describe_values(trial: SearchTrial) -> str:

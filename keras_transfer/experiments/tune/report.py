@@ -2,12 +2,13 @@
 
 import shlex
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from keras_transfer.config import spec_to_dict
 from keras_transfer.data.records import counted
-from keras_transfer.experiments.summary import describe_proof
+from keras_transfer.experiments.summary import describe_proof, show_next
 from keras_transfer.experiments.tune.best import (
     BEST_SPEC,
     WINNER,
@@ -24,6 +25,7 @@ from keras_transfer.experiments.tune.tensorboard import write_logs
 from keras_transfer.reporting.numbers import percent
 from keras_transfer.reporting.reporter import TerminalReporter
 from keras_transfer.storage.model_files import title
+from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor
 
 _NUM_SHOWN = 5
@@ -166,6 +168,7 @@ def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
     advice = recommend(found)
     terminal.info(f"Recommendation: {advice.sentence}")
     terminal.info(f"Next: {advice.command}")
+    show_next(found.run.path / WINNER, terminal)
 
 
 def describe_winner(found: SearchResult) -> list[str]:
@@ -243,7 +246,7 @@ def _describe_gain(winner: Winner, monitor: Monitor) -> str:
 def _describe_seeds(comparison: Comparison, monitor: Monitor) -> str:
     """With which seeds both were trained, and their scores."""
     if len(comparison.solved) > 1:
-        return "both are solved exactly, so other seeds would give the same, and each counts once"
+        return "neither depends on the seed, so each was trained only once"
     text = f"trained with {counted(len(comparison.seeds), 'other seed', 'other seeds')}"
     scores = {"winner": comparison.winner, "default": comparison.default}
     names = {"winner": "it", "default": "the original spec"}
@@ -276,6 +279,12 @@ def recommend(found: SearchResult) -> Recommendation:
         takes = gain > 0 if higher_is_better(objective, monitor) else gain < 0
         why = f"its {name} is {'' if takes else 'not '}better; whether that is more than noise "
         why += "was not measured (search.refits=3 does)"
+        worse = gain < 0 if higher_is_better(objective, monitor) else gain > 0
+        if worse:
+            size = f"{abs(gain):.3g}"
+            if objective == "val_score":
+                size = monitor.format_difference(abs(gain))
+            return _keep(found, f"is worse than it by {size} in {name}.")
     elif winner.is_default:
         takes, why = False, "it trains the same"
     elif winner.comparison and not any(winner.comparison.interval):
@@ -287,6 +296,31 @@ def recommend(found: SearchResult) -> Recommendation:
         sentence = f"take the best trial: {why}. It is trained and exported already."
         command = f"python -m pipelines.predict {shlex.quote(str(path / WINNER))} PHOTO.jpg"
         return Recommendation("winner", sentence, command)
-    sentence = f"keep the original spec. The best trial is not clearly better: {why}."
-    command = f"python -m pipelines.train {shlex.quote(str(path / 'spec.json'))}"
+    return _keep(found, f"is not clearly better: {why}.")
+
+
+def _keep(found: SearchResult, why: str) -> Recommendation:
+    """The recommendation of the original spec, with its finished run where there is one."""
+    sentence = f"keep the original spec. The best trial {why}"
+    original = _run_of_original(found.run)
+    if original:
+        sentence += f" The original spec is trained already, in {original}."
+        command = f"python -m pipelines.predict {shlex.quote(str(original))} PHOTO.jpg"
+    else:
+        command = f"python -m pipelines.train {shlex.quote(str(found.run.path / 'spec.json'))}"
     return Recommendation("default", sentence, command)
+
+
+def _run_of_original(search: RunFolder) -> Path | None:
+    """A finished run next to a search that has its spec, whatever its name and search are."""
+    own = _trained_fields(search)
+    for path in sorted(search.path.parent.glob("*/metrics.json")):
+        run = RunFolder(path.parent)
+        if run.spec_file.is_file() and _trained_fields(run) == own:
+            return run.path
+    return None
+
+
+def _trained_fields(run: RunFolder) -> dict[str, Any]:
+    values = run.read_json(run.spec_file.name)
+    return {name: value for name, value in values.items() if name not in ("name", "search")}

@@ -1,5 +1,6 @@
 """What a search recommends follows from what was measured."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from keras_transfer.experiments.tune.progress_table import describe_left, descri
 from keras_transfer.experiments.tune.record import describe_choice, ranked
 from keras_transfer.experiments.tune.report import recommend
 from keras_transfer.specs import RunSpec
+from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor
 
 MONITOR = Monitor("accuracy", "max", is_share=True)
@@ -29,7 +31,10 @@ def found(compared=None, *, scores=(0.9, 0.8), is_default=False, objective="val_
     ]
     winner = Winner(made_trial(0, {}, scores[0]), None, *results, compared, None, True, is_default)
     spec = override(RunSpec(), {"search.objective": objective})
-    task, run = SimpleNamespace(monitor=MONITOR), SimpleNamespace(path=Path("a search"))
+    folder = SimpleNamespace(
+        path=Path("a search"), spec_file=Path("spec.json"), read_json=lambda _: {"seed": 0}
+    )
+    task, run = SimpleNamespace(monitor=MONITOR), folder
     return SimpleNamespace(winner=winner, spec=spec, task=task, run=run)
 
 
@@ -41,6 +46,7 @@ def found(compared=None, *, scores=(0.9, 0.8), is_default=False, objective="val_
         (found(comparison(0.0, 0.0)), False, "default", "the same score for every image"),
         (found(is_default=True), False, "default", "trains the same"),
         (found(), None, "winner", "was not measured"),
+        (found(scores=(0.885, 0.9)), None, "default", "is worse than it by 1.5 points in accuracy"),
         (found(scores=(0.9, 0.9)), None, "default", "was not measured"),
         (found(objective="val_loss"), None, "winner", "its loss is better"),
     ],
@@ -55,6 +61,19 @@ def test_there_is_one_recommendation_with_its_rule_and_command(search, is_better
         "default": "python -m pipelines.train 'a search/spec.json'",
     }
     assert advice.command == commands[take]
+
+
+def test_a_finished_run_of_the_original_spec_is_named(tmp_path):
+    search, run = RunFolder(tmp_path / "a-search"), RunFolder(tmp_path / "a")
+    for folder, seed in ((search, 0), (run, 0)):
+        folder.path.mkdir()
+        folder.spec_file.write_text(json.dumps({"name": folder.path.name, "seed": seed}))
+    made = found(is_default=True)
+    made.run = search
+    assert "pipelines.train" in recommend(made).command
+    run.metrics_file.write_text("{}")
+    assert f"trained already, in {run.path}" in recommend(made).sentence
+    assert f"pipelines.predict {run.path} " in recommend(made).command
 
 
 @pytest.mark.parametrize(
@@ -80,12 +99,13 @@ def test_trials_that_trained_longest_are_ranked_first():
     assert ranked([short, whole], higher_is_better=True) == [whole, short]
 
 
-def test_the_time_of_the_trials_that_are_left_is_told_after_two():
+def test_the_time_of_the_trials_that_are_left_is_told_after_one():
     plan = SimpleNamespace(num_trials=6)
     first, *rest = (made_trial(n, {}, 0.9, seconds=s) for n, s in enumerate((60.0, 3.0, 5.0)))
-    assert describe_left([first], plan, num_ended=1, num_workers=1) == ""
+    one = describe_left([first], plan, num_ended=1, num_workers=1)
+    assert one == " By this trial, which also computed features, about 300 s for 5 more trials."
     copy = made_trial(9, {}, 0.9, seconds=0.0, same_as="0000")
-    assert describe_left([first, copy], plan, num_ended=2, num_workers=1) == ""
+    assert "about 240 s" in describe_left([first, copy], plan, num_ended=2, num_workers=1)
     two = describe_left([first, rest[0]], plan, num_ended=2, num_workers=1)
     assert two == " About 12 s for 4 more trials."
     several = describe_left([first, *rest], plan, num_ended=5, num_workers=2)

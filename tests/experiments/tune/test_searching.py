@@ -200,7 +200,7 @@ def test_solved_heads_are_searched_without_rates_and_compared_without_seeds(exac
     assert comparison.seeds == ()
     assert comparison.solved == ("winner", "default")
     assert comparison.winner == (found.winner.trial.val_score,)
-    assert "both are solved exactly, so other seeds" in " ".join(describe_winner(found))
+    assert "neither depends on the seed" in " ".join(describe_winner(found))
 
 
 @pytest.mark.usefixtures("_winner_of_another")

@@ -204,6 +204,8 @@ def test_short_names_are_taken_for_fields_as_those_that_are_set():
     spec = with_dotted_space(with_space(space), said.append)
     assert list(spec.search.space) == ["phases.1.learning_rate", "model.dropout"]
     (sentence,) = said
+    listed = override(RunSpec(), {"search.space.lr": [1e-4, 1e-2]}).search.space["lr"]
+    assert listed.values == (1e-4, 1e-2)
     assert sentence.startswith("lr is taken for phases.1.learning_rate")
     check_space(spec)
     both = {"lr": {"low": 1e-4, "high": 1e-2}, "phases.1.learning_rate": {"values": [0.1]}}
