@@ -27,7 +27,7 @@ from keras_transfer.config import (
     with_search_space,
 )
 from keras_transfer.data.python_data import is_in_memory, store
-from keras_transfer.errors import SpecError
+from keras_transfer.errors import DataError, SpecError
 from keras_transfer.experiments.auto.budget import Budget
 from keras_transfer.experiments.auto.report import show_auto, write_auto
 from keras_transfer.experiments.auto.search import run_auto
@@ -59,6 +59,7 @@ Teacher = str | os.PathLike[str] | Any
 
 def fine_tune(
     source: Source = None,
+    labels: Any = None,
     *,
     output: str | Path | None = None,
     preset: str | None = None,
@@ -73,6 +74,7 @@ def fine_tune(
             or a spec; or data in memory: NumPy arrays (images, labels) uint8 [N, H, W, 3] and [N],
             a `tf.data.Dataset` of (image, label) or of batches, or a `pandas.DataFrame` with the
             columns of a CSV file. None uses the images of the preset.
+        labels: where `source` is an array of images alone: `fine_tune(images, labels)`.
         output: the run folder; by default the next free `saved_models/<name>`.
         preset: a preset's name, such as "lite", or a TOML file; sets the fields not given. Without
             it and without a backbone, that is ResNet50 where its weights are on this machine or can
@@ -89,7 +91,8 @@ def fine_tune(
         ExportError: the exported model does not agree with the trained one.
     """
     reporter = reporter or TerminalReporter()
-    spec = _make_spec(source, preset, fields, reporter)
+    given = source if labels is None else (source, labels)
+    spec = _make_spec(given, preset, fields, reporter)
     check_single_training(
         spec,
         "fine_tune runs a single training, but this spec is a study of several trainings",
@@ -224,7 +227,7 @@ def rank_backbones(
 
 
 def auto(
-    source: RunSpec | str | os.PathLike[str],
+    source: Source,
     *,
     time_budget: str = "10m",
     output: str | Path | None = None,
@@ -247,7 +250,7 @@ def auto(
     own, others = divide(fields, AutoSpec)
     settings = build(AutoSpec, {**own, "time_budget": time_budget}, "", "auto")
     budget, reporter = Budget.start(time_budget), reporter or TerminalReporter()
-    spec = make_spec(source if isinstance(source, RunSpec) else Path(source), **others)
+    spec = _make_spec(source, None, others, reporter, chooses=False)
     folder = start_run(spec, output=output, suffix="")
     found = run_auto(spec, settings, folder, budget=budget, reporter=reporter)
     write_auto(found)
@@ -341,14 +344,27 @@ def combine(
 
 
 def _make_spec(
-    source: Source, preset: str | None, fields: Mapping[str, Any], reporter: Reporter
+    source: Source,
+    preset: str | None,
+    fields: Mapping[str, Any],
+    reporter: Reporter,
+    *,
+    chooses: bool = True,
 ) -> RunSpec:
+    """The spec of a call; `chooses` says whether a backbone is chosen where none is given."""
     if source is None and preset is None:
         raise SpecError(
             "there are no images",
             expected="a folder, a CSV file, a spec or a preset",
             received="neither source nor preset",
             fix='give a folder with a sub-folder for each class, or preset="quickstart"',
+        )
+    if hasattr(source, "__array_interface__"):
+        raise DataError(
+            "these are images without labels",
+            expected="(images, labels)",
+            received=type(source).__name__,
+            fix="give both as one tuple: fine_tune((images, labels))",
         )
     if isinstance(source, RunSpec) and preset is not None:
         raise SpecError(
@@ -366,7 +382,7 @@ def _make_spec(
     spec = make_spec(given, base=base, **fields)
     for sentence in describe_without_effect(fields, spec):
         reporter.info(sentence)
-    if base is None and isinstance(given, Path) and is_images(given):
+    if chooses and base is None and isinstance(given, Path) and is_images(given):
         return choose_backbone(spec, dotted_fields(fields), reporter.info)
     return spec
 

@@ -641,7 +641,11 @@ def dotted_fields(
         SpecError: the spec has no such field.
     """
     spec = base or RunSpec()
-    return {_dotted(name, value, spec, also): value for name, value in fields.items()}
+    named = {_dotted(name, value, spec, also): value for name, value in fields.items()}
+    match named.get("data.image_size"):
+        case (int(side), int(other)) if side == other:  # As Keras writes it.
+            named["data.image_size"] = side
+    return named
 
 
 def describe_other_names(fields: Mapping[str, Any], base: RunSpec | None = None) -> list[str]:

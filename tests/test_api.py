@@ -89,6 +89,10 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(tmp_path, mon
             kt.tune("images", preset="fast", space=space)
     with pytest.raises(SpecError, match="did you mean 'backbone'"):
         kt.fine_tune("images", bakcbone="vgg16")
+    with pytest.raises(DataError, match="images without labels"):
+        kt.fine_tune(np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match="not images with a label each"):
+        kt.fine_tune(np.zeros((2, 8, 8, 3), np.uint8), [0], preset="fast")
     assert not list(tmp_path.iterdir())
 
 
@@ -208,6 +212,24 @@ def run(images, tmp_path_factory) -> kt.Run:
     saved = tmp_path_factory.mktemp("saved")
     run = kt.fine_tune(images, output=saved / "run", reporter=QUIET, **FIELDS)
     return kt.load_run(run.path.rename(saved / "moved"))
+
+
+@pytest.mark.slow
+def test_a_run_takes_floats_images_of_pillow_and_labels_that_are_numbers(run, images):
+    files = sorted(images.glob("digit_0/*.png"))[:2]
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    good = run.predict(files)[0]
+    np.testing.assert_array_equal(
+        run.predict(pixels.astype(float))[0].outputs, run.predict(pixels)[0].outputs
+    )
+    (drawn,) = run.predict(Image.fromarray(pixels[0]))
+    np.testing.assert_allclose(drawn.outputs, good.outputs, rtol=0, atol=1e-6)
+    with pytest.raises(DataError, match="only image files can be explained"):
+        run.explain(pixels[0])
+    numbered = run.evaluate((pixels, [0, 0]), include_training=True, reporter=QUIET)
+    assert (numbered.num_examples, len(numbered.interval)) == (2, 2)
+    with pytest.raises(DataError, match="not the number of one of the classes"):
+        run.evaluate((pixels, [0, 2]), reporter=QUIET)
 
 
 @pytest.mark.slow

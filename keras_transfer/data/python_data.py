@@ -79,12 +79,18 @@ def store(
     )
 
 
-def path_of(images: Any, *, is_labelled: bool = True, channels: int = COLOURS) -> str:
+def path_of(
+    images: Any,
+    *,
+    is_labelled: bool = True,
+    channels: int = COLOURS,
+    class_names: Sequence[str] | None = None,
+) -> str:
     """The path that was given, or that of data in memory, which are stored first.
 
     Args:
         is_labelled: whether labels are needed, as data in memory have.
-        channels: as for `store`.
+        channels, class_names: as for `store`.
 
     Raises:
         DataError: it is neither, or as `store`.
@@ -92,7 +98,7 @@ def path_of(images: Any, *, is_labelled: bool = True, channels: int = COLOURS) -
     if isinstance(images, str | os.PathLike):
         return os.fspath(images)
     if is_labelled and is_in_memory(images):
-        return str(store(images, channels=channels))
+        return str(store(images, channels=channels, class_names=class_names))
     data = ", (images, labels) as arrays, a tf.data.Dataset or a pandas.DataFrame"
     raise DataError(
         "these are no images that can be read here",
@@ -137,6 +143,13 @@ def _pairs_of(source: tuple[Any, Any]) -> Iterator[tuple[np.ndarray, Any]]:
         raise _not_one_label(
             f"labels {list(labels.shape)}",
             fix="pass labels.ravel()" if labels.shape[1] == 1 else _INDICES,
+        )
+    if images.ndim == 1 and labels.ndim in (3, 4):
+        raise DataError(
+            "labels and images are in the wrong order",
+            expected="(images, labels)",
+            received=f"first {list(images.shape)}, then {list(labels.shape)}",
+            fix="swap them",
         )
     if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
         raise DataError(
@@ -215,10 +228,29 @@ def _array(image: np.ndarray, number: int, channels: int) -> bytes:
             expected=f"uint8, uint16 or floats from 0 to 255 [H, W, {channels}]{also}, as "
             f"data.channels={channels} says",
             received=_described(pixels),
-            fix="set data.channels to the length of the last axis, and scale floats: "
-            "(255 * images).round().astype('uint8')",
+            fix=_advice(pixels) if fits else "set data.channels to the length of the last axis",
         )
     return encode_array(pixels if pixels.dtype == np.uint16 else np.rint(pixels).astype(np.uint8))
+
+
+def _advice(pixels: np.ndarray) -> str:
+    """How images of another range or order of the axes become pixels 0-255."""
+    is_float = pixels.dtype.kind == "f" and pixels.size > 0
+    if is_float and not np.isfinite(pixels).all():
+        return f"replace the {np.sum(~np.isfinite(pixels)):,} values that are NaN or infinite"
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[-1] not in (1, 3, 4):
+        return "move the channels of all images to the end: np.moveaxis(images, 1, -1)"
+    if is_float and -1 <= pixels.min() < 0 and pixels.max() <= 1:
+        return "scale values from -1 to 1: (127.5 * (images + 1)).round().astype('uint8')"
+    if is_float and pixels.min() >= 0 and pixels.max() <= 1:
+        return "scale values from 0 to 1: (255 * images).round().astype('uint8')"
+    return "give values from 0 to 255, and set data.channels where pixels are not in colours"
+
+
+def as_uint8(images: np.ndarray) -> np.ndarray:
+    """Floats from 0 to 255 as rounded uint8; other arrays as they are."""
+    is_float = images.dtype.kind == "f" and _is_in_range(images)
+    return np.rint(images).astype(np.uint8) if is_float else images
 
 
 def _is_in_range(pixels: np.ndarray) -> bool:
@@ -244,8 +276,7 @@ def _png(image: np.ndarray, number: int) -> bytes:
             f"element {number} is not an image of pixels 0-255",
             expected="uint8 [H, W, 3], [H, W, 4] or [H, W, 1], or floats from 0 to 255",
             received=_described(pixels),
-            fix="scale the values: (255 * images).round().astype('uint8'); or set data.channels "
-            "where the last axis is not red, green and blue",
+            fix=_advice(pixels),
         )
     buffer = io.BytesIO()
     Image.fromarray(np.rint(pixels).astype(np.uint8)).save(buffer, "PNG", compress_level=1)

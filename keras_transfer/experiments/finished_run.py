@@ -19,11 +19,10 @@ from keras_transfer.adaptation.registry import AUTO
 from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import resizer
-from keras_transfer.data.python_data import is_in_memory, path_of, write_images
+from keras_transfer.data.python_data import as_uint8, is_in_memory, path_of, write_images
 from keras_transfer.data.records import BadFile, counted
 from keras_transfer.errors import DataError, RunError, enumerated
 from keras_transfer.evaluation.recorded import RecordedEvaluation
-from keras_transfer.evaluation.results import Evaluation
 from keras_transfer.experiments.adapt.adaptation import adapt_run
 from keras_transfer.experiments.adapt.report import show_adaptation
 from keras_transfer.experiments.compress.compression import compress_run
@@ -45,6 +44,7 @@ from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.tasks.single_label import SingleLabel
 
 Files = str | os.PathLike[str]
 
@@ -109,28 +109,37 @@ class Run:
         moved_to: Files | None = None,
         include_training: bool = False,
         reporter: Reporter | None = None,
-    ) -> Evaluation:
+    ) -> RecordedEvaluation:
         """Evaluate the model on a labelled folder or CSV file, or again on its test split.
 
         Args:
             data: folder of class folders, CSV file, or data in memory as for `fine_tune`. Classes
-                are matched by name, so it may have only some of the run's.
+                are matched by name, so it may have only some of the run's; numbers in memory are
+                their places in `class_names`.
             moved_to: where the run's own images are now; None is its `data.path`.
             include_training: whether images of `data` count that the run was trained on.
 
         Returns:
-            the figures: for single labels a `SingleLabelEvaluation`.
+            the figures, with the attributes of `evaluation`.
 
         Raises:
             DataError: the images cannot be used, changed since the run, or have unknown classes.
         """
-        return evaluate_run(
+        found = evaluate_run(
             self.path,
-            None if data is None else path_of(data, channels=self.spec.data.channels),
+            None if data is None else self._path_of(data),
             moved_to=None if moved_to is None else os.fspath(moved_to),
             include_training=include_training,
             reporter=reporter or TerminalReporter(),
         )
+        return RecordedEvaluation(found.to_dict())
+
+    def _path_of(self, data: Any) -> str:
+        """The path of labelled data; in memory, numbers are places in the run's classes."""
+        names = self.class_names if self.spec.task == SingleLabel.name else None
+        if names and any(name.isdigit() for name in names):
+            names = None  # The numbers are the names themselves.
+        return path_of(data, channels=self.spec.data.channels, class_names=names)
 
     @cached_property
     def history(self) -> dict[str, list[Any]]:
@@ -148,8 +157,9 @@ class Run:
         """Predict images: a list of files, one file, a folder, an array, or data of `fine_tune`.
 
         Args:
-            images: paths of files, or of folders with all images below them; uint8
-                [N, H, W, C], usually in RGB, resized like the run's own images; or (images,
+            images: paths of files, or of folders with all images below them; uint8 or floats
+                0-255 [N, H, W, C], usually in RGB, resized like the run's own images; an image of
+                Pillow; or (images,
                 labels), a `tf.data.Dataset` or a `pandas.DataFrame`, whose labels are not used.
 
         Returns:
@@ -168,7 +178,9 @@ class Run:
 
     def _predict_any(self, images: Any) -> list[Prediction | BadFile]:
         if isinstance(images, np.ndarray):
-            return self._predict_array(images)
+            return self._predict_array(as_uint8(images))
+        if isinstance(images, Image.Image):
+            images = ([np.asarray(images.convert("RGB"))], [""])
         are_files = isinstance(images, tuple) and isinstance(images[0], str | os.PathLike)
         if are_files or not is_in_memory(images):
             return list(predict_files(self._loaded, _files(images)))
@@ -194,6 +206,13 @@ class Run:
         Raises:
             DataError: the file is not a usable image, or the run has no such class.
         """
+        if not isinstance(file, str | os.PathLike):
+            raise DataError(
+                "only image files can be explained",
+                expected="the path of an image file",
+                received=type(file).__name__,
+                fix="save the image first: PIL.Image.fromarray(pixels).save('image.png')",
+            )
         (found,) = explain_files(self._loaded, [Path(file)], class_name=class_name)
         if isinstance(found, BadFile):
             raise DataError(
@@ -336,7 +355,7 @@ class Run:
         place = None if output is None else os.fspath(output)
         found = extend_run(
             self.path,
-            path_of(images, channels=self.spec.data.channels),
+            self._path_of(images),
             fields,
             output=place,
             resume=resume,
@@ -381,9 +400,7 @@ class Run:
             self.path,
             path_of(folder, is_labelled=False),
             kind=kind,
-            labelled=None
-            if labelled is None
-            else path_of(labelled, channels=self.spec.data.channels),
+            labelled=None if labelled is None else self._path_of(labelled),
             moved_to=None if moved_to is None else os.fspath(moved_to),
             output=None if output is None else os.fspath(output),
             resume=resume,
@@ -405,7 +422,8 @@ class Run:
                 expected=f"uint8 of shape [N, H, W, {channels}]{', RGB' if channels == 3 else ''}",
                 received=f"{images.dtype} of shape {list(images.shape)}",
                 fix="convert it: np.uint8(images) for numbers in 0-255, np.uint8(255 * images) for "
-                "numbers in 0-1, images[np.newaxis] for a single image",
+                "numbers in 0-1, images[np.newaxis] for a single image, np.stack([images] * 3, "
+                "axis=-1) for [N, H, W] in grey",
             )
         run = self._loaded
         resize = resizer(run.contract.image_size, run.contract.resize, channels)

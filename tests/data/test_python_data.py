@@ -93,10 +93,14 @@ def test_floats_are_rounded_and_equal_images_are_kept_apart():
 
 
 WRONG = {
-    "floats 0-1": ((IMAGES / 255, LABELS), "scale the values"),
-    "negative": ((IMAGES.astype(int) - 1, LABELS), "scale the values"),
-    "too large": ((IMAGES.astype(int) * 2, LABELS), "scale the values"),
-    "channels": ((np.zeros((2, 4, 4, 7), np.uint8), LABELS[:2]), "scale the values"),
+    "floats 0-1": ((IMAGES / 255, LABELS), "from 0 to 1"),
+    "negative": ((IMAGES.astype(int) - 9, LABELS), "give values from 0 to 255"),
+    "too large": ((IMAGES.astype(int) * 2, LABELS), "give values from 0 to 255"),
+    "floats -1-1": ((IMAGES / 127.5 - 1, LABELS), "127.5"),
+    "not finite": ((np.full((2, 4, 4, 3), np.nan), LABELS[:2]), "48 values that are NaN"),
+    "channels": ((np.zeros((2, 8, 8, 7), np.uint8), LABELS[:2]), "data.channels"),
+    "channels first": ((np.zeros((2, 3, 8, 8), np.uint8), LABELS[:2]), "np.moveaxis"),
+    "swapped": ((LABELS, IMAGES), "swap them"),
     "lengths": ((IMAGES, LABELS[:3]), "one label for each image"),
     "one-hot": ((IMAGES, np.eye(3)[LABELS]), "np.argmax(labels, axis=1)"),
     "none": ((IMAGES[:0], LABELS[:0]), "some images of each class"),
