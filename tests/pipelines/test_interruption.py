@@ -58,6 +58,7 @@ def start(verb: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("verb", ["swallows", "runs_native_code"])
 def test_second_interrupt_ends_a_process_that_loses_the_first(verb: str):
     with start(verb) as process:
+        time.sleep(0.5)  # Until the verb, which follows its message, has begun.
         process.send_signal(signal.SIGINT)
         assert process.stderr
         assert process.stderr.readline() == "\n"

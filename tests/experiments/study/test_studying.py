@@ -265,7 +265,7 @@ def test_train_verb_runs_a_study_into_a_folder_of_its_own(
     (tmp_path / "spec.json").write_text(json.dumps(spec_to_dict(spec)))
     words = ["spec.json", "seeds=2"]
     assert train.main(words) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     folder = tmp_path / "saved_models" / "small-study"
     assert (folder / "run.log").is_file()
     for part in ("seed", "held out", "over 2 seeds minimum", "the frozen layers computed"):
