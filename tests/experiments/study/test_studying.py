@@ -268,7 +268,7 @@ def test_train_verb_runs_a_study_into_a_folder_of_its_own(
     shown = " ".join(capsys.readouterr().out.split())
     folder = tmp_path / "saved_models" / "small-study"
     assert (folder / "run.log").is_file()
-    for part in ("seed", "held out", "over 2 seeds minimum", "the frozen layers computed"):
+    for part in ("seed", "held out", "over 2 seeds minimum", "Frozen layers ran on"):
         assert part in shown
     assert train.main([*words, "--resume"]) == USER_ERROR
     assert "is finished" in capsys.readouterr().err
