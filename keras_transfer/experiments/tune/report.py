@@ -1,7 +1,7 @@
 """Writes search.json, search.html and TensorBoard's logs, and shows a search as a table."""
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,11 +19,14 @@ from keras_transfer.experiments.tune.best import (
 from keras_transfer.experiments.tune.page import write_page
 from keras_transfer.experiments.tune.progress_table import describe_values, progress_table
 from keras_transfer.experiments.tune.record import Search, describe_rule, higher_is_better
+from keras_transfer.experiments.tune.record import shown as shown_value
 from keras_transfer.experiments.tune.search import SearchResult
 from keras_transfer.experiments.tune.space import choices, scales
 from keras_transfer.experiments.tune.tensorboard import write_logs
 from keras_transfer.reporting.numbers import percent
 from keras_transfer.reporting.reporter import TerminalReporter
+from keras_transfer.reporting.tables import Table
+from keras_transfer.specs import RunSpec
 from keras_transfer.storage.model_files import title
 from keras_transfer.storage.run_folder import RunFolder
 from keras_transfer.tasks.task import Monitor
@@ -154,9 +157,8 @@ def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
         failed = len(found.trials) - len(best)
         caption += f" {len(shown)} of {len(found.trials)} trials; {failed} failed."
     title = f"Search {found.run.path}"
-    terminal.show(
-        progress_table(title, list(search.space), shown, monitor=monitor, caption=caption)
-    )
+    table = progress_table(title, list(search.space), shown, monitor=monitor, caption=caption)
+    terminal.show(_with_original(table, found))
     for sentence in describe_winner(found):
         terminal.info(sentence)
     if found.winner.result.proof:
@@ -168,7 +170,30 @@ def show_search(found: SearchResult, terminal: TerminalReporter) -> None:
     advice = recommend(found)
     terminal.info(f"Recommendation: {advice.sentence}")
     terminal.info(f"Next: {advice.command}")
+    terminal.info(f"The run of the best trial, {WINNER}/, can be used as it is:")
     show_next(found.run.path / WINNER, terminal)
+
+
+def _with_original(table: Table, found: SearchResult) -> Table:
+    """The table of trials with a last column for the original spec."""
+    original, monitor = found.winner.default, found.task.monitor
+    cells = [
+        *(_value_of(found.spec, name) for name in found.spec.search.space),
+        monitor.format_number(original.val_score),
+        f"{original.val_loss:.3f}",
+        f"{original.epochs}",
+        f"{original.seconds:.1f}",
+    ]
+    rows = [[*row, cell] for row, cell in zip(table.rows, cells, strict=True)]
+    return replace(table, header=[*table.header, "original"], rows=rows)
+
+
+def _value_of(spec: RunSpec, dotted: str) -> str:
+    """A field's value; '' for an option of a method that was not set."""
+    value: Any = spec_to_dict(spec)
+    for part in dotted.split("."):
+        value = value[int(part)] if isinstance(value, list) else value.get(part, "")
+    return shown_value(value)
 
 
 def describe_winner(found: SearchResult) -> list[str]:
