@@ -1,5 +1,6 @@
 """The Python interface, on real digits and a tiny backbone."""
 
+import csv
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from guide_snippets import snippets
+from listener import Listener
 from PIL import Image
 
 import keras_transfer as kt
@@ -242,6 +244,8 @@ def test_a_run_evaluates_predicts_and_explains(run, images):
     again = run.evaluate(reporter=QUIET)
     assert again.headline == run.evaluation.headline
     assert again.headline.value == run.evaluation.accuracy
+    assert (repr(again), again.to_dict()) == (repr(run.evaluation), run.evaluation.to_dict())
+    assert again.per_class["digit_0"]["support"] == again.confusion[0][0] + again.confusion[0][1]
     elsewhere = run.evaluate(images, reporter=QUIET)
     assert elsewhere.to_dict()["num_examples"] == 9  # Those that training did not use.
     everything = run.evaluate(images, include_training=True, reporter=QUIET)
@@ -302,6 +306,81 @@ def test_arrays_train_as_their_files_do(images, run, tmp_path):
     assert stored.spec.data.source == "csv"
     assert stored.evaluation.num_examples == run.evaluation.num_examples
     assert stored.predict(files[0])[0].label in names
+    # Pixels that the run was trained on give the same files, so that they are found.
+    assert stored.evaluate((pixels, labels), reporter=QUIET).num_examples == 9
+
+
+@pytest.mark.slow
+def test_numbers_are_indices_of_the_classes(images, run):
+    pandas = pytest.importorskip("pandas")
+    files = sorted(images.rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    numbers = np.array([run.class_names.index(file.parent.name) for file in files])
+    expected = run.evaluate(images, include_training=True, reporter=QUIET).confusion
+    table = pandas.DataFrame({"path": files, "label": numbers})
+    for data in ((pixels, numbers), tf.data.Dataset.from_tensor_slices((pixels, numbers)), table):
+        listening = Listener()
+        found = run.evaluate(data, include_training=True, reporter=listening)
+        assert found.confusion == expected
+        assert any("0 is digit_0, 1 is digit_1;" in one for one in listening.said)
+    turned = run.evaluate(
+        (pixels, 1 - numbers), class_names=run.class_names[::-1], include_training=True
+    )
+    assert turned.confusion == expected
+    for verb in (run.evaluate, run.extend):
+        with pytest.raises(DataError, match="not the number of one of the classes") as caught:
+            verb(table.assign(label=numbers + 1), reporter=QUIET)
+        assert (caught.value.expected, caught.value.received) == ("numbers from 0 to 1", "2")
+
+
+@pytest.mark.slow
+def test_pixels_that_cannot_be_compared_with_the_training_are_named(images, run):
+    files = sorted(images.rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    labels = np.array([file.parent.name for file in files])
+    with pytest.warns(UserWarning, match="images that the run was trained on may count") as caught:
+        run.evaluate((pixels, labels), reporter=QUIET)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "found"),
+    [
+        (("a", "b"), [1, 0], ["b", "a"]),
+        (("a", "b"), ["b", "a"], ["b", "a"]),
+        (("3", "7"), [7, 3], ["7", "3"]),
+        (("1", "x"), [1, 0], ["1", "0"]),
+    ],
+)
+def test_numbers_are_names_where_a_class_is_called_by_a_number(
+    names, labels, found, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path / "home"))
+    run = of_classes(tmp_path, names)
+    pixels = np.stack([np.full((4, 4, 3), shade, np.uint8) for shade in (1, 200)])
+    path = Path(run._labelled((pixels, np.array(labels, object)), None, QUIET))
+    rows = csv.DictReader(path.read_text().splitlines())
+    shades = {}
+    for row in rows:
+        with Image.open(path.parent / row["path"]) as image:
+            shades[image.getpixel((0, 0))[0]] = row["label"]
+    assert [shades[1], shades[200]] == found
+
+
+def of_classes(folder, names) -> kt.Run:
+    run = kt.Run(folder)
+    run.__dict__.update(class_names=names, spec=kt.RunSpec())
+    return run
+
+
+def test_a_data_set_with_some_of_the_classes_keeps_its_names(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_TRANSFER_HOME", str(tmp_path / "home"))
+    shutil.copytree(images / "digit_1", tmp_path / "some" / "digit_1")
+    dataset = keras.utils.image_dataset_from_directory(tmp_path / "some", verbose=False)
+    run = of_classes(tmp_path, ("digit_0", "digit_1"))
+    path = Path(run._labelled(dataset, None, QUIET))
+    rows = csv.DictReader(path.read_text().splitlines())
+    assert {row["label"] for row in rows} == {"digit_1"}
 
 
 def test_a_run_is_exported_in_another_format(run):

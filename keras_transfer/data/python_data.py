@@ -34,6 +34,7 @@ from keras_transfer.storage.cache import home
 CSV_FILE: Final = "images.csv"
 _EXPECTED: Final = "(images, labels) as NumPy arrays, a tf.data.Dataset, or a pandas.DataFrame"
 _HEAD: Final = 12
+_NUMBER: Final = (int, np.integer)
 _INDICES: Final = (
     "pass class indices: np.argmax(labels, axis=1) of one-hot labels; several labels of an image "
     "go into a CSV file"
@@ -60,7 +61,7 @@ def store(
         class_names: names of the classes for labels that are numbers; by default those of a data
             set that has them, as of `keras.utils.image_dataset_from_directory`, or the numbers.
         path_column: column of a table with the paths, or the bytes, of the images.
-        label_column: column of the labels in the CSV file that is written for arrays.
+        label_column: column of the labels in a table, and in the CSV file written for arrays.
         channels: values of each pixel of arrays, as `data.channels`.
 
     Raises:
@@ -68,8 +69,8 @@ def store(
         RunError: the disk is full.
     """
     if _is_table(source):
-        return _store_table(source, path_column)
-    names = class_names or getattr(source, "class_names", None)
+        return _store_table(source, path_column, label_column, class_names)
+    names = class_names or names_in(source)
     pairs = _pairs_of(source) if _is_pair(source) else _pairs_in(source)
     encoded = (
         (_encoded(image, number, channels), label) for number, (image, label) in enumerate(pairs)
@@ -79,18 +80,46 @@ def store(
     )
 
 
+def names_in(source: Any) -> Sequence[str] | None:
+    """Class names that a data set brings, as of `keras.utils.image_dataset_from_directory`."""
+    return None if _is_table(source) else getattr(source, "class_names", None)
+
+
+def has_numbers(source: Any, label_column: str) -> bool:
+    """Whether labels of data in memory that can be stored are whole numbers."""
+    if _is_table(source):
+        columns = source.to_dict("list")
+        return any(isinstance(label, _NUMBER) for label in columns.get(label_column, ()))
+    if _is_pair(source):
+        return any(isinstance(label, _NUMBER) for label in np.asarray(source[1]).tolist())
+    return bool(source.element_spec[1].dtype.is_integer)
+
+
+def are_encoded(source: Any) -> bool:
+    """Whether images of data in memory are pixels, of which `store` writes new files."""
+    return is_in_memory(source) and not _is_table(source)
+
+
+def is_stored(path: str) -> bool:
+    """Whether the images of a CSV file were stored by `store` on this machine."""
+    file = Path(path).absolute()
+    return file.name == CSV_FILE and file.parent.parent == (home() / "data").absolute()
+
+
 def path_of(
     images: Any,
     *,
     is_labelled: bool = True,
-    channels: int = COLOURS,
     class_names: Sequence[str] | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    channels: int = COLOURS,
 ) -> str:
     """The path that was given, or that of data in memory, which are stored first.
 
     Args:
         is_labelled: whether labels are needed, as data in memory have.
-        channels, class_names: as for `store`.
+        class_names, path_column, label_column, channels: as for `store`.
 
     Raises:
         DataError: it is neither, or as `store`.
@@ -98,7 +127,8 @@ def path_of(
     if isinstance(images, str | os.PathLike):
         return os.fspath(images)
     if is_labelled and is_in_memory(images):
-        return str(store(images, channels=channels, class_names=class_names))
+        columns = {"path_column": path_column, "label_column": label_column}
+        return str(store(images, class_names=class_names, **columns, channels=channels))
     data = ", (images, labels) as arrays, a tf.data.Dataset or a pandas.DataFrame"
     raise DataError(
         "these are no images that can be read here",
@@ -200,7 +230,7 @@ def _plain(label: Any) -> Any:
 
 
 def _named(label: Any, names: Sequence[str] | None) -> str:
-    if names is None or not isinstance(label, int):
+    if names is None or not isinstance(label, _NUMBER):
         return str(label)
     if not 0 <= label < len(names):
         raise DataError(
@@ -209,7 +239,7 @@ def _named(label: Any, names: Sequence[str] | None) -> str:
             received=str(label),
             fix="give all class_names in their order, or labels as texts",
         )
-    return str(names[label])
+    return str(names[int(label)])
 
 
 def _encoded(image: np.ndarray, number: int, channels: int) -> bytes:
@@ -295,8 +325,12 @@ def _columns_of(table: Any, path_column: str) -> dict[str, list[Any]]:
     return columns
 
 
-def _store_table(table: Any, path_column: str) -> Path:
+def _store_table(
+    table: Any, path_column: str, label_column: str, names: Sequence[str] | None
+) -> Path:
     columns = _columns_of(table, path_column)
+    if names and label_column in columns:
+        columns[label_column] = [_named(_known(label), names) for label in columns[label_column]]
     images = columns.pop(path_column)
     values = zip(*columns.values(), strict=True) if columns else [()] * len(images)
     rows = [dict(zip(columns, map(_known, row), strict=True)) for row in values]

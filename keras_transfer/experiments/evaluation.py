@@ -196,7 +196,7 @@ def _without_training(records: Records, rows: np.ndarray, reporter: Reporter) ->
     words = counted(num_left_out, "image was", "images were")
     reporter.info(
         f"{words} used in the run's training (training and validation splits) and left out; "
-        "--include-training keeps them."
+        "--include-training (in Python include_training=True) keeps them."
     )
     items = tuple(records.items[row] for row in rows)
     return dataclasses.replace(records, items=items, targets=records.targets.take(rows))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import keras
 import numpy as np
@@ -19,7 +19,16 @@ from keras_transfer.adaptation.registry import AUTO
 from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import resizer
-from keras_transfer.data.python_data import as_uint8, is_in_memory, path_of, write_images
+from keras_transfer.data.python_data import (
+    are_encoded,
+    as_uint8,
+    has_numbers,
+    is_in_memory,
+    is_stored,
+    names_in,
+    path_of,
+    write_images,
+)
 from keras_transfer.data.records import BadFile, counted
 from keras_transfer.errors import DataError, RunError, enumerated
 from keras_transfer.evaluation.recorded import RecordedEvaluation
@@ -43,10 +52,15 @@ from keras_transfer.models.forward import BATCH_SIZE
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import RunSpec
 from keras_transfer.storage.model_files import title
-from keras_transfer.storage.run_folder import RunFolder
+from keras_transfer.storage.run_folder import RunFolder, plain
 from keras_transfer.tasks.single_label import SingleLabel
 
 Files = str | os.PathLike[str]
+_NOT_COMPARED: Final = (
+    "images in memory are compared with those of the training by the bytes of their files, which "
+    "differ even where the pixels are equal: images that the run was trained on may count, and "
+    "the figures be too good; evaluate the files, or images that it was not trained on"
+)
 
 
 class DrawnExplanation(Explanation):
@@ -106,40 +120,44 @@ class Run:
         self,
         data: Any = None,
         *,
+        class_names: Sequence[str] | None = None,
         moved_to: Files | None = None,
         include_training: bool = False,
         reporter: Reporter | None = None,
     ) -> RecordedEvaluation:
         """Evaluate the model on a labelled folder or CSV file, or again on its test split.
 
+        Images that the run was trained on are left out, as far as their files are the same byte
+        by byte. A warning says where pixels in memory cannot be compared.
+
         Args:
             data: folder of class folders, CSV file, or data in memory as for `fine_tune`. Classes
-                are matched by name, so it may have only some of the run's; numbers in memory are
-                their places in `class_names`.
+                are matched by name, so it may have only some of the run's.
+            class_names: names of the classes for labels of data in memory that are numbers. By
+                default numbers are indices of `run.class_names`, which are sorted; but labels as
+                they are where one of those names is a number, such as '7'.
             moved_to: where the run's own images are now; None is its `data.path`.
             include_training: whether images of `data` count that the run was trained on.
 
         Returns:
-            the figures, with the attributes of `evaluation`.
+            the figures, with the attributes of `run.evaluation`.
 
         Raises:
-            DataError: the images cannot be used, changed since the run, or have unknown classes.
+            DataError: the images cannot be used, changed since the run, or have unknown classes,
+                or a number is not that of a class.
         """
+        reporter = reporter or TerminalReporter()
+        path = None if data is None else self._labelled(data, class_names, reporter)
+        if not include_training and are_encoded(data) and not is_stored(self.spec.data.path):
+            warnings.warn(_NOT_COMPARED, stacklevel=2)
         found = evaluate_run(
             self.path,
-            None if data is None else self._path_of(data),
+            path,
             moved_to=None if moved_to is None else os.fspath(moved_to),
             include_training=include_training,
-            reporter=reporter or TerminalReporter(),
+            reporter=reporter,
         )
-        return RecordedEvaluation(found.to_dict())
-
-    def _path_of(self, data: Any) -> str:
-        """The path of labelled data; in memory, numbers are places in the run's classes."""
-        names = self.class_names if self.spec.task == SingleLabel.name else None
-        if names and any(name.isdigit() for name in names):
-            names = None  # The numbers are the names themselves.
-        return path_of(data, channels=self.spec.data.channels, class_names=names)
+        return RecordedEvaluation(plain(found.to_dict()))
 
     @cached_property
     def history(self) -> dict[str, list[Any]]:
@@ -332,6 +350,7 @@ class Run:
         self,
         images: Any,
         *,
+        class_names: Sequence[str] | None = None,
         output: Files | None = None,
         resume: bool = False,
         reporter: Reporter | None = None,
@@ -341,6 +360,7 @@ class Run:
 
         Args:
             images: folder of class folders, CSV file, or data in memory as for `fine_tune`.
+            class_names: as for `evaluate`; with those of new classes, numbers can mean them, too.
             output: its folder; by default the next free one below saved_models/.
             resume: continue an interrupted one.
             fields: fields of the new run's spec.
@@ -355,7 +375,7 @@ class Run:
         place = None if output is None else os.fspath(output)
         found = extend_run(
             self.path,
-            self._path_of(images),
+            self._labelled(images, class_names, reporter),
             fields,
             output=place,
             resume=resume,
@@ -400,7 +420,7 @@ class Run:
             self.path,
             path_of(folder, is_labelled=False),
             kind=kind,
-            labelled=None if labelled is None else self._path_of(labelled),
+            labelled=None if labelled is None else self._labelled(labelled, None, reporter),
             moved_to=None if moved_to is None else os.fspath(moved_to),
             output=None if output is None else os.fspath(output),
             resume=resume,
@@ -409,6 +429,29 @@ class Run:
         if isinstance(reporter, TerminalReporter):
             show_adaptation(new, found, self._loaded.task, reporter)
         return Run(new.path)
+
+    def _labelled(self, data: Any, given: Sequence[str] | None, reporter: Reporter) -> str:
+        """The path of labelled images; numbers of data in memory are classes of this run."""
+        own = self.spec.data
+        names = given
+        if not names and is_in_memory(data) and not names_in(data):
+            are_classes = self.spec.task == SingleLabel.name
+            is_named_by_numbers = any(name.lstrip("-").isdecimal() for name in self.class_names)
+            names = self.class_names if are_classes and not is_named_by_numbers else None
+        path = path_of(
+            data,
+            class_names=names,
+            path_column=own.path_column,
+            label_column=own.label_column,
+            channels=own.channels,
+        )
+        if names and not given and has_numbers(data, own.label_column):
+            meanings = [f"{number} is {name}" for number, name in enumerate(names)]
+            reporter.info(
+                f"Labels that are numbers are indices of run.class_names: {enumerated(meanings, 5)}"
+                "; labels that are texts do not depend on an order."
+            )
+        return path
 
     @cached_property
     def _loaded(self) -> LoadedRun:

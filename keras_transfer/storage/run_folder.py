@@ -248,7 +248,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write plain values; NaN and infinities become null, because JSON does not have them."""
-        self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+        self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
     def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV file, row by row; see `spreadsheet_cell`."""
@@ -385,11 +385,12 @@ def latest(parent: str | Path, name: str, file: str = "spec.json") -> Path:
     return numbers[max(numbers)]
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: lists in place of tuples, None for NaN and infinities."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.data.python_data import is_in_memory, path_of, store
+from keras_transfer.data.python_data import has_numbers, is_in_memory, is_stored, path_of, store
 from keras_transfer.errors import DataError, RunError
 
 DRAW = np.random.default_rng(0)
@@ -122,6 +122,34 @@ def test_other_data_are_refused_with_what_to_do(name, tmp_path):
 def test_a_number_that_is_no_class_is_refused():
     with pytest.raises(DataError, match="not the number of one of the classes"):
         store((IMAGES, LABELS), class_names=("ant", "bee"))
+
+
+def test_numbers_in_a_table_are_named_as_those_of_arrays():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"path": [f"{n}.png" for n in range(7)], "kind": LABELS})
+    file = store(table, class_names=NAMES, label_column="kind")
+    assert [row["kind"] for row in read(file)] == [NAMES[label] for label in LABELS]
+    mixed = pandas.DataFrame({"path": ["a.png", "b.png"], "label": [np.int64(2), "ant"]})
+    assert [row["label"] for row in read(store(mixed, class_names=NAMES))] == ["cat", "ant"]
+    with pytest.raises(DataError, match="not the number of one of the classes"):
+        store(table, class_names=NAMES[:2], label_column="kind")
+
+
+def test_labels_that_are_numbers_are_noticed():
+    pandas = pytest.importorskip("pandas")
+    dataset = tf.data.Dataset.from_tensor_slices
+    for labels, are_numbers in ((LABELS, True), (np.array(list("abcabca")), False)):
+        table = pandas.DataFrame({"path": "a.png", "kind": labels})
+        for data in ((IMAGES, labels), dataset((IMAGES, labels)), table):
+            assert has_numbers(data, "kind") is are_numbers
+        assert not has_numbers(table, "label")
+
+
+def test_data_are_stored_here_or_come_from_elsewhere(tmp_path):
+    assert is_stored(str(store((IMAGES, LABELS))))
+    assert not is_stored(str(tmp_path / "images.csv"))
+    assert not is_stored("/images.csv")
+    assert not is_stored("")
 
 
 def test_tables_of_paths_and_of_bytes(tmp_path, monkeypatch):
