@@ -12,7 +12,7 @@ from pipelines.rates import main
 
 
 def test_smaller_images_are_faster():
-    small, large = (measure_rates("small", image_size=size, batch_size=4) for size in (32, 160))
+    small, large = (measure_rates("small", image_size=size, batch_size=4) for size in (32, 320))
     for way in ("keras", "folded", "half"):
         assert getattr(small, way) > getattr(large, way) > 0
 
