@@ -645,6 +645,13 @@ def dotted_fields(
     match named.get("data.image_size"):
         case (int(side), int(other)) if side == other:  # As Keras writes it.
             named["data.image_size"] = side
+        case (int(side), int(other)):
+            raise SpecError(
+                "images become squares, so their size is one number",
+                expected="the side in px",
+                received=f"image_size=({side}, {other})",
+                fix=f"write image_size={side}; data.resize says how other shapes become squares",
+            )
     return named
 
 

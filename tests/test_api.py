@@ -91,6 +91,8 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(tmp_path, mon
             kt.tune("images", preset="fast", space=space)
     with pytest.raises(SpecError, match="did you mean 'backbone'"):
         kt.fine_tune("images", bakcbone="vgg16")
+    with pytest.raises(SpecError, match="images become squares"):
+        kt.fine_tune("images", preset="fast", image_size=(96, 64))
     with pytest.raises(DataError, match="images without labels"):
         kt.fine_tune(np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(DataError, match="not images with a label each"):

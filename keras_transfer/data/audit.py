@@ -165,9 +165,13 @@ def _check_paths(records: Records) -> None:
     missing = _missing(paths, records.root)
     if missing and 2 * len(missing) >= len(paths):
         suspicion = suspect(missing, records.root)
+        are_absolute = all(Path(path).is_absolute() for path in missing)
+        places = (
+            "of files that exist" if are_absolute else f"relative to {records.root} or absolute"
+        )
         raise DataError(
             f"{len(missing)} of {counted(len(paths), 'path', 'paths')} lead to no file",
-            expected=f"paths of images, relative to {records.root} or absolute",
+            expected=f"paths of images, {places}",
             received=", ".join(missing[:_NAMED_IN_ERRORS]),
             fix=suspicion or "correct the paths, or put the images there",
         )

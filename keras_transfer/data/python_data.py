@@ -258,12 +258,12 @@ def _array(image: np.ndarray, number: int, channels: int) -> bytes:
             expected=f"uint8, uint16 or floats from 0 to 255 [H, W, {channels}]{also}, as "
             f"data.channels={channels} says",
             received=_described(pixels),
-            fix=_advice(pixels) if fits else "set data.channels to the length of the last axis",
+            fix=advice(pixels) if fits else "set data.channels to the length of the last axis",
         )
     return encode_array(pixels if pixels.dtype == np.uint16 else np.rint(pixels).astype(np.uint8))
 
 
-def _advice(pixels: np.ndarray) -> str:
+def advice(pixels: np.ndarray) -> str:
     """How images of another range or order of the axes become pixels 0-255."""
     is_float = pixels.dtype.kind == "f" and pixels.size > 0
     if is_float and not np.isfinite(pixels).all():
@@ -306,7 +306,7 @@ def _png(image: np.ndarray, number: int) -> bytes:
             f"element {number} is not an image of pixels 0-255",
             expected="uint8 [H, W, 3], [H, W, 4] or [H, W, 1], or floats from 0 to 255",
             received=_described(pixels),
-            fix=_advice(pixels),
+            fix=advice(pixels),
         )
     buffer = io.BytesIO()
     Image.fromarray(np.rint(pixels).astype(np.uint8)).save(buffer, "PNG", compress_level=1)

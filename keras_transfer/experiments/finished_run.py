@@ -20,6 +20,7 @@ from keras_transfer.compression.registry import parse_chain
 from keras_transfer.config import load_spec
 from keras_transfer.data.images import resizer
 from keras_transfer.data.python_data import (
+    advice,
     are_encoded,
     as_uint8,
     has_numbers,
@@ -464,9 +465,10 @@ class Run:
                 "the array does not contain images",
                 expected=f"uint8 of shape [N, H, W, {channels}]{', RGB' if channels == 3 else ''}",
                 received=f"{images.dtype} of shape {list(images.shape)}",
-                fix="convert it: np.uint8(images) for numbers in 0-255, np.uint8(255 * images) for "
-                "numbers in 0-1, images[np.newaxis] for a single image, np.stack([images] * 3, "
-                "axis=-1) for [N, H, W] in grey",
+                fix="images[np.newaxis] for a single image, np.stack([images] * 3, axis=-1) for "
+                "[N, H, W] in grey"
+                if images.ndim != 4
+                else advice(images[0]),
             )
         run = self._loaded
         resize = resizer(run.contract.image_size, run.contract.resize, channels)
