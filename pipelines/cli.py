@@ -45,18 +45,23 @@ def main() -> int:
         sys.stdout.write(f"keras_transfer {__version__}\n")
         return 0
     if verb not in ("--help", "-h"):
-        return refuse(
-            SpecError(
-                f"there is no verb {verb!r}",
-                expected=f"one of {', '.join(VERBS)}",
-                received=verb,
-                fix=nearest(verb, list(VERBS), otherwise="keras-transfer --help lists them"),
-            )
-        )
+        return refuse_verb(verb)
     lines = ["usage: keras-transfer <verb> …   (details: keras-transfer <verb> --help)", ""]
     lines += [f"  {name:16} {text}" for name, text in VERBS.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def refuse_verb(verb: str) -> int:
+    """Print that there is no such verb, with the nearest one; the exit status."""
+    return refuse(
+        SpecError(
+            f"there is no verb {verb!r}",
+            expected=f"one of {', '.join(VERBS)}",
+            received=verb,
+            fix=nearest(verb, list(VERBS), otherwise="keras-transfer --help lists them"),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -90,6 +90,14 @@ def test_a_wrong_verb_is_named_with_the_right_one(monkeypatch, capsys):
     assert capsys.readouterr().out == f"keras_transfer {keras_transfer.__version__}\n"
 
 
+def test_a_module_that_is_no_verb_names_the_nearest_one():
+    command = [sys.executable, "-m", "pipelines.trian", "my_photos"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == arguments.USER_ERROR
+    assert "there is no verb 'trian'" in done.stderr
+    assert "did you mean 'train'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("word", "field"),
     [
