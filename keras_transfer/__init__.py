@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_transfer.api import combine as combine
     from keras_transfer.api import distill as distill
     from keras_transfer.api import fine_tune as fine_tune
+    from keras_transfer.api import pretrain as pretrain
     from keras_transfer.api import rank_backbones as rank_backbones
     from keras_transfer.api import tune as tune
     from keras_transfer.backbones.record import Backbone
@@ -47,6 +48,7 @@ _MODULES = {
     "load_run": "experiments.finished_run",
     "load_spec": "config",
     "override": "config",
+    "pretrain": "api",
     "rank_backbones": "api",
     "tune": "api",
 }
@@ -65,6 +67,7 @@ __all__ = [
     "load_run",
     "load_spec",
     "override",
+    "pretrain",
     "rank_backbones",
     "register",
     "tune",

@@ -42,12 +42,15 @@ from keras_transfer.experiments.finished_run import Run
 from keras_transfer.experiments.rank.ranking import rank
 from keras_transfer.experiments.rank.report import show_ranking, write_ranking
 from keras_transfer.experiments.run import run_transfer
+from keras_transfer.experiments.self_supervision import run_pretraining
 from keras_transfer.experiments.summary import show_result
 from keras_transfer.experiments.tune.best import WINNER
 from keras_transfer.experiments.tune.report import show_search, write_search
 from keras_transfer.experiments.tune.search import SUFFIX, run_search
 from keras_transfer.experiments.tune.space import read_space
 from keras_transfer.fields import build
+from keras_transfer.pretext.registry import DEFAULT
+from keras_transfer.pretext.settings import BASE, pretraining_spec
 from keras_transfer.reporting.reporter import Reporter, TerminalReporter
 from keras_transfer.specs import AutoSpec, DistillSpec, RankSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, next_free
@@ -341,6 +344,39 @@ def combine(
     if isinstance(reporter, TerminalReporter):
         show_combination(found, reporter)
     return Run(found.run.path)
+
+
+def pretrain(
+    folder: str | os.PathLike[str],
+    *,
+    kind: str = DEFAULT,
+    output: str | Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    **fields: Any,
+) -> Path:
+    """Train a backbone on images without labels; the folder that `backbone=` takes.
+
+    Args:
+        folder: images at any depth; their labels, if they have any, are not read.
+        kind: what is learned: 'simsiam' or 'rotation'.
+        output, resume: as for `fine_tune`.
+        fields: fields of the spec, such as `backbone="mobilenet"` and `weights="none"`.
+
+    Returns:
+        the folder with model.keras, and the report in pretraining.json.
+
+    Raises:
+        SpecError: the kind or a field is unknown, or contradicts a pretraining.
+        DataError, WeightsError, RunError: as for `fine_tune`.
+    """
+    reporter = reporter or TerminalReporter()
+    given = dotted_fields(fields, BASE)
+    spec = make_spec(Path(folder), base=BASE, **fields)
+    spec = pretraining_spec(choose_backbone(spec, given, reporter.info), given, kind=kind)
+    run = start_run(spec, output=output, resume=resume, suffix="")
+    run_pretraining(spec, run, reporter=reporter)
+    return run.path.absolute()
 
 
 def _make_spec(

@@ -16,16 +16,12 @@ package, where model.weights=embedded reads them. An interrupted pretraining con
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from keras_transfer.backbones.choice import choose_backbone
 from keras_transfer.backbones.early_checks import check_early
-from keras_transfer.backbones.registry import BACKBONES
 from keras_transfer.config import (
     PRESETS,
-    check_single_training,
     dotted_fields,
     is_images,
     load,
@@ -34,22 +30,12 @@ from keras_transfer.config import (
     spec_to_dict,
 )
 from keras_transfer.devices import native_log_to
-from keras_transfer.errors import SpecError
 from keras_transfer.pretext.registry import DEFAULT, KINDS, check_kind
-from keras_transfer.specs import PhaseSpec, PretrainSpec, RunSpec, ViewSpec
+from keras_transfer.pretext.settings import BASE, pretraining_spec
+from keras_transfer.specs import PretrainSpec, RunSpec
 from keras_transfer.storage.run_folder import RunFolder, latest, next_free
 from keras_transfer.storage.run_start import DEFAULT_PARENT, check_same_spec, start_run
 from pipelines.arguments import RESUMABLE, main_of, make_parser, read_source, say
-
-_BASE: Final = RunSpec(
-    views=ViewSpec(policy="strong", count=None),
-    phases=(PhaseSpec(epochs=20, unfreeze="last_two", learning_rate=1e-3, layer_decay=0.03),),
-)
-"""What a pretraining on a folder differs in from a run.
-
-With a higher `layer_decay` pretrained stages changed so much that accuracies fell by 4 to 38 points
-(`docs/guides/pretraining.md`).
-"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,34 +79,11 @@ def read_words(source: str, words: Sequence[str]) -> RunSpec:
     changes = parse_assignments(words)
     kind = str(changes.pop("kind", DEFAULT))
     check_kind(kind)
-    spec = read_source(source, changes, base=_BASE)
-    given = dotted_fields(changes, _BASE)
+    spec = read_source(source, changes, base=BASE)
+    given = dotted_fields(changes, BASE)
     if names_images(source):
         spec = choose_backbone(spec, given, say)
-    if spec.model.weights == "none":
-        spec = _from_scratch(spec, given)
-    check_single_training(
-        spec, "a pretraining is a single training", fix="leave folds, seeds and halvings out"
-    )
-    phases = (replace(spec.phases[0], name=kind), *spec.phases[1:])
-    name = spec.name if "name" in given else f"{spec.name}-{kind}"
-    return override(replace(spec, phases=phases), {"name": name})
-
-
-def _from_scratch(spec: RunSpec, given: dict[str, object]) -> RunSpec:
-    """The spec for random weights: all stages train alike, and so does BatchNormalization."""
-    if "phases.0.unfreeze" not in given and spec.model.backbone not in BACKBONES:
-        raise SpecError(
-            "the lowest stage of this backbone is not known before it is read",
-            expected="phases.0.unfreeze=… with the stage from which on random weights train",
-            received=f"model.weights=none model.backbone={spec.model.backbone}",
-            fix="set phases.0.unfreeze, such as to stem",
-        )
-    fields: dict[str, object] = {"train_batchnorm": True, "layer_decay": 1.0}
-    if "phases.0.unfreeze" not in given:
-        fields["unfreeze"] = BACKBONES[spec.model.backbone].stage_names[0]
-    changes = {f"phases.0.{name}": value for name, value in fields.items()}
-    return override(spec, {name: x for name, x in changes.items() if name not in given})
+    return pretraining_spec(spec, given, kind=kind)
 
 
 def _pretrain_on_images(arguments: argparse.Namespace) -> None:

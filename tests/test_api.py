@@ -44,8 +44,8 @@ FIELDS = {
 
 
 NAMES = """
-    auto combine distill fine_tune tune rank_backbones load_run Run RunSpec load_spec override
-    list_backbones load_dataset build_model KerasTransferError register
+    auto combine distill fine_tune tune pretrain rank_backbones load_run Run RunSpec load_spec
+    override list_backbones load_dataset build_model KerasTransferError register
 """
 
 

@@ -112,7 +112,7 @@ In signatures
   `**{"phases.1.epochs": 20}`.
 """
 PUBLIC: dict[str, tuple[str, ...]] = {
-    "Train": ("fine_tune", "auto", "tune", "rank_backbones", "distill", "combine"),
+    "Train": ("fine_tune", "auto", "tune", "rank_backbones", "distill", "combine", "pretrain"),
     "Use a finished run": ("load_run", "Run"),
     "Settings": ("load_spec", "override", "RunSpec", "list_backbones"),
     "Parts for your own training": ("load_dataset", "build_model", "register"),

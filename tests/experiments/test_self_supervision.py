@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import pytest
 
+import keras_transfer as kt
 from keras_transfer.config import override
-from keras_transfer.errors import DataError
+from keras_transfer.errors import DataError, SpecError
 from keras_transfer.experiments.self_supervision import run_pretraining
 from keras_transfer.models.classifier import build_classifier
 from keras_transfer.reporting.reporter import SilentReporter
@@ -90,6 +91,24 @@ def test_a_run_takes_the_folder_as_its_backbone(finished):
     for name, arrays in weights_of(folder).items():
         for one, other in zip(arrays, loaded[name], strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_python_pretrains_as_the_command_line_does(finished, photos, tmp_path):
+    spec, folder = finished
+    fields = {
+        "backbone": "small",
+        "weights": "none",
+        "image_size": 16,
+        **{"phases.0.epochs": 2, "phases.0.unfreeze": "last", "phases.0.train_batchnorm": False},
+    }
+    kind, reporter = spec.phases[0].name, SilentReporter()
+    path = kt.pretrain(photos, kind=kind, output=tmp_path / "own", reporter=reporter, **fields)
+    assert path.is_absolute()
+    for name, arrays in weights_of(path).items():
+        for one, other in zip(arrays, weights_of(folder)[name], strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(SpecError, match="no pretext task called 'puzzle'"):
+        kt.pretrain(photos, kind="puzzle", **fields)
 
 
 class Interrupting(SilentReporter):
